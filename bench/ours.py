@@ -1,0 +1,63 @@
+"""numainfer as the benches see it: the peer's verbs, through the public API only.  Lives in a ``Worker``."""
+
+import time
+
+import numpy as np
+
+
+def _ids(n, n_vocab):
+    return np.random.default_rng(0).integers(3, n_vocab, n).tolist()
+
+
+class Ours:
+    """One loaded model.
+
+    Parameters
+    ----------
+    path : str
+        GGUF file.
+    threads, n_ctx : int
+        As for ``numainfer.load``.
+    """
+
+    def __init__(self, path, threads=2, n_ctx=2048):
+        import numainfer
+
+        self._model = numainfer.load(path, threads=threads, n_ctx=n_ctx)
+        self._threads = threads
+        self._n_vocab = self._model.logits([3]).shape[-1]
+
+    def info(self):
+        """{"engine", "version", "isa", "threads"}."""
+        import numainfer
+        from numainfer import _core
+
+        return {"engine": "numainfer", "version": numainfer.__version__, "isa": _core.isa(), "threads": self._threads}
+
+    def logits(self, ids):
+        """Logits after each of ``ids``, float32 (n, n_vocab)."""
+        return self._model.logits(ids, all=True)
+
+    def time_prefill(self, n):
+        """Seconds from ``n`` ids to the logits after the last."""
+        ids = _ids(n, self._n_vocab)
+        start = time.perf_counter()
+        self._model.logits(ids)
+        return time.perf_counter() - start
+
+    def time_decode(self, n, past=0):
+        """Seconds for ``n`` single tokens after ``past`` ids: n steps of the model.
+
+        Greedy sampling and detokenisation are in it, which llama-bench leaves out of its number.
+        """
+        ids = _ids(past + 1, self._n_vocab)
+        with self._model.session() as session:
+            if past:
+                session.generate(ids[:past], max_tokens=1, ignore_eos=True)
+                session.rewind(past)
+            start = time.perf_counter()
+            done = session.generate(ids[past:], max_tokens=n, ignore_eos=True)
+            seconds = time.perf_counter() - start
+        if len(done.token_ids) != n:
+            raise RuntimeError(f"generate gave {len(done.token_ids)} tokens, wanted {n}")
+        return seconds

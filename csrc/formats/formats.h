@@ -1,0 +1,84 @@
+/* Weight formats: what a GGUF block means, and how rows are packed for the kernels.
+ *
+ * Packed layout, the same for every ISA.  NI_ROWS (16) consecutive rows of a matrix form a row group; a group is a
+ * sequence of records, one per block of K values (32, or 256 for the K-quants; 1 for the float types), and a record
+ * holds the block of all 16 rows side by side:
+ *
+ *   float types        [16 values]                                              per k
+ *   quantised types    [scales, 16 lanes each] [quants, in vectors of 64 bytes]
+ *
+ * In a vector of 64 bytes, bytes 4r .. 4r+3 belong to row r (r = 0..15) and hold four consecutive k ("a k-group"), so
+ * that one 4-byte broadcast of activations meets 8 or 16 rows and no horizontal sum is ever needed.  `kg` below counts
+ * k-groups within the block: kg = k / 4.  f16x16 means 16 little-endian half floats, one per row; u8x16 likewise.
+ *
+ *   Q4_0  32   d f16x16 | 4 vectors: vector j: low nibbles kg j, high nibbles kg j+4           value = d * (q - 8)
+ *   Q4_1  32   d f16x16, m f16x16 | 4 vectors as Q4_0                                          value = d * q + m
+ *   Q5_0  32   d f16x16 | 1 vector of fifth bits | 4 vectors as Q4_0                           value = d * (q - 16)
+ *              fifth bits: byte (r, b) bit g is the fifth bit of value k = 4g + b, g = 0..7
+ *   Q5_1  32   d f16x16, m f16x16 | 1 vector of fifth bits as Q5_0 | 4 vectors as Q4_0         value = d * q + m
+ *   Q8_0  32   d f16x16 | 8 vectors: vector j: signed bytes of kg j                            value = d * q
+ *   Q4_K  256  d f16x16, dmin f16x16 | 8 x (sc u8x16, mn u8x16), sub-block s of 32 values
+ *              | 32 vectors: vector 8c + i (c = 0..3, i = 0..7): low nibbles: kg i of sub-block 2c, high: of 2c+1
+ *              value = (d * sc) * q - (dmin * mn)
+ *   Q5_K  256  d, dmin, (sc, mn) as Q4_K | 8 vectors of fifth bits: vector i, bit s of byte (r, b): fifth bit of
+ *              value k = 4i + b of sub-block s | 32 vectors as Q4_K                            value as Q4_K
+ *   Q6_K  256  d f16x16 | 16 x sc i8x16, sub-block s of 16 values
+ *              | 32 vectors of low nibbles: vector 16h + 8p + i (h = 0..1 half, p = 0..1, i = 0..7): low nibble: k-group
+ *              i of the 32 values at 128h + 32p, high nibble: k-group i of the 32 values at 128h + 64 + 32p
+ *              | 16 vectors of high bits: vector 8h + i: bits 2t, 2t+1 of byte (r, b) belong to value
+ *              k = 128h + 32t + 4i + b, t = 0..3                                               value = (d * sc) * (q - 32)
+ *
+ * These are the dwords of the GGUF blocks, interleaved over the rows, but for the fifth bits of Q5_0/Q5_1 (transposed) and the 6-bit scales
+ * of Q4_K/Q5_K (widened to bytes).  Rows missing from the last group are zero bytes.
+ */
+#ifndef NI_FORMATS_H
+#define NI_FORMATS_H
+#include <stddef.h>
+#include <stdint.h>
+
+#define NI_ROWS 16
+
+typedef enum {
+    NI_F32, NI_F16, NI_BF16,
+    NI_Q4_0, NI_Q4_1, NI_Q5_0, NI_Q5_1, NI_Q8_0, NI_Q4_K, NI_Q5_K, NI_Q6_K,
+    NI_N_TYPES
+} ni_type;
+
+/* How a kernel turns a panel's integer sums into floats. */
+typedef enum {
+    NI_PANEL_FLOAT,   /* float weights and activations */
+    NI_PANEL_OFFSET,  /* unsigned q minus a constant offset: isum - offset * sum(x) */
+    NI_PANEL_MIN,     /* unsigned q, plus a minimum: a second accumulator takes min * (d_x * sum(x)) */
+    NI_PANEL_SIGNED   /* signed q */
+} ni_panel_kind;
+
+typedef struct {
+    const char *name;          /* as GGUF names it: "Q4_K" */
+    int ggml_type;             /* number in the file */
+    int block;                 /* values per block along K */
+    int block_bytes;           /* bytes per block in the file */
+    int record_bytes;          /* bytes per packed record: one block of NI_ROWS rows */
+    ni_panel_kind kind;
+    int sub;                   /* values that share one scale in a panel: 32, 16 for Q6_K, 0 for float types */
+    int offset;                /* for NI_PANEL_OFFSET */
+    int max_q;                 /* largest unsigned quant: 15, 31, 63; 0 otherwise */
+    /* Decodes n_blocks blocks of the file to floats; bit-equal to gguf.quants. */
+    void (*decode)(const uint8_t *blocks, int64_t n_blocks, float *out);
+    /* Packs `rows` (1..NI_ROWS) rows of K values, row_bytes apart, into one group of K / block records. */
+    void (*pack)(const uint8_t *src, size_t row_bytes, int rows, int64_t k, uint8_t *dst);
+    /* Decodes row r (0..NI_ROWS-1) of a packed group: the same floats as decode. */
+    void (*unpack_row)(const uint8_t *group, int r, int64_t k, float *out);
+} ni_format;
+
+extern const ni_format ni_formats[NI_N_TYPES];
+
+/* Bytes of one packed group of NI_ROWS rows of k values. */
+static inline size_t ni_group_bytes(ni_type t, int64_t k) {
+    return (size_t)(k / ni_formats[t].block) * (size_t)ni_formats[t].record_bytes;
+}
+
+/* Bytes of a packed matrix of n rows of k values. */
+static inline size_t ni_packed_bytes(ni_type t, int64_t n, int64_t k) {
+    return (size_t)((n + NI_ROWS - 1) / NI_ROWS) * ni_group_bytes(t, k);
+}
+#endif

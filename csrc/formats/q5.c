@@ -1,0 +1,82 @@
+/* Q5_0 and Q5_1: 32 values of 5 bits.  The low 4 bits as in Q4_0; bit k of the word `high` is the fifth of value k. */
+#include "pack.h"
+
+static inline int low(const uint8_t q[16], int k) { return k < 16 ? q[k] & 15 : q[k - 16] >> 4; }
+
+void ni_decode_q5_0(const uint8_t *blocks, int64_t n_blocks, float *out) {
+    const ni_block_q5_0 *in = (const ni_block_q5_0 *)blocks;
+    for (int64_t b = 0; b < n_blocks; b++, out += 32) {
+        const float d = ni_load_f16(in[b].d);
+        const uint32_t high = ni_load_u32(in[b].high);
+        for (int k = 0; k < 32; k++) out[k] = d * (float)((low(in[b].q, k) | (int)(high >> k & 1) << 4) - 16);
+    }
+}
+
+void ni_decode_q5_1(const uint8_t *blocks, int64_t n_blocks, float *out) {
+    const ni_block_q5_1 *in = (const ni_block_q5_1 *)blocks;
+    for (int64_t b = 0; b < n_blocks; b++, out += 32) {
+        const float d = ni_load_f16(in[b].d), m = ni_load_f16(in[b].m);
+        const uint32_t high = ni_load_u32(in[b].high);
+        for (int k = 0; k < 32; k++) out[k] = d * (float)(low(in[b].q, k) | (int)(high >> k & 1) << 4) + m;
+    }
+}
+
+/* Exchanges the bits of `mask` with those `shift` above them. */
+static inline uint32_t swap_bits(uint32_t u, uint32_t mask, int shift) {
+    const uint32_t t = (u ^ u >> shift) & mask;
+    return u ^ t ^ t << shift;
+}
+
+/* Moves bit 4g + b to bit 8b + g: the index (g2 g1 g0 b1 b0) turns into (b1 b0 g2 g1 g0), by exchanges of two index
+ * bits at a time. */
+static inline uint32_t transpose_high(uint32_t u) {
+    u = swap_bits(u, 0x00aa00aau, 7);      /* exchanges index bits 0 and 3 */
+    u = swap_bits(u, 0x0000ccccu, 14);     /* 1 and 4 */
+    u = swap_bits(u, 0x0a0a0a0au, 3);      /* 0 and 2 */
+    return swap_bits(u, 0x0c0c0c0cu, 2);   /* 1 and 2 */
+}
+
+static inline void interleave_high(const uint8_t *const in[NI_ROWS], size_t offset, uint8_t *restrict out) {
+    for (int r = 0; r < NI_ROWS; r++) {
+        const uint32_t u = transpose_high(ni_load_u32(in[r] + offset));
+        memcpy(out + 4 * r, &u, 4);
+    }
+}
+
+static inline void pack_q5_0(const uint8_t *const in[NI_ROWS], ni_record_q5_0 *out) {
+    ni_interleave_u16(in, offsetof(ni_block_q5_0, d), out->d);
+    interleave_high(in, offsetof(ni_block_q5_0, high), out->high);
+    ni_interleave(in, offsetof(ni_block_q5_0, q), 4, out->q);
+}
+
+static inline void pack_q5_1(const uint8_t *const in[NI_ROWS], ni_record_q5_1 *out) {
+    ni_interleave_u16(in, offsetof(ni_block_q5_1, d), out->d);
+    ni_interleave_u16(in, offsetof(ni_block_q5_1, m), out->m);
+    interleave_high(in, offsetof(ni_block_q5_1, high), out->high);
+    ni_interleave(in, offsetof(ni_block_q5_1, q), 4, out->q);
+}
+
+NI_DEFINE_PACK(q5_0, 32)
+NI_DEFINE_PACK(q5_1, 32)
+
+/* Value k of row r, from the vectors of a record. */
+static inline int value(const ni_vector high, const ni_vector q[4], int r, int k) {
+    const int byte = 4 * r + k % 4, g = k / 4;
+    return (g < 4 ? q[g][byte] & 15 : q[g - 4][byte] >> 4) | (high[byte] >> g & 1) << 4;
+}
+
+void ni_unpack_row_q5_0(const uint8_t *group, int r, int64_t k, float *out) {
+    const ni_record_q5_0 *in = (const ni_record_q5_0 *)group;
+    for (int64_t b = 0; b < k / 32; b++, out += 32) {
+        const float d = ni_f16_to_f32(in[b].d[r]);
+        for (int j = 0; j < 32; j++) out[j] = d * (float)(value(in[b].high, in[b].q, r, j) - 16);
+    }
+}
+
+void ni_unpack_row_q5_1(const uint8_t *group, int r, int64_t k, float *out) {
+    const ni_record_q5_1 *in = (const ni_record_q5_1 *)group;
+    for (int64_t b = 0; b < k / 32; b++, out += 32) {
+        const float d = ni_f16_to_f32(in[b].d[r]), m = ni_f16_to_f32(in[b].m[r]);
+        for (int j = 0; j < 32; j++) out[j] = d * (float)value(in[b].high, in[b].q, r, j) + m;
+    }
+}

@@ -1,0 +1,25 @@
+/* The AVX2 table (with FMA and F16C).  The pragma must stand before every include that holds code. */
+#if defined(__x86_64__)
+#pragma GCC target("avx2,fma,f16c,bmi2")
+#include "avx2_dot.h"
+#include "avx2_gemm.h"
+#include "avx2_unpack.h"
+
+#define NI_VEC(name) name##_avx2
+#include "vec_impl.h"
+
+const ni_kernels ni_kernels_avx2 = {
+    .name = "avx2",
+    .dot = {[NI_F32] = dot_f32, [NI_F16] = dot_f16, [NI_BF16] = dot_bf16,
+            [NI_Q4_0] = dot_q4_0, [NI_Q4_1] = dot_q4_1, [NI_Q5_0] = dot_q5_0, [NI_Q5_1] = dot_q5_1,
+            [NI_Q8_0] = dot_q8_0, [NI_Q4_K] = dot_q4_k, [NI_Q5_K] = dot_q5_k, [NI_Q6_K] = dot_q6_k},
+    .unpack = {[NI_F32] = unpack_f32, [NI_F16] = unpack_f16, [NI_BF16] = unpack_bf16,
+               [NI_Q4_0] = unpack_q4_0, [NI_Q4_1] = unpack_q4_1, [NI_Q5_0] = unpack_q5_0, [NI_Q5_1] = unpack_q5_1,
+               [NI_Q8_0] = unpack_q8_0, [NI_Q4_K] = unpack_q4_k, [NI_Q5_K] = unpack_q5_k, [NI_Q6_K] = unpack_q6_k},
+    /* Formats with the same kind of panel share their kernel. */
+    .gemm = {[NI_F32] = gemm_f32, [NI_F16] = gemm_f32, [NI_BF16] = gemm_f32,
+             [NI_Q4_0] = gemm_q4_0, [NI_Q4_1] = gemm_q4_1, [NI_Q5_0] = gemm_q5_0, [NI_Q5_1] = gemm_q5_1,
+             [NI_Q8_0] = gemm_q8_0, [NI_Q4_K] = gemm_q4_1, [NI_Q5_K] = gemm_q5_1, [NI_Q6_K] = gemm_q6_k},
+    .vec = NI_VEC_TABLE,
+};
+#endif

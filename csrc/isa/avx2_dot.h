@@ -1,0 +1,245 @@
+/* Decode with AVX2: one token; the packed bytes are streamed once.
+ *
+ * Measured on Zen 4: one row group at a time, lines met strictly in order and no software prefetch is fastest, because
+ * nothing then disturbs the hardware's prefetchers (two groups at once, or prefetches ahead, read 40 % slower).  Where a
+ * record's order is not the order of use, its lines are touched in order first.  Float types are the exception: one FMA
+ * chain per 8 rows needs several groups in flight.
+ *
+ * 16-bit sums stay exact: a pair of products is at most 2 * 127 * max_q, so 8 k-groups of 4-bit quants fit, 4 of 5-bit
+ * and 2 of 6-bit. */
+#ifndef NI_AVX2_DOT_H
+#define NI_AVX2_DOT_H
+#include "avx2_util.h"
+
+/* Loads a byte of every line.  Not unrolled: from one load instruction the prefetcher learns the stride (3 x faster). */
+NI_INLINE void touch(const uint8_t *p, int bytes) {
+#pragma GCC unroll 1
+    for (int i = 0; i < bytes; i += 64) (void)*(const volatile uint8_t *)(p + i);
+}
+
+/* Q4_0, Q4_1, Q5_0, Q5_1: blocks of 32. */
+NI_INLINE void dot_block32(const uint8_t *w, int bits, int offset, const ni_act *x, float *y) {
+    const int has_min = !offset, fifth = has_min ? 64 : 32, quants = fifth + (bits == 5 ? 64 : 0);
+    __m256 acc[2], accm[2];
+    acc[0] = acc[1] = accm[0] = accm[1] = _mm256_setzero_ps();
+    const int64_t n = x->k / 32;
+    for (int64_t b = 0; b < n; b++, w += quants + 256) {
+        const int8_t *xq = x->q + 32 * b;
+        __m256i lo[2], hi[2];
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) {
+            const __m256i x0 = bcast4(xq + 4 * j), x1 = bcast4(xq + 16 + 4 * j);
+#pragma GCC unroll 2
+            for (int i = 0; i < 2; i++) {
+                const uint8_t *p = w + 32 * i;
+                const __m256i v = load32(p + quants + 64 * j), h = bits == 5 ? load32(p + fifth) : v;
+                __m256i a = _mm256_maddubs_epi16(bits == 5 ? q5_low(v, h, j) : low_nibbles(v), x0);
+                __m256i c = _mm256_maddubs_epi16(bits == 5 ? q5_high(v, h, j + 4) : high_nibbles(v), x1);
+                lo[i] = j ? _mm256_add_epi16(lo[i], a) : a;
+                hi[i] = j ? _mm256_add_epi16(hi[i], c) : c;
+                IN_ORDER(lo[i]);
+                IN_ORDER(hi[i]);
+            }
+        }
+        const __m256 dx = _mm256_broadcast_ss(x->d + b);
+#pragma GCC unroll 2
+        for (int i = 0; i < 2; i++) {
+            const uint8_t *p = w + 16 * i;
+            __m256i s = bits == 5 ? _mm256_add_epi32(widen(lo[i]), widen(hi[i])) : widen(_mm256_add_epi16(lo[i], hi[i]));
+            if (offset) s = _mm256_sub_epi32(s, offset32(x->s + 2 * b, offset));
+            acc[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(s), _mm256_mul_ps(load_f16(p), dx), acc[i]);
+            if (has_min) accm[i] = _mm256_fmadd_ps(load_f16(p + 32), _mm256_broadcast_ss(x->m + b), accm[i]);
+        }
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; i++) _mm256_storeu_ps(y + 8 * i, has_min ? _mm256_add_ps(acc[i], accm[i]) : acc[i]);
+}
+
+/* Q8_0.  |w| * sign(x, w): a pair is at most 2 * 128 * 127, and x is never -128, so nothing saturates. */
+NI_INLINE void dot_block_q8_0(const uint8_t *w, const ni_act *x, float *y) {
+    __m256 acc[2];
+    acc[0] = acc[1] = _mm256_setzero_ps();
+    const int64_t n = x->k / 32;
+    for (int64_t b = 0; b < n; b++, w += REC_Q8_0) {
+        __m256i s[2];
+#pragma GCC unroll 8
+        for (int j = 0; j < 8; j++) {
+            const __m256i xb = bcast4(x->q + 32 * b + 4 * j);
+#pragma GCC unroll 2
+            for (int i = 0; i < 2; i++) {
+                __m256i v = load32(w + 32 + 64 * j + 32 * i);
+                v = widen(_mm256_maddubs_epi16(_mm256_abs_epi8(v), _mm256_sign_epi8(xb, v)));
+                s[i] = j ? _mm256_add_epi32(s[i], v) : v;
+                IN_ORDER(s[i]);
+            }
+        }
+        const __m256 dx = _mm256_broadcast_ss(x->d + b);
+#pragma GCC unroll 2
+        for (int i = 0; i < 2; i++)
+            acc[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(s[i]), _mm256_mul_ps(load_f16(w + 16 * i), dx), acc[i]);
+    }
+    _mm256_storeu_ps(y, acc[0]);
+    _mm256_storeu_ps(y + 8, acc[1]);
+}
+
+/* Q4_K, Q5_K.  The header is used up first (all minimums; the scales wait on the stack), so that lines are met in
+ * order.  Sub-blocks 2c and 2c + 1 share their vectors of nibbles. */
+NI_INLINE void dot_block256(const uint8_t *w, int bits, const ni_act *x, float *y) {
+    const int fifth = 64 + 256, quants = fifth + (bits == 5 ? 512 : 0);
+    __m256 acc[2], accm[2];
+    acc[0] = acc[1] = accm[0] = accm[1] = _mm256_setzero_ps();
+    const int64_t n = x->k / 32;
+    for (int64_t b = 0; b < n; b += 8, w += quants + 2048) {
+        float scale[8][NI_ROWS];
+#pragma GCC unroll 2
+        for (int i = 0; i < 2; i++) {
+            const __m256 d = load_f16(w + 16 * i), dmin = load_f16(w + 32 + 16 * i);
+#pragma GCC unroll 8
+            for (int s = 0; s < 8; s++) {
+                const uint8_t *p = w + 64 + 32 * s + 8 * i;
+                const __m256 dx = _mm256_broadcast_ss(x->d + b + s), mx = _mm256_broadcast_ss(x->m + b + s);
+                _mm256_storeu_ps(scale[s] + 8 * i, _mm256_mul_ps(_mm256_mul_ps(d, load_u8(p)), dx));
+                accm[i] = _mm256_fnmadd_ps(_mm256_mul_ps(dmin, load_u8(p + 16)), mx, accm[i]);
+            }
+        }
+        if (bits == 5) touch(w + fifth, 512);
+        asm volatile("" ::: "memory");   /* no load moves across */
+#pragma GCC unroll 4
+        for (int c = 0; c < 4; c++) {
+            const int8_t *xq = x->q + 32 * b + 64 * c;
+            __m256i s[2][2], part[2][2];
+#pragma GCC unroll 8
+            for (int j = 0; j < 8; j++) {
+                const __m256i x0 = bcast4(xq + 4 * j), x1 = bcast4(xq + 32 + 4 * j);
+                const int start = j == 0 || (bits == 5 && j == 4);
+#pragma GCC unroll 2
+                for (int i = 0; i < 2; i++) {
+                    const uint8_t *p = w + 32 * i + 64 * j;
+                    const __m256i v = load32(p + quants + 512 * c), h = bits == 5 ? load32(p + fifth) : v;
+                    __m256i lo = _mm256_maddubs_epi16(bits == 5 ? q5_low(v, h, 2 * c) : low_nibbles(v), x0);
+                    __m256i hi = _mm256_maddubs_epi16(bits == 5 ? q5_high(v, h, 2 * c + 1) : high_nibbles(v), x1);
+                    if (bits == 5 && j == 4) {
+                        part[0][i] = widen(s[0][i]);
+                        part[1][i] = widen(s[1][i]);
+                    }
+                    s[0][i] = start ? lo : _mm256_add_epi16(s[0][i], lo);
+                    s[1][i] = start ? hi : _mm256_add_epi16(s[1][i], hi);
+                    IN_ORDER(s[0][i]);
+                    IN_ORDER(s[1][i]);
+                }
+            }
+#pragma GCC unroll 2
+            for (int e = 0; e < 2; e++)
+#pragma GCC unroll 2
+                for (int i = 0; i < 2; i++) {
+                    __m256i sum = widen(s[e][i]);
+                    if (bits == 5) sum = _mm256_add_epi32(sum, part[e][i]);
+                    acc[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), _mm256_loadu_ps(scale[2 * c + e] + 8 * i), acc[i]);
+                }
+            asm volatile("" ::: "memory");
+        }
+    }
+    _mm256_storeu_ps(y, _mm256_add_ps(acc[0], accm[0]));
+    _mm256_storeu_ps(y + 8, _mm256_add_ps(acc[1], accm[1]));
+}
+
+/* Q6_K.  One vector of high bits serves four sub-blocks, whose sums wait in `sum` for their turn in the float order. */
+NI_INLINE void dot_block_q6_k(const uint8_t *w, const ni_act *x, float *y) {
+    const int low = 32 + 256, high = low + 2048;
+    __m256 acc[2];
+    acc[0] = acc[1] = _mm256_setzero_ps();
+    for (int64_t k = 0; k < x->k; k += 256, w += REC_Q6_K) {
+        touch(w, REC_Q6_K);
+        for (int h = 0; h < 2; h++) {
+            const int8_t *xq = x->q + k + 128 * h;
+            __m256i sum[8][2];
+#pragma GCC unroll 2
+            for (int e = 0; e < 2; e++)
+#pragma GCC unroll 2
+                for (int i = 0; i < 2; i++) {
+                    __m256i s[4], part[4];
+#pragma GCC unroll 4
+                    for (int j = 0; j < 4; j++) {
+                        const uint8_t *p = w + 32 * i + 64 * (4 * e + j);
+                        const __m256i l0 = load32(p + low + 1024 * h), l1 = load32(p + low + 1024 * h + 512);
+                        const __m256i hb = load32(p + high + 512 * h);
+#pragma GCC unroll 4
+                        for (int t = 0; t < 4; t++) {
+                            const __m256i xb = bcast4(xq + 32 * t + 16 * e + 4 * j);
+                            const __m256i v = _mm256_maddubs_epi16(q6_value(l0, l1, hb, t), xb);
+                            if (j == 2) part[t] = widen(s[t]);
+                            s[t] = j % 2 ? _mm256_add_epi16(s[t], v) : v;
+                            IN_ORDER(s[t]);
+                        }
+                    }
+#pragma GCC unroll 4
+                    for (int t = 0; t < 4; t++) sum[2 * t + e][i] = _mm256_add_epi32(part[t], widen(s[t]));
+                }
+#pragma GCC unroll 8
+            for (int b = 0; b < 8; b++) {
+                const __m256i off = offset16(x->s + k / 16 + 8 * h + b, 32);
+                const __m256 dx = _mm256_broadcast_ss(x->d + k / 32 + 4 * h + b / 2);
+#pragma GCC unroll 2
+                for (int i = 0; i < 2; i++) {
+                    const __m256 d = load_f16(w + 16 * i), sc = load_i8(w + 32 + 16 * (8 * h + b) + 8 * i);
+                    acc[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_sub_epi32(sum[b][i], off)),
+                                             _mm256_mul_ps(_mm256_mul_ps(d, sc), dx), acc[i]);
+                }
+            }
+        }
+    }
+    _mm256_storeu_ps(y, acc[0]);
+    _mm256_storeu_ps(y + 8, acc[1]);
+}
+
+/* F32, F16, BF16: `groups` row groups, `stride` bytes apart, side by side. */
+NI_INLINE void dot_float(const uint8_t *w, size_t stride, int groups, ni_type type, const ni_act *x, float *y) {
+    const int record = type == NI_F32 ? REC_F32 : REC_F16, n = 2 * groups;
+    __m256 acc[8];
+#pragma GCC unroll 8
+    for (int i = 0; i < n; i++) acc[i] = _mm256_setzero_ps();
+#pragma GCC unroll 2
+    for (int64_t k = 0; k < x->k; k++, w += record) {
+        const __m256 xb = _mm256_broadcast_ss(x->f + k);
+#pragma GCC unroll 8
+        for (int i = 0; i < n; i++) {
+            const uint8_t *p = w + (size_t)(i / 2) * stride + i % 2 * (record / 2);
+            const __m256 v = type == NI_F32 ? _mm256_loadu_ps((const float *)p) : type == NI_F16 ? load_f16(p) : load_bf16(p);
+            acc[i] = _mm256_fmadd_ps(v, xb, acc[i]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < n; i++) _mm256_storeu_ps(y + 8 * i, acc[i]);
+}
+
+/* Defines dot_<name>, group by group. */
+#define NI_DOT(name, record, block, call, ...)                                              \
+    static void dot_##name(const uint8_t *w, int64_t n_groups, const ni_act *x, float *y) { \
+        const size_t stride = (size_t)(x->k / (block)) * (record);                          \
+        for (int64_t g = 0; g < n_groups; g++, w += stride, y += NI_ROWS)                   \
+            call(w, ##__VA_ARGS__, x, y);                                                   \
+    }
+
+/* The same, 4 groups at a time. */
+#define NI_DOT_FLOAT(name, record, type)                                                    \
+    static void dot_##name(const uint8_t *w, int64_t n_groups, const ni_act *x, float *y) { \
+        const size_t stride = (size_t)x->k * (record);                                      \
+        int64_t g = 0;                                                                      \
+        for (; g + 4 <= n_groups; g += 4, w += 4 * stride, y += 4 * NI_ROWS)                \
+            dot_float(w, stride, 4, type, x, y);                                            \
+        for (; g < n_groups; g++, w += stride, y += NI_ROWS)                                \
+            dot_float(w, stride, 1, type, x, y);                                            \
+    }
+
+NI_DOT_FLOAT(f32, REC_F32, NI_F32)
+NI_DOT_FLOAT(f16, REC_F16, NI_F16)
+NI_DOT_FLOAT(bf16, REC_F16, NI_BF16)
+NI_DOT(q4_0, REC_Q4_0, 32, dot_block32, 4, 8)
+NI_DOT(q4_1, REC_Q4_1, 32, dot_block32, 4, 0)
+NI_DOT(q5_0, REC_Q5_0, 32, dot_block32, 5, 16)
+NI_DOT(q5_1, REC_Q5_1, 32, dot_block32, 5, 0)
+NI_DOT(q8_0, REC_Q8_0, 32, dot_block_q8_0)
+NI_DOT(q4_k, REC_Q4_K, 256, dot_block256, 4)
+NI_DOT(q5_k, REC_Q5_K, 256, dot_block256, 5)
+NI_DOT(q6_k, REC_Q6_K, 256, dot_block_q6_k)
+#endif

@@ -1,0 +1,81 @@
+/* Small pieces of the AVX2 matmul kernels.  Included by avx2.c only, after its target pragma.
+ *
+ * A row group's 16 rows are two halves of 8 rows, one ymm register each.  A vector of 64 quant bytes is thus two loads,
+ * and every function that takes a half (0 or 1) expects pointers already moved to it. */
+#ifndef NI_AVX2_UTIL_H
+#define NI_AVX2_UTIL_H
+#include <immintrin.h>
+#include <string.h>
+#include "kernels.h"
+
+#define NI_INLINE static inline __attribute__((always_inline))
+
+/* Keeps gcc from putting an addition off: gcc 12 would hold every product in a register of its own and spill. */
+#define IN_ORDER(v) asm volatile("" : "+x"(v))
+
+/* Bytes of one packed record (formats.h). */
+enum {
+    REC_F32 = 64, REC_F16 = 32, REC_Q4_0 = 288, REC_Q4_1 = 320, REC_Q5_0 = 352, REC_Q5_1 = 384, REC_Q8_0 = 544,
+    REC_Q4_K = 2368, REC_Q5_K = 2880, REC_Q6_K = 3360
+};
+
+NI_INLINE __m256i load32(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
+
+/* 8 half floats. */
+NI_INLINE __m256 load_f16(const uint8_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
+
+/* 8 bfloat16. */
+NI_INLINE __m256 load_bf16(const uint8_t *p) {
+    __m256i v = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(v, 16));
+}
+
+/* 8 unsigned or signed bytes as floats. */
+NI_INLINE __m256 load_u8(const uint8_t *p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+}
+NI_INLINE __m256 load_i8(const uint8_t *p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+}
+
+/* The 4 activations of a k-group, for every row. */
+NI_INLINE __m256i bcast4(const int8_t *p) {
+    int32_t v;
+    memcpy(&v, p, 4);
+    return _mm256_set1_epi32(v);
+}
+
+/* offset * (sum of 32 activations), from their two sums of 16. */
+NI_INLINE __m256i offset32(const int16_t *s, int offset) {
+    int32_t v;
+    memcpy(&v, s, 4);
+    return _mm256_madd_epi16(_mm256_set1_epi32(v), _mm256_set1_epi16((short)offset));
+}
+
+/* offset * (sum of 16 activations). */
+NI_INLINE __m256i offset16(const int16_t *s, int offset) {
+    return _mm256_madd_epi16(_mm256_set1_epi16(*s), _mm256_set1_epi32(offset));
+}
+
+/* Adds pairs of 16-bit sums to 32 bits. */
+NI_INLINE __m256i widen(__m256i s) { return _mm256_madd_epi16(s, _mm256_set1_epi16(1)); }
+
+NI_INLINE __m256i low_nibbles(__m256i v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
+NI_INLINE __m256i high_nibbles(__m256i v) { return low_nibbles(_mm256_srli_epi16(v, 4)); }
+
+/* Bit `from` of every byte, moved to bit `to`. */
+NI_INLINE __m256i move_bits(__m256i v, int from, int to, int width) {
+    v = from < to ? _mm256_slli_epi16(v, to - from) : from > to ? _mm256_srli_epi16(v, from - to) : v;
+    return _mm256_and_si256(v, _mm256_set1_epi8((char)(((1 << width) - 1) << to)));
+}
+
+/* The two values of Q4_* and Q5_* that a byte of vector j holds: k-groups j and j + 4 (bits of `h`, if any). */
+NI_INLINE __m256i q5_low(__m256i v, __m256i h, int g) { return _mm256_or_si256(low_nibbles(v), move_bits(h, g, 4, 1)); }
+NI_INLINE __m256i q5_high(__m256i v, __m256i h, int g) { return _mm256_or_si256(high_nibbles(v), move_bits(h, g, 4, 1)); }
+
+/* Q6_K: the four k-groups i of a half of 128 values, from its two low vectors and its vector of high bits. */
+NI_INLINE __m256i q6_value(__m256i l0, __m256i l1, __m256i h, int t) {
+    __m256i low = t == 0 ? low_nibbles(l0) : t == 1 ? low_nibbles(l1) : t == 2 ? high_nibbles(l0) : high_nibbles(l1);
+    return _mm256_or_si256(low, move_bits(h, 2 * t, 4, 2));
+}
+#endif

@@ -1,0 +1,49 @@
+/* Which table of kernels this process uses. */
+#include "kernels.h"
+#include <string.h>
+
+const ni_kernels *ni_k = &ni_kernels_scalar;
+
+#if defined(__x86_64__)
+/* __builtin_cpu_supports("avx2") also asks the operating system whether it saves the wide registers. */
+static int has_avx2(void) {
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+#endif
+
+static int always(void) { return 1; }
+
+/* Best first. */
+static const struct {
+    const ni_kernels *table;
+    int (*runs)(void);
+} tables[] = {
+#if defined(__x86_64__)
+    {&ni_kernels_avx2, has_avx2},
+#endif
+    {&ni_kernels_scalar, always},
+};
+#define N_TABLES (sizeof tables / sizeof tables[0])
+
+int ni_isa_select(const char *name) {
+    for (size_t i = 0; i < N_TABLES; i++) {
+        if ((name && strcmp(name, tables[i].table->name)) || !tables[i].runs()) continue;
+        ni_k = tables[i].table;
+        return 0;
+    }
+    return -1;
+}
+
+const char *ni_isa_available(void) {
+    static char names[16 * N_TABLES];   /* every call writes the same bytes, so that calls may overlap */
+    size_t n = 0;
+    for (size_t i = 0; i < N_TABLES; i++) {
+        if (!tables[i].runs()) continue;
+        if (n) names[n++] = ',';
+        const size_t length = strlen(tables[i].table->name);
+        memcpy(names + n, tables[i].table->name, length);   /* the terminator is there from the start */
+        n += length;
+    }
+    return names;
+}

@@ -1,0 +1,112 @@
+/* The table of kernels that one instruction set fills; chosen once, at import (isa.c).
+ *
+ * Kernels know no plans, threads or nodes.  They cannot fail and do not allocate.  Every slot of every table is filled.
+ *
+ * Bits: all tables give the same bits.  The formulas below fix, for each output, one order of float operations, with
+ * fused multiply-adds exactly where fma() is written and nowhere else (-ffp-contract=off); integer sums are exact, so
+ * their order is free.  A lane is one row (matmul) or one of 16 fixed partial sums (vector kernels, see vec.h).
+ */
+#ifndef NI_KERNELS_H
+#define NI_KERNELS_H
+#include "../formats/formats.h"
+
+/* Activations of some tokens that a matmul reads.  Quantised in blocks of 32: x ~ d * q, |q| <= 127.
+ * For token t: f + t*k, q + t*k, d + t*(k/32), m + t*(k/32), s + t*(k/16).  Parts that no kernel in use needs are NULL. */
+typedef struct {
+    int64_t k;          /* values per token */
+    const float *f;     /* the floats (float weights) */
+    const int8_t *q;    /* quants */
+    const float *d;     /* scale per 32 */
+    const float *m;     /* d * sum of the 32 quants, for formats with a minimum */
+    const int16_t *s;   /* sum of quants per 16, for formats with an offset */
+} ni_act;
+
+/* A slab of one row group, unpacked for the GEMM: n_blocks sub-blocks of `sub` values.
+ * q: [n_blocks][sub/4][NI_ROWS][4] bytes; scale, min: [n_blocks][NI_ROWS] floats.
+ * Float formats use f: [k][NI_ROWS] floats instead. */
+typedef struct {
+    uint8_t *q;
+    float *scale;
+    float *min;         /* added: value = scale * q + min (so -(dmin * mn) for the K-quants) */
+    float *f;
+} ni_panel;
+
+#define NI_SLAB 256     /* values of K in a panel, at most; slabs start at multiples of it */
+
+typedef struct ni_kernels {
+    const char *name;   /* "scalar", "avx2", ... */
+
+    /* Decode: y[16 g + r] for n_groups row groups, one token.  Streams the packed bytes once, in order.
+     *
+     * Quantised: per sub-block b (32 values; 16 for Q6_K), in order:
+     *   isum = sum q * xq                          (minus offset * s where the format has an offset)
+     *   acc  = fma((float)isum, scale_b * d_x, acc)
+     *   accm = fma(min_b, m_x, accm)               (formats with a minimum only)
+     *   y = acc, or acc + accm for formats with a minimum.
+     *   scale_b = d, or d * sc; min_b = m, or -(dmin * mn).
+     * For Q6_K two sub-blocks share one d_x.
+     * Float: acc = fma(w, x, acc) for k = 0, 1, 2 ...; y = acc. */
+    void (*dot[NI_N_TYPES])(const uint8_t *w, int64_t n_groups, const ni_act *x, float *y);
+
+    /* Unpacks k0 .. k0 + nk of one row group (k0 a multiple of NI_SLAB, nk <= NI_SLAB) into a panel. */
+    void (*unpack[NI_N_TYPES])(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p);
+
+    /* Prefill: multiplies the panel with tokens t = 0 .. n_tokens-1 of x, values k0 .. k0 + nk, and continues their
+     * sums acc[t][NI_ROWS] (and accm[t][NI_ROWS] for formats with a minimum), by the formulas above.  The caller clears the sums
+     * before the first slab and adds accm to acc after the last. */
+    void (*gemm[NI_N_TYPES])(const ni_panel *p, int64_t k0, int64_t nk, const ni_act *x, int n_tokens,
+                             float *acc, float *accm);
+
+    /* Vector kernels: vec.h */
+    struct ni_vec_kernels {
+        /* Quantises n values (a multiple of 32): per block amax = max |x|, d = amax / 127, q = rint(x * (127 / amax)) (ties to even;
+         * all zero if amax is 0), s = sums of 16, m = d * (float)(sum of 32).  Writes the parts that are not NULL. */
+        void (*quantize)(const float *x, int64_t n, int8_t *q, float *d, float *m, int16_t *s);
+        /* Sum of squares in 16 partial sums: lane l takes x[l], x[l+16] ...; each fma(x, x, s_l); then a fixed tree. */
+        float (*sum_squares)(const float *x, int64_t n);
+        /* y = x * scale * w   (w may be NULL: y = x * scale) */
+        void (*scale_mul)(const float *x, float scale, const float *w, int64_t n, float *y);
+        void (*add)(const float *x, const float *y, int64_t n, float *out);
+        /* out = silu(g) * u;  silu(g) = g / (1 + exp(-g)) */
+        void (*silu_mul)(const float *g, const float *u, int64_t n, float *out);
+        /* out = gelu(g) * u, tanh form: 0.5 g (1 + tanh(sqrt(2/pi) (g + 0.044715 g^3))) */
+        void (*gelu_mul)(const float *g, const float *u, int64_t n, float *out);
+        /* y = c * tanh(x / c) */
+        void (*softcap)(const float *x, float c, int64_t n, float *y);
+        /* Rotates one head of n_rot values in place by cos/sin [n_rot/2].  norm: pairs (2i, 2i+1); neox: (i, i + n_rot/2). */
+        void (*rope_norm)(float *x, const float *cos, const float *sin, int64_t n_rot);
+        void (*rope_neox)(float *x, const float *cos, const float *sin, int64_t n_rot);
+        /* Half floats to and from floats, n any. */
+        void (*to_f16)(const float *x, int64_t n, uint16_t *y);
+        void (*from_f16)(const uint16_t *x, int64_t n, float *y);
+        /* Attention of n_q queries (q: [n_q][e], already scaled) with one chunk of n_pos <= NI_CHUNK positions of one kv-head.
+         * k_chunk: [NI_CHUNK/16][e][16] halves (16 positions side by side); v_chunk: [NI_CHUNK][ev] halves.
+         * Query j sees positions lo[j] <= i < hi[j] of the chunk (lo < hi).  Scores: fma over e = 0, 1 ..; capped if cap > 0;
+         * m = max; p = exp(score - m); l = sum p (16 lanes, fixed tree); acc[e] = fma(p_i, v_i[e], acc[e]) for i = 0, 1, ...
+         * Writes part m[j], l[j], acc[j][ev] (acc starts at 0).  Masked positions count exactly as if they were not there.
+         * scratch: n_q * NI_CHUNK floats. */
+        void (*attend)(const float *q, int n_q, int64_t e, int64_t ev, const uint16_t *k_chunk, const uint16_t *v_chunk,
+                       const int *lo, const int *hi, float cap, float *m, float *l, float *acc, float *scratch);
+        /* Folds part (m1, l1, acc1) into (m, l, acc) of n values:
+         *   mn = max(m, m1), a = exp(m - mn), b = exp(m1 - mn); l = fma(l, a, l1*b); acc = fma(acc, a, acc1*b); m = mn */
+        void (*merge)(float *m, float *l, float *acc, float m1, float l1, const float *acc1, int64_t n);
+    } vec;
+} ni_kernels;
+
+#define NI_CHUNK 256    /* positions of a KV chunk: attention is cut by shape, never by team size */
+
+extern const ni_kernels ni_kernels_scalar;
+#if defined(__x86_64__)
+extern const ni_kernels ni_kernels_avx2;
+#endif
+
+/* The table in use.  Set once by ni_isa_select(); scalar before that. */
+extern const ni_kernels *ni_k;
+
+/* Chooses the best table that this CPU runs, or the one named (NULL: best).  Returns 0, or -1 if the name is unknown or the
+ * CPU lacks it. */
+int ni_isa_select(const char *name);
+
+/* Names of the tables that this CPU runs, best first, separated by commas. */
+const char *ni_isa_available(void);
+#endif

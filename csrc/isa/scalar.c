@@ -1,0 +1,250 @@
+/* The kernels in portable C: the definition that every other table is measured against, bit for bit.
+ *
+ * dot is unpack and gemm, slab by slab, with one token, so that the two cannot differ.
+ */
+#include "kernels.h"
+#include "../formats/records.h"
+#include <math.h>
+
+static inline void copy_vector(uint8_t *out, const ni_vector in) { memcpy(out, in, sizeof(ni_vector)); }
+
+static inline void low_nibbles(uint8_t *out, const ni_vector in) {
+    for (int i = 0; i < 4 * NI_ROWS; i++) out[i] = in[i] & 15;
+}
+
+static inline void high_nibbles(uint8_t *out, const ni_vector in) {
+    for (int i = 0; i < 4 * NI_ROWS; i++) out[i] = in[i] >> 4;
+}
+
+/* Puts n bits of `in`, from bit `shift`, on top of the nibbles in out. */
+static inline void add_bits(uint8_t *out, const ni_vector in, int shift, int n) {
+    for (int i = 0; i < 4 * NI_ROWS; i++) out[i] |= (uint8_t)((in[i] >> shift & ((1 << n) - 1)) << 4);
+}
+
+static inline void halves(float *out, const uint16_t *in) {
+    for (int r = 0; r < NI_ROWS; r++) out[r] = ni_f16_to_f32(in[r]);
+}
+
+/* Record k0 / block onwards of a group, as formats.h lays it out. */
+#define RECORDS(name, block) const ni_record_##name *in = (const ni_record_##name *)group + k0 / (block)
+#define VECTOR(i) (p->q + (size_t)(i) * sizeof(ni_vector))   /* k-group i of the panel */
+
+static void unpack_f32(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) {
+    memcpy(p->f, (const float *)group + NI_ROWS * k0, (size_t)(NI_ROWS * nk) * sizeof(float));
+}
+
+static void unpack_f16(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) {
+    const uint16_t *in = (const uint16_t *)group + NI_ROWS * k0;
+    for (int64_t i = 0; i < NI_ROWS * nk; i++) p->f[i] = ni_f16_to_f32(in[i]);
+}
+
+static void unpack_bf16(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) {
+    const uint16_t *in = (const uint16_t *)group + NI_ROWS * k0;
+    for (int64_t i = 0; i < NI_ROWS * nk; i++) p->f[i] = ni_bf16_to_f32(in[i]);
+}
+
+/* The 4-bit body that Q4_0 .. Q5_1 share: vectors 8b .. 8b + 7. */
+static inline void unpack_nibbles(const ni_vector q[4], int64_t b, ni_panel *p) {
+    for (int j = 0; j < 4; j++) {
+        low_nibbles(VECTOR(8 * b + j), q[j]);
+        high_nibbles(VECTOR(8 * b + 4 + j), q[j]);
+    }
+}
+
+static void unpack_q4_0(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) {
+    RECORDS(q4_0, 32);
+    for (int64_t b = 0; b < nk / 32; b++) {
+        halves(p->scale + NI_ROWS * b, in[b].d);
+        unpack_nibbles(in[b].q, b, p);
+    }
+}
+
+static void unpack_q4_1(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) {
+    RECORDS(q4_1, 32);
+    for (int64_t b = 0; b < nk / 32; b++) {
+        halves(p->scale + NI_ROWS * b, in[b].d);
+        halves(p->min + NI_ROWS * b, in[b].m);
+        unpack_nibbles(in[b].q, b, p);
+    }
+}
+
+static void unpack_q5_0(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) {
+    RECORDS(q5_0, 32);
+    for (int64_t b = 0; b < nk / 32; b++) {
+        halves(p->scale + NI_ROWS * b, in[b].d);
+        unpack_nibbles(in[b].q, b, p);
+        for (int g = 0; g < 8; g++) add_bits(VECTOR(8 * b + g), in[b].high, g, 1);
+    }
+}
+
+static void unpack_q5_1(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) {
+    RECORDS(q5_1, 32);
+    for (int64_t b = 0; b < nk / 32; b++) {
+        halves(p->scale + NI_ROWS * b, in[b].d);
+        halves(p->min + NI_ROWS * b, in[b].m);
+        unpack_nibbles(in[b].q, b, p);
+        for (int g = 0; g < 8; g++) add_bits(VECTOR(8 * b + g), in[b].high, g, 1);
+    }
+}
+
+static void unpack_q8_0(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) {
+    RECORDS(q8_0, 32);
+    for (int64_t b = 0; b < nk / 32; b++) {
+        halves(p->scale + NI_ROWS * b, in[b].d);
+        for (int j = 0; j < 8; j++) copy_vector(VECTOR(8 * b + j), in[b].q[j]);
+    }
+}
+
+static inline void unpack_k_scales(const uint16_t *d, const uint16_t *dmin, const ni_scale_pair s[8], int64_t b,
+                                   ni_panel *p) {
+    for (int i = 0; i < 8; i++)
+        for (int r = 0; r < NI_ROWS; r++) {
+            p->scale[NI_ROWS * (8 * b + i) + r] = ni_f16_to_f32(d[r]) * (float)s[i].sc[r];
+            p->min[NI_ROWS * (8 * b + i) + r] = -(ni_f16_to_f32(dmin[r]) * (float)s[i].mn[r]);
+        }
+}
+
+/* The 4-bit body that Q4_K and Q5_K share: vectors 64b .. 64b + 63. */
+static inline void unpack_k_nibbles(const ni_vector q[32], int64_t b, ni_panel *p) {
+    for (int c = 0; c < 4; c++)
+        for (int i = 0; i < 8; i++) {
+            low_nibbles(VECTOR(64 * b + 16 * c + i), q[8 * c + i]);
+            high_nibbles(VECTOR(64 * b + 16 * c + 8 + i), q[8 * c + i]);
+        }
+}
+
+static void unpack_q4_k(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) {
+    RECORDS(q4_k, 256);
+    for (int64_t b = 0; b < nk / 256; b++) {
+        unpack_k_scales(in[b].d, in[b].dmin, in[b].s, b, p);
+        unpack_k_nibbles(in[b].q, b, p);
+    }
+}
+
+static void unpack_q5_k(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) {
+    RECORDS(q5_k, 256);
+    for (int64_t b = 0; b < nk / 256; b++) {
+        unpack_k_scales(in[b].d, in[b].dmin, in[b].s, b, p);
+        unpack_k_nibbles(in[b].q, b, p);
+        for (int s = 0; s < 8; s++)
+            for (int i = 0; i < 8; i++) add_bits(VECTOR(64 * b + 8 * s + i), in[b].high[i], s, 1);
+    }
+}
+
+static void unpack_q6_k(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) {
+    RECORDS(q6_k, 256);
+    for (int64_t b = 0; b < nk / 256; b++) {
+        for (int s = 0; s < 16; s++)
+            for (int r = 0; r < NI_ROWS; r++)
+                p->scale[NI_ROWS * (16 * b + s) + r] = ni_f16_to_f32(in[b].d[r]) * (float)in[b].sc[s][r];
+        for (int h = 0; h < 2; h++)
+            for (int i = 0; i < 8; i++) {
+                uint8_t *out = VECTOR(64 * b + 32 * h + i);   /* quarters of 32 values are 8 vectors apart */
+                low_nibbles(out, in[b].q[16 * h + i]);
+                low_nibbles(out + 8 * sizeof(ni_vector), in[b].q[16 * h + 8 + i]);
+                high_nibbles(out + 16 * sizeof(ni_vector), in[b].q[16 * h + i]);
+                high_nibbles(out + 24 * sizeof(ni_vector), in[b].q[16 * h + 8 + i]);
+                for (size_t t = 0; t < 4; t++)
+                    add_bits(out + 8 * t * sizeof(ni_vector), in[b].high[8 * h + i], (int)(2 * t), 2);
+            }
+    }
+}
+
+/* One sub-block of `sub` values: sum of q * xq per row. */
+static inline void dot_block(const uint8_t *q, const int8_t *xq, int sub, int is_signed, int32_t isum[NI_ROWS]) {
+    for (int r = 0; r < NI_ROWS; r++) isum[r] = 0;
+    for (int g = 0; g < sub / 4; g++)
+        for (int r = 0; r < NI_ROWS; r++)
+            for (int b = 0; b < 4; b++) {
+                const uint8_t w = q[g * 4 * NI_ROWS + 4 * r + b];
+                isum[r] += (is_signed ? (int8_t)w : w) * xq[4 * g + b];
+            }
+}
+
+static void gemm_float(const ni_panel *p, int64_t k0, int64_t nk, const ni_act *x, int n_tokens, float *acc) {
+    for (int t = 0; t < n_tokens; t++, acc += NI_ROWS) {
+        const float *xf = x->f + t * x->k + k0;
+        for (int64_t i = 0; i < nk; i++)
+            for (int r = 0; r < NI_ROWS; r++) acc[r] = fmaf(p->f[NI_ROWS * i + r], xf[i], acc[r]);
+    }
+}
+
+static void gemm_quantised(const ni_format *format, const ni_panel *p, int64_t k0, int64_t nk, const ni_act *x,
+                           int n_tokens, float *acc, float *accm) {
+    const int sub = format->sub;
+    for (int t = 0; t < n_tokens; t++) {
+        float *a = acc + NI_ROWS * t, *am = accm + NI_ROWS * t;
+        for (int64_t b = 0; b < nk / sub; b++) {
+            const int64_t k = k0 + b * sub, block = t * (x->k / 32) + k / 32;
+            const float *scale = p->scale + NI_ROWS * b;
+            int32_t isum[NI_ROWS];
+            dot_block(p->q + NI_ROWS * sub * b, x->q + t * x->k + k, sub, format->kind == NI_PANEL_SIGNED, isum);
+            if (format->kind == NI_PANEL_OFFSET) {
+                int32_t sum = 0;
+                for (int i = 0; i < sub / 16; i++) sum += x->s[t * (x->k / 16) + k / 16 + i];
+                for (int r = 0; r < NI_ROWS; r++) isum[r] -= format->offset * sum;
+            }
+            for (int r = 0; r < NI_ROWS; r++) a[r] = fmaf((float)isum[r], scale[r] * x->d[block], a[r]);
+            if (format->kind == NI_PANEL_MIN)
+                for (int r = 0; r < NI_ROWS; r++) am[r] = fmaf(p->min[NI_ROWS * b + r], x->m[block], am[r]);
+        }
+    }
+}
+
+static void gemm(ni_type type, const ni_panel *p, int64_t k0, int64_t nk, const ni_act *x, int n_tokens, float *acc,
+                 float *accm) {
+    const ni_format *format = &ni_formats[type];
+    if (format->kind == NI_PANEL_FLOAT) gemm_float(p, k0, nk, x, n_tokens, acc);
+    else gemm_quantised(format, p, k0, nk, x, n_tokens, acc, accm);
+}
+
+static void dot(ni_type type, const uint8_t *w, int64_t n_groups, const ni_act *x, float *y) {
+    uint8_t q[NI_SLAB * NI_ROWS] __attribute__((aligned(64)));
+    float scale[NI_SLAB / 16 * NI_ROWS], min[NI_SLAB / 16 * NI_ROWS], f[NI_SLAB * NI_ROWS];
+    ni_panel p = {q, scale, min, f};
+    for (int64_t g = 0; g < n_groups; g++, w += ni_group_bytes(type, x->k), y += NI_ROWS) {
+        float acc[NI_ROWS] = {0}, accm[NI_ROWS] = {0};
+        for (int64_t k0 = 0; k0 < x->k; k0 += NI_SLAB) {
+            const int64_t nk = x->k - k0 < NI_SLAB ? x->k - k0 : NI_SLAB;
+            ni_kernels_scalar.unpack[type](w, k0, nk, &p);
+            gemm(type, &p, k0, nk, x, 1, acc, accm);
+        }
+        for (int r = 0; r < NI_ROWS; r++) y[r] = ni_formats[type].kind == NI_PANEL_MIN ? acc[r] + accm[r] : acc[r];
+    }
+}
+
+#define DEFINE(name, type) \
+    static void dot_##name(const uint8_t *w, int64_t n_groups, const ni_act *x, float *y) { \
+        dot(type, w, n_groups, x, y); \
+    } \
+    static void gemm_##name(const ni_panel *p, int64_t k0, int64_t nk, const ni_act *x, int n_tokens, float *acc, \
+                            float *accm) { \
+        gemm(type, p, k0, nk, x, n_tokens, acc, accm); \
+    }
+DEFINE(f32, NI_F32)
+DEFINE(f16, NI_F16)
+DEFINE(bf16, NI_BF16)
+DEFINE(q4_0, NI_Q4_0)
+DEFINE(q4_1, NI_Q4_1)
+DEFINE(q5_0, NI_Q5_0)
+DEFINE(q5_1, NI_Q5_1)
+DEFINE(q8_0, NI_Q8_0)
+DEFINE(q4_k, NI_Q4_K)
+DEFINE(q5_k, NI_Q5_K)
+DEFINE(q6_k, NI_Q6_K)
+
+#define NI_VEC(name) name##_scalar
+#include "vec_impl.h"
+
+#define EACH(kernel) { \
+    [NI_F32] = kernel##_f32, [NI_F16] = kernel##_f16, [NI_BF16] = kernel##_bf16, [NI_Q4_0] = kernel##_q4_0, \
+    [NI_Q4_1] = kernel##_q4_1, [NI_Q5_0] = kernel##_q5_0, [NI_Q5_1] = kernel##_q5_1, [NI_Q8_0] = kernel##_q8_0, \
+    [NI_Q4_K] = kernel##_q4_k, [NI_Q5_K] = kernel##_q5_k, [NI_Q6_K] = kernel##_q6_k}
+
+const ni_kernels ni_kernels_scalar = {
+    .name = "scalar",
+    .dot = EACH(dot),
+    .unpack = EACH(unpack),
+    .gemm = EACH(gemm),
+    .vec = NI_VEC_TABLE,
+};

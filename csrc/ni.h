@@ -1,0 +1,171 @@
+/* numainfer's core, as Cython sees it: the only header that _core.pyx includes.
+ *
+ * Setup functions take a ni_status last and return 0 or NULL/-1 with the status filled.  Running a plan cannot fail.
+ * Nothing here prints, exits, asserts on input, or changes the calling thread's affinity, signals or environment.
+ */
+#ifndef NI_H
+#define NI_H
+#include <stddef.h>
+#include <stdint.h>
+#include "formats/formats.h"
+#include "isa/kernels.h"
+
+enum { NI_OK = 0, NI_ERR_SYSTEM = 1, NI_ERR_MEMORY = 2, NI_ERR_VALUE = 3, NI_ERR_PLACEMENT = 4 };
+
+typedef struct {
+    int code;
+    char text[480];     /* a complete English sentence: thing, found, wanted */
+} ni_status;
+
+/* ---- numa.c: nodes and the memory on them ------------------------------------------------------------------- */
+
+/* 1 if libnuma works on this kernel, else 0 (one node is assumed then). */
+int ni_numa_available(void);
+int ni_numa_max_node(void);
+/* Node of a CPU, 0 without NUMA, -1 for an unknown CPU. */
+int ni_numa_node_of_cpu(int cpu);
+/* Total and free bytes of a node; both 0 for a node without memory. */
+void ni_numa_node_memory(int os_node, int64_t *total, int64_t *free_bytes);
+
+typedef struct {
+    void *base;
+    size_t bytes;
+    int bound;          /* 1: mbind was accepted; 0: the kernel refused it, first touch places the pages */
+} ni_arena;
+
+/* Reserves zeroed address space; no page is used before it is touched.  os_nodes[n]: bind the pages to that node (n = 1), interleave
+ * them over the nodes (n > 1), or leave them to first touch (n = 0).  huge: ask for transparent huge pages. */
+int ni_arena_open(ni_arena *a, size_t bytes, const int *os_nodes, int n, int huge, ni_status *st);
+void ni_arena_close(ni_arena *a);
+/* Gives the pages of a range back to the system; the range reads as zeros afterwards. */
+void ni_arena_discard(ni_arena *a, size_t offset, size_t bytes);
+/* Counts resident pages of [base, base + bytes) by node: counts[0 .. n_nodes-1], page size in *page.  Pages not touched are not counted.
+ * Returns 0, or the errno of a kernel that refuses to tell. */
+int ni_arena_count(const ni_arena *a, int64_t *counts, int n_nodes, int64_t *page);
+/* Moves the pages that lie elsewhere to the node.  Returns 0, or an errno. */
+int ni_arena_move(const ni_arena *a, int os_node);
+
+/* ---- team.c: worker threads ---------------------------------------------------------------------------------- */
+
+typedef struct ni_team ni_team;
+
+/* Starts n workers: worker w is pinned to cpus[w] and belongs to node index nodes[w] (0 .. n_nodes-1, ascending, every node has a worker).
+ * Workers sleep until they get work. */
+ni_team *ni_team_open(const int *cpus, const int *nodes, int n, int n_nodes, ni_status *st);
+/* Ends the workers and frees the team.  In a forked child it only frees. */
+void ni_team_close(ni_team *t);
+int ni_team_size(const ni_team *t);
+/* Asks a running job to end early; workers look at it between ops and inside long loops. */
+void ni_team_cancel(ni_team *t);
+/* Waits up to `ms` for the job that was started; 1: done, 0: still running. */
+int ni_team_wait(ni_team *t, int ms);
+/* After a finished job: 1 if it ended early because of ni_team_cancel. */
+int ni_team_cancelled(const ni_team *t);
+/* The CPU each worker was last seen on (n ints), for placement reports. */
+void ni_team_cpus(const ni_team *t, int *cpus);
+
+/* ---- weight.c: packing into node-local copies ---------------------------------------------------------------- */
+
+typedef struct {
+    int type;               /* ni_type; -1: plain bytes, as the op that reads them says */
+    int64_t n, k;           /* rows, values per row */
+    void *const *copy;      /* per node index: the packed matrix for that node's workers */
+} ni_weight;
+
+/* Starts packing rows [row0, row1) (row0 a multiple of NI_ROWS) of the file's matrix `src` into each node's copy, by that node's own
+ * threads.  Copies that are equal pointers are packed once.  Wait with ni_team_wait. */
+int ni_pack_start(ni_team *t, const ni_weight *w, const uint8_t *src, size_t row_bytes, int64_t row0, int64_t row1, ni_status *st);
+/* Starts a plain copy of `bytes` bytes into copy[node] of every node, by that node's first worker. */
+int ni_copy_start(ni_team *t, const uint8_t *src, size_t bytes, void *const *copy, ni_status *st);
+
+/* ---- bandwidth.c ---------------------------------------------------------------------------------------------- */
+
+/* Nanoseconds that the team takes to read `bytes` bytes on every node once, each worker its share of its node's memory in `streams`
+ * parallel runs (1 to 8); 0 streams: to write them, as first touch.  -1 on error. */
+int64_t ni_read_time(ni_team *t, void *const *node, size_t bytes, int streams, ni_status *st);
+
+/* ---- plan.c: checked lists of ops ---------------------------------------------------------------------------- */
+
+enum { NI_BARRIER_NONE = 0, NI_BARRIER_NODE = 1, NI_BARRIER_TEAM = 2 };
+enum { NI_SHARED = 0, NI_PER_NODE = 1 };
+
+typedef struct {
+    int32_t storage;        /* NI_SHARED, NI_PER_NODE */
+    int32_t width;          /* values per token */
+    /* Byte offsets in the storage's arena, -1 where the form is absent: floats, and the parts of ni_act. */
+    int64_t f, q, d, m, s;
+} ni_tensor;
+
+typedef struct {
+    int32_t code;           /* index in ops.def */
+    int32_t barrier;        /* that must stand before this op */
+    int32_t selected;       /* 1: works on the rows whose logits are wanted, 0: on all tokens */
+    int32_t t[6];           /* tensors, -1: none */
+    int32_t w[4];           /* weights, -1: none */
+    int32_t i[10];          /* integers, by op */
+    float f[4];             /* floats, by op */
+} ni_op;
+
+typedef struct ni_plan ni_plan;
+
+typedef struct {
+    int n_ops;
+    const ni_op *ops;
+    int n_tensors;
+    const ni_tensor *tensors;
+    int n_weights;
+    const ni_weight *weights;       /* copy[] arrays must outlive the plan */
+    int64_t arena_bytes[2];         /* of the shared arena and of each node's */
+    int max_tokens;
+} ni_plan_spec;
+
+/* Copies the spec and allocates the activation arenas.  node_map[i]: the index in ni_weight.copy of the team's node i; os_nodes[i]: its
+ * number for the system. */
+ni_plan *ni_plan_open(ni_team *t, const ni_plan_spec *spec, const int *node_map, const int *os_nodes, ni_status *st);
+void ni_plan_close(ni_plan *p);
+int64_t ni_plan_bytes(const ni_plan *p);
+
+typedef struct {
+    uint8_t *base;          /* KV memory of the sequence (kv.c's layout) */
+    int64_t row0, n, pos0;  /* tokens row0 .. row0+n of the step stand at positions pos0 .. */
+} ni_segment;
+
+typedef struct {
+    int n_tokens, n_segments, n_out;
+    const int32_t *ids;             /* n_tokens */
+    const ni_segment *segments;     /* cover the tokens in order */
+    const int32_t *out_rows;        /* n_out: tokens whose logits (or hidden state) are wanted */
+    float *out;                     /* n_out x width of the plan's result */
+} ni_step;
+
+/* Starts a step on all workers; the step's arrays must stay until ni_team_wait says done. */
+int ni_plan_start(ni_team *t, ni_plan *p, const ni_step *s, ni_status *st);
+/* Runs the same step on this thread alone: workers one after another, in random order between barriers.  Bits must not change. */
+void ni_plan_run_shuffled(ni_team *t, ni_plan *p, const ni_step *s, uint64_t seed);
+/* Nanoseconds that worker 0 spent in each op and in the barrier before it since the plan was opened or last asked; n_ops each. */
+void ni_plan_times(ni_plan *p, int64_t *op_ns, int64_t *barrier_ns);
+void ni_plan_set_timing(ni_plan *p, int on);
+
+/* Names and signatures of the ops, in order of their codes; NULL past the end. */
+const char *ni_op_name(int code);
+const char *ni_op_signature(int code);
+
+/* ---- kv.c: the KV cache of one sequence ---------------------------------------------------------------------- */
+
+/* Layout: per layer, per kv-head, per chunk of NI_CHUNK positions: keys [NI_CHUNK/16][e][16], then values [NI_CHUNK][ev], as halves. */
+typedef struct {
+    int64_t layer_offset;   /* bytes from the base */
+    int32_t n_heads, e, ev;
+    int64_t n_chunks;       /* reserved per head */
+} ni_kv_layer;
+
+static inline size_t ni_kv_chunk_bytes(int64_t e, int64_t ev) { return (size_t)NI_CHUNK * (size_t)(e + ev) * 2; }
+
+/* The node index that holds, appends and reads chunk j of kv-head g: heads are dealt to nodes in blocks where they divide evenly, else chunks go round. */
+static inline int ni_kv_node(int64_t g, int64_t j, int64_t n_heads, int n_nodes) {
+    return n_heads % n_nodes == 0 ? (int)(g * n_nodes / n_heads) : (int)((g + j) % n_nodes);
+}
+
+/* Starts copying the first n_pos positions of every head of `from` to `to` (same layout), each chunk by the node that owns it. */
+int ni_kv_copy_start(ni_team *t, const ni_kv_layer *layers, int n_layers, const uint8_t *from, uint8_t *to, int64_t n_pos, ni_status *st);
+#endif

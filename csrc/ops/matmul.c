@@ -1,0 +1,74 @@
+/* y_j = W_j h for up to three matrices that read the same input.
+ * t: h, y0, y1?, y2? (-1 for y0: the step's `out`).  w: W0, W1?, W2?.
+ *
+ * Rows are cut over all workers in proportion to the bytes they read, all matrices as one long one, so that q/k/v and gate/up
+ * cost one stage.  One token streams packed rows through dot; more tokens go through panels, unpacked once and used for all. */
+#include "ops.h"
+
+enum { SUBS = NI_SLAB / 16 };   /* the most sub-blocks of a panel */
+
+typedef struct {
+    _Alignas(64) uint8_t q[NI_SLAB * NI_ROWS];
+    float scale[SUBS * NI_ROWS], min[SUBS * NI_ROWS];
+    float f[NI_SLAB * NI_ROWS];
+    float tail[NI_ROWS];
+} panel_memory;
+
+size_t ni_scratch_matmul(const ni_ctx *c, const ni_op *op) {
+    (void)op;
+    return sizeof(panel_memory) + (size_t)c->max_tokens * NI_ROWS * 2 * sizeof(float);
+}
+
+static void one_token(const ni_weight *w, const uint8_t *packed, const ni_act *x, int64_t g0, int64_t g1, float *y, panel_memory *p) {
+    size_t group_bytes = ni_group_bytes(w->type, w->k);
+    int64_t whole = ni_min(g1, w->n / NI_ROWS);
+    if (whole > g0) ni_k->dot[w->type](packed + (size_t)g0 * group_bytes, whole - g0, x, y + g0 * NI_ROWS);
+    if (whole < g1) {
+        ni_k->dot[w->type](packed + (size_t)whole * group_bytes, 1, x, p->tail);
+        memcpy(y + whole * NI_ROWS, p->tail, (size_t)(w->n - whole * NI_ROWS) * sizeof *y);
+    }
+}
+
+static void many_tokens(const ni_ctx *c, const ni_weight *w, const uint8_t *packed, const ni_act *x, int64_t n_tokens, int64_t g0,
+                        int64_t g1, float *y, panel_memory *mem) {
+    size_t group_bytes = ni_group_bytes(w->type, w->k);
+    ni_panel panel = {mem->q, mem->scale, mem->min, mem->f};
+    float *acc = (float *)(mem + 1), *accm = acc + n_tokens * NI_ROWS;
+    int with_min = ni_formats[w->type].kind == NI_PANEL_MIN;
+    for (int64_t g = g0; g < g1 && !ni_hurry(c); g++) {
+        memset(acc, 0, (size_t)n_tokens * NI_ROWS * (with_min ? 2 : 1) * sizeof *acc);
+        for (int64_t k0 = 0; k0 < w->k; k0 += NI_SLAB) {
+            int64_t nk = ni_min(NI_SLAB, w->k - k0);
+            ni_k->unpack[w->type](packed + (size_t)g * group_bytes, k0, nk, &panel);
+            ni_k->gemm[w->type](&panel, k0, nk, x, (int)n_tokens, acc, accm);
+        }
+        int64_t row = g * NI_ROWS, rows = ni_min(NI_ROWS, w->n - row);
+        for (int64_t t = 0; t < n_tokens; t++) {
+            float *out = y + t * w->n + row;
+            if (with_min) for (int64_t r = 0; r < rows; r++) out[r] = acc[t * NI_ROWS + r] + accm[t * NI_ROWS + r];
+            else memcpy(out, acc + t * NI_ROWS, (size_t)rows * sizeof *out);
+        }
+    }
+}
+
+void ni_op_matmul(const ni_ctx *c, const ni_op *op) {
+    int64_t n_tokens = ni_rows(c, op), total = 0, from, to;
+    if (n_tokens == 0) return;
+    ni_act x = ni_act_of(c, op, 0);
+    for (int j = 0; j < 3 && op->w[j] >= 0; j++) {
+        const ni_weight *w = &c->weights[op->w[j]];
+        total += (int64_t)ni_packed_bytes(w->type, w->n, w->k);
+    }
+    ni_cut(total, c->me->n_workers, c->me->worker, &from, &to);
+    for (int j = 0; j < 3 && op->w[j] >= 0; j++) {
+        const ni_weight *w = &c->weights[op->w[j]];
+        int64_t bytes = (int64_t)ni_group_bytes(w->type, w->k), groups = (w->n + NI_ROWS - 1) / NI_ROWS;
+        int64_t g0 = ni_max(0, ni_min(groups, (from + bytes - 1) / bytes)), g1 = ni_max(0, ni_min(groups, (to + bytes - 1) / bytes));
+        from -= groups * bytes, to -= groups * bytes;
+        if (g0 >= g1) continue;
+        float *y = op->t[1 + j] < 0 ? c->step->out : ni_floats(c, op, 1 + j);
+        panel_memory *mem = (panel_memory *)c->scratch;
+        if (n_tokens == 1) one_token(w, ni_copy_of(c, op, j), &x, g0, g1, y, mem);
+        else many_tokens(c, w, ni_copy_of(c, op, j), &x, n_tokens, g0, g1, y, mem);
+    }
+}

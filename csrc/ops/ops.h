@@ -1,0 +1,96 @@
+/* What an op sees: its operands for this worker, the step, and the kernels.  Ops know no OpenMP and no libnuma, cannot fail and do not allocate.
+ *
+ * T: rows of the step this op works on.  A tensor that is per node is written by that node's workers alone, each a part; a shared
+ * one by all workers of the team. */
+#ifndef NI_OPS_H
+#define NI_OPS_H
+#include <string.h>
+#include "../team.h"
+
+typedef struct {
+    const ni_worker *me;
+    const ni_step *step;
+    const ni_tensor *tensors;
+    const ni_weight *weights;
+    int copy;               /* index in ni_weight.copy for this worker's node */
+    int max_tokens;
+    uint8_t *arena[2];      /* by storage class */
+    uint8_t *scratch;       /* this worker's own, 64-byte aligned */
+} ni_ctx;
+
+#define NI_OP(name, signature) \
+    void ni_op_##name(const ni_ctx *c, const ni_op *op); \
+    size_t ni_scratch_##name(const ni_ctx *c, const ni_op *op);
+#include "ops.def"
+#undef NI_OP
+
+static inline int64_t ni_rows(const ni_ctx *c, const ni_op *op) { return op->selected ? c->step->n_out : c->step->n_tokens; }
+
+static inline int ni_hurry(const ni_ctx *c) { return atomic_load_explicit(c->me->cancel, memory_order_relaxed); }
+
+static inline void *ni_part(const ni_ctx *c, const ni_tensor *t, int64_t offset) {
+    return offset < 0 ? NULL : c->arena[t->storage] + offset;
+}
+
+/* The floats of operand i: [rows][width]. */
+static inline float *ni_floats(const ni_ctx *c, const ni_op *op, int i) {
+    return op->t[i] < 0 ? NULL : ni_part(c, &c->tensors[op->t[i]], c->tensors[op->t[i]].f);
+}
+
+static inline int64_t ni_width(const ni_ctx *c, const ni_op *op, int i) { return c->tensors[op->t[i]].width; }
+
+/* Weight operand i: this node's copy, or NULL. */
+static inline const void *ni_copy_of(const ni_ctx *c, const ni_op *op, int i) {
+    return op->w[i] < 0 ? NULL : c->weights[op->w[i]].copy[c->copy];
+}
+
+static inline ni_act ni_act_of(const ni_ctx *c, const ni_op *op, int i) {
+    const ni_tensor *t = &c->tensors[op->t[i]];
+    return (ni_act){t->width, ni_part(c, t, t->f), ni_part(c, t, t->q), ni_part(c, t, t->d), ni_part(c, t, t->m), ni_part(c, t, t->s)};
+}
+
+/* Stores values [a, a + n) of row `row` of operand i in every form the tensor has; a is a multiple of 32, and n is unless the row ends there. */
+static inline void ni_put(const ni_ctx *c, const ni_op *op, int i, int64_t row, int64_t a, int64_t n, const float *x) {
+    const ni_tensor *t = &c->tensors[op->t[i]];
+    float *f = ni_part(c, t, t->f);
+    int64_t k = t->width;
+    if (f && f + row * k + a != x) memcpy(f + row * k + a, x, (size_t)n * sizeof *x);
+    if (t->q < 0) return;
+    float *d = ni_part(c, t, t->d), *m = ni_part(c, t, t->m);
+    int16_t *s = ni_part(c, t, t->s);
+    ni_k->vec.quantize(x, n, (int8_t *)ni_part(c, t, t->q) + row * k + a, d + (row * k + a) / 32,
+                       m ? m + (row * k + a) / 32 : NULL, s ? s + (row * k + a) / 16 : NULL);
+}
+
+/* Cuts `rows` rows of `width` values among the workers of a node: whole rows where there are enough of them, else slices of rows.
+ * Calls body(row, a, b) through the macro NI_EACH_SLICE; slices start at multiples of 64. */
+typedef struct { int64_t unit, end, slices, width; } ni_slices;
+
+static inline ni_slices ni_slices_of(const ni_ctx *c, int64_t rows, int64_t width) {
+    int64_t most = (width + 63) / 64, want = (c->me->size + rows - 1) / (rows ? rows : 1);
+    ni_slices s = {.slices = want < most ? want : most, .width = width};
+    ni_cut(rows * s.slices, c->me->size, c->me->rank, &s.unit, &s.end);
+    return s;
+}
+
+static inline int ni_next_slice(ni_slices *s, int64_t *row, int64_t *a, int64_t *b) {
+    if (s->unit >= s->end) return 0;
+    int64_t blocks = (s->width + 63) / 64;
+    *row = s->unit / s->slices;
+    ni_cut(blocks, s->slices, s->unit % s->slices, a, b);
+    *a *= 64;
+    *b = *b * 64 < s->width ? *b * 64 : s->width;
+    s->unit++;
+    return 1;
+}
+
+/* The position of row t of the step. */
+static inline int64_t ni_position(const ni_step *s, int64_t t) {
+    int i = 0;
+    while (t >= s->segments[i].row0 + s->segments[i].n) i++;
+    return s->segments[i].pos0 + t - s->segments[i].row0;
+}
+
+static inline int64_t ni_min(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t ni_max(int64_t a, int64_t b) { return a > b ? a : b; }
+#endif

@@ -1,0 +1,242 @@
+/* The passes over logits that sample.c is made of; private to it.
+ *
+ * How it is fast: one pass over the logits finds the maximum of every block of 32, and a cut by value then visits only
+ * the blocks whose maximum passes it. min_p is such a cut; top_k becomes one, because at least k tokens reach the k-th
+ * greatest block maximum; top_p tries a few falling cuts until enough mass is above. What remains is cut exactly by a
+ * radix selection, and the exponential is taken of what remains only (top_p alone needs the whole sum, in SIMD). */
+#ifndef NI_SAMPLE_PASSES_H
+#define NI_SAMPLE_PASSES_H
+
+#include <float.h>
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "sample.h"
+
+enum { BLOCK = 32, BUCKETS = 2048 };
+
+/* A float's bits as an integer in the same order; the map is its own inverse. -0 becomes +0, since they are equal. */
+#define KEY_INF 0x7f800000
+#define KEY_MINUS_INF (-0x7f800000 - 1)
+#define KEY_LOWEST (-0x7f800000) /* -FLT_MAX: the least logit that has a chance */
+
+static inline uint32_t bits_of(float x) {
+    uint32_t u;
+    memcpy(&u, &x, 4);
+    return u;
+}
+
+static inline float float_of(uint32_t u) {
+    float x;
+    memcpy(&x, &u, 4);
+    return x;
+}
+
+static inline int32_t key_of(float x) {
+    int32_t i = (int32_t)bits_of(x + 0.0f);
+    return i ^ (int32_t)((uint32_t)(i >> 31) >> 1);
+}
+
+static inline float value_of(int32_t key) { return float_of((uint32_t)(key ^ (int32_t)((uint32_t)(key >> 31) >> 1))); }
+
+/* The key of the least float >= v, at least KEY_LOWEST.  v <= FLT_MAX */
+static int32_t key_at_least(double v) {
+    if (!(v > -(double)FLT_MAX)) return KEY_LOWEST;
+    float f = (float)v;
+    return key_of(f) + ((double)f < v);
+}
+
+/* e^x for x <= 0, relative error below 1e-7; exactly 1 at 0, and 0 below e^-87.7, where floats go denormal.
+ * x = n ln 2 + r, ln 2 in two parts, the first short enough for n * ln2_high to be exact; the polynomial
+ * 1 + r + r^2 q(r) is a minimax fit on |r| <= ln 2 / 2 (relative error 3e-9). Adding 1.5 * 2^23 + 127 rounds to an
+ * integer and leaves the exponent of 2^n in the low bits, 0 for the least x. The limit is taken on the bits, where a
+ * negative number's size is in unsigned order, because gcc makes branches, not SIMD, of float comparisons. */
+static inline float exp_nonpositive(float x) {
+    const float shifter = 12583039.0f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
+    uint32_t u = bits_of(x), limit = bits_of(-88.0f);
+    float c = float_of(u < limit ? u : limit);
+    float t = c * 1.44269504f + shifter;
+    float n = t - shifter;
+    float r = (c - n * ln2_high) - n * ln2_low;
+    float q = (((0.00138145988f * r + 0.00836871658f) * r + 0.04166838899f) * r + 0.16666521132f) * r + 0.49999994040f;
+    return (q * (r * r) + r + 1.0f) * float_of(bits_of(t) << 23);
+}
+
+/* ---- scratch ---- */
+
+typedef struct {
+    double *hist;   /* BUCKETS */
+    double *mass;   /* per block of weights */
+    float *weight;  /* per candidate, padded with zeros to whole blocks */
+    int32_t *block; /* greatest key of each block of logits */
+    int32_t *id;    /* candidates, ids ascending; room for one block more than n_vocab */
+    int32_t *key;
+    double total; /* of the weights */
+} scratch;
+
+static size_t blocks_of(int32_t n) { return ((size_t)n + BLOCK - 1) / BLOCK; }
+
+static size_t scratch_bytes(int32_t n_vocab) {
+    size_t n_blocks = blocks_of(n_vocab) + 1;
+    return 8 * (BUCKETS + n_blocks) + 4 * n_blocks * (1 + 3 * BLOCK);
+}
+
+static scratch lay_out(void *memory, int32_t n_vocab) {
+    size_t n_blocks = blocks_of(n_vocab) + 1;
+    scratch t = {0};
+    t.hist = memory;
+    t.mass = t.hist + BUCKETS;
+    t.weight = (float *)(t.mass + n_blocks);
+    t.id = (int32_t *)(t.weight + n_blocks * BLOCK);
+    t.key = t.id + n_blocks * BLOCK;
+    t.block = t.key + n_blocks * BLOCK;
+    return t;
+}
+
+/* ---- passes ---- */
+
+/* Fills t->block and *top, the greatest key.  0, NI_SAMPLE_NAN or NI_SAMPLE_EMPTY.
+ * A NaN's key is beyond that of the infinity of its sign, so minimum and maximum find it for free. */
+static int scan(const float *logits, int32_t n, scratch *t, int32_t *top) {
+    int32_t high = INT32_MIN, low = INT32_MAX;
+    for (int32_t i = 0, b = 0; i < n; i += BLOCK, b++) {
+        float padded[BLOCK];
+        const float *l = logits + i;
+        if (n - i < BLOCK) {
+            for (int j = 0; j < BLOCK; j++) padded[j] = j < n - i ? l[j] : -INFINITY;
+            l = padded;
+        }
+        int32_t most = INT32_MIN, least = INT32_MAX;
+        for (int j = 0; j < BLOCK; j++) {
+            int32_t k = key_of(l[j]);
+            most = k > most ? k : most;
+            least = k < least ? k : least;
+        }
+        t->block[b] = most;
+        high = most > high ? most : high;
+        low = least < low ? least : low;
+    }
+    *top = high;
+    if (high > KEY_INF || low < KEY_MINUS_INF) return NI_SAMPLE_NAN;
+    return high == KEY_MINUS_INF ? NI_SAMPLE_EMPTY : 0;
+}
+
+/* Lists the logits with key >= least in t->id and t->key and returns their number. Needs scan's t->block. */
+static int32_t collect(const float *logits, int32_t n, int32_t least, scratch *t) {
+    int32_t count = 0;
+    for (int32_t i = 0, b = 0; i < n; i += BLOCK, b++) {
+        if (t->block[b] < least) continue;
+        int32_t end = n - i < BLOCK ? n : i + BLOCK;
+        for (int32_t j = i; j < end; j++) { /* writes always, advances on a hit: no branch to mispredict */
+            int32_t k = key_of(logits[j]);
+            t->id[count] = j;
+            t->key[count] = k;
+            count += k >= least;
+        }
+    }
+    return count;
+}
+
+static double block_sum(const float *w) {
+    double lane[8] = {0};
+    for (int j = 0; j < BLOCK; j += 8)
+        for (int l = 0; l < 8; l++) lane[l] += w[j + l];
+    return ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]));
+}
+
+/* Pads the first n of t->weight to whole blocks, fills t->mass and t->total. */
+static void sum_weights(int32_t n, scratch *t) {
+    size_t n_blocks = blocks_of(n);
+    for (size_t i = (size_t)n; i < n_blocks * BLOCK; i++) t->weight[i] = 0.0f;
+    t->total = 0;
+    for (size_t b = 0; b < n_blocks; b++) t->total += t->mass[b] = block_sum(t->weight + b * BLOCK);
+}
+
+/* t->weight = exp((value - max) / T) for all logits or, if logits is NULL, for the first n of t->key; then sums.
+ * max == +inf: 1 for candidates (the caller collected only those at +inf). */
+static void weigh(const float *logits, int32_t n, float max, float inverse_t, scratch *t) {
+    float *w = t->weight;
+    if (max > FLT_MAX)
+        for (int32_t i = 0; i < n; i++) w[i] = 1.0f;
+    else if (logits)
+        for (int32_t i = 0; i < n; i++) w[i] = exp_nonpositive((logits[i] - max) * inverse_t);
+    else
+        for (int32_t i = 0; i < n; i++) w[i] = exp_nonpositive((value_of(t->key[i]) - max) * inverse_t);
+    sum_weights(n, t);
+}
+
+typedef struct {
+    int32_t key;  /* keep what is greater */
+    int32_t ties; /* and so many of the equal ones, in order */
+} cut;
+
+/* In the order (key descending, index ascending): keep while the weight of those before is < target.
+ * weight NULL: all 1.  n >= 1.  Radix selection: a histogram of the distance from the greatest key, over as many bits
+ * as the keys' range has, 11 at a time; at most 3 rounds, exact with ties, and no input makes it slow. */
+static cut select_cut(const int32_t *keys, const float *weight, int32_t n, double target, double *hist) {
+    int32_t high = keys[0], low = keys[0];
+    for (int32_t i = 1; i < n; i++) {
+        high = keys[i] > high ? keys[i] : high;
+        low = keys[i] < low ? keys[i] : low;
+    }
+    double before = 0;
+    for (;;) {
+        uint32_t range = (uint32_t)high - (uint32_t)low, last, b = 0;
+        int shift = 0;
+        while (range >> shift >= BUCKETS) shift++;
+        last = range >> shift;
+        if (last > 0) {
+            memset(hist, 0, (last + 1) * sizeof *hist);
+            for (int32_t i = 0; i < n; i++) {
+                uint32_t d = (uint32_t)high - (uint32_t)keys[i];
+                if (d <= range) hist[d >> shift] += weight ? weight[i] : 1.0;
+            }
+            while (b < last && before + hist[b] < target) before += hist[b++];
+        }
+        uint32_t from = b << shift, to = from + ((1u << shift) - 1);
+        low = to < range ? (int32_t)((uint32_t)high - to) : low;
+        high = (int32_t)((uint32_t)high - from);
+        if (shift == 0) break;
+    }
+    /* Equal keys have equal weights: ties is the least count with before + count * each >= target. */
+    double each = 1;
+    for (int32_t i = 0; weight; i++)
+        if (keys[i] == high) {
+            each = weight[i];
+            break;
+        }
+    double ties = (target - before) / each; /* inf or NaN where each is 0: all of them, none has a chance */
+    return (cut){high, ties < n ? (int32_t)ceil(ties) : n};
+}
+
+/* Drops candidates beyond the cut; their weights too if there are any yet, which are then summed anew. Returns the
+ * number kept. */
+static int32_t keep(cut c, int32_t n, int weighted, scratch *t) {
+    int32_t count = 0;
+    for (int32_t i = 0; i < n; i++) {
+        int32_t k = t->key[i];
+        if (k < c.key || (k == c.key && c.ties-- <= 0)) continue;
+        t->id[count] = t->id[i];
+        t->key[count] = k;
+        if (weighted) t->weight[count] = t->weight[i];
+        count++;
+    }
+    if (weighted) sum_weights(count, t);
+    return count;
+}
+
+static int32_t keep_top_k(int32_t k, int32_t n, scratch *t) {
+    return n > k ? keep(select_cut(t->key, NULL, n, k, t->hist), n, 0, t) : n;
+}
+
+/* A key that at least k of the n logits reach, from the block maxima; KEY_LOWEST if they cannot tell. */
+static int32_t key_of_top_k(int32_t k, int32_t n, scratch *t) {
+    int32_t n_blocks = (int32_t)blocks_of(n);
+    if (k > n_blocks) return KEY_LOWEST;
+    int32_t key = select_cut(t->block, NULL, n_blocks, k, t->hist).key;
+    return key > KEY_LOWEST ? key : KEY_LOWEST;
+}
+
+#endif

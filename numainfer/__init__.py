@@ -1,0 +1,79 @@
+"""numainfer: GGUF language models on the CPUs of multi-socket servers, at the memory bandwidth of every socket.
+
+>>> import numainfer as ni
+>>> with ni.load("smollm2") as model:
+...     print(model.generate("The capital of France is", max_tokens=16))
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+from . import errors
+from .errors import (
+    ChatTemplateMissing,
+    ContextOverflow,
+    CorruptModel,
+    ForkedProcess,
+    ModelClosed,
+    ModelNotFound,
+    NumaInferError,
+    OutOfNodeMemory,
+    PlacementError,
+    PlacementWarning,
+    PlanError,
+    UnsupportedModel,
+)
+
+if TYPE_CHECKING:
+    from .benchmark import bench
+    from .model import Model, load
+    from .placement import topology
+    from .sampling import SamplingParams
+    from .tokenizer import Tokenizer
+
+__version__ = "0.1.0"
+
+# Found on first use: importing NumPy, the core and the tokenizer libraries takes longer than a program may want to wait.
+_LAZY = {
+    "load": "model",
+    "Model": "model",
+    "Tokenizer": "tokenizer",
+    "SamplingParams": "sampling",
+    "topology": "placement",
+    "bench": "benchmark",
+}
+
+__all__ = [
+    "ChatTemplateMissing",
+    "ContextOverflow",
+    "CorruptModel",
+    "ForkedProcess",
+    "Model",
+    "ModelClosed",
+    "ModelNotFound",
+    "NumaInferError",
+    "OutOfNodeMemory",
+    "PlacementError",
+    "PlacementWarning",
+    "PlanError",
+    "SamplingParams",
+    "Tokenizer",
+    "UnsupportedModel",
+    "__version__",
+    "bench",
+    "errors",
+    "load",
+    "topology",
+]
+
+
+def __getattr__(name):
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted(__all__)

@@ -1,0 +1,8 @@
+"""``python -m numainfer`` is the command ``numainfer``."""
+
+import sys
+
+from .cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""What several architectures share: hyperparameters out of the metadata, the residual stream, rotary frequencies."""
+
+import math
+
+import numpy as np
+
+from ..errors import CorruptModel, UnsupportedModel
+from ..plan import Attention
+
+
+class Hyperparameters:
+    """Typed access to the keys of one architecture: ``c.int("block_count")`` reads ``llama.block_count``."""
+
+    def __init__(self, gguf):
+        self.gguf, self.prefix = gguf, gguf.architecture + "."
+
+    def int(self, key, default=None, low=1, high=1 << 24):
+        """An integer in [low, high]; without a default the key must be there."""
+        return self._number(key, int, default, low, high)
+
+    def float(self, key, default=None, low=-math.inf, high=math.inf):
+        """A finite number in [low, high]."""
+        return self._number(key, float, default, low, high)
+
+    def _number(self, key, kind, default, low, high):
+        options = {} if default is None else {"default": default}
+        value = self.gguf.get(self.prefix + key, kind, **options)
+        if not (low <= value <= high and math.isfinite(value)):
+            raise CorruptModel(self.gguf.path, f"{self.prefix}{key} = {value}; wanted a number from {low} to {high}")
+        return value
+
+    def str(self, key, default):
+        """A string."""
+        return self.gguf.get(self.prefix + key, str, default=default)
+
+    def refuse(self, key, why):
+        """Raise UnsupportedModel if the file has the key."""
+        if self.prefix + key in self.gguf.metadata:
+            raise UnsupportedModel(self.prefix + key, self.gguf.metadata[self.prefix + key], detail=why)
+
+    def attention(self, *, neox, eps):
+        """The Attention that most architectures mean, from their head counts and widths."""
+        width, heads = self.int("embedding_length"), self.int("attention.head_count", high=4096)
+        kv_heads = self.int("attention.head_count_kv", default=heads, high=4096)
+        key = self.int("attention.key_length", default=max(width // heads, 1), high=65536)
+        return Attention(heads, kv_heads, key, self.int("attention.value_length", default=key, high=65536),
+                         self.int("rope.dimension_count", default=key, low=0, high=65536), neox,
+                         scale=1.0 / math.sqrt(key), eps=eps)
+
+    def rope_frequencies(self, n_rot, base, factors=None):
+        """Radians per position of each rotated pair (arXiv:2104.09864): base^(-2i/n_rot), (n_rot/2,) float64.
+
+        `factors`: divisors from ``rope_freqs.weight`` (Llama 3's long-context scaling).  Linear scaling divides all; other
+        scaling types raise UnsupportedModel.
+        """
+        frequencies = base ** (-2.0 * np.arange(n_rot // 2) / n_rot)
+        if factors is not None:
+            if factors.n != n_rot // 2:
+                raise CorruptModel(self.gguf.path, f"{factors.name} has {factors.n} values, wanted {n_rot // 2}")
+            frequencies = frequencies / factors.values
+        return frequencies / self.rope_scale()
+
+    def rope_scale(self):
+        """The divisor of linear position scaling, 1 without it."""
+        kind = self.str("rope.scaling.type", default="none")
+        if kind not in ("none", "linear"):
+            raise UnsupportedModel(self.prefix + "rope.scaling.type", kind, ("none", "linear"))
+        return self.float("rope.scaling.factor", default=1.0, low=1e-3) if kind == "linear" else 1.0
+
+
+class Residual:
+    """The residual stream.  What a block adds waits until the next norm, which does both in one pass.
+
+    Parameters
+    ----------
+    plan : Plan
+    x : Tensor
+        The embedded tokens.
+    eps : float
+        Of every norm along the stream.
+    """
+
+    def __init__(self, plan, x, eps):
+        self._plan, self._x, self._eps = plan, x, eps
+        self._waiting = None, None
+
+    def add(self, y, post=None):
+        """x + y, or x + norm(y, post)."""
+        self._waiting = y, post
+
+    def norm(self, w, selected=False):
+        """norm(x, w)."""
+        y, post = self._waiting
+        self._x, h = self._plan.norm(self._x, w, self._eps, y, post, selected)
+        self._waiting = None, None
+        return h
+
+
+def output_matrix(weights):
+    """``output.weight``, or the embedding table where the two are tied."""
+    return weights["output.weight" if "output.weight" in weights else "token_embd.weight"]

@@ -1,0 +1,80 @@
+"""Every exception and warning that numainfer raises on purpose.
+
+A message names the thing, what was found and what was wanted; for a file it also gives the byte offset.
+"""
+
+
+class NumaInferError(Exception):
+    """Base of all numainfer errors."""
+
+
+class ModelNotFound(NumaInferError, FileNotFoundError):
+    """The source given to ``load`` leads to no file; the message lists where it was looked for."""
+
+
+class CorruptModel(NumaInferError, ValueError):
+    """The file breaks the GGUF format.
+
+    Attributes
+    ----------
+    path : str
+        The file.
+    offset : int or None
+        Byte offset of the broken field, None where no single byte is to blame.
+    """
+
+    def __init__(self, path, message, offset=None):
+        self.path, self.offset = str(path), offset
+        where = f" at byte {offset}" if offset is not None else ""
+        super().__init__(f"{path}{where}: {message}")
+
+
+class UnsupportedModel(NumaInferError, NotImplementedError):
+    """A sound file that asks for something numainfer does not have.
+
+    Attributes
+    ----------
+    key : str
+        Metadata key or tensor name.
+    value : object
+        What the file says.
+    supported : tuple
+        What would have worked.
+    """
+
+    def __init__(self, key, value, supported=(), detail=""):
+        self.key, self.value, self.supported = key, value, tuple(supported)
+        known = f"; supported: {', '.join(map(str, self.supported))}" if self.supported else ""
+        super().__init__(f"{key} = {value!r} is not supported{known}{'. ' + detail if detail else ''}")
+
+
+class PlanError(NumaInferError, ValueError):
+    """Operands of a plan do not fit; the message names op, operand, found and wanted."""
+
+
+class ContextOverflow(NumaInferError, ValueError):
+    """A sequence would outgrow its context."""
+
+
+class ChatTemplateMissing(NumaInferError, ValueError):
+    """The model file carries no chat template."""
+
+
+class OutOfNodeMemory(NumaInferError, MemoryError):
+    """A NUMA node has too little free memory; the message tells need and free bytes per node."""
+
+
+class ModelClosed(NumaInferError, RuntimeError):
+    """The model was closed."""
+
+
+class ForkedProcess(NumaInferError, RuntimeError):
+    """The model belongs to the parent process; threads do not survive ``fork``."""
+
+
+class PlacementError(NumaInferError, RuntimeError):
+    """Pages lie on the wrong node and could not be moved."""
+
+
+class PlacementWarning(UserWarning):
+    """Placement works, but less surely than it could; the message says how to mend it."""

@@ -1,0 +1,414 @@
+"""Model: a loaded GGUF file and the verbs on it."""
+
+import html
+import operator
+import os
+import threading
+import weakref
+
+import numpy as np
+
+from .errors import ForkedProcess, ModelClosed
+from .prompts import split_prompts, to_ids
+from .results import Score
+from .sampling import resolve_params
+from .session import Session
+from .summary import ModelConfig, short_bytes, short_count
+
+POOLINGS = ("mean", "last")
+
+
+def load(source, *, n_ctx=None, n_batch=512, threads=None, nodes=None, placement="auto", kv_type="f16", progress=None,
+         verify=True):  # fmt: skip
+    """Open a GGUF model and place its weights on the NUMA nodes.
+
+    Parameters
+    ----------
+    source : str or os.PathLike
+        A path of a file or folder; ``"smollm2"``, ``"gemma3"`` (models of installed packages); ``"org/repo"``,
+        ``"org/repo:Q4_K_M"``, ``"org/repo/file.gguf"`` (Hugging Face hub); ``"name:tag"`` (Ollama).
+    n_ctx : int or None
+        Most tokens of a sequence, prompt and answer together; None: the context that the model was trained with. Memory
+        for it is used only as it fills.
+    n_batch : int
+        Most tokens per step; limits the memory for activations. Results do not depend on it.
+    threads : int or None
+        Worker threads over all nodes; None: one per physical core that this process may use.
+    nodes : sequence of int, or None
+        NUMA nodes to use, by the system's numbers; None: all with CPUs and memory.
+    placement : {"auto", "replicate", "interleave", "local"}
+        Where the weights go: a copy on every node, one copy page by page over all nodes, or one copy on one node. auto:
+        replicate if every node has room, else interleave; ``print(model.placement)`` says why.
+    kv_type : {"f16"}
+        Number format of the KV cache.
+    progress : None, bool or callable
+        A progress bar: None decides by whether someone is watching; a callable gets (done_bytes, total_bytes).
+    verify : bool or "warn"
+        Look up the node of each page, move those that lie elsewhere, and raise (or only warn) if that fails.
+
+    Returns
+    -------
+    Model
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument; the message names it.
+    ModelNotFound, CorruptModel, UnsupportedModel
+        The file.
+    OutOfNodeMemory, PlacementError
+        The machine.
+    """
+    if not isinstance(source, (str, os.PathLike)):
+        raise TypeError(f"source: found {type(source).__name__}, wanted a str or a path")
+    n_ctx = None if n_ctx is None else _integer("n_ctx", n_ctx, 1)
+    n_batch = _integer("n_batch", n_batch, 1)
+    threads = None if threads is None else _integer("threads", threads, 1)
+    nodes = None if nodes is None else _nodes(nodes)
+    if not (progress is None or isinstance(progress, bool) or callable(progress)):
+        raise TypeError(f"progress: found {type(progress).__name__}, wanted None, True, False or a callable")
+    if verify not in (True, False, "warn") or isinstance(verify, (int, float)) and not isinstance(verify, bool):
+        raise (ValueError if isinstance(verify, str) else TypeError)(f"verify = {verify!r}: wanted True, False or 'warn'")
+
+    from .engine import KV_TYPES, Engine
+    from .gguf_file import GGUFFile
+    from .placement import POLICIES
+    from .progress import progress_bar
+    from .sources import resolve
+    from .tokenizer import Tokenizer
+
+    _one_of("placement", placement, POLICIES)
+    _one_of("kv_type", kv_type, KV_TYPES)
+    path = resolve(source)
+    with GGUFFile(path) as gguf:
+        config = ModelConfig.from_gguf(gguf)
+        tokenizer = Tokenizer(gguf.metadata, path)
+        with progress_bar(progress, f"Loading {path.name}") as report:
+            engine = Engine(gguf, n_ctx=n_ctx, n_batch=n_batch, threads=threads, nodes=nodes, placement=placement,
+                            kv_type=kv_type, progress=report, verify=verify)  # fmt: skip
+        return Model(engine, tokenizer, config, gguf.metadata, path)
+
+
+def _integer(name, value, least):
+    if isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} = {value!r}: found a bool, wanted an int")
+    try:
+        value = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} = {value!r}: found {type(value).__name__}, wanted an int") from None
+    if not least <= value < 2**31:
+        raise ValueError(f"{name} = {value}: must be from {least} to {2**31 - 1}")
+    return value
+
+
+def _nodes(nodes):
+    if isinstance(nodes, (str, bytes, dict)) or not hasattr(nodes, "__iter__"):
+        raise TypeError(f"nodes: found {type(nodes).__name__}, wanted a sequence of node numbers or None")
+    nodes = [_integer(f"nodes[{i}]", node, 0) for i, node in enumerate(nodes)]
+    if not nodes or len(set(nodes)) < len(nodes):
+        raise ValueError(f"nodes = {nodes}: wanted at least one node, and none twice")
+    return nodes
+
+
+def _one_of(name, value, known):
+    if not isinstance(value, str):
+        raise TypeError(f"{name} = {value!r}: found {type(value).__name__}, wanted one of {', '.join(known)}")
+    if value not in known:
+        raise ValueError(f"{name} = {value!r}: wanted one of {', '.join(known)}")
+
+
+class Model:
+    """A loaded model. Made by `load`; close it, or use it in a ``with`` block, to free its memory at once.
+
+    A prompt is a str (the model's special tokens, such as BOS, are put around it) or a sequence of token ids (taken as
+    they are). Methods may be called from several threads: their steps take turns.
+
+    Attributes
+    ----------
+    tokenizer : Tokenizer
+    config : ModelConfig
+        The file's header in a few numbers.
+    metadata : mapping
+        All of the file's key-value pairs.
+    path : pathlib.Path
+    n_ctx, n_vocab : int
+    """
+
+    def __init__(self, engine, tokenizer, config, metadata, path):
+        self._engine, self._pid, self._closing = engine, os.getpid(), False
+        self._sessions = weakref.WeakSet()
+        self._lock = threading.Lock()  # around each step
+        self._job, self._job_lock = None, threading.RLock()  # whose step runs; cancel() may come in a signal handler
+        self.tokenizer, self.config, self.metadata, self.path = tokenizer, config, metadata, path
+        self.n_ctx, self.n_vocab, self.n_batch = engine.n_ctx, engine.n_vocab, engine.n_batch
+
+    # ---- verbs ---------------------------------------------------------------------------------------------------
+
+    def generate(self, prompt, params=None, **sampling):
+        """Continue a prompt, or each of a list of prompts.
+
+        Parameters
+        ----------
+        prompt : str, token ids, or a list of those
+        params : SamplingParams or None
+        **sampling
+            Fields of SamplingParams, laid over ``params``.
+
+        Returns
+        -------
+        Completion
+            For a list: a list of Completion, in order.
+
+        Raises
+        ------
+        TypeError, ValueError
+            A prompt of the wrong kind, an empty one, an id out of range, or a sampling parameter; the message says which.
+        ContextOverflow
+            A prompt longer than ``n_ctx``. (An answer that fills the context just ends, with finish_reason "length".)
+        ModelClosed, ForkedProcess
+            The model cannot be used any more, or not in this process.
+        KeyboardInterrupt
+            Within 50 ms of Ctrl-C; the model stays usable.
+        """
+        params = resolve_params(params, **sampling)
+        with self.session() as session:
+            return session._generate(prompt, params, reuse=False)
+
+    def stream(self, prompt, params=None, **sampling):
+        """Continue one prompt, piece by piece; parameters and errors as for `generate`.
+
+        Returns
+        -------
+        TokenStream
+            Iterates Chunk. Several streams may be used in turns.
+        """
+        return self._own_stream(lambda s: s._one_stream(prompt, resolve_params(params, **sampling), owned=True))
+
+    def chat(self, messages, params=None, *, tools=None, stream=False, **sampling):
+        """Answer a conversation, with the chat template of the file.
+
+        Parameters
+        ----------
+        messages : list of dict, or str
+            Each with ``role`` and ``content``; a str is one message of the user.
+        params, **sampling
+            As for `generate`.
+        tools : list of dict, or None
+            JSON schemas for the template.
+        stream : bool
+
+        Returns
+        -------
+        Completion, or TokenStream if ``stream``
+
+        Raises
+        ------
+        ChatTemplateMissing
+            The file has no template.
+        TypeError, ValueError, ContextOverflow, ModelClosed, ForkedProcess
+            As for `generate`; ValueError also where the template refuses the messages.
+        """
+        params = resolve_params(params, **sampling)
+        return self._own_stream(lambda s: s._chat(messages, params, tools, stream, owned=True))
+
+    def _own_stream(self, make):
+        """A result of ``make(session)``; the session lives as long as the stream, if it is one."""
+        session = self.session()
+        try:
+            return make(session)
+        except BaseException:
+            session.close()
+            raise
+
+    def logits(self, ids, *, all=False):
+        """Logits of the token after ``ids``.
+
+        Parameters
+        ----------
+        ids : str or token ids
+        all : bool
+            Logits after each of the ids, not only the last.
+
+        Returns
+        -------
+        float32 array (n_vocab,), or (n, n_vocab)
+        """
+        with self.session() as session:
+            return session.logits(ids, all=all)
+
+    def score(self, text):
+        """How probable a text is.
+
+        Parameters
+        ----------
+        text : str or token ids
+            Two tokens at least (BOS included), since the first has no probability.
+
+        Returns
+        -------
+        Score
+            Memory does not grow with length times vocabulary.
+        """
+        with self.session() as session:
+            ids = to_ids("text", text, self.tokenizer, self.n_vocab, self.n_ctx)
+            if len(ids) < 2:
+                raise ValueError("text: found 1 token, wanted at least 2: the first has no probability")
+            logprobs = np.empty(len(ids) - 1)
+            for at, rows in session._rows(ids):
+                for i, row in enumerate(rows[: len(logprobs) - at]):
+                    logprobs[at + i] = _log_softmax_at(row, ids[at + i + 1])
+        return Score(ids, logprobs)
+
+    def embed(self, texts, *, pooling="mean"):
+        """The model's last hidden states (after its last norm), pooled over each text.
+
+        Parameters
+        ----------
+        texts : str, token ids, or a list of those
+        pooling : {"mean", "last"}
+            Mean over all tokens, special ones included, or the state of the last one.
+
+        Returns
+        -------
+        float32 array (n, n_embd); (n_embd,) for a single text
+            Not normalised.
+        """
+        _one_of("pooling", pooling, POOLINGS)
+        self._check_usable()
+        texts, is_list = split_prompts("texts", texts)
+        names = [f"texts[{i}]" if is_list else "texts" for i in range(len(texts))]
+        batch = [to_ids(name, t, self.tokenizer, self.n_vocab, self.n_ctx) for name, t in zip(names, texts)]
+        out = np.empty((len(batch), self._engine.n_embd), np.float32)
+        with self.session() as session:
+            for i, ids in enumerate(batch):
+                total = 0.0
+                for _, rows in session._rows(ids, hidden=True):
+                    total = rows.sum(axis=0, dtype=np.float64) + total if pooling == "mean" else rows[-1]
+                out[i] = total / len(ids) if pooling == "mean" else total
+        return out if is_list else out[0]
+
+    def session(self):
+        """A sequence whose KV cache is kept between calls.
+
+        Returns
+        -------
+        Session
+        """
+        self._check_usable()
+        return Session(self)
+
+    # ---- what it is ----------------------------------------------------------------------------------------------
+
+    @property
+    def placement(self):
+        """Where the weights and caches lie, node by node; print it."""
+        return self._check_usable().placement
+
+    @property
+    def plan(self):
+        """The forward pass as a list of ops with their barriers; print it."""
+        return self._check_usable().plan
+
+    @property
+    def closed(self):
+        return self._engine is None
+
+    def close(self):
+        """Free weights, caches and threads, also under sessions and streams that still exist; they raise ModelClosed then."""
+        if self._engine is None:
+            return
+        self._closing = True
+        if os.getpid() != self._pid:  # the threads are not here, and who holds the lock may not be either
+            engine, self._engine = self._engine, None
+        else:
+            self._engine.cancel()
+            with self._lock:
+                engine, self._engine = self._engine, None
+        for session in list(self._sessions):
+            session.close()
+        if engine is not None:
+            engine.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def __del__(self):
+        if getattr(self, "_engine", None) is not None:
+            self.close()
+
+    def _facts(self):
+        c = self.config
+        facts = [("architecture", c.architecture), ("parameters", short_count(c.parameters)),
+                 ("weights", f"{short_bytes(c.n_bytes)}, mostly {c.main_type}"), ("n_ctx", str(self.n_ctx))]  # fmt: skip
+        return facts + [("state", "closed") if self.closed else ("threads", str(self._engine.threads))]
+
+    @property
+    def _name(self):
+        return self.config.name or self.path.name
+
+    def __repr__(self):
+        return f"<Model {self._name}: {', '.join(f'{name} {value}' for name, value in self._facts())}>"
+
+    def _repr_html_(self):
+        rows = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in self._facts())
+        placement = "" if self.closed else getattr(self._engine.placement, "_repr_html_", str)()
+        return f"<table><caption>{html.escape(self._name)}</caption>{rows}</table>{placement}"
+
+    # ---- the engine, one step at a time ----------------------------------------------------------------------------
+
+    def _check_usable(self):
+        """The engine, if it can be used here and now."""
+        if os.getpid() != self._pid:
+            raise ForkedProcess(f"the model {self._name} was loaded in process {self._pid}, and this is a fork of it "
+                                f"({os.getpid()}) without its threads: load it here, or start processes with \"spawn\"")  # fmt: skip
+        engine = self._engine
+        if engine is None:
+            raise ModelClosed(f"the model {self._name} was closed")
+        return engine
+
+    def _step(self, segments, rows, *, hidden=False, job=None):
+        """``Engine.step`` for ``job`` (a stream, which may be cancelled meanwhile) or for nobody in particular."""
+        from .engine import Cancelled
+
+        self._check_usable()
+        with self._lock:
+            engine = self._check_usable()
+            with self._job_lock:
+                if job is not None and job.cancelled:
+                    raise Cancelled
+                self._job = job
+            try:
+                return engine.step(segments, rows, hidden=hidden)
+            except Cancelled:
+                if self._closing:
+                    raise ModelClosed(f"the model {self._name} was closed while a step ran") from None
+                raise
+            finally:
+                with self._job_lock:
+                    self._job = None
+
+    def _cancel(self, job):
+        """Break off the step that runs, if it is ``job``'s."""
+        with self._job_lock:
+            if self._job is job and self._engine is not None:
+                self._engine.cancel()
+
+    def _new_kv(self):
+        with self._lock:
+            return self._check_usable().new_kv()
+
+    def _copy_kv(self, kv, n):
+        with self._lock:
+            self._check_usable()
+            return kv.copy(n)
+
+
+def _log_softmax_at(row, i):
+    """Log-probability of token i, float; overwrites the logits."""
+    top, wanted = row.max(), float(row[i])
+    row -= top
+    np.exp(row, out=row)
+    return wanted - float(top) - float(np.log(row.sum(dtype=np.float64)))

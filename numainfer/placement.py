@@ -1,0 +1,296 @@
+"""Where things are: the machine's nodes and CPUs, and a model's memory on them."""
+
+import math
+import os
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from . import _core
+from .errors import OutOfNodeMemory, PlacementError, PlacementWarning
+
+POLICIES = ("auto", "replicate", "interleave", "local")
+RESERVE = 0.05  # of a node's memory that a model leaves free
+FAKE_NODES = "NUMAINFER_FAKE_NODES"
+
+
+@dataclass(frozen=True)
+class Node:
+    """One NUMA node that this process may use.
+
+    Attributes
+    ----------
+    number : int
+        The system's number of it; pretend nodes share one.
+    cpus : tuple of int
+        CPUs to run on: one per physical core, SMT siblings left out.
+    total, free : int
+        Bytes of memory.
+    """
+
+    number: int
+    cpus: tuple
+    total: int
+    free: int
+
+
+@dataclass(frozen=True)
+class Topology:
+    """The machine as this process may use it.
+
+    Attributes
+    ----------
+    nodes : tuple of Node
+        Those with CPUs and memory.
+    pretend : int
+        Number of pretend nodes (NUMAINFER_FAKE_NODES), 0 for real ones.
+    """
+
+    nodes: tuple
+    pretend: int = 0
+
+    def __str__(self):
+        lines = [f"{len(self.nodes)} {'pretend ' if self.pretend else ''}NUMA node{'s' * (len(self.nodes) != 1)}, kernels: {_core.isa()}"]
+        for i, node in enumerate(self.nodes):
+            lines.append(f"  node {i if self.pretend else node.number}: {len(node.cpus)} cores ({_ranges(node.cpus)}), "
+                         f"{_size(node.free)} free of {_size(node.total)}")
+        return "\n".join(lines)
+
+
+def topology():
+    """The nodes, cores and memory that this process may use, within its CPU affinity and cpuset.
+
+    Returns
+    -------
+    Topology
+
+    Raises
+    ------
+    ValueError
+        NUMAINFER_FAKE_NODES is not a number from 1 to 64.
+    """
+    allowed = sorted(os.sched_getaffinity(0))
+    by_node, seen = {}, set()
+    for cpu in allowed:
+        core = _siblings(cpu)
+        if core not in seen:
+            seen.add(core)
+            by_node.setdefault(_memory_node(max(_core.numa_node_of_cpu(cpu), 0)), []).append(cpu)
+    nodes = tuple(Node(number, tuple(cpus), *_core.numa_node_memory(number)) for number, cpus in sorted(by_node.items()))
+    asked = os.environ.get(FAKE_NODES)
+    if not asked:
+        return Topology(nodes)
+    if not asked.isdecimal() or not 1 <= int(asked) <= 64:
+        raise ValueError(f"{FAKE_NODES} = {asked!r}; wanted a number of nodes from 1 to 64")
+    count, cpus = int(asked), [cpu for node in nodes for cpu in node.cpus]
+    shares = [cpus[i * len(cpus) // count:(i + 1) * len(cpus) // count] or [cpus[i % len(cpus)]] for i in range(count)]
+    real = [nodes[i % len(nodes)] for i in range(count)]
+    return Topology(tuple(Node(n.number, tuple(share), n.total, n.free) for n, share in zip(real, shares)), count)
+
+
+def _siblings(cpu):
+    try:
+        return Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text().strip()
+    except OSError:
+        return str(cpu)
+
+
+def _memory_node(number):
+    """The node itself, or the nearest one with memory."""
+    if _core.numa_node_memory(number)[0]:
+        return number
+    try:
+        distances = Path(f"/sys/devices/system/node/node{number}/distance").read_text().split()
+        numbers = _parse_ranges(Path("/sys/devices/system/node/online").read_text())
+    except OSError:
+        return number
+    near = sorted((int(d), n) for d, n in zip(distances, numbers) if _core.numa_node_memory(n)[0])
+    return near[0][1] if near else number
+
+
+def _parse_ranges(text):
+    found = []
+    for part in text.strip().split(","):
+        first, _, last = part.partition("-")
+        found += range(int(first), int(last or first) + 1)
+    return found
+
+
+def cpu_quota():
+    """CPUs' worth of time that the control group allows, or infinity: more threads than that would only wait."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return math.inf if quota == "max" else max(int(quota) / int(period), 1.0)
+    except (OSError, ValueError):
+        return math.inf
+
+
+def choose_workers(topology, threads=None, nodes=None):
+    """CPUs for a team's workers.
+
+    Parameters
+    ----------
+    topology : Topology
+    threads : int, optional
+        Workers in all, spread evenly; by default one per core, or as many as the control group's quota feeds.
+    nodes : list of int, optional
+        Numbers of the nodes to use (indices of pretend ones); by default all.
+
+    Returns
+    -------
+    chosen : list of Node
+    cpus, node_of : list of int
+        Per worker: its CPU, and the index of its node in `chosen`.
+
+    Raises
+    ------
+    ValueError
+        An unknown node, or more threads than cores, or fewer than nodes.
+    """
+    known = {i if topology.pretend else node.number: node for i, node in enumerate(topology.nodes)}
+    if nodes is not None:
+        unknown = [n for n in nodes if n not in known]
+        if unknown or not nodes or len(set(nodes)) != len(nodes):
+            raise ValueError(f"nodes = {list(nodes)!r}; wanted different numbers among {sorted(known)}")
+    chosen = [known[n] for n in (sorted(nodes) if nodes is not None else known)]
+    cores = sum(len(node.cpus) for node in chosen)
+    if threads is None:
+        threads = max(min(cores, int(cpu_quota())) if cpu_quota() < cores else cores, len(chosen))
+    if not len(chosen) <= threads <= cores:
+        raise ValueError(f"threads = {threads}; wanted {len(chosen)} to {cores}: at least one per node, at most one per core")
+    counts = [0] * len(chosen)
+    for _ in range(threads):  # the next worker goes where the smallest share of cores is taken
+        i = min((i for i, node in enumerate(chosen) if counts[i] < len(node.cpus)),
+                key=lambda i: (counts[i] > 0, counts[i] / len(chosen[i].cpus), i))
+        counts[i] += 1
+    cpus = [cpu for node, count in zip(chosen, counts) for cpu in node.cpus[:count]]
+    return chosen, cpus, [i for i, count in enumerate(counts) for _ in range(count)]
+
+
+@dataclass
+class NodePlacement:
+    """One node's share: bytes of weights, and of activations and scratch; share of weight pages found on it (None: not checked)."""
+
+    number: int
+    cpus: tuple
+    weights: int
+    scratch: int
+    verified: float | None = None
+
+
+@dataclass
+class Placement:
+    """A model's memory on the nodes.
+
+    Attributes
+    ----------
+    policy : str
+        "replicate", "interleave" or "local".
+    reason : str
+        Why, if "auto" chose it.
+    nodes : list of NodePlacement
+    kv_bytes_per_token : int
+        KV memory per token of context, touched as it fills.
+    """
+
+    policy: str
+    reason: str
+    nodes: list
+    kv_bytes_per_token: int
+    _replicas: object = field(repr=False, default=None)
+
+    def verify(self, strict=True):
+        """Look up the node of every resident page of the weights; move strays.  Returns self.
+
+        Raises
+        ------
+        PlacementError
+            Pages lie on another node and cannot be moved (with `strict`; else PlacementWarning).
+        """
+        for node, arena in zip(self.nodes, self._replicas.arenas):
+            found = arena.count(_core.numa_max_node() + 1)
+            if isinstance(found, int):
+                warnings.warn(f"the kernel does not tell where pages lie ({os.strerror(found)}); in a container add the SYS_NICE "
+                              "capability", PlacementWarning, stacklevel=2)
+                return self
+            counts, page = found
+            if self.policy == "interleave":
+                node.verified = 1.0
+                continue
+            stray = int(counts.sum() - counts[node.number])
+            if stray and arena.move(node.number) == 0:
+                counts, _ = arena.count(len(counts))
+                stray = int(counts.sum() - counts[node.number])
+            node.verified = float(counts[node.number] / max(counts.sum(), 1))
+            if stray:
+                message = f"{stray * page} bytes of node {node.number}'s weights lie on other nodes and could not be moved"
+                if strict:
+                    raise PlacementError(message)
+                warnings.warn(message, PlacementWarning, stacklevel=2)
+        return self
+
+    def rows(self):
+        """Per node: number, cores, weights, scratch, verified, as text."""
+        return [(str(n.number), str(len(n.cpus)), _size(n.weights), _size(n.scratch),
+                 "not checked" if n.verified is None else f"{n.verified:.1%}") for n in self.nodes]
+
+    def __str__(self):
+        header = ("node", "cores", "weights", "scratch", "verified")
+        rows = [header, *self.rows()]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
+        table = "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows)
+        why = f" ({self.reason})" if self.reason else ""
+        return f"{self.policy}{why}; KV cache {_size(self.kv_bytes_per_token)} per token\n{table}"
+
+    def _repr_html_(self):
+        cells = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in self.rows())
+        head = "".join(f"<th>{name}</th>" for name in ("node", "cores", "weights", "scratch", "verified"))
+        return f"<p>{self.policy} {self.reason}</p><table><tr>{head}</tr>{cells}</table>"
+
+
+def choose_policy(asked, chosen, weight_bytes, other_bytes):
+    """Policy and reason for weights of `weight_bytes` per copy plus `other_bytes` per node.
+
+    Raises
+    ------
+    OutOfNodeMemory
+        No policy that was asked for fits; nothing has been allocated.
+    """
+    if len(chosen) == 1 and asked in ("auto", "replicate"):
+        asked, reason = "local", "one node"
+    else:
+        reason = ""
+    need = {"replicate": weight_bytes, "local": weight_bytes, "interleave": weight_bytes // len(chosen)}
+    # Pretend nodes share the memory of the real one.
+    sharers = {node.number: sum(other.number == node.number for other in chosen) for node in chosen}
+
+    def fits(policy):
+        return all((need[policy] + other_bytes) * sharers[n.number] <= n.free - RESERVE * n.total for n in chosen)
+
+    if asked == "auto":
+        if fits("replicate"):
+            return "replicate", f"every node has room for its own {_size(weight_bytes)}"
+        asked, reason = "interleave", f"no room for {_size(weight_bytes)} on every node"
+    if not fits(asked):
+        table = "; ".join(f"node {n.number}: need {_size((need[asked] + other_bytes) * sharers[n.number])}, "
+                          f"free {_size(max(int(n.free - RESERVE * n.total), 0))}" for n in chosen)
+        raise OutOfNodeMemory(f"placement {asked!r} does not fit (with {RESERVE:.0%} kept free): {table}")
+    return asked, reason
+
+
+def _size(n):
+    for unit in ("B", "KB", "MB", "GB"):
+        if abs(n) < 1000 or unit == "GB":
+            return f"{n:.0f} {unit}" if unit == "B" or n >= 100 else f"{n:.1f} {unit}"
+        n /= 1000
+
+
+def _ranges(numbers):
+    """"0-3,8" for [0, 1, 2, 3, 8]."""
+    parts, start = [], None
+    for i, n in enumerate(numbers):
+        start = n if start is None else start
+        if i + 1 == len(numbers) or numbers[i + 1] != n + 1:
+            parts.append(str(start) if start == n else f"{start}-{n}")
+            start = None
+    return ",".join(parts)

@@ -1,0 +1,196 @@
+"""What the verbs of a model give back: plain values that outlive the model."""
+
+import dataclasses
+import math
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Logprob:
+    """A token's log-probability at one position: the model's own, before penalties, temperature and cuts.
+
+    Attributes
+    ----------
+    token_id : int
+    text : str
+        What the token stands for; U+FFFD in place of bytes that are only part of a character.
+    logprob : float
+        Natural logarithm.
+    rank : int
+        1 for the most probable token.
+    top : tuple of Logprob
+        The most probable tokens of the position, best first, as many as ``logprobs`` asked for; empty in these themselves.
+    """
+
+    token_id: int
+    text: str
+    logprob: float
+    rank: int
+    top: tuple["Logprob", ...] = ()
+
+    def to_dict(self):
+        """A dict that ``json`` can write."""
+        plain = {"token_id": self.token_id, "text": self.text, "logprob": self.logprob, "rank": self.rank}
+        return plain | ({"top": [t.to_dict() for t in self.top]} if self.top else {})
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Usage:
+    """Numbers of tokens.
+
+    Attributes
+    ----------
+    prompt_tokens : int
+    completion_tokens : int
+        Produced, the end token included.
+    cached_tokens : int
+        Of the prompt, those that a session's KV cache already held.
+    """
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+    @property
+    def total_tokens(self):
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Timings:
+    """Where the time went, in seconds; time that a stream's consumer spends between chunks does not count.
+
+    Attributes
+    ----------
+    prompt_tokens : int
+        Prompt tokens that were computed (not found in a session's cache).
+    prompt_seconds : float
+        Computing them.
+    generated_tokens : int
+        Tokens after the first, whose logits come with the prompt.
+    generation_seconds : float
+        Computing and choosing those.
+    time_to_first_token : float or None
+        From the call (of a stream: its first ``next``) to the first token; None if there is none.
+    """
+
+    prompt_tokens: int
+    prompt_seconds: float
+    generated_tokens: int
+    generation_seconds: float
+    time_to_first_token: float | None
+
+    @property
+    def prompt_tokens_per_second(self):
+        """float, or None where nothing was computed."""
+        return _rate(self.prompt_tokens, self.prompt_seconds)
+
+    @property
+    def generation_tokens_per_second(self):
+        """float, or None where nothing was generated after the first token."""
+        return _rate(self.generated_tokens, self.generation_seconds)
+
+
+def _rate(n, seconds):
+    return n / seconds if n and seconds > 0 else None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, repr=False)
+class Completion:
+    """A finished (or interrupted) answer; ``str()`` is its text.
+
+    Attributes
+    ----------
+    text : str
+        Without end tokens and without the stop string.
+    token_ids : tuple of int
+        Everything that was produced: also the end token, also tokens of the stop string.
+    finish_reason : str or None
+        "stop": an end token or a stop string; "length": max_tokens are reached or the context is full; "cancelled";
+        None: a stream that still runs.
+    logprobs : tuple of Logprob, or None
+        One for each of ``token_ids``, if ``logprobs`` was asked for.
+    usage : Usage
+    timings : Timings
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str | None
+    logprobs: tuple[Logprob, ...] | None
+    usage: Usage
+    timings: Timings
+
+    def __str__(self):
+        return self.text
+
+    def __repr__(self):
+        text = self.text if len(self.text) <= 60 else f"{self.text[:57]}..."
+        return f"<Completion {text!r}, {len(self.token_ids)} tokens, {self.finish_reason or 'unfinished'}>"
+
+    def to_dict(self):
+        """A dict that ``json`` can write, the rates included."""
+        timings = dataclasses.asdict(self.timings)
+        timings["prompt_tokens_per_second"] = self.timings.prompt_tokens_per_second
+        timings["generation_tokens_per_second"] = self.timings.generation_tokens_per_second
+        plain = {"text": self.text, "token_ids": list(self.token_ids), "finish_reason": self.finish_reason}
+        if self.logprobs is not None:
+            plain["logprobs"] = [p.to_dict() for p in self.logprobs]
+        return plain | {"usage": dataclasses.asdict(self.usage), "timings": timings}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a stream; ``str()`` is its text. All chunks but the last have some text.
+
+    Attributes
+    ----------
+    text : str
+        Whole characters that no stop string can claim any more.
+    token_ids : tuple of int
+        Tokens produced since the previous chunk.
+    finish_reason : str or None
+        In the last chunk, as in Completion; else None.
+    logprobs : tuple of Logprob, or None
+        One for each of ``token_ids``, if asked for.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str | None = None
+    logprobs: tuple[Logprob, ...] | None = None
+
+    def __str__(self):
+        return self.text
+
+
+@dataclasses.dataclass(frozen=True, slots=True, repr=False, eq=False)
+class Score:
+    """How probable a text is to the model.
+
+    Attributes
+    ----------
+    token_ids : int32 array (n,)
+    logprobs : float64 array (n - 1,)
+        ``logprobs[i]``: natural log-probability of token ``i + 1`` after those before it. The first has none.
+    """
+
+    token_ids: np.ndarray
+    logprobs: np.ndarray
+
+    @property
+    def nll(self):
+        """Mean negative log-likelihood in nats per token, float."""
+        return -float(self.logprobs.mean())
+
+    @property
+    def perplexity(self):
+        """exp(nll), float; inf where that overflows."""
+        try:
+            return math.exp(self.nll)
+        except OverflowError:
+            return math.inf
+
+    def __repr__(self):
+        return f"<Score of {len(self.token_ids)} tokens: nll {self.nll:.4f}, perplexity {self.perplexity:.4g}>"

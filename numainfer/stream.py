@@ -1,0 +1,136 @@
+"""TokenStream: one answer, computed while it is iterated."""
+
+import threading
+import time
+
+from .generation import Clock, Generation
+
+
+class TokenStream:
+    """An iterator of `Chunk`; each ``next`` computes as many tokens as it takes to have new text.
+
+    ``cancel`` may be called from any thread. Leaving a ``with`` block, or dropping the stream, cancels it too. Ctrl-C
+    raises KeyboardInterrupt from ``next``; the stream is then cancelled, and ``result`` has what came before.
+    Made by ``Model.stream``, ``Session.stream`` and ``chat(..., stream=True)``.
+    """
+
+    def __init__(self, session, ids, params, *, owns_session):
+        model = session._model
+        room = model.n_ctx - len(ids) + 1  # the last token needs no place: it is never fed back
+        self._generation = Generation(model.tokenizer, model.n_vocab, ids, params, room)
+        self._session, self._owns_session, self._model = session, owns_session, model
+        self._ids, self._clock = ids, Clock()
+        self._started = self._cancelled = False
+        self._last = None  # a last chunk that nobody has seen yet
+        self._running = threading.Lock()
+        self._cached_tokens = session._begin(ids, self)
+        self._turn = session._turn
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if not self._running.acquire(blocking=False):
+            raise RuntimeError("this stream is already being iterated, in another thread or further up the stack")
+        try:
+            return self._next()
+        finally:
+            self._running.release()
+
+    def _next(self):
+        if self._generation.finish_reason is not None:
+            chunk, self._last = self._last, None
+            if chunk is None:
+                raise StopIteration
+            return chunk
+        from .engine import Cancelled
+
+        try:
+            chunk = None
+            while chunk is None:
+                chunk = self._end() if self._cancelled else self._step()
+        except Cancelled:
+            return self._end()
+        except BaseException:
+            self._end()
+            raise
+        if chunk.finish_reason is not None:
+            self._release()
+        return chunk
+
+    def _step(self):
+        """One more token; its Chunk, or None while there is no new text."""
+        clock, start = self._clock, time.perf_counter()
+        if self._started:
+            logits = self._session._feed(self._generation.token_ids[-1], self)
+            chunk = self._generation.choose(logits)
+            clock.generation += time.perf_counter() - start
+            return chunk
+        for logits in self._session._prefill(self._ids, self._cached_tokens, self):
+            clock.prompt = time.perf_counter() - start
+            clock.prompt_tokens = self._session.n_past - self._cached_tokens
+        self._started = True
+        chunk = self._generation.choose(logits)
+        clock.first_token = time.perf_counter() - start
+        return chunk
+
+    def _end(self):
+        """Cancel what is not finished; the last chunk."""
+        chunk = self._generation.cancel()
+        self._release()
+        return chunk
+
+    def _release(self):
+        session, self._session = self._session, None
+        if session is not None:
+            session._ended(self._turn, len(self._ids), self._generation.token_ids)
+            if self._owns_session:
+                session.close()
+
+    def cancel(self):
+        """End the answer, within 50 ms even while a step runs in another thread. A finished one stays as it is."""
+        self._cancelled = True
+        if self._running.acquire(blocking=False):
+            try:
+                if self._generation.finish_reason is None:
+                    self._last = self._end()
+            finally:
+                self._running.release()
+        else:
+            self._model._cancel(self)
+
+    close = cancel
+
+    def result(self):
+        """What there is so far.
+
+        Returns
+        -------
+        Completion
+            Its ``finish_reason`` is None while the stream has not ended.
+        """
+        return self._generation.completion(self._clock, self._cached_tokens)
+
+    @property
+    def running(self):
+        """Whether a ``next`` is under way just now."""
+        return self._running.locked()
+
+    @property
+    def cancelled(self):
+        """Whether someone asked for an early end."""
+        return self._cancelled
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.cancel()
+
+    def __del__(self):
+        if hasattr(self, "_turn"):  # else the constructor raised
+            self._release()
+
+    def __repr__(self):
+        n, reason = len(self._generation.token_ids), self._generation.finish_reason
+        return f"<TokenStream, {n} tokens, {reason or 'unfinished'}>"

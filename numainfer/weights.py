@@ -1,0 +1,195 @@
+"""What a model's tensors are to the plan, and how they get into the nodes' memory.
+
+`Catalog` names the tensors that an architecture uses; `Replicas` packs them into one arena per node, by that node's own threads.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import _core
+from .errors import CorruptModel, UnsupportedModel
+
+_ALIGN = 64
+_PIECE = 16 << 20  # bytes of the file per packing job: progress and Ctrl-C come between jobs
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """A weight matrix (n, k) of the file."""
+
+    name: str
+    type: str
+    n: int
+    k: int
+
+    @property
+    def code(self):
+        return FORMATS[self.type]["code"]
+
+    @property
+    def kind(self):
+        return FORMATS[self.type]["kind"]
+
+    @property
+    def packed_bytes(self):
+        return _core.packed_bytes(self.code, self.n, self.k)
+
+    @property
+    def short_name(self):
+        """``attn_q`` for ``blk.3.attn_q.weight``."""
+        return self.name.removesuffix(".weight").rpartition(".")[2]
+
+
+@dataclass(frozen=True, eq=False)
+class Vector:
+    """n float32 values of the file (norms, biases), or a float64 constant that an architecture computed."""
+
+    name: str
+    values: np.ndarray
+
+    @property
+    def n(self):
+        return len(self.values)
+
+    @property
+    def packed_bytes(self):
+        return self.values.nbytes
+
+
+FORMATS = _core.formats()
+
+
+class Catalog:
+    """Tensors of a GGUF file by name, and the record of which were asked for.
+
+    Parameters
+    ----------
+    gguf : GGUFFile
+    """
+
+    def __init__(self, gguf):
+        self.gguf = gguf
+        self.used, self._constants = {}, {}
+
+    def __contains__(self, name):
+        return name in self.gguf.tensors
+
+    def __getitem__(self, name):
+        """The Matrix or Vector called `name`.
+
+        Raises
+        ------
+        CorruptModel
+            The file has no such tensor.
+        UnsupportedModel
+            Its type or its number of dimensions is not supported.
+        """
+        if name not in self.used:
+            tensor = self.gguf.tensors.get(name)
+            if tensor is None:
+                raise CorruptModel(self.gguf.path, f"tensor {name!r} is missing; architecture {self.gguf.architecture!r} needs it")
+            if tensor.type not in FORMATS:
+                raise UnsupportedModel(f"type of tensor {name}", tensor.type, FORMATS)
+            if len(tensor.shape) == 1:
+                self.used[name] = Vector(name, _core.decode(FORMATS[tensor.type]["code"], tensor.data))
+            elif len(tensor.shape) == 2:
+                self.used[name] = Matrix(name, tensor.type, *tensor.shape)
+            else:
+                raise UnsupportedModel(f"shape of tensor {name}", tensor.shape, ["(N,)", "(N, K)"])
+        return self.used[name]
+
+    def block(self, i):
+        """Tensors of layer i as attributes: ``.attn_q`` is ``blk.<i>.attn_q.weight``."""
+        return _Block(self, f"blk.{i}.")
+
+    def constant(self, name, values):
+        """A float64 vector that is not in the file; the first values given under a name stay."""
+        return self._constants.setdefault(name, Vector(name, np.ascontiguousarray(values, np.float64)))
+
+    def check_all_used(self, ignore=()):
+        """Raise UnsupportedModel if the file holds a tensor that nobody asked for: leaving it out would change the model."""
+        unused = [name for name in self.gguf.tensors if name not in self.used and name not in ignore]
+        if unused:
+            more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
+            raise UnsupportedModel("tensor", ", ".join(unused[:3]) + more,
+                                   detail=f"numainfer's {self.gguf.architecture} does not use it, so results would be wrong")
+
+
+class _Block:
+    def __init__(self, catalog, prefix):
+        self._catalog, self._prefix = catalog, prefix
+
+    def __getattr__(self, name):
+        return self._catalog[f"{self._prefix}{name}.weight"]
+
+    def get(self, name):
+        """The tensor, or None if the file has none."""
+        full = f"{self._prefix}{name}.weight"
+        return self._catalog[full] if full in self._catalog else None
+
+
+class Replicas:
+    """Packed copies of weights: where each lies on each node.
+
+    Parameters
+    ----------
+    weights : list of Matrix or Vector
+        In the order they shall lie in memory.
+    os_nodes : list of int
+        System numbers of the nodes that get a copy; with `interleave` one copy goes round all of them.
+    interleave : bool
+    """
+
+    def __init__(self, weights, os_nodes, interleave=False):
+        self.offsets, at = {}, 0
+        for w in weights:
+            self.offsets[id(w)] = at
+            at += -(-w.packed_bytes // _ALIGN) * _ALIGN
+        self.weights, self.n_bytes = list(weights), at
+        groups = [list(os_nodes)] if interleave else [[node] for node in os_nodes]
+        self.arenas, self.n_nodes = [], len(os_nodes)
+        try:
+            for group in groups:
+                self.arenas.append(_core.Arena(at, group, huge=True))
+        except BaseException:
+            self.close()
+            raise
+
+    def addresses(self, w):
+        """Address of the weight's copy for each node."""
+        found = [arena.address + self.offsets[id(w)] for arena in self.arenas]
+        return found * self.n_nodes if len(found) == 1 else found
+
+    def table(self, weights):
+        """(code, n, k, addresses) for each, as `_core.Plan` takes them."""
+        return [(w.code, w.n, w.k, self.addresses(w)) if isinstance(w, Matrix) else (-1, 1, w.n, self.addresses(w)) for w in weights]
+
+    def fill(self, team, gguf, progress=None):
+        """Read the file once, in its order, and pack every weight on every node.
+
+        Pages of the file are given back to the system behind the reader.  `progress(done, total)` counts bytes of the file.
+        """
+        for w in self.weights:
+            if isinstance(w, Vector):
+                team.copy(w.values.view(np.uint8), self.addresses(w))
+        matrices = sorted((w for w in self.weights if isinstance(w, Matrix)),
+                          key=lambda w: (gguf.tensors[w.name].shard, gguf.tensors[w.name].offset))
+        total, done = sum(gguf.tensors[w.name].n_bytes for w in matrices), 0
+        for w in matrices:
+            tensor, data = gguf.tensors[w.name], gguf.tensors[w.name].data
+            row_bytes = tensor.n_bytes // w.n
+            rows = max(_PIECE // row_bytes // _core.ROWS, 1) * _core.ROWS
+            for row in range(0, w.n, rows):
+                end = min(row + rows, w.n)
+                team.pack(w.code, w.n, w.k, self.addresses(w), data.ctypes.data, row_bytes, row, end)
+                tensor.release(row * row_bytes, (end - row) * row_bytes)
+                done += (end - row) * row_bytes
+                if progress:
+                    progress(done, total)
+
+    def close(self):
+        """Give the memory back."""
+        for arena in self.arenas:
+            arena.close()
+        self.arenas = []

@@ -1,0 +1,179 @@
+"""Builds the formats and kernels alone and binds them with ctypes, so that tests reach every table without the package.
+
+``library()`` compiles ``csrc/formats/*.c`` and ``csrc/isa/*.c`` once per process into a temporary folder.
+"""
+
+import ctypes
+import functools
+import pathlib
+import shutil
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+CSRC = pathlib.Path(__file__).resolve().parents[1] / "csrc"
+FLAGS = ["-O2", "-std=gnu11", "-fPIC", "-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno"]
+X86_FLAGS = ["-march=x86-64-v2"]
+
+TYPES = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")  # order of ni_type
+ROWS, SLAB = 16, 256
+FLOAT, OFFSET, MIN, SIGNED = range(4)  # ni_panel_kind
+
+_ptr, _i64, _int, _size = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_size_t
+
+
+class Act(ctypes.Structure):
+    """ni_act"""
+
+    _fields_ = [("k", _i64), ("f", _ptr), ("q", _ptr), ("d", _ptr), ("m", _ptr), ("s", _ptr)]
+
+
+class Panel(ctypes.Structure):
+    """ni_panel"""
+
+    _fields_ = [("q", _ptr), ("scale", _ptr), ("min", _ptr), ("f", _ptr)]
+
+
+class Format(ctypes.Structure):
+    """ni_format"""
+
+    _fields_ = [
+        ("name", ctypes.c_char_p), ("ggml_type", _int), ("block", _int), ("block_bytes", _int), ("record_bytes", _int),
+        ("kind", _int), ("sub", _int), ("offset", _int), ("max_q", _int),
+        ("decode", ctypes.CFUNCTYPE(None, _ptr, _i64, _ptr)),
+        ("pack", ctypes.CFUNCTYPE(None, _ptr, _size, _int, _i64, _ptr)),
+        ("unpack_row", ctypes.CFUNCTYPE(None, _ptr, _int, _i64, _ptr)),
+    ]  # fmt: skip
+
+
+class Kernels(ctypes.Structure):
+    """The head of ni_kernels; the vector kernels that follow have their own test."""
+
+    _fields_ = [
+        ("name", ctypes.c_char_p),
+        ("dot", ctypes.CFUNCTYPE(None, _ptr, _i64, ctypes.POINTER(Act), _ptr) * len(TYPES)),
+        ("unpack", ctypes.CFUNCTYPE(None, _ptr, _i64, _i64, ctypes.POINTER(Panel)) * len(TYPES)),
+        (
+            "gemm",
+            ctypes.CFUNCTYPE(None, ctypes.POINTER(Panel), _i64, _i64, ctypes.POINTER(Act), _int, _ptr, _ptr)
+            * len(TYPES),
+        ),
+    ]
+
+
+def compile_library(sources, folder, flags=()):
+    """Compiles C files in parallel and links them; returns the path of the shared object."""
+    machine = X86_FLAGS if subprocess.check_output(["gcc", "-dumpmachine"], text=True).startswith("x86_64") else []
+
+    def one(source):
+        target = folder / (source.parent.name + "_" + source.stem + ".o")
+        done = subprocess.run(
+            ["gcc", *FLAGS, *machine, *flags, "-c", str(source), "-o", str(target)], text=True, capture_output=True,
+            check=False,
+        )
+        if done.returncode:
+            raise RuntimeError(f"{source.name} does not compile:\n{done.stderr}")
+        return str(target)
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(one, sources))
+    path = folder / "kernels.so"
+    subprocess.run(["gcc", "-shared", "-o", str(path), *objects, *flags, "-lm"], check=True)
+    return path
+
+
+@functools.cache
+def library():
+    """The formats and kernels as a ctypes library."""
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="numainfer-kernels-"))
+    try:
+        lib = ctypes.CDLL(
+            str(compile_library(sorted([*CSRC.glob("formats/*.c"), *CSRC.glob("isa/*.c")]), folder))
+        )
+    finally:
+        shutil.rmtree(folder)  # the loader keeps what it mapped
+    lib.ni_isa_available.restype = ctypes.c_char_p
+    lib.ni_isa_select.argtypes = [ctypes.c_char_p]
+    return lib
+
+
+@functools.cache
+def formats():
+    """Name -> Format."""
+    return dict(zip(TYPES, (Format * len(TYPES)).in_dll(library(), "ni_formats")))
+
+
+@functools.cache
+def tables():
+    """Name -> Kernels, for every table that this CPU runs."""
+    names = library().ni_isa_available().decode().split(",")
+    return {name: Kernels.in_dll(library(), f"ni_kernels_{name}") for name in names}
+
+
+def address(array):
+    """Address of a NumPy array's first byte; None stays None."""
+    return None if array is None else array.ctypes.data
+
+
+def aligned(n_bytes, alignment=64):
+    """uint8 array (n_bytes,) whose first byte is aligned, filled with 0xa5."""
+    raw = np.full(n_bytes + alignment, 0xA5, np.uint8)
+    start = -raw.ctypes.data % alignment
+    return raw[start : start + n_bytes]
+
+
+def pack(type_name, rows):
+    """Packs raw file rows.
+
+    Parameters
+    ----------
+    type_name : str
+    rows : uint8 array (n, bytes per row)
+
+    Returns
+    -------
+    uint8 array (groups, bytes per group)
+    """
+    fmt = formats()[type_name]
+    n, row_bytes = rows.shape
+    k = row_bytes // fmt.block_bytes * fmt.block
+    groups = -(-n // ROWS)
+    group_bytes = k // fmt.block * fmt.record_bytes
+    out = aligned(groups * group_bytes).reshape(groups, group_bytes)
+    for g in range(groups):
+        part = np.ascontiguousarray(rows[g * ROWS : (g + 1) * ROWS])
+        fmt.pack(address(part), row_bytes, len(part), k, address(out[g]))
+    return out
+
+
+def random_blocks(rng, type_name, n_rows, k, scales=None):
+    """Raw file rows of random bits with sane scales.
+
+    Parameters
+    ----------
+    scales : sequence of float16, optional
+        Drawn from for every d, dmin and m; by default normal numbers around 0.01 of both signs.
+
+    Returns
+    -------
+    uint8 array (n_rows, bytes per row)
+    """
+    if type_name == "F32":
+        return rng.normal(size=(n_rows, k)).astype(np.float32).view(np.uint8)
+    if type_name == "F16":
+        return rng.normal(size=(n_rows, k)).astype(np.float16).view(np.uint8)
+    if type_name == "BF16":
+        return (rng.normal(size=(n_rows, k)).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
+    fmt = formats()[type_name]
+    blocks = rng.integers(0, 256, (n_rows * k // fmt.block, fmt.block_bytes), np.uint8)
+    for at in scale_offsets(type_name):
+        d = rng.normal(0, 0.01, len(blocks)) if scales is None else rng.choice(np.asarray(scales), len(blocks))
+        blocks[:, at : at + 2] = d.astype(np.float16)[:, None].view(np.uint8)
+    return blocks.reshape(n_rows, -1)
+
+
+def scale_offsets(type_name):
+    """Byte offsets of the half floats in a file block."""
+    return {"Q6_K": (208,), "Q4_1": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2)}.get(type_name, (0,))

@@ -1,0 +1,198 @@
+"""Builds the vector kernels of csrc/isa/vec_impl.h, one library per instruction set, and binds them by ctypes."""
+
+import atexit
+import ctypes
+import functools
+import pathlib
+import platform
+import shutil
+import subprocess
+import tempfile
+
+import numpy as np
+
+CSRC = pathlib.Path(__file__).resolve().parent.parent / "csrc"
+X86 = platform.machine() in ("x86_64", "AMD64")
+FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra",
+         "-Werror", "-fPIC", "-shared", f"-I{CSRC}"] + (["-march=x86-64-v2"] if X86 else [])
+TARGETS = {
+    "scalar": "",
+    "avx2": "avx2,fma,f16c",
+    "avx512": "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl",
+}
+CHUNK = 256
+
+# exp and tanh are inline functions of the kernels; the shims show them to the tests, 16 values at a time.
+SOURCE = """
+{target}
+#define NI_VEC(name) name##_test
+#include "isa/vec_impl.h"
+extern const struct ni_vec_kernels vec;
+const struct ni_vec_kernels vec = NI_VEC_TABLE;
+void test_exp(const float *x, int64_t n, float *y);
+void test_tanh(const float *x, int64_t n, float *y);
+void test_exp(const float *x, int64_t n, float *y) {{
+    for (int64_t i = 0; i < n; i += 16) v16_store(y + i, v16_exp(v16_load(x + i)));
+}}
+void test_tanh(const float *x, int64_t n, float *y) {{
+    for (int64_t i = 0; i < n; i += 16) v16_store(y + i, v16_tanh(v16_load(x + i)));
+}}
+"""
+
+_P, _I, _N, _F = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
+SIGNATURES = [  # the members of struct ni_vec_kernels, in order: name, result, arguments
+    ("quantize", None, (_P, _N, _P, _P, _P, _P)),
+    ("sum_squares", _F, (_P, _N)),
+    ("scale_mul", None, (_P, _F, _P, _N, _P)),
+    ("add", None, (_P, _P, _N, _P)),
+    ("silu_mul", None, (_P, _P, _N, _P)),
+    ("gelu_mul", None, (_P, _P, _N, _P)),
+    ("softcap", None, (_P, _F, _N, _P)),
+    ("rope_norm", None, (_P, _P, _P, _N)),
+    ("rope_neox", None, (_P, _P, _P, _N)),
+    ("to_f16", None, (_P, _N, _P)),
+    ("from_f16", None, (_P, _N, _P)),
+    ("attend", None, (_P, _I, _N, _N, _P, _P, _P, _P, _F, _P, _P, _P, _P)),
+    ("merge", None, (_P, _P, _P, _F, _F, _P, _N)),
+]
+
+
+class _Table(ctypes.Structure):
+    _fields_ = [(name, ctypes.CFUNCTYPE(result, *args)) for name, result, args in SIGNATURES]
+
+
+@functools.cache
+def _folder():
+    path = pathlib.Path(tempfile.mkdtemp(prefix="numainfer-vec-"))
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    return path
+
+
+@functools.cache
+def available():
+    """Names of the instruction sets that this CPU can run, "scalar" first."""
+    if not X86:
+        return ["scalar"]
+    tests = " + ".join(f'(__builtin_cpu_supports("{f}") ? {1 << i} : 0)' for i, f in enumerate(
+        ["avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl"]))
+    src, exe = _folder() / "cpu.c", _folder() / "cpu"
+    src.write_text(f"int main(void) {{ return {tests}; }}\n")
+    subprocess.run(["gcc", str(src), "-o", str(exe)], check=True)
+    bits = subprocess.run([str(exe)], check=False).returncode
+    return ["scalar"] + ["avx2"] * (bits & 3 == 3) + ["avx512"] * (bits == 63)
+
+
+@functools.cache
+def load(isa):
+    """Return the `Kernels` compiled for one instruction set."""
+    src, lib = _folder() / f"{isa}.c", _folder() / f"{isa}.so"
+    target = f'#pragma GCC target("{TARGETS[isa]}")' if TARGETS[isa] else ""
+    src.write_text(SOURCE.format(target=target))
+    subprocess.run(["gcc", *FLAGS, str(src), "-o", str(lib), "-lm"], check=True)
+    return Kernels(isa, ctypes.CDLL(str(lib)))
+
+
+class Kernels:
+    """The vector kernels as functions of NumPy arrays; every array is checked to be of the right type and size."""
+
+    def __init__(self, isa, lib):
+        self.isa, self.lib = isa, lib
+        self.table = _Table.in_dll(lib, "vec")
+
+    @staticmethod
+    def _ptr(a, dtype, size=None):
+        if a is None:
+            return None
+        assert a.dtype == dtype and a.flags.c_contiguous and (size is None or a.size >= size), (a.dtype, a.shape)
+        return a.ctypes.data
+
+    def _map(self, name, n, *args):
+        """Call an element-wise kernel; its last argument is the output, guarded on both sides."""
+        out = np.full(n + 2, np.float32(12345.0))
+        ptrs = [self._ptr(a, np.float32, n) if isinstance(a, np.ndarray) else a for a in args]
+        getattr(self.table, name)(*ptrs, n, out[1:].ctypes.data)
+        assert out[0] == out[-1] == 12345.0, f"{name} wrote outside its {n} values"
+        return out[1:-1]
+
+    def exp(self, x):
+        return self._shim("test_exp", x)
+
+    def tanh(self, x):
+        return self._shim("test_tanh", x)
+
+    def _shim(self, name, x):
+        pad = np.zeros(-(-x.size // 16) * 16, np.float32)
+        pad[: x.size] = x
+        y = np.empty_like(pad)
+        getattr(self.lib, name)(_P(pad.ctypes.data), _N(pad.size), _P(y.ctypes.data))
+        return y[: x.size]
+
+    def quantize(self, x, parts="qdms"):
+        """Return the parts asked for of q (n,), d (n/32,), m (n/32,), s (n/16,); None for the others."""
+        n = x.size
+        full = {"q": np.empty(n, np.int8), "d": np.empty(n // 32, np.float32), "m": np.empty(n // 32, np.float32),
+                "s": np.empty(n // 16, np.int16)}
+        out = {k: v if k in parts else None for k, v in full.items()}
+        ptr = {k: None if v is None else v.ctypes.data for k, v in out.items()}
+        self.table.quantize(self._ptr(x, np.float32), n, ptr["q"], ptr["d"], ptr["m"], ptr["s"])
+        return out["q"], out["d"], out["m"], out["s"]
+
+    def sum_squares(self, x):
+        return np.float32(self.table.sum_squares(self._ptr(x, np.float32), x.size))
+
+    def scale_mul(self, x, scale, w):
+        out = np.empty_like(x)
+        self.table.scale_mul(self._ptr(x, np.float32), scale, self._ptr(w, np.float32, x.size), x.size,
+                             out.ctypes.data)
+        return out
+
+    def add(self, x, y):
+        return self._map("add", x.size, x, y)
+
+    def silu_mul(self, g, u):
+        return self._map("silu_mul", g.size, g, u)
+
+    def gelu_mul(self, g, u):
+        return self._map("gelu_mul", g.size, g, u)
+
+    def softcap(self, x, cap):
+        return self._map("softcap", x.size, x, cap)
+
+    def rope(self, kind, x, cos, sin):
+        y = x.copy()
+        getattr(self.table, f"rope_{kind}")(self._ptr(y, np.float32), self._ptr(cos, np.float32, x.size // 2),
+                                            self._ptr(sin, np.float32, x.size // 2), x.size)
+        return y
+
+    def to_f16(self, x):
+        out = np.full(x.size + 1, 0x1234, np.uint16)
+        self.table.to_f16(self._ptr(x, np.float32), x.size, out.ctypes.data)
+        assert out[-1] == 0x1234
+        return out[:-1]
+
+    def from_f16(self, h):
+        out = np.full(h.size + 1, np.float32(12345.0))
+        self.table.from_f16(self._ptr(h, np.uint16), h.size, out.ctypes.data)
+        assert out[-1] == 12345.0
+        return out[:-1]
+
+    def attend(self, q, k_chunk, v_chunk, lo, hi, cap=0.0):
+        """q (n, e), k_chunk (16, e, 16) and v_chunk (256, ev) halves as uint16 -> m (n,), l (n,), acc (n, ev)."""
+        (n, e), ev = q.shape, v_chunk.shape[1]
+        lo, hi = np.ascontiguousarray(lo, np.int32), np.ascontiguousarray(hi, np.int32)
+        m, den, acc = np.empty(n, np.float32), np.empty(n, np.float32), np.full((n + 1, ev), np.float32(12345.0))
+        scratch = np.full(n * CHUNK + 1, np.float32(np.nan))
+        scratch[-1] = 12345.0
+        self.table.attend(self._ptr(q, np.float32), n, e, ev, self._ptr(k_chunk, np.uint16, CHUNK * e),
+                          self._ptr(v_chunk, np.uint16, CHUNK * ev), self._ptr(lo, np.int32, n),
+                          self._ptr(hi, np.int32, n), cap, m.ctypes.data, den.ctypes.data, acc.ctypes.data,
+                          scratch.ctypes.data)
+        assert (acc[n] == 12345.0).all() and scratch[-1] == 12345.0, "attend wrote outside its buffers"
+        return m, den, acc[:n]
+
+    def merge(self, part, other):
+        """Fold `other` (m, l, acc) into a copy of `part`, one query each; return it."""
+        m, den, acc = (np.array(a, np.float32) for a in part)
+        self.table.merge(m.ctypes.data, den.ctypes.data, acc.ctypes.data, float(other[0]), float(other[1]),
+                         self._ptr(np.ascontiguousarray(other[2]), np.float32, acc.size), acc.size)
+        return m, den, acc

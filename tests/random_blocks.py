@@ -1,0 +1,64 @@
+"""Random weights that are valid blocks of any GGUF type, without a quantiser.
+
+Every bit of the quantised part is random, so that all code points occur; only the float16 scales are chosen, such that
+the decoded weights have about the wanted standard deviation and, where the format can, mean zero.
+"""
+
+import gguf
+import numpy as np
+
+TYPES = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
+
+# Per type: byte offset of each float16 scale in a block, and its value for a standard deviation of 1.
+# A uniform q of n levels deviates by n / sqrt(12); a 6-bit scale of the K types has a mean square of 36.4^2.
+_SCALES = {
+    "Q4_0": ((0, 1 / 4.61),),
+    "Q4_1": ((0, 1 / 4.61), (2, -7.5 / 4.61)),
+    "Q5_0": ((0, 1 / 9.23),),
+    "Q5_1": ((0, 1 / 9.23), (2, -15.5 / 9.23)),
+    "Q8_0": ((0, 1 / 73.9),),
+    "Q4_K": ((0, 1 / 265), (2, 7.5 / 265)),
+    "Q5_K": ((0, 1 / 531), (2, 15.5 / 531)),
+    "Q6_K": ((208, 1 / 1365),),
+}
+
+
+def random_weights(rng, rows, columns, tensor_type, std=0.02):
+    """Stored form of a random matrix.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+    rows, columns : int
+        Outputs and inputs; columns must be a multiple of the type's block.
+    tensor_type : str
+        One of TYPES.
+    std : float
+        Standard deviation of the decoded values, roughly.
+
+    Returns
+    -------
+    ndarray
+        float32 or float16 (rows, columns) for F32 and F16, else uint8 (rows, bytes per row): what
+        ``GGUFWriter.add_tensor`` takes together with ``raw_dtype``.
+    """
+    kind = gguf.GGMLQuantizationType[tensor_type]
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    if columns % block:
+        raise ValueError(f"{tensor_type}: {columns} columns, wanted a multiple of {block}")
+    if tensor_type not in _SCALES:
+        values = rng.standard_normal((rows, columns), dtype=np.float32) * np.float32(std)
+        return gguf.quants.quantize(values, kind)
+    data = np.frombuffer(rng.bytes(rows * columns // block * size), dtype=np.uint8).reshape(-1, size).copy()
+    # Scales differ from block to block, so that a kernel that takes its neighbour's is found out.
+    spread = rng.uniform(0.75, 1.25, len(data))
+    for offset, unit in _SCALES[tensor_type]:
+        data[:, offset : offset + 2] = (spread * unit * std).astype(np.float16).view(np.uint8).reshape(-1, 2)
+    return data.reshape(rows, columns // block * size)
+
+
+def fitting_type(tensor_type, columns):
+    """``tensor_type``, or Q8_0 / F16 where rows of ``columns`` values do not divide into its blocks."""
+    for name in (tensor_type, "Q8_0", "F16"):
+        if columns % gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]][0] == 0:
+            return name

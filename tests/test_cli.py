@@ -1,0 +1,180 @@
+"""The command: output, exit status, one clear line per error."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from numainfer.cli import main
+
+COMMAND = [sys.executable, "-m", "numainfer"]
+
+
+def run(*args, **more):
+    return subprocess.run([*COMMAND, *map(str, args)], capture_output=True, text=True, timeout=120, **more)
+
+
+def test_run_streams_an_answer():
+    done = run("run", "What is the capital of France?", "-n", 24)
+    assert done.returncode == 0 and "Paris" in done.stdout and done.stdout.endswith("\n")
+    line = done.stderr.strip().splitlines()
+    assert len(line) == 1 and "tokens/s" in line[0] and "threads" in line[0]
+
+
+def test_run_with_a_model_and_options_anywhere(tiny_path, capsys):
+    assert main(["run", str(tiny_path), "-n", "3", "--raw", "abc", "-q", "--ignore-eos", "--json", "--logprobs", "1"]) == 0
+    out, err = capsys.readouterr()
+    done = json.loads(out)
+    assert len(done["token_ids"]) == len(done["logprobs"]) == 3 and done["finish_reason"] == "length" and err == ""
+    assert done["usage"]["prompt_tokens"] == 3
+
+
+def test_run_uses_the_chat_template_unless_raw(tiny_path, capsys):
+    tokens = {}
+    for name, more in (("chat", []), ("system", ["--system", "Be brief."]), ("raw", ["--raw"])):
+        assert main(["run", str(tiny_path), "abc", "-n", "1", "-q", "--json", *more]) == 0
+        tokens[name] = json.loads(capsys.readouterr().out)["usage"]["prompt_tokens"]
+    assert tokens["raw"] < tokens["chat"] < tokens["system"]
+
+
+def test_run_reads_stdin(tiny_path):
+    done = run("run", tiny_path, "-", "--raw", "--json", "-q", "-n", 1, input="hello there")
+    assert done.returncode == 0 and json.loads(done.stdout)["usage"]["prompt_tokens"] > 3
+
+
+@pytest.mark.parametrize("args, status, says", [
+    ([], 2, "COMMAND"),
+    (["rum"], 2, "did you mean run?"),
+    (["run"], 2, "PROMPT"),
+    (["run", "a", "b", "c"], 2, "quotes"),
+    (["run", "TINY", "x", "--temperature", "nan"], 2, "temperature = nan"),
+    (["run", "TINY", "x", "--max-tokens", "0"], 2, "max_tokens = 0"),
+    (["run", "TINY", "x", "--max-tokens", "many"], 2, "invalid int value"),
+    (["run", "TINY", "x", "--raw", "--system", "s"], 2, "--system"),
+    (["run", "TINY", "x", "--nodes", "zero"], 2, "--nodes"),
+    (["run", "TINY", "x", "--frobnicate"], 2, "frobnicate"),
+    (["run", "TINY", "x", "--nodes", "77"], 1, "nodes"),
+    (["run", "TINY", "x", "--threads", "100000"], 1, "threads"),
+    (["run", "no-such-model.gguf", "x"], 1, "no-such-model.gguf"),
+    (["run", "TINY", "x" * 3000, "-q"], 1, "n_ctx"),
+    (["run", "TINY", "", "--raw", "-q"], 1, "empty"),
+    (["info", "/no/such.gguf"], 1, "/no/such.gguf"),
+    (["bench", "TINY", "-p", "9999", "-q"], 1, "n_prompt = 9999"),
+    (["topology", "x"], 2, "x"),
+])  # fmt: skip
+def test_errors_are_one_line(args, status, says, tiny_path, capsys):
+    assert main([str(tiny_path) if a == "TINY" else a for a in args]) == status
+    out, err = capsys.readouterr()
+    assert says in err.splitlines()[-1] and out == "" and "Traceback" not in err
+    if status == 1:
+        assert len(err.splitlines()) == 1 and err.startswith("numainfer: error: ")
+
+
+def test_no_template_no_chat(capsys):
+    assert main(["chat", "gemma3", "-q"]) == 1
+    assert "chat template" in capsys.readouterr().err
+
+
+def test_help_and_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("numainfer 0.")
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for name in ("run", "chat", "bench", "topology", "info", "tokenize"):
+        assert name in text
+        assert main([name, "--help"]) == 0
+        assert f"numainfer {name}" in capsys.readouterr().out
+
+
+def test_topology(capsys):
+    assert main(["topology"]) == 0
+    assert "node" in capsys.readouterr().out
+
+
+def test_info_reads_the_header_only(capsys):
+    start = time.perf_counter()
+    assert main(["info", "smollm2"]) == 0
+    assert time.perf_counter() - start < 1.5
+    out = capsys.readouterr().out
+    for text in ("llama", "134.5M", "Q4_1", "8192", "49152", "96.6 MB"):
+        assert text in out
+    assert main(["info", "smollm2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["head_count_kv"] == 3
+
+
+def test_tokenize(capsys):
+    assert main(["tokenize", "smollm2", "Hello world"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(None, 1)[1] for line in lines] == ["'Hello'", "' world'"]
+    assert main(["tokenize", "gemma3", "Hi", "--json"]) == 0
+    with_bos = json.loads(capsys.readouterr().out)
+    assert main(["tokenize", "gemma3", "Hi", "--json", "--no-special"]) == 0
+    assert json.loads(capsys.readouterr().out) == with_bos[1:]
+
+
+def test_bench_prints_one_object(tiny_path, capsys):
+    assert main(["bench", str(tiny_path), "-p", "20", "-n", "4", "-r", "1", "-t", "1", "--json", "-q"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["threads"] == 1 and found["pp"]["n"] == 20 and found["tg"]["n"] == 4
+    assert main(["bench", str(tiny_path), "-p", "20", "-n", "4", "-r", "1", "-q"]) == 0
+    assert "tokens/s" in capsys.readouterr().out
+
+
+def test_a_closed_pipe_is_quiet(tiny_path):
+    process = subprocess.Popen([*COMMAND, "run", str(tiny_path), "abc", "--raw", "-n", "200", "--ignore-eos", "-q"],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    process.stdout.close()
+    err = process.stderr.read()
+    assert process.wait(60) == 141 and err == b""
+
+
+def test_ctrl_c_ends_a_run():
+    process = subprocess.Popen([*COMMAND, "run", "Tell me a long story.", "-n", "5000", "--ignore-eos"],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    assert process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and b"Traceback" not in err
+    assert out.endswith(b"\n")
+
+
+def test_chat_from_a_pipe(capsys):
+    done = run("chat", "-n", 20, "-q", input="My name is Ada.\n\nWhat is my name?\n")
+    assert done.returncode == 0 and len(done.stdout.strip()) > 10 and done.stderr == ""
+
+
+def test_chat_in_a_terminal():
+    """Ctrl-C stops the answer and no more; Ctrl-D leaves."""
+    parent, child = pty.openpty()
+    process = subprocess.Popen([*COMMAND, "chat", "-q", "--ignore-eos"], stdin=child, stdout=child, stderr=child,
+                               start_new_session=True)  # fmt: skip
+    os.close(child)
+    text = b""
+
+    def read_until(done, seconds=60):
+        nonlocal text
+        end = time.monotonic() + seconds
+        while not done(text):
+            assert time.monotonic() < end and process.poll() is None, text
+            text += os.read(parent, 4096)
+
+    try:
+        read_until(lambda t: t.endswith(b"> "))
+        os.write(parent, b"Tell me a very long story.\n")
+        start = len(text)
+        read_until(lambda t: len(t) > start + 60)
+        process.send_signal(signal.SIGINT)
+        read_until(lambda t: t.endswith(b"> "))
+        assert process.poll() is None
+        os.write(parent, b"\x04")
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(parent)
+    assert b"Traceback" not in text

@@ -1,0 +1,185 @@
+"""Weight formats against gguf.quants, bit for bit; packing and its inverse."""
+
+import ctypes
+
+import gguf
+import numpy as np
+import pytest
+from _ckernels import (
+    CSRC,
+    FLOAT,
+    MIN,
+    OFFSET,
+    ROWS,
+    SIGNED,
+    TYPES,
+    address,
+    aligned,
+    compile_library,
+    formats,
+    pack,
+    random_blocks,
+    scale_offsets,
+)
+from gguf.quants import dequantize
+
+GGML = {name: gguf.GGMLQuantizationType[name] for name in TYPES}
+SCALES = np.array([0, -0.0, 1, -1, 6e-8, -6e-8, 6.1e-5, 6.098e-5, 3.4e-5, 0.0123, -0.37, 65504, -65504], np.float16)
+QUANTISED = TYPES[3:]
+
+
+def decode(name, rows, k):
+    out = np.full((len(rows), k), np.nan, np.float32)
+    fmt = formats()[name]
+    fmt.decode(address(rows), rows.size // fmt.block_bytes, address(out))
+    return out
+
+
+def unpack_row(name, group, r, k):
+    out = np.full(k, np.nan, np.float32)
+    formats()[name].unpack_row(address(group), r, k, address(out))
+    return out
+
+
+def bits(x):
+    return np.ascontiguousarray(x).view(np.uint32)
+
+
+def lengths(name):
+    block = formats()[name].block
+    return {1: [1, 7, 31, 32, 33, 576], 32: [32, 64, 288, 576], 256: [256, 512, 1280]}[block]
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_table(name):
+    fmt = formats()[name]
+    block, size = gguf.GGML_QUANT_SIZES[GGML[name]]
+    assert fmt.name.decode() == name
+    assert (fmt.ggml_type, fmt.block, fmt.block_bytes) == (GGML[name].value, block, size)
+    assert fmt.record_bytes % 32 == 0
+    kind, sub, offset, max_q = {
+        "Q4_0": (OFFSET, 32, 8, 15), "Q4_1": (MIN, 32, 0, 15), "Q5_0": (OFFSET, 32, 16, 31), "Q5_1": (MIN, 32, 0, 31),
+        "Q8_0": (SIGNED, 32, 0, 0), "Q4_K": (MIN, 32, 0, 15), "Q5_K": (MIN, 32, 0, 31), "Q6_K": (OFFSET, 16, 32, 63),
+    }.get(name, (FLOAT, 0, 0, 0))  # fmt: skip
+    assert (fmt.kind, fmt.sub, fmt.offset, fmt.max_q) == (kind, sub, offset, max_q)
+
+
+@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("scales", [None, SCALES], ids=["usual", "weird"])
+def test_decode_equals_gguf(name, scales):
+    rng = np.random.default_rng(1)
+    for k in lengths(name):
+        rows = random_blocks(rng, name, 23, k, scales)
+        assert np.array_equal(bits(decode(name, rows, k)), bits(dequantize(rows, GGML[name]).reshape(23, k)))
+
+
+@pytest.mark.parametrize("name", QUANTISED)
+def test_decode_of_uniform_bytes(name):
+    """Every quant and every packed scale at its ends."""
+    fmt = formats()[name]
+    for byte in (0x00, 0x0F, 0x3F, 0x7F, 0x80, 0xC0, 0xF0, 0xFF):
+        row = np.full((1, fmt.block_bytes), byte, np.uint8)
+        for at in scale_offsets(name):
+            row[:, at : at + 2] = np.array([-1.5], np.float16).view(np.uint8)
+        assert np.array_equal(bits(decode(name, row, fmt.block)), bits(dequantize(row, GGML[name])))
+
+
+@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("n_rows", [1, 5, 15, 16])
+def test_unpack_row_inverts_pack(name, n_rows):
+    rng = np.random.default_rng(2)
+    for k in lengths(name):
+        rows = random_blocks(rng, name, n_rows, k, SCALES)
+        (group,) = pack(name, rows)
+        wanted = np.zeros((ROWS, k), np.float32)
+        wanted[:n_rows] = decode(name, rows, k)
+        for r in range(ROWS):
+            found = unpack_row(name, group, r, k)
+            if r < n_rows:
+                assert np.array_equal(bits(found), bits(wanted[r]))
+            else:
+                assert not found.any()
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_missing_rows_are_zero_bytes(name):
+    """A group of 3 rows is what packing those 3 rows and 13 rows of zero bytes gives."""
+    rng = np.random.default_rng(3)
+    k = lengths(name)[-1]
+    rows = np.zeros((ROWS, random_blocks(rng, name, 1, k).shape[1]), np.uint8)
+    rows[:3] = random_blocks(rng, name, 3, k)
+    assert np.array_equal(pack(name, rows[:3]), pack(name, rows))
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_pack_honours_row_stride_and_alignment(name):
+    """Rows lie anywhere in a file: odd addresses, and a stride that exceeds the row."""
+    rng = np.random.default_rng(4)
+    k = lengths(name)[-1]
+    rows = random_blocks(rng, name, ROWS, k)
+    fmt = formats()[name]
+    stride = rows.shape[1] + 5
+    spread = aligned(ROWS * stride + 1)[1:]
+    for r in range(ROWS):
+        spread[r * stride : r * stride + rows.shape[1]] = rows[r]
+    out = aligned(k // fmt.block * fmt.record_bytes)
+    fmt.pack(address(spread), stride, ROWS, k, address(out))
+    assert np.array_equal(out, pack(name, rows)[0])
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_pack_stays_within_its_group(name):
+    fmt = formats()[name]
+    k = lengths(name)[-1]
+    size = k // fmt.block * fmt.record_bytes
+    out = aligned(size + 128)
+    rows = random_blocks(np.random.default_rng(5), name, ROWS, k)
+    fmt.pack(address(rows), rows.shape[1], ROWS, k, address(out))
+    assert (out[size:] == 0xA5).all()
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory):
+    """half.h behind two functions over arrays."""
+    folder = tmp_path_factory.mktemp("half")
+    source = folder / "half.c"
+    source.write_text(
+        '#include "half.h"\n'
+        "void widen(const uint16_t *x, int64_t n, float *y) { while (n--) y[n] = ni_f16_to_f32(x[n]); }\n"
+        "void widen_b(const uint16_t *x, int64_t n, float *y) { while (n--) y[n] = ni_bf16_to_f32(x[n]); }\n"
+        "void narrow(const float *x, int64_t n, uint16_t *y) { while (n--) y[n] = ni_f32_to_f16(x[n]); }\n"
+    )
+    return ctypes.CDLL(str(compile_library([source], folder, [f"-I{CSRC / 'formats'}"])))
+
+
+def convert(function, x, dtype):
+    out = np.empty(len(x), dtype)
+    function(ctypes.c_void_p(address(x)), ctypes.c_int64(len(x)), ctypes.c_void_p(address(out)))
+    return out
+
+
+def test_every_half_to_float(half):
+    x = np.arange(65536, dtype=np.uint16)
+    found, wanted = convert(half.widen, x, np.float32), x.view(np.float16).astype(np.float32)
+    nan = np.isnan(wanted)
+    assert np.array_equal(bits(found)[~nan], bits(wanted)[~nan])
+    assert np.isnan(found[nan]).all() and (bits(found)[nan] & 0x400000).all()  # all quiet
+    assert np.array_equal(bits(convert(half.widen_b, x, np.float32)), x.astype(np.uint32) << 16)
+
+
+def test_float_to_half(half):
+    """All halves, all midpoints between halves, their neighbours, and random bit patterns."""
+    halves = np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(np.float32)
+    middles = (halves[1:].astype(np.float64) + halves[:-1]) / 2
+    middles = np.append(middles, 65520.0).astype(np.float32)
+    near = [np.nextafter(middles, np.float32(toward)) for toward in (0, 9e9)]
+    values = np.concatenate([halves, middles, *near])
+    random = np.random.default_rng(6).integers(0, 1 << 32, 200_000, np.uint32).view(np.float32)
+    special = np.array([np.inf, 1e-45, 3e38, 2.0**-25, 2.0**-24, 65519.99], np.float32)
+    x = np.concatenate([values, -values, special, -special, random])
+    with np.errstate(over="ignore", invalid="ignore"):
+        wanted = x.astype(np.float16)
+    found = convert(half.narrow, x, np.uint16).view(np.float16)
+    nan = np.isnan(x)
+    assert np.array_equal(found.view(np.uint16)[~nan], wanted.view(np.uint16)[~nan])
+    assert np.isnan(found[nan]).all()

@@ -1,0 +1,250 @@
+"""Matmul kernels: every table gives the scalar table's bits, and the scalar table gives the right numbers."""
+
+import ctypes
+
+import gguf
+import numpy as np
+import pytest
+from _ckernels import (
+    FLOAT,
+    MIN,
+    ROWS,
+    SLAB,
+    TYPES,
+    Act,
+    Panel,
+    address,
+    aligned,
+    formats,
+    library,
+    pack,
+    random_blocks,
+    scale_offsets,
+    tables,
+)
+from gguf.quants import dequantize
+
+ISAS = list(tables())
+QUANTISED = TYPES[3:]
+OTHERS = [name for name in ISAS if name != "scalar"]
+
+
+class Activations:
+    """Activations (T, K) in every form a kernel may ask for; quantised ones stand for d * q."""
+
+    def __init__(self, rng, n_tokens, k, q=None):
+        self.k, self.n_tokens = k, n_tokens
+        self.f = rng.normal(size=(n_tokens, k)).astype(np.float32)
+        self.q = self.d = self.m = self.s = None
+        if k % 32 == 0:
+            drawn = rng.integers(-127, 128, (n_tokens, k)).astype(np.int8)
+            self.q = drawn if q is None else np.broadcast_to(q, drawn.shape).astype(np.int8, order="C")
+            self.d = rng.uniform(1e-3, 0.1, (n_tokens, k // 32)).astype(np.float32)
+            sums = self.q.reshape(n_tokens, -1, 16).sum(-1, dtype=np.int16)
+            self.s = np.ascontiguousarray(sums)
+            self.m = self.d * sums.reshape(n_tokens, -1, 2).sum(-1, dtype=np.int32).astype(np.float32)
+
+    def act(self, first=0):
+        """ni_act of the tokens from `first` on."""
+        parts = (None if part is None else address(part[first:]) for part in (self.f, self.q, self.d, self.m, self.s))
+        return Act(self.k, *parts)
+
+    def values(self, name):
+        """float64 (T, K): what the kernel multiplies with."""
+        if formats()[name].kind == FLOAT:
+            return self.f.astype(np.float64)
+        return self.q.astype(np.float64) * np.repeat(self.d.astype(np.float64), 32, axis=1)
+
+
+def lengths(name):
+    block = formats()[name].block
+    return {1: [1, 7, 32, 33, 256, 576, 2048], 32: [32, 64, 256, 288, 576, 2048], 256: [256, 512, 2048]}[block]
+
+
+def dot(isa, name, packed, x, token):
+    out = np.full(len(packed) * ROWS, np.nan, np.float32)
+    tables()[isa].dot[TYPES.index(name)](address(packed), len(packed), ctypes.byref(x.act(token)), address(out))
+    return out
+
+
+def make_panel(name):
+    """Buffers of one panel, poisoned, and the ni_panel that names them."""
+    sub = formats()[name].sub
+    blocks = SLAB // sub if sub else 0
+    q = aligned(SLAB * ROWS)
+    scale, low = (aligned(blocks * ROWS * 4).view(np.float32) for _ in range(2))
+    f = aligned(SLAB * ROWS * 4).view(np.float32)
+    buffers = (q, scale, low, f)
+    return buffers, Panel(*map(address, buffers))
+
+
+def unpack(isa, name, group, k0, nk):
+    """The parts of a panel that the contract defines for this type."""
+    buffers, panel = make_panel(name)
+    tables()[isa].unpack[TYPES.index(name)](address(group), k0, nk, ctypes.byref(panel))
+    q, scale, low, f = buffers
+    fmt = formats()[name]
+    if fmt.kind == FLOAT:
+        return panel, buffers, {"f": f[: nk * ROWS]}
+    parts = {"q": q[: nk * ROWS], "scale": scale[: nk // fmt.sub * ROWS]}
+    if fmt.kind == MIN:
+        parts["min"] = low[: nk // fmt.sub * ROWS]
+    return panel, buffers, parts
+
+
+def gemm(isa, name, packed, x, chunk=None):
+    """y (T, rows), the sums of a group carried from slab to slab; at most `chunk` tokens a call."""
+    chunk = chunk or x.n_tokens
+    out = np.empty((x.n_tokens, len(packed) * ROWS), np.float32)
+    for g, group in enumerate(packed):
+        acc, accm = (aligned(x.n_tokens * ROWS * 4).view(np.float32) for _ in range(2))
+        acc[:] = accm[:] = 0
+        for k0 in range(0, x.k, SLAB):
+            nk = min(SLAB, x.k - k0)
+            panel, buffers, _ = unpack(isa, name, group, k0, nk)
+            for t in range(0, x.n_tokens, chunk):
+                sums = (address(part[t * ROWS :]) for part in (acc, accm))
+                n = min(chunk, x.n_tokens - t)
+                tables()[isa].gemm[TYPES.index(name)](ctypes.byref(panel), k0, nk, ctypes.byref(x.act(t)), n, *sums)
+            del buffers  # not before: the panel holds bare addresses
+        total = acc + accm if formats()[name].kind == MIN else acc
+        out[:, g * ROWS : (g + 1) * ROWS] = total.reshape(-1, ROWS)
+    return out
+
+
+def assert_same_bits(found, wanted, what):
+    differ = found.view(np.uint32) != wanted.view(np.uint32)
+    assert not differ.any(), (
+        f"{what}: {differ.sum()} of {differ.size} differ, first {found[differ][0]!r}, "
+        f"wanted {wanted[differ][0]!r}, at {np.argwhere(differ)[0]}"
+    )
+
+
+def reference(name, rows, x):
+    """float64 (T, rows): y and the sum of |w x|, the measure of its error."""
+    w = dequantize(rows, gguf.GGMLQuantizationType[name]).reshape(len(rows), x.k).astype(np.float64)
+    values = x.values(name)
+    return values @ w.T, np.abs(values) @ np.abs(w).T
+
+
+def check_all(name, rows, x):
+    """Every table, dot and gemm, against the scalar table's gemm; that against float64."""
+    packed = pack(name, rows)
+    wanted = gemm("scalar", name, packed, x)
+    right, magnitude = reference(name, rows, x)
+    assert (np.abs(wanted[:, : len(rows)] - right) <= 1e-5 * magnitude + 1e-30).all()
+    for isa in ISAS:
+        if isa != "scalar":
+            assert_same_bits(gemm(isa, name, packed, x), wanted, f"{isa} gemm {name} K={x.k} T={x.n_tokens}")
+        for t in {0, x.n_tokens - 1}:
+            assert_same_bits(dot(isa, name, packed, x, t), wanted[t], f"{isa} dot {name} K={x.k} n={len(packed)}")
+
+
+def test_tables_are_found_and_selected():
+    lib = library()
+    assert ISAS[-1] == "scalar"
+    current = ctypes.c_void_p.in_dll(lib, "ni_k")
+    for isa in reversed(ISAS):
+        assert lib.ni_isa_select(isa.encode()) == 0
+        assert tables()[isa].name.decode() == isa
+        assert current.value == ctypes.addressof(tables()[isa])
+    assert lib.ni_isa_select(b"mmx") == -1 and lib.ni_isa_select(b"") == -1
+    assert current.value == ctypes.addressof(tables()[ISAS[0]])  # a refusal changes nothing
+    assert lib.ni_isa_select(b"scalar") == 0 and lib.ni_isa_select(None) == 0
+    assert current.value == ctypes.addressof(tables()[ISAS[0]])
+
+
+def test_every_slot_is_filled():
+    for table in tables().values():
+        for kind in (table.dot, table.unpack, table.gemm):
+            assert all(ctypes.cast(slot, ctypes.c_void_p).value for slot in kind)
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_sizes(name):
+    """Each K, each number of groups, each number of tokens; the last group is not always full."""
+    rng = np.random.default_rng(10)
+    shapes = [(k, 1 + i % 7, 1 + (5 * i) % 13) for i, k in enumerate(lengths(name))]
+    shapes += [(lengths(name)[0], groups, 2) for groups in range(1, 8)]
+    shapes += [(lengths(name)[-2], 1, n_tokens) for n_tokens in range(1, 14)]
+    for k, n_groups, n_tokens in shapes:
+        rows = random_blocks(rng, name, n_groups * ROWS - k % 3, k)
+        check_all(name, rows, Activations(rng, n_tokens, k))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", TYPES)
+def test_chunks_of_tokens_change_no_bits(isa, name):
+    """A token's sums do not depend on who shares its call; the last slab is short where the type allows it."""
+    rng = np.random.default_rng(11)
+    k = {1: 801, 32: 800, 256: 1024}[formats()[name].block]
+    x = Activations(rng, 11, k)
+    packed = pack(name, random_blocks(rng, name, 2 * ROWS, k))
+    wanted = np.stack([dot(isa, name, packed, x, t) for t in range(11)])
+    for chunk in (1, 2, 3, 4, 5, 7, 11):
+        assert_same_bits(gemm(isa, name, packed, x, chunk), wanted, f"{isa} {name} chunks of {chunk}")
+
+
+@pytest.mark.parametrize("name", QUANTISED)
+@pytest.mark.parametrize("q", [127, -127, (127, -127), 0], ids=["max", "min", "alternating", "zero"])
+@pytest.mark.parametrize("byte", [0x00, 0x7F, 0x80, 0xFF])
+def test_extreme_quants(name, byte, q):
+    """Quants and packed scales at their ends against the largest activations: 16-bit sums would saturate.
+    For Q8_0 the byte 0x80 is -128, which has no positive twin."""
+    rng = np.random.default_rng(12)
+    k = 512
+    rows = random_blocks(rng, name, ROWS, k)
+    blocks = rows.reshape(-1, formats()[name].block_bytes)
+    scales = {at: blocks[:, at : at + 2].copy() for at in scale_offsets(name)}
+    blocks[:] = byte
+    for at, d in scales.items():
+        blocks[:, at : at + 2] = d
+    check_all(name, rows, Activations(rng, 5, k, np.resize(q, k)))
+
+
+@pytest.mark.parametrize("name", QUANTISED)
+def test_extreme_scales(name):
+    """Largest, subnormal, negative and zero scales; whole blocks of zero bytes among them."""
+    rng = np.random.default_rng(13)
+    for scales in ([65504.0, -65504.0], [6e-8, -6e-8, 3e-5], [0.0, -0.0], [65504.0, 6e-8, 0.0, -1.0]):
+        rows = random_blocks(rng, name, 2 * ROWS, 768, np.array(scales, np.float16))
+        rows.reshape(-1, formats()[name].block_bytes)[::3] = 0
+        check_all(name, rows, Activations(rng, 4, 768))
+
+
+@pytest.mark.parametrize("isa", OTHERS)
+@pytest.mark.parametrize("name", TYPES)
+def test_panels_are_equal(isa, name):
+    """Panels of one table feed the gemm of another, so that a table may borrow slots."""
+    rng = np.random.default_rng(14)
+    for k in lengths(name):
+        group = pack(name, random_blocks(rng, name, 16, k))[0]
+        for k0 in range(0, k, SLAB):
+            nk = min(SLAB, k - k0)
+            found, wanted = (unpack(table, name, group, k0, nk)[2] for table in (isa, "scalar"))
+            assert found.keys() == wanted.keys()
+            for part in found:
+                assert np.array_equal(found[part].view(np.uint8), wanted[part].view(np.uint8)), (part, k, k0)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", TYPES)
+def test_unpack_and_gemm_stay_in_bounds(isa, name):
+    rng = np.random.default_rng(15)
+    nk = formats()[name].block if formats()[name].block > 1 else 5
+    fmt = formats()[name]
+    group = pack(name, random_blocks(rng, name, 16, nk))[0]
+    panel, (q, scale, _, f), _ = unpack(isa, name, group, 0, nk)
+    poison = 0xA5
+    if fmt.kind == FLOAT:
+        assert (f.view(np.uint8)[nk * ROWS * 4 :] == poison).all()
+    else:
+        assert (q[nk * ROWS :] == poison).all()
+        assert (scale.view(np.uint8)[nk // fmt.sub * ROWS * 4 :] == poison).all()
+    x = Activations(rng, 3, nk)
+    acc, accm = aligned(4 * ROWS * 4), aligned(4 * ROWS * 4)
+    acc[: 3 * ROWS * 4] = accm[: 3 * ROWS * 4] = 0
+    tables()[isa].gemm[TYPES.index(name)](
+        ctypes.byref(panel), 0, nk, ctypes.byref(x.act()), 3, address(acc), address(accm)
+    )
+    assert (acc[3 * ROWS * 4 :] == poison).all() and (accm[3 * ROWS * 4 :] == poison).all()
