@@ -12,7 +12,7 @@ PROMPT ?= Explain in two sentences what NUMA means for a server.
 .PHONY: demo test lint bench wheel clean build
 
 demo: $(VENV)/model
-	$(BIN)/numainfer run --chat smollm2 "$(PROMPT)"
+	$(BIN)/numainfer run smollm2 "$(PROMPT)"
 
 test: $(VENV)/test-tools
 	$(BIN)/ruff check .

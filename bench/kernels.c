@@ -2,8 +2,8 @@
  *
  *   kernels ISA THREADS ROUNDS MIB K TOKENS TYPE...
  *
- * Per round and type, one line "TYPE DOT READ SMALL GEMM": bytes per second of `dot` over MIB of packed weights a thread;
- * of the plain read loop, best of 1 to 4 streams a thread, just before it; of `dot` over one row block that stays in
+ * Per round and type, one line "TYPE DOT READ CACHED GEMM": bytes per second of `dot` over MIB of packed weights a
+ * thread; of the plain read loop, best of 1 to 4 streams a thread, just before it; of `dot` over a block that stays in
  * the caches; and multiply-adds per second of `unpack` + `gemm` with TOKENS tokens.  All threads together. */
 #include <pthread.h>
 #include <stdio.h>

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Found on first use: importing NumPy, the core and the tokenizer libraries takes longer than a program may want to wait.
+# Found on first use: importing NumPy, the core and the tokenizer libraries takes a while.
 _LAZY = {
     "load": "model",
     "Model": "model",

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from .arguments import integer
 from .errors import ContextOverflow
 
-_READ_BYTES = 512 << 20  # per node, or four times its last-level caches
+_READ_BYTES = 512 << 20  # per node; more where the machine's caches hold more than a quarter of that
 _STREAMS = (1, 4)  # which number of read streams per thread is fastest depends on the machine
 
 
@@ -72,7 +73,7 @@ class Bench:
             f"{self.placement}\n"
             f"  prompt {self.n_prompt:6} tokens {self.prompt_tokens_per_second:10.1f} tokens/s\n"
             f"  decode {self.n_gen:6} tokens {self.gen_tokens_per_second:10.1f} tokens/s"
-            f" {self.gb_per_second:8.1f} GB/s = {share:.0%} of the {self.read_limit / 1e9:.1f} GB/s these threads can read"
+            f" {self.gb_per_second:8.1f} GB/s, {share:.0%} of the {self.read_limit / 1e9:.1f} GB/s that can be read"
         )
 
 
@@ -95,12 +96,12 @@ def bench(model, n_prompt=512, n_gen=128, repeats=3):
     TypeError, ValueError, ContextOverflow
         A number out of range; the message names it.
     """
-    from .model import Model, _integer
+    from .model import Model
 
     if not isinstance(model, Model):
         raise TypeError(f"model: found {type(model).__name__}, wanted a Model (numainfer.load gives one)")
-    n_prompt, n_gen = _integer("n_prompt", n_prompt, 1), _integer("n_gen", n_gen, 1)
-    repeats = _integer("repeats", repeats, 1)
+    n_prompt, n_gen = integer("n_prompt", n_prompt, 1), integer("n_gen", n_gen, 1)
+    repeats = integer("repeats", repeats, 1)
     for name, n in (("n_prompt", n_prompt), ("n_gen", n_gen)):
         if n > model.n_ctx:
             raise ContextOverflow(f"{name} = {n}, but the context holds n_ctx = {model.n_ctx}")
@@ -160,7 +161,7 @@ def _read_limit(engine, model):
         for node in engine.nodes:
             arenas.append(_core.Arena(n_bytes, [node], huge=True))
         addresses = [arena.address for arena in arenas]
-        with model._lock:
+        with model._turn:
             engine.team.read_time(addresses, n_bytes, 0)  # writes: until then there are no pages
             seconds = min(engine.team.read_time(addresses, n_bytes, streams) for streams in _STREAMS) / 1e9
     finally:
@@ -170,7 +171,7 @@ def _read_limit(engine, model):
 
 
 def _cache_bytes():
-    """Bytes of all last-level caches of the machine's first package of CPUs; 0 where the system does not tell."""
+    """Bytes of all third-level caches of the machine; 0 where the system does not tell."""
     caches = {}
     for index in Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cache/index3"):
         try:

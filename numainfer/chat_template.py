@@ -118,7 +118,7 @@ def _environment():
     class Generation(Extension):
         """``{% generation %}``: marks the assistant's part for training; here it is just its body."""
 
-        tags = {"generation"}
+        tags = frozenset(("generation",))
 
         def parse(self, parser):
             parser.stream.skip(1)

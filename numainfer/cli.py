@@ -38,8 +38,8 @@ def main(argv=None):
     Returns
     -------
     int
-        Exit status: 0; 1 after an error, told in one line on stderr; 2 for wrong usage; 130 after Ctrl-C; 141 if whoever
-        read the output has gone.
+        Exit status: 0; 1 after an error, told in one line on stderr; 2 for wrong usage; 130 after Ctrl-C; 141 if
+        whoever read the output has gone.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     logging.basicConfig(format="numainfer: %(message)s", level=logging.WARNING)
@@ -76,7 +76,8 @@ def _command(argv):
     name = parser.parse_args(argv[:1]).command
     if name not in _COMMANDS:
         near = difflib.get_close_matches(name, _COMMANDS, 1)
-        parser.error(f"unknown command {name!r}: " + (f"did you mean {near[0]}?" if near else f"known are {', '.join(_COMMANDS)}"))
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(_COMMANDS)}"
+        parser.error(f"unknown command {name!r}: {hint}")
     help_, add_arguments, run = _COMMANDS[name]
     parser = argparse.ArgumentParser(prog=f"numainfer {name}", description=f"{help_[0].upper()}{help_[1:]}.")
     add_arguments(parser)
@@ -85,12 +86,12 @@ def _command(argv):
     return run(args)
 
 
-# ---- arguments -------------------------------------------------------------------------------------------------------
+# ---- arguments -----------------------------------------------------------------------------------
 
 
 def _add_load(parser):
     group = parser.add_argument_group("loading")
-    group.add_argument("-c", "--n-ctx", type=int, metavar="N", help="most tokens of prompt and answer (default: the model's)")
+    group.add_argument("-c", "--n-ctx", type=int, metavar="N", help="most tokens of a sequence (default: the model's)")
     group.add_argument("--n-batch", type=int, default=512, metavar="N", help="most tokens per step (default 512)")
     group.add_argument("-t", "--threads", type=int, metavar="N", help="worker threads (default: one per core)")
     group.add_argument("--nodes", metavar="LIST", help="NUMA nodes to use, such as 0,1 (default: all)")
@@ -102,7 +103,8 @@ def _add_load(parser):
 def _add_sampling(parser, max_tokens):
     group = parser.add_argument_group("sampling")
     most = "as many as the context holds" if max_tokens is None else max_tokens
-    group.add_argument("-n", "--max-tokens", type=int, default=max_tokens, metavar="N", help=f"most tokens (default: {most})")
+    help_ = f"most tokens of the answer (default: {most})"
+    group.add_argument("-n", "--max-tokens", type=int, default=max_tokens, metavar="N", help=help_)
     for flag, kind, help_ in _SAMPLING:
         group.add_argument(flag, type=kind, metavar="X" if kind is float else "N", help=help_)
     group.add_argument("--stop", action="append", metavar="TEXT", help="end before this text; may be given again")
@@ -130,18 +132,26 @@ def _load(args, source):
             nodes = [int(n) for n in args.nodes.split(",")]
         except ValueError:
             args.parser.error(f"--nodes {args.nodes!r}: wanted numbers with commas between them, such as 0,1")
-    return load(source, n_ctx=args.n_ctx, n_batch=args.n_batch, threads=args.threads, nodes=nodes, placement=args.placement,
-                verify=not args.no_verify, progress=False if args.quiet else None)  # fmt: skip
+    return load(
+        source,
+        n_ctx=args.n_ctx,
+        n_batch=args.n_batch,
+        threads=args.threads,
+        nodes=nodes,
+        placement=args.placement,
+        verify=not args.no_verify,
+        progress=False if args.quiet else None,
+    )
 
 
-# ---- commands --------------------------------------------------------------------------------------------------------
+# ---- commands ------------------------------------------------------------------------------------
 
 
 def _add_run(parser):
     parser.usage = "numainfer run [options] [MODEL] PROMPT"
-    parser.add_argument("words", nargs="+", metavar="[MODEL] PROMPT",
-                        help=f"the model (default {DEFAULT_MODEL}) and the prompt; - reads the prompt from stdin")  # fmt: skip
-    parser.add_argument("--raw", action="store_true", help="continue the prompt as plain text, without the chat template")
+    help_ = f"the model (default {DEFAULT_MODEL}) and the prompt; - reads the prompt from stdin"
+    parser.add_argument("words", nargs="+", metavar="[MODEL] PROMPT", help=help_)
+    parser.add_argument("--raw", action="store_true", help="continue the prompt as plain text, without chat template")
     parser.add_argument("--system", metavar="TEXT", help="system message")
     parser.add_argument("--json", action="store_true", help="print one JSON object when all is done")
     _add_sampling(parser, 256)
@@ -254,9 +264,9 @@ def _chat(args):
 
 def _add_bench(parser):
     parser.add_argument("model", metavar="MODEL")
-    parser.add_argument("-p", "--n-prompt", type=int, default=512, metavar="N", help="tokens of the prompt (default 512)")
+    parser.add_argument("-p", "--n-prompt", type=int, default=512, metavar="N", help="prompt tokens (default 512)")
     parser.add_argument("-n", "--n-gen", type=int, default=128, metavar="N", help="tokens to generate (default 128)")
-    parser.add_argument("-r", "--repeats", type=int, default=3, metavar="N", help="medians over so many runs (default 3)")
+    parser.add_argument("-r", "--repeats", type=int, default=3, metavar="N", help="runs; medians count (default 3)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     _add_load(parser)
 

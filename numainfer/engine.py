@@ -7,6 +7,7 @@ import numpy as np
 from . import _core, placement
 from ._core import Cancelled
 from .architectures import build
+from .architectures.blocks import Hyperparameters
 from .errors import ModelClosed
 from .plan import Plan
 from .weights import Catalog, Replicas
@@ -83,7 +84,7 @@ class Engine:
             cpus = [cpu for cpu, node in zip(cpus, node_of) if node == 0]
             chosen, node_of = chosen[:1], [0] * len(cpus)
         self.threads, self.nodes, self.isa = len(cpus), [n.number for n in chosen], _core.isa()
-        trained = gguf.get(f"{gguf.architecture}.context_length", int)
+        trained = Hyperparameters(gguf).int("context_length")
         self.n_ctx, self.n_batch = n_ctx or trained, min(n_batch, n_ctx or trained)
         if self.n_ctx > trained:
             log.warning("n_ctx = %d is more than the %d positions that the model was trained for", self.n_ctx, trained)

@@ -1,13 +1,13 @@
 """Model: a loaded GGUF file and the verbs on it."""
 
 import html
-import operator
 import os
 import threading
 import weakref
 
 import numpy as np
 
+from .arguments import integer, node_numbers, one_of
 from .errors import ForkedProcess, ModelClosed
 from .prompts import split_prompts, to_ids
 from .results import Score
@@ -61,14 +61,15 @@ def load(source, *, n_ctx=None, n_batch=512, threads=None, nodes=None, placement
     """
     if not isinstance(source, (str, os.PathLike)):
         raise TypeError(f"source: found {type(source).__name__}, wanted a str or a path")
-    n_ctx = None if n_ctx is None else _integer("n_ctx", n_ctx, 1)
-    n_batch = _integer("n_batch", n_batch, 1)
-    threads = None if threads is None else _integer("threads", threads, 1)
-    nodes = None if nodes is None else _nodes(nodes)
+    n_ctx = None if n_ctx is None else integer("n_ctx", n_ctx, 1)
+    n_batch = integer("n_batch", n_batch, 1)
+    threads = None if threads is None else integer("threads", threads, 1)
+    nodes = None if nodes is None else node_numbers("nodes", nodes)
     if not (progress is None or isinstance(progress, bool) or callable(progress)):
         raise TypeError(f"progress: found {type(progress).__name__}, wanted None, True, False or a callable")
-    if verify not in (True, False, "warn") or isinstance(verify, (int, float)) and not isinstance(verify, bool):
-        raise (ValueError if isinstance(verify, str) else TypeError)(f"verify = {verify!r}: wanted True, False or 'warn'")
+    if not isinstance(verify, bool) and verify != "warn":
+        error = ValueError if isinstance(verify, str) else TypeError
+        raise error(f"verify = {verify!r}: wanted True, False or 'warn'")
 
     from .engine import KV_TYPES, Engine
     from .gguf_file import GGUFFile
@@ -77,8 +78,8 @@ def load(source, *, n_ctx=None, n_batch=512, threads=None, nodes=None, placement
     from .sources import resolve
     from .tokenizer import Tokenizer
 
-    _one_of("placement", placement, POLICIES)
-    _one_of("kv_type", kv_type, KV_TYPES)
+    one_of("placement", placement, POLICIES)
+    one_of("kv_type", kv_type, KV_TYPES)
     path = resolve(source)
     with GGUFFile(path) as gguf:
         config = ModelConfig.from_gguf(gguf)
@@ -87,34 +88,6 @@ def load(source, *, n_ctx=None, n_batch=512, threads=None, nodes=None, placement
             engine = Engine(gguf, n_ctx=n_ctx, n_batch=n_batch, threads=threads, nodes=nodes, placement=placement,
                             kv_type=kv_type, progress=report, verify=verify)  # fmt: skip
         return Model(engine, tokenizer, config, gguf.metadata, path)
-
-
-def _integer(name, value, least):
-    if isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} = {value!r}: found a bool, wanted an int")
-    try:
-        value = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} = {value!r}: found {type(value).__name__}, wanted an int") from None
-    if not least <= value < 2**31:
-        raise ValueError(f"{name} = {value}: must be from {least} to {2**31 - 1}")
-    return value
-
-
-def _nodes(nodes):
-    if isinstance(nodes, (str, bytes, dict)) or not hasattr(nodes, "__iter__"):
-        raise TypeError(f"nodes: found {type(nodes).__name__}, wanted a sequence of node numbers or None")
-    nodes = [_integer(f"nodes[{i}]", node, 0) for i, node in enumerate(nodes)]
-    if not nodes or len(set(nodes)) < len(nodes):
-        raise ValueError(f"nodes = {nodes}: wanted at least one node, and none twice")
-    return nodes
-
-
-def _one_of(name, value, known):
-    if not isinstance(value, str):
-        raise TypeError(f"{name} = {value!r}: found {type(value).__name__}, wanted one of {', '.join(known)}")
-    if value not in known:
-        raise ValueError(f"{name} = {value!r}: wanted one of {', '.join(known)}")
 
 
 class Model:
@@ -137,12 +110,12 @@ class Model:
     def __init__(self, engine, tokenizer, config, metadata, path):
         self._engine, self._pid, self._closing = engine, os.getpid(), False
         self._sessions = weakref.WeakSet()
-        self._lock = threading.Lock()  # around each step
+        self._turn = _Turn()  # around each step
         self._job, self._job_lock = None, threading.RLock()  # whose step runs; cancel() may come in a signal handler
         self.tokenizer, self.config, self.metadata, self.path = tokenizer, config, metadata, path
         self.n_ctx, self.n_vocab, self.n_batch = engine.n_ctx, engine.n_vocab, engine.n_batch
 
-    # ---- verbs ---------------------------------------------------------------------------------------------------
+    # ---- verbs -----------------------------------------------------------------------------------
 
     def generate(self, prompt, params=None, **sampling):
         """Continue a prompt, or each of a list of prompts.
@@ -162,7 +135,7 @@ class Model:
         Raises
         ------
         TypeError, ValueError
-            A prompt of the wrong kind, an empty one, an id out of range, or a sampling parameter; the message says which.
+            A prompt of the wrong kind, an empty one, an id out of range, a sampling parameter; the message says which.
         ContextOverflow
             A prompt longer than ``n_ctx``. (An answer that fills the context just ends, with finish_reason "length".)
         ModelClosed, ForkedProcess
@@ -273,7 +246,7 @@ class Model:
         float32 array (n, n_embd); (n_embd,) for a single text
             Not normalised.
         """
-        _one_of("pooling", pooling, POOLINGS)
+        one_of("pooling", pooling, POOLINGS)
         self._check_usable()
         texts, is_list = split_prompts("texts", texts)
         names = [f"texts[{i}]" if is_list else "texts" for i in range(len(texts))]
@@ -297,7 +270,7 @@ class Model:
         self._check_usable()
         return Session(self)
 
-    # ---- what it is ----------------------------------------------------------------------------------------------
+    # ---- what it is ------------------------------------------------------------------------------
 
     @property
     def placement(self):
@@ -314,15 +287,18 @@ class Model:
         return self._engine is None
 
     def close(self):
-        """Free weights, caches and threads, also under sessions and streams that still exist; they raise ModelClosed then."""
+        """Free weights, caches and threads; sessions and streams that still exist raise ModelClosed from then on."""
         if self._engine is None:
             return
-        self._closing = True
         if os.getpid() != self._pid:  # the threads are not here, and who holds the lock may not be either
             engine, self._engine = self._engine, None
         else:
-            self._engine.cancel()
-            with self._lock:
+            self._turn.check()
+            self._closing = True
+            with self._job_lock:
+                if self._job is not None:
+                    self._engine.cancel()
+            with self._turn:
                 engine, self._engine = self._engine, None
         for session in list(self._sessions):
             session.close()
@@ -341,8 +317,12 @@ class Model:
 
     def _facts(self):
         c = self.config
-        facts = [("architecture", c.architecture), ("parameters", short_count(c.parameters)),
-                 ("weights", f"{short_bytes(c.n_bytes)}, mostly {c.main_type}"), ("n_ctx", str(self.n_ctx))]  # fmt: skip
+        facts = [
+            ("architecture", c.architecture),
+            ("parameters", short_count(c.parameters)),
+            ("weights", f"{short_bytes(c.n_bytes)}, mostly {c.main_type}"),
+            ("n_ctx", str(self.n_ctx)),
+        ]
         return facts + [("state", "closed") if self.closed else ("threads", str(self._engine.threads))]
 
     @property
@@ -353,17 +333,20 @@ class Model:
         return f"<Model {self._name}: {', '.join(f'{name} {value}' for name, value in self._facts())}>"
 
     def _repr_html_(self):
-        rows = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in self._facts())
+        facts = [(html.escape(name), html.escape(value)) for name, value in self._facts()]
+        rows = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in facts)
         placement = "" if self.closed else getattr(self._engine.placement, "_repr_html_", str)()
         return f"<table><caption>{html.escape(self._name)}</caption>{rows}</table>{placement}"
 
-    # ---- the engine, one step at a time ----------------------------------------------------------------------------
+    # ---- the engine, one step at a time ----------------------------------------------------------
 
     def _check_usable(self):
         """The engine, if it can be used here and now."""
         if os.getpid() != self._pid:
-            raise ForkedProcess(f"the model {self._name} was loaded in process {self._pid}, and this is a fork of it "
-                                f"({os.getpid()}) without its threads: load it here, or start processes with \"spawn\"")  # fmt: skip
+            raise ForkedProcess(
+                f"the model {self._name} was loaded in process {self._pid}; this one, {os.getpid()}, is a fork of it "
+                "and has none of its threads. Load the model after the fork, or start processes with the 'spawn' method"
+            )
         engine = self._engine
         if engine is None:
             raise ModelClosed(f"the model {self._name} was closed")
@@ -374,12 +357,12 @@ class Model:
         from .engine import Cancelled
 
         self._check_usable()
-        with self._lock:
+        with self._turn:
             engine = self._check_usable()
             with self._job_lock:
                 if job is not None and job.cancelled:
                     raise Cancelled
-                self._job = job
+                self._job = self if job is None else job
             try:
                 return engine.step(segments, rows, hidden=hidden)
             except Cancelled:
@@ -397,13 +380,37 @@ class Model:
                 self._engine.cancel()
 
     def _new_kv(self):
-        with self._lock:
+        with self._turn:
             return self._check_usable().new_kv()
 
     def _copy_kv(self, kv, n):
-        with self._lock:
+        with self._turn:
             self._check_usable()
             return kv.copy(n)
+
+
+class _Turn:
+    """The lock around a step. Taken again by the thread that has it (a signal handler can do that), it raises: it
+    would wait for ever."""
+
+    def __init__(self):
+        self._lock, self._owner = threading.Lock(), None
+
+    def check(self):
+        if self._owner == threading.get_ident():
+            raise RuntimeError(
+                "this thread is in the midst of a step of the model: a signal handler can neither use nor close it "
+                "(TokenStream.cancel is fine)"
+            )
+
+    def __enter__(self):
+        self.check()
+        self._lock.acquire()
+        self._owner = threading.get_ident()
+
+    def __exit__(self, *_):
+        self._owner = None
+        self._lock.release()
 
 
 def _log_softmax_at(row, i):

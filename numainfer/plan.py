@@ -143,7 +143,7 @@ class Plan:
         """
         for name, vector in (("w", w), ("post", post)):
             if vector is not None:
-                self._check("norm", name, vector.name, vector.n, x.width)
+                self._is_vector("norm", name, vector, x.width)
         out = x
         if y is not None:
             self._check("norm", "y", y.name, y.width, x.width)
@@ -188,7 +188,7 @@ class Plan:
             self._check("attend", "rope", rope.name, rope.width, a.rope_dim)
         for name, norm in (("q_norm", q_norm), ("k_norm", k_norm)):
             if norm is not None:
-                self._check("attend", name, norm.name, norm.n, a.key_length)
+                self._is_vector("attend", name, norm, a.key_length)
         offset = self._kv_layer(a)
         ints = (a.heads, a.kv_heads, a.key_length, a.value_length, a.rope_dim if rope is not None else 0, int(a.neox),
                 a.window, offset // _KV_UNIT, self.n_chunks, self._parts)
@@ -242,6 +242,11 @@ class Plan:
     def _is_matrix(op, w):
         if not isinstance(w, Matrix):
             raise PlanError(f"{op}: operand {w.name} is a vector of {w.n} values, wanted a matrix")
+
+    def _is_vector(self, op, operand, w, n):
+        if not isinstance(w, Vector):
+            raise PlanError(f"{op}: operand {operand} ({w.name}) is a matrix of {w.n} x {w.k} values, wanted a vector of {n}")
+        self._check(op, operand, w.name, w.n, n)
 
     def _reads(self, h, w):
         self._is_matrix("matmul", w)

@@ -20,7 +20,7 @@ class Logprob:
     rank : int
         1 for the most probable token.
     top : tuple of Logprob
-        The most probable tokens of the position, best first, as many as ``logprobs`` asked for; empty in these themselves.
+        The most probable tokens there, best first, as many as ``logprobs`` asked for; their own ``top`` is empty.
     """
 
     token_id: int

@@ -4,6 +4,7 @@ import weakref
 
 import numpy as np
 
+from .arguments import integer
 from .errors import ModelClosed
 from .prompts import check_messages, split_prompts, to_ids
 from .sampling import resolve_params
@@ -36,10 +37,10 @@ class Session:
         self._kv = model._new_kv()
         model._sessions.add(self)
 
-    # ---- verbs ---------------------------------------------------------------------------------------------------
+    # ---- verbs -----------------------------------------------------------------------------------
 
     def generate(self, prompt, params=None, **sampling):
-        """As ``Model.generate``, continuing from the common prefix. Of a list, each prompt continues from the one before.
+        """As ``Model.generate``, continuing from the common prefix; of a list, each from the one before.
 
         Returns
         -------
@@ -108,11 +109,7 @@ class Session:
             n is not from 0 to the number of tokens.
         """
         self._check_open()
-        if isinstance(n, (bool, np.bool_)) or not hasattr(n, "__index__"):
-            raise TypeError(f"n: found {type(n).__name__}, wanted an int")
-        n = n.__index__()
-        if not 0 <= n <= len(self._ids):
-            raise ValueError(f"n = {n}: the session has {len(self._ids)} tokens, wanted 0 to {len(self._ids)}")
+        n = integer("n", n, 0, len(self._ids))
         self._end_stream()
         self._ids = self._ids[:n]
         self._n_past = min(self._n_past, n)
@@ -148,7 +145,7 @@ class Session:
     def __repr__(self):
         return f"<Session, {len(self._ids)} tokens{', closed' if self.closed else ''}>"
 
-    # ---- shared with Model ---------------------------------------------------------------------------------------
+    # ---- shared with Model -----------------------------------------------------------------------
 
     def _generate(self, prompt, params, reuse):
         model = self._check_open()
@@ -187,7 +184,7 @@ class Session:
                 pass
         return stream.result()
 
-    # ---- the sequence --------------------------------------------------------------------------------------------
+    # ---- the sequence ----------------------------------------------------------------------------
 
     def _check_open(self):
         self._model._check_usable()
@@ -204,7 +201,7 @@ class Session:
         self._stream = None
 
     def _begin(self, ids, stream=None, reuse=True):
-        """Make ``ids`` the sequence, for ``stream`` if given; how many of them the cache holds and need not be computed."""
+        """Make ``ids`` the sequence, for ``stream`` if given; how many of them the cache spares us to compute."""
         self._end_stream()
         self._stream = stream and weakref.ref(stream)
         self._turn += 1

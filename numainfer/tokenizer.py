@@ -109,7 +109,8 @@ class Tokenizer:
         """The tokenizer of a GGUF file; see the class for what it raises."""
         from .gguf_file import GGUFFile
 
-        return cls(GGUFFile(path).metadata, path)
+        with GGUFFile(path) as file:
+            return cls(file.metadata, path)
 
     def __repr__(self):
         return f"<Tokenizer {self._vocab.model}, {self.n_vocab} tokens, stops at {sorted(self.stop_token_ids)}>"
@@ -223,7 +224,7 @@ class Tokenizer:
             return raw_bytes(text)
         if self._vocab.types[i] == BYTE:
             if not re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", text):
-                raise CorruptModel(self._vocab.path, f"token {i} is a byte token, but its text is {text!r}; wanted <0xXX>")
+                raise CorruptModel(self._vocab.path, f"token {i} is a byte token with the text {text!r}; wanted <0xXX>")
             return bytes.fromhex(text[3:5])
         return self._engine.decode_token(text)
 

@@ -3,8 +3,8 @@
 An engine knows nothing of special tokens, BOS or EOS: `Tokenizer` cuts those out first.  Each has ``encode(text)``
 -> list of int, and ``decode_token(text)`` -> the bytes that an ordinary token's text stands for.
 
-Metadata strings that are no UTF-8 arrive with surrogate escapes (PEP 383).  No text can hold them, so the engines get
-a unique stand-in instead, which keeps the ids in step.
+Metadata strings that are no UTF-8 arrive with surrogate escapes (PEP 383).  No text can hold them, nor the empty
+string, so the engines get a unique stand-in instead, which keeps the ids in step.
 """
 
 import struct
@@ -47,7 +47,7 @@ def byte_alphabet():
 
 
 def unique_texts(tokens, path):
-    """`tokens` as a list in which every text is encodable and no text occurs twice.
+    """`tokens` as a list in which every text is encodable, none is empty and none occurs twice.
 
     Raises
     ------
@@ -55,10 +55,8 @@ def unique_texts(tokens, path):
         Two tokens have the same text: then text -> id has no answer.
     """
     tokens = list(tokens)
-    try:
-        "".join(tokens).encode()
-    except UnicodeEncodeError:
-        tokens = [t if is_utf8(t) else f"\uE000not-utf-8 {i}\uE001" for i, t in enumerate(tokens)]
+    if "" in tokens or not is_utf8("".join(tokens)):
+        tokens = [t if t and is_utf8(t) else f"\uE000token {i}\uE001" for i, t in enumerate(tokens)]
     if len(set(tokens)) != len(tokens):
         seen = {}
         for i, text in enumerate(tokens):
@@ -90,13 +88,13 @@ class BytePairEngine:
         pairs = [tuple(merge.split(" ")) for merge in merges]
         if not all(len(pair) == 2 and pair[0] for pair in pairs):  # a token may begin with a space, or hold one
             pairs = [_cut(merge) for merge in merges]
-        if not all(left + right in vocab for left, right in pairs):  # would be a panic, not an exception, in the package
+        if not all(left + right in vocab for left, right in pairs):  # the package would panic
             rank = next(r for r, (left, right) in enumerate(pairs) if left + right not in vocab)
             raise CorruptModel(path, f"tokenizer.ggml.merges[{rank}] = {merges[rank]!r} joins to no token")
         try:
             model = BPE(vocab, pairs, ignore_merges=pre.ignore_merges, byte_fallback=not pre.byte_level)
-        except Exception as error:  # the package has no class of its own for a merge that joins no two tokens
-            raise CorruptModel(path, f"tokenizer.ggml.merges do not fit tokenizer.ggml.tokens: {error}") from None
+        except Exception as error:  # left or right is no token; the package raises Exception itself
+            raise CorruptModel(path, f"tokenizer.ggml.merges do not fit tokenizer.ggml.tokens: {error}") from error
         self._hf = Tokenizer(model)
         steps = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in pre.patterns]
         if pre.byte_level:
@@ -154,7 +152,8 @@ class SentencePieceEngine:
 
         # User-defined pieces were cut out of the raw text already; what is left of them may still arise from merges.
         kind = np.asarray(types, np.uint8)
-        kind = np.where(kind == USER_DEFINED, NORMAL, np.where(kind == UNKNOWN, CONTROL, kind)).astype(np.uint8)
+        kind[(kind == 0) | (kind == USER_DEFINED)] = NORMAL
+        kind[kind == UNKNOWN] = CONTROL
         tail = np.empty((len(texts), 7), np.uint8)  # field 2: float score; field 3: varint type
         tail[:, 0], tail[:, 5] = 0x15, 0x18
         tail[:, 1:5] = np.asarray(scores, "<f4").reshape(-1, 1).view(np.uint8)
@@ -206,7 +205,7 @@ class WordPieceEngine:
                 vocab[text] = i
             else:
                 vocab[text[1:] if text.startswith(SPACE) else "##" + text] = i
-        self._hf = Tokenizer(WordPiece(vocab, unk_token=texts[unk_id], max_input_chars_per_word=100))  # BERT's own limit
+        self._hf = Tokenizer(WordPiece(vocab, unk_token=texts[unk_id], max_input_chars_per_word=100))
         self._hf.normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip_accents)
         self._hf.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
 
@@ -247,12 +246,12 @@ def make_engine(vocab):
     """
     get, path = vocab.metadata.get, vocab.path
     if vocab.model in ("gpt2", "gemma4"):
-        merges = get("tokenizer.ggml.merges")
+        merges = vocab.strings("merges")
         if merges is None:
-            raise UnsupportedModel("tokenizer.ggml.merges", None, (), "A BPE vocabulary is of no use without its merges")
+            raise UnsupportedModel("tokenizer.ggml.merges", None, (), "A BPE vocabulary needs its merges")
         return BytePairEngine(vocab.tokens, merges, vocab.pre, path)
     if vocab.model == "llama":
-        scores = get("tokenizer.ggml.scores")
+        scores = get("tokenizer.ggml.scores")  # float32, or int32 from some converters
         if scores is None or len(scores) < vocab.n:
             raise CorruptModel(path, f"tokenizer.ggml.scores holds {len(scores) if scores is not None else 0} values "
                                      f"for {vocab.n} tokens")
@@ -288,13 +287,13 @@ class Vocabulary:
     def __init__(self, metadata, path):
         self.metadata, self.path = metadata, path
         self.model = metadata.get("tokenizer.ggml.model")
-        if self.model not in MODELS:
+        if not isinstance(self.model, str) or self.model not in MODELS:
             raise UnsupportedModel("tokenizer.ggml.model", self.model, MODELS)
         bpe = self.model in ("gpt2", "gemma4")
         pre = "gemma4" if self.model == "gemma4" else metadata.get("tokenizer.ggml.pre")
         self.pre = pre_tokenizer(pre) if bpe else None
-        self.tokens = metadata.get("tokenizer.ggml.tokens")
-        if self.tokens is None or isinstance(self.tokens, (str, bytes)) or not len(self.tokens):
+        self.tokens = self.strings("tokens")
+        if not self.tokens:
             raise CorruptModel(path, "tokenizer.ggml.tokens is missing or empty; wanted an array of strings")
         self.n = len(self.tokens)
         defaults = {"llama": (1, 2, 0, None), "bert": (101, None, 100, 102)}.get(self.model, (None,) * 4)
@@ -311,9 +310,18 @@ class Vocabulary:
         value = self.metadata.get(key)
         if value is None or value == 0xFFFFFFFF:  # some converters write -1 for "none"
             return default if default is not None and default < self.n else None
-        if not 0 <= int(value) < self.n:
+        if not hasattr(value, "__index__"):
+            raise CorruptModel(self.path, f"{key} = {value!r}; wanted an integer")
+        if not 0 <= value < self.n:
             raise CorruptModel(self.path, f"{key} = {value}, but there are {self.n} tokens")
         return int(value)
+
+    def strings(self, name):
+        """The array ``tokenizer.ggml.<name>``, or None; its elements are strings."""
+        values = self.metadata.get(f"tokenizer.ggml.{name}")
+        if values is None or not isinstance(values, (str, bytes)) and not (len(values) and type(values[0]) is not str):
+            return values
+        raise CorruptModel(self.path, f"tokenizer.ggml.{name} is no array of strings")
 
     def _types(self):
         types = self.metadata.get("tokenizer.ggml.token_type")
@@ -325,4 +333,8 @@ class Vocabulary:
             return types
         if len(types) < self.n:
             raise CorruptModel(self.path, f"tokenizer.ggml.token_type holds {len(types)} values for {self.n} tokens")
-        return types[:self.n].tolist() if hasattr(types, "tolist") else [int(t) for t in types[:self.n]]
+        types = types[:self.n].tolist() if hasattr(types, "tolist") else list(types[:self.n])
+        if not {*range(BYTE + 1)}.issuperset(types):
+            odd = next(t for t in types if t not in range(BYTE + 1))
+            raise CorruptModel(self.path, f"tokenizer.ggml.token_type holds {odd!r}; wanted 0 to {BYTE}")
+        return types

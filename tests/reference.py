@@ -73,10 +73,10 @@ def quantise_q8(x):
     return q.reshape(x.shape), amax / np.float32(127)
 
 
-def matmul_q8(x, weight):
-    """``matmul`` after ``quantise_q8`` of x: what remains exact is the weight and the sum (float64)."""
+def matmul_q8(x, weight, bias=None):
+    """``matmul`` after ``quantise_q8`` of x; the rest, weight and sum, keeps the dtype of the weight."""
     q, scale = quantise_q8(x)
-    return matmul(q * np.repeat(scale.astype(np.float64), Q8_BLOCK, axis=-1), weight)
+    return matmul(q * np.repeat(scale.astype(weight.dtype), Q8_BLOCK, axis=-1), weight, bias)
 
 
 def rope_angles(positions, n_rot, base, freq_scale=1.0, factors=None):

@@ -1,6 +1,8 @@
-"""Whole forward passes from a GGUF file in NumPy: weights decoded exactly, no cache, no quantised activations.
+"""Whole forward passes from a GGUF file in NumPy, weights decoded exactly.
 
-The files say what a model is; where a key is missing, the values here are the ones llama.cpp assumes.
+Plain, they are what the model means. With ``as_we_do`` they round where numainfer rounds on purpose (activations to 8
+bits in front of quantised matrices, keys and values to float16), and nowhere else: what then still differs is order of
+summation, so a kernel's mistake has nowhere to hide. The files say what a model is; where a key is missing, the values here are the ones llama.cpp assumes.
 """
 
 import struct
@@ -42,6 +44,8 @@ class ReferenceModel:
         GGUF file (or files: the parts of a split model) of architecture ``llama`` or ``gemma3``.
     dtype : numpy dtype
         float32 for measuring real models, float64 for testing ops.
+    as_we_do : bool
+        Round activations, keys and values as numainfer does.
 
     Attributes
     ----------
@@ -50,10 +54,11 @@ class ReferenceModel:
         Decoded tensors by their names in the file.
     """
 
-    def __init__(self, *paths, dtype=np.float32):
+    def __init__(self, *paths, dtype=np.float32, as_we_do=False):
         readers = [_Reader(path) for path in paths]
         self.meta = {k: f.contents() for k, f in readers[0].fields.items() if f.data and not k.startswith("tokenizer.")}
-        self.dtype = np.dtype(dtype)
+        self.dtype, self._as_we_do = np.dtype(dtype), as_we_do
+        self._floats = {t.name for r in readers for t in r.tensors if t.tensor_type.name in ("F32", "F16", "BF16")}
         self.weights = {t.name: ref.dequantise(t.data, t.tensor_type, dtype) for r in readers for t in r.tensors}
         self.arch = self.meta["general.architecture"]
         if self.arch not in _FORWARD:
@@ -90,38 +95,42 @@ class ReferenceModel:
             raise ValueError(f"logits: wanted a non-empty list of ids below {self.n_vocab}, found {ids}")
         return _FORWARD[self.arch](self, ids)
 
-    def layer(self, i):
-        """Weights of layer i by their short names: {"attn_q": ..., "attn_q.bias": ...}."""
-        prefix = f"blk.{i}."
-        return {k.removeprefix(prefix).removesuffix(".weight"): w for k, w in self.weights.items()
-                if k.startswith(prefix)}
-
-    def project(self, x, w, name, heads=None):
+    def project(self, x, name, heads=None):
         """x (n, K) through matrix ``name`` (with its bias, if any); cut into heads if told."""
-        y = ref.matmul(x, w[name], w.get(f"{name}.bias"))
+        exact = not self._as_we_do or f"{name}.weight" in self._floats
+        weight, bias = self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias")
+        y = (ref.matmul if exact else ref.matmul_q8)(x, weight, bias)
         return y if heads is None else y.reshape(len(x), heads, -1)
+
+    def norm(self, x, name):
+        """RMS norm of x over its last axis with weight ``name``."""
+        return ref.rmsnorm(x, self.weights[f"{name}.weight"], self.eps)
+
+    def attend(self, q, k, v, scale, window=0):
+        """Causal attention as (n, H * E)."""
+        if self._as_we_do:
+            k, v = (x.astype(np.float16).astype(self.dtype) for x in (k, v))
+        return ref.attention(q, k, v, scale, window=window).reshape(len(q), -1)
 
     def head(self, x):
         """Last norm and output matrix, which is the embedding table where the file has no ``output.weight``."""
-        x = ref.rmsnorm(x, self.weights["output_norm.weight"], self.eps)
-        return ref.matmul(x, self.weights.get("output.weight", self.weights["token_embd.weight"]))
+        return self.project(self.norm(x, "output_norm"), "output" if "output.weight" in self.weights else "token_embd")
 
 
 def _llama(m, ids):
     """Llama 1 to 3, SmolLM2, Mistral.  Source: arXiv:2302.13971, arXiv:2407.21783."""
     at = np.arange(len(ids))
     x = ref.embed(m.weights["token_embd.weight"], ids)
-    for i in range(m.n_layer):
-        w = m.layer(i)
-        h = ref.rmsnorm(x, w["attn_norm"], m.eps)
-        q = ref.rope(m.project(h, w, "attn_q", m.n_head), at, "norm", **m.rope)
-        k = ref.rope(m.project(h, w, "attn_k", m.n_kv), at, "norm", **m.rope)
-        v = m.project(h, w, "attn_v", m.n_kv)
-        a = ref.attention(q, k, v, m.get("attention.scale", 0.0) or None)
-        x = x + m.project(a.reshape(len(ids), -1), w, "attn_output")
-        h = ref.rmsnorm(x, w["ffn_norm"], m.eps)
-        h = ref.silu_mul(m.project(h, w, "ffn_gate"), m.project(h, w, "ffn_up"))
-        x = x + m.project(h, w, "ffn_down")
+    for b in (f"blk.{i}." for i in range(m.n_layer)):
+        h = m.norm(x, b + "attn_norm")
+        q = ref.rope(m.project(h, b + "attn_q", m.n_head), at, "norm", **m.rope)
+        k = ref.rope(m.project(h, b + "attn_k", m.n_kv), at, "norm", **m.rope)
+        v = m.project(h, b + "attn_v", m.n_kv)
+        a = m.attend(q, k, v, m.get("attention.scale", 0.0) or None)
+        x = x + m.project(a, b + "attn_output")
+        h = m.norm(x, b + "ffn_norm")
+        h = ref.silu_mul(m.project(h, b + "ffn_gate"), m.project(h, b + "ffn_up"))
+        x = x + m.project(h, b + "ffn_down")
     return m.head(x)
 
 
@@ -136,20 +145,17 @@ def _gemma3(m, ids):
     cap = m.get("final_logit_softcapping", 0.0)
     x = ref.embed(m.weights["token_embd.weight"], ids) * m.dtype.type(np.sqrt(m.n_embd))
     for i in range(m.n_layer):
-        w = m.layer(i)
-        slides = window > 0 and i % period != period - 1
+        b, slides = f"blk.{i}.", window > 0 and i % period != period - 1
         rope = local if slides else m.rope
-        h = ref.rmsnorm(x, w["attn_norm"], m.eps)
-        q = ref.rmsnorm(m.project(h, w, "attn_q", m.n_head), w["attn_q_norm"], m.eps)
-        k = ref.rmsnorm(m.project(h, w, "attn_k", m.n_kv), w["attn_k_norm"], m.eps)
-        q, k = ref.rope(q, at, "neox", **rope), ref.rope(k, at, "neox", **rope)
-        v = m.project(h, w, "attn_v", m.n_kv)
-        a = ref.attention(q, k, v, scale, window=window if slides else 0)
-        a = m.project(a.reshape(len(ids), -1), w, "attn_output")
-        x = x + ref.rmsnorm(a, w["post_attention_norm"], m.eps)
-        h = ref.rmsnorm(x, w["ffn_norm"], m.eps)
-        h = ref.gelu_mul(m.project(h, w, "ffn_gate"), m.project(h, w, "ffn_up"))
-        x = x + ref.rmsnorm(m.project(h, w, "ffn_down"), w["post_ffw_norm"], m.eps)
+        h = m.norm(x, b + "attn_norm")
+        q = ref.rope(m.norm(m.project(h, b + "attn_q", m.n_head), b + "attn_q_norm"), at, "neox", **rope)
+        k = ref.rope(m.norm(m.project(h, b + "attn_k", m.n_kv), b + "attn_k_norm"), at, "neox", **rope)
+        v = m.project(h, b + "attn_v", m.n_kv)
+        a = m.attend(q, k, v, scale, window if slides else 0)
+        x = x + m.norm(m.project(a, b + "attn_output"), b + "post_attention_norm")
+        h = m.norm(x, b + "ffn_norm")
+        h = ref.gelu_mul(m.project(h, b + "ffn_gate"), m.project(h, b + "ffn_up"))
+        x = x + m.norm(m.project(h, b + "ffn_down"), b + "post_ffw_norm")
     logits = m.head(x)
     return ref.softcap(logits, m.dtype.type(cap)) if cap else logits
 

@@ -2,6 +2,8 @@
 
 import math
 import os
+import threading
+import time
 import traceback
 
 import numpy as np
@@ -170,7 +172,8 @@ def test_load(tiny_path, more, error, says):
 
 
 @pytest.mark.parametrize("source, error", [
-    (None, TypeError), (5, TypeError), (b"smollm2", TypeError), ("", ni.ModelNotFound), ("/no/such/model.gguf", ni.ModelNotFound),
+    (None, TypeError), (5, TypeError), (b"smollm2", TypeError),
+    ("", ni.ModelNotFound), ("/no/such/model.gguf", ni.ModelNotFound),
 ])  # fmt: skip
 def test_source(source, error):
     with pytest.raises(error):
@@ -192,7 +195,8 @@ def test_after_close(tiny_model):
     tiny_model.close()
     verbs = [
         lambda: tiny_model.generate("x"), lambda: tiny_model.stream("x"), lambda: tiny_model.chat("x"),
-        lambda: tiny_model.logits([1]), lambda: tiny_model.score("xyz"), lambda: tiny_model.embed("x"), tiny_model.session,
+        lambda: tiny_model.logits([1]), lambda: tiny_model.score("xyz"), lambda: tiny_model.embed("x"),
+        tiny_model.session,
         lambda: tiny_model.placement, lambda: tiny_model.plan, lambda: ni.bench(tiny_model, 1, 1, 1),
         lambda: session.generate("x"), session.fork, lambda: list(stream),
     ]  # fmt: skip
@@ -202,6 +206,24 @@ def test_after_close(tiny_model):
     assert len(stream.result().token_ids) >= 1
     session.close()
     assert tiny_model.tokenizer.decode(tiny_model.tokenizer.encode("abc")) == "abc"  # needs no weights
+
+
+def test_close_while_another_thread_works(tiny_path):
+    model, caught = ni.load(tiny_path), []
+
+    def work():
+        try:
+            while True:
+                model.logits(list(range(200)))
+        except ni.ModelClosed as e:
+            caught.append(e)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    time.sleep(0.2)
+    model.close()
+    thread.join(10)
+    assert not thread.is_alive() and len(caught) == 1
 
 
 def test_after_fork(tiny_model):
@@ -220,7 +242,7 @@ def test_after_fork(tiny_model):
             session.close()
             tiny_model.close()
             status = 0
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - whatever it is, the child must not go on with pytest
             traceback.print_exc()
         finally:
             os._exit(status)

@@ -85,7 +85,7 @@ def test_rewind_forgets_the_end(smollm2):
         assert session.ids == [] and session.n_past == 0
 
 
-@pytest.mark.parametrize("n, error", [(-1, ValueError), (10**6, ValueError), (1.0, TypeError), (True, TypeError), ("1", TypeError)])
+@pytest.mark.parametrize("n, error", [(-1, ValueError), (10**6, ValueError), (1.0, TypeError), (True, TypeError)])
 def test_rewind_refuses(smollm2, n, error):
     with smollm2.session() as session:
         session.generate(STORY, max_tokens=1)

@@ -13,6 +13,7 @@ import pytest
 import vectors
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from vectors import MODELS, tokenizer
 
 from numainfer.errors import CorruptModel, UnsupportedModel
 from numainfer.gguf_file import GGUFFile
@@ -20,26 +21,21 @@ from numainfer.pretokenizers import PRE_TOKENIZERS
 from numainfer.sources import resolve
 from numainfer.tokenizer import Tokenizer, _SpecialFinder
 
-MODELS = ("smollm2", "gemma3")
-
-
-@functools.cache
-def tokenizer(name):
-    """Of a real model, or of a vocabulary with vectors."""
-    return Tokenizer.from_gguf(resolve(name) if name in MODELS else vectors.load(name)[0])
-
 
 @functools.cache
 def varied_texts():
     rnd = random.Random(7)
-    pieces = ["Hello", " world", "'s", "don't ", "中文字", "한국어", "日本語の", "العربية", "é", "e\u0301", "😀", "👨‍👩‍👧", " ", "  ",
-              "    ", "\n", "\n\n\n", "\r\n", "\t", "\t\t", "\u00a0", "\u3000", "\u2028", "\0", "12", "3456789", "3.14", "½",
-              "def f(x):\n    return x**2\n", "<a href='x'>", "</s>", "<s>", "<bos>", "<bos", "<|im_start|>", "<|im_end|>",
-              "<|im_", "<|endoftext|>", "<start_of_turn>user\n", "<end_of_turn>", "<table>", "[multimodal]", "\u2581",
-              "\u2581\u2581", "<0x0A>", "<unused5>", "…", "!!!", "?.", "C++", "\ufeff", "\U0010ffff", "\ufffd"]
+    pieces = [
+        "Hello", " world", "'s", "don't ", "中文字", "한국어", "日本語の", "العربية", "é", "e\u0301", "😀",
+        "👨\u200d👩\u200d👧", " ", "  ", "    ", "\n", "\n\n\n", "\r\n", "\t", "\t\t", "\xa0", "\u3000",
+        "\u2028", "\x00", "12", "3456789", "3.14", "½", "def f(x):\n    return x**2\n", "<a href='x'>",
+        "</s>", "<s>", "<bos>", "<bos", "<|im_start|>", "<|im_end|>", "<|im_", "<|endoftext|>",
+        "<start_of_turn>user\n", "<end_of_turn>", "<table>", "[multimodal]", "\u2581", "\u2581\u2581",
+        "<0x0A>", "<unused5>", "…", "!!!", "?.", "C++", "\ufeff", "\U0010ffff", "\ufffd",
+    ]
     texts = ["", *pieces, *("".join(rnd.choices(pieces, k=rnd.randrange(2, 12))) for _ in range(400))]
-    texts += ["".join(chr(rnd.choice((rnd.randrange(0x20, 0x7f), rnd.randrange(1, 0xd800), rnd.randrange(0x1f300, 0x1fb00))))
-                      for _ in range(rnd.randrange(1, 40))) for _ in range(300)]  # fmt: skip
+    blocks = ((0x20, 0x7F), (1, 0xD800), (0x1F300, 0x1FB00))
+    texts += ["".join(chr(rnd.randrange(*rnd.choice(blocks))) for _ in range(rnd.randrange(1, 40))) for _ in range(300)]
     for path in (vectors.__file__, __file__):
         with open(path, encoding="utf-8") as file:
             texts.append(file.read())
@@ -74,8 +70,8 @@ print(json.dumps([ids, [i for i in range(vocab.n_vocab) if vocab.is_eog(i)], voc
 @pytest.mark.skipif(importlib.util.find_spec("cyllama") is None, reason="cyllama, which carries llama.cpp, is missing")
 @pytest.mark.parametrize("name", MODELS)
 def test_same_ids_as_llama_cpp(name):
-    run = subprocess.run([sys.executable, "-c", LLAMA_CPP, str(resolve(name))], input=json.dumps(varied_texts()),
-                         capture_output=True, text=True, timeout=120)  # fmt: skip
+    run = subprocess.run([sys.executable, "-c", LLAMA_CPP, str(resolve(name))], check=False, timeout=120,
+                         input=json.dumps(varied_texts()), capture_output=True, text=True)  # fmt: skip
     assert run.returncode == 0, run.stderr[-2000:]
     all_ids, ends, bos, eos = json.loads(run.stdout.splitlines()[-1])
     tok = tokenizer(name)
@@ -94,10 +90,15 @@ def test_same_ids_as_llama_cpp(name):
     assert tok.stop_token_ids <= set(ends)
 
 
+@functools.cache
+def known_bytes(tok):
+    return {piece[0] for piece in map(tok.token_bytes, range(tok.n_vocab)) if len(piece) == 1}
+
+
 def encodable(tok, text):
-    """`text` without the few control characters that SmolLM2's vocabulary cannot express at all."""
+    """`text` without the few characters that SmolLM2's vocabulary cannot express: it lacks some bytes."""
     if tok is tokenizer("smollm2"):
-        text = "".join(c for c in text if c in "\t\n\r" or not c < " " and not "\x7f" <= c < "\xa0")
+        text = "".join(c for c in text if known_bytes(tok).issuperset(c.encode()))
     return text
 
 
@@ -108,9 +109,9 @@ def test_round_trip(name, text):
     tok = tokenizer(name)
     text = encodable(tok, text)
     for special in (True, False):
-        ids = tok.encode(text, parse_special=special)
-        assert tok.decode(ids) == text
-        assert tok.encode(text, add_special_tokens=False, parse_special=special) == ids[int(tok.add_bos):]
+        ids = tok.encode(text, add_special_tokens=False, parse_special=special)
+        assert tok.decode(ids, skip_special_tokens=not special) == text
+        assert tok.encode(text, parse_special=special) == [tok.bos_token_id] * tok.add_bos + ids
 
 
 @pytest.mark.parametrize("name", (*MODELS, "llama-spm", "phi-3", "bert-bge", "gemma-4"))
@@ -118,7 +119,7 @@ def test_round_trip(name, text):
 @given(data=st.data())
 def test_stream_adds_up_to_decode(name, data):
     tok = tokenizer(name)
-    some = [*range(0, 300), *tok.stop_token_ids, *tok.encode("😀 ▁中 Hello\n")]
+    some = [*range(300), *tok.stop_token_ids, *tok.encode("😀 ▁中 Hello\n")]
     ids = data.draw(st.lists(st.sampled_from(some) | st.integers(0, tok.n_vocab - 1), max_size=30))
     skip, after = data.draw(st.booleans()), data.draw(st.none() | st.sampled_from(some))
     stream = tok.stream(skip_special_tokens=skip, after=after)
@@ -206,7 +207,8 @@ BPE = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2", "tokenizer
        "tokenizer.ggml.tokens": ["a", "b", "ab", "\u0120", "<end>"], "tokenizer.ggml.merges": ["a b"],
        "tokenizer.ggml.eos_token_id": 4}  # fmt: skip
 SPM = {"tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", "a", "b", "ab", "\u2581"],
-       "tokenizer.ggml.scores": [0, 0, 0, -1, -2, -3, -4], "tokenizer.ggml.token_type": [2, 3, 3, 1, 1, 1, 1]}  # fmt: skip
+       "tokenizer.ggml.scores": [0, 0, 0, -1, -2, -3, -4],
+       "tokenizer.ggml.token_type": [2, 3, 3, 1, 1, 1, 1]}  # fmt: skip
 
 
 def changed(base, **changes):
@@ -231,29 +233,48 @@ def test_flags():
     assert Tokenizer(SPM).encode("aéb", add_special_tokens=False) == [6, 3, 0, 4]  # no byte tokens: unknown
 
 
+def test_ignore_merges():
+    tokens = ["a", "b", "c", "ab", "abc"]
+    base = changed(BPE, tokens=tokens, token_type=[1] * 5, merges=["a b"])
+    assert Tokenizer(base).encode("abc") == [3, 2]
+    assert Tokenizer(changed(base, pre="llama-bpe")).encode("abc") == [4]
+    assert Tokenizer(changed(base, pre="llama-bpe", bos_token_id=0)).encode("abc") == [0, 4]
+
+
 def test_tokens_that_are_not_utf8():
     tokens = [*BPE["tokenizer.ggml.tokens"], "\udcff\udcfe"]
     tok = Tokenizer(changed(BPE, tokens=tokens, token_type=[1, 1, 1, 1, 3, 1]))
     assert tok.token_bytes(5) == b"\xff\xfe"
     assert tok.decode([5, 0]) == "\ufffd\ufffda"
     assert tok.encode("ab") == [2]
+    for base in (BPE, SPM):  # nor can an empty one be found in a text
+        tokens = [*base["tokenizer.ggml.tokens"], "", ""]
+        types = [*base["tokenizer.ggml.token_type"], 1, 1]
+        tok = Tokenizer(changed(base, tokens=tokens, scores=[0.0] * 9, token_type=types))
+        assert tok.token_bytes(len(tokens) - 1) == b""
+        assert tok.decode(tok.encode("ab")) == "ab"
 
 
 @pytest.mark.parametrize("changes, error, words", [
-    (dict(model="t5"), UnsupportedModel, "tokenizer.ggml.model = 't5'"),
-    (dict(model=None), UnsupportedModel, "tokenizer.ggml.model = None"),
-    (dict(pre="llama-9"), UnsupportedModel, "tokenizer.ggml.pre = 'llama-9'.*smollm"),
-    (dict(pre=None), UnsupportedModel, "tokenizer.ggml.pre = None"),
-    (dict(merges=None), UnsupportedModel, "tokenizer.ggml.merges"),
-    (dict(merges=["a c"]), CorruptModel, "merges"),
-    (dict(merges=["a b", "ab"]), CorruptModel, r"merges\[1\] = 'ab'"),
-    (dict(merges=[""]), CorruptModel, r"merges\[0\]"),
-    (dict(tokens=None), CorruptModel, "tokenizer.ggml.tokens is missing"),
-    (dict(tokens=[]), CorruptModel, "tokenizer.ggml.tokens is missing"),
-    (dict(tokens=["a", "b", "ab", "b", "<end>"]), CorruptModel, "1 and 3 are both 'b'"),
-    (dict(token_type=[1, 1]), CorruptModel, "2 values for 5 tokens"),
-    (dict(eos_token_id=5), CorruptModel, "eos_token_id = 5, but there are 5 tokens"),
-    (dict(add_bos_token=True), CorruptModel, "bos_token_id is missing"),
+    ({"model": "t5"}, UnsupportedModel, "tokenizer.ggml.model = 't5'"),
+    ({"model": None}, UnsupportedModel, "tokenizer.ggml.model = None"),
+    ({"pre": "llama-9"}, UnsupportedModel, "tokenizer.ggml.pre = 'llama-9'.*smollm"),
+    ({"pre": None}, UnsupportedModel, "tokenizer.ggml.pre = None"),
+    ({"merges": None}, UnsupportedModel, "tokenizer.ggml.merges"),
+    ({"merges": ["a c"]}, CorruptModel, "merges"),
+    ({"merges": ["a b", "ab"]}, CorruptModel, r"merges\[1\] = 'ab'"),
+    ({"merges": [""]}, CorruptModel, r"merges\[0\]"),
+    ({"tokens": None}, CorruptModel, "tokenizer.ggml.tokens is missing"),
+    ({"tokens": [1, 2, 3, 4, 5]}, CorruptModel, "tokens is no array of strings"),
+    ({"merges": np.arange(3)}, CorruptModel, "merges is no array of strings"),
+    ({"token_type": [1, 1, 1, 7, 1]}, CorruptModel, "token_type holds 7"),
+    ({"eos_token_id": "x"}, CorruptModel, "eos_token_id = 'x'"),
+    ({"model": 3}, UnsupportedModel, "tokenizer.ggml.model = 3"),
+    ({"tokens": []}, CorruptModel, "tokenizer.ggml.tokens is missing"),
+    ({"tokens": ["a", "b", "ab", "b", "<end>"]}, CorruptModel, "1 and 3 are both 'b'"),
+    ({"token_type": [1, 1]}, CorruptModel, "2 values for 5 tokens"),
+    ({"eos_token_id": 5}, CorruptModel, "eos_token_id = 5, but there are 5 tokens"),
+    ({"add_bos_token": True}, CorruptModel, "bos_token_id is missing"),
 ])  # fmt: skip
 def test_bad_bpe_metadata(changes, error, words):
     with pytest.raises(error, match=words):
@@ -261,10 +282,11 @@ def test_bad_bpe_metadata(changes, error, words):
 
 
 @pytest.mark.parametrize("changes, error, words", [
-    (dict(scores=None), CorruptModel, "0 values for 7 tokens"),
-    (dict(scores=[0.0]), CorruptModel, "1 values for 7 tokens"),
-    (dict(token_type=[2, 3, 3, 6, 1, 1, 1]), CorruptModel, "1 byte tokens"),
-    (dict(tokens=["<unk>", "<s>", "</s>", "a", "b", "ab", ""]), CorruptModel, "SentencePiece"),
+    ({"scores": None}, CorruptModel, "0 values for 7 tokens"),
+    ({"scores": [0.0]}, CorruptModel, "1 values for 7 tokens"),
+    ({"token_type": [2, 3, 3, 6, 1, 1, 1]}, CorruptModel, "1 byte tokens"),
+    ({"tokens": [*"abc", *map(str, range(256))], "scores": [0.0] * 259, "token_type": [3] * 3 + [6] * 256},
+     CorruptModel, "SentencePiece"),
 ])  # fmt: skip
 def test_bad_spm_metadata(changes, error, words):
     with pytest.raises(error, match=words):
@@ -273,18 +295,16 @@ def test_bad_spm_metadata(changes, error, words):
 
 PIECES = "Hello's WORLDly don'T 1234567 中文abc, x\n\n  y  "
 CUTS = {
-    "tekken": ["Hello", "'s", " WORLDly", " don", "'T", " ", *"1234567", " 中文abc", ",", " x", "\n\n", " ", " y", "  "],
-    "gpt-4o": ["Hello's", " WORLDly", " don'T", " ", "123", "456", "7", " 中文abc", ",", " x", "\n\n", " ", " y", "  "],
-    "kimi-k2": ["Hello's", " WORLDly", " don'T", " ", "123", "456", "7", " ", "中文", "abc", ",", " x", "\n\n", " ", " y", "  "],
-    "glm4": ["Hello", "'s", " WORLDly", " don", "'T", " ", "123", "456", "7", " 中文abc", ",", " x", "\n\n", " ", " y", "  "],
-    "deepseek-v3": ["Hello", "'s", " WORLDly", " don", "'T", " ", "123", "456", "7", " ", "中文", "abc", ",", " x", "\n\n", " ",
-                    " y", "  "],
-    "bloom": ["Hello's", " WORLDly", " don'T", " 1234567", " 中文abc", ",", " x", "\n\n ", " y", "  "],
-    "viking": ["Hello's", " WORLDly", " don'T", " ", *"1234567", " 中文abc", ",", " x", "\n\n ", " y", "  "],
-    "smollm": ["Hello", "'s", " WORLDly", " don", "'", "T", " ", *"1234567", " 中文abc", ",", " x", "\n\n ", " y", "  "],
-    "afmoe": ["Hello", "'s", " WORLDly", " don", "'T", " ", "1", "234", "567", " ", "中文", "abc", ",", " x", "\n\n", " ", " y",
-              "  "],
-}  # fmt: skip
+    "tekken": "Hello¦'s¦ WORLDly¦ don¦'T¦ ¦1¦2¦3¦4¦5¦6¦7¦ 中文abc¦,¦ x¦\n\n¦ ¦ y¦  ",
+    "gpt-4o": "Hello's¦ WORLDly¦ don'T¦ ¦123¦456¦7¦ 中文abc¦,¦ x¦\n\n¦ ¦ y¦  ",
+    "kimi-k2": "Hello's¦ WORLDly¦ don'T¦ ¦123¦456¦7¦ ¦中文¦abc¦,¦ x¦\n\n¦ ¦ y¦  ",
+    "glm4": "Hello¦'s¦ WORLDly¦ don¦'T¦ ¦123¦456¦7¦ 中文abc¦,¦ x¦\n\n¦ ¦ y¦  ",
+    "deepseek-v3": "Hello¦'s¦ WORLDly¦ don¦'T¦ ¦123¦456¦7¦ ¦中文¦abc¦,¦ x¦\n\n¦ ¦ y¦  ",
+    "bloom": "Hello's¦ WORLDly¦ don'T¦ 1234567¦ 中文abc¦,¦ x¦\n\n ¦ y¦  ",
+    "viking": "Hello's¦ WORLDly¦ don'T¦ ¦1¦2¦3¦4¦5¦6¦7¦ 中文abc¦,¦ x¦\n\n ¦ y¦  ",
+    "smollm": "Hello¦'s¦ WORLDly¦ don¦'¦T¦ ¦1¦2¦3¦4¦5¦6¦7¦ 中文abc¦,¦ x¦\n\n ¦ y¦  ",
+    "afmoe": "Hello¦'s¦ WORLDly¦ don¦'T¦ ¦1¦234¦567¦ ¦中文¦abc¦,¦ x¦\n\n¦ ¦ y¦  ",
+}
 
 
 @pytest.mark.parametrize("name", PRE_TOKENIZERS)
@@ -295,7 +315,8 @@ def test_every_pre_tokenizer_cuts_without_loss(name):
     pieces = [piece for piece, _ in pre_tokenizers.Sequence(steps).pre_tokenize_str(PIECES)]
     assert "".join(pieces) == PIECES
     assert len(pieces) > 1
-    assert pieces == CUTS.get(name, pieces)
+    if name in CUTS:
+        assert pieces == CUTS[name].split("¦")
     tokens = [*map(chr, range(0x21, 0x7F)), "\u0120", "\u010a"]
     tok = Tokenizer({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": name, "tokenizer.ggml.merges": [],
                      "tokenizer.ggml.tokens": tokens if PRE_TOKENIZERS[name].byte_level else [*tokens, "\u2581", "\n"]})
@@ -306,19 +327,19 @@ def test_every_pre_tokenizer_cuts_without_loss(name):
 @pytest.mark.parametrize("name, seconds", [("smollm2", 0.3), ("gemma3", 1.2)])
 def test_opening_is_quick(name, seconds):
     def once():
-        start = time.perf_counter()
+        start = time.process_time()  # one thread, and the machine has others to serve
         with GGUFFile(path) as file:
             Tokenizer(file.metadata, path)
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     path = resolve(name)
     assert min(once() for _ in range(4)) < seconds
 
 
 def test_long_and_repetitive_texts_take_linear_time():
-    start = time.perf_counter()
+    start = time.process_time()
     for name in (*MODELS, "bert-bge"):
         tok = tokenizer(name)
         for unit in ("<u", "a", " ", "\n ", "😀"):
             assert tok.encode(unit * 30_000)
-    assert time.perf_counter() - start < 15
+    assert time.process_time() - start < 15

@@ -6,6 +6,7 @@ metadata are made) and the files go to ``.cache/vocabs``; NUMAINFER_VOCABS names
 ``python tests/vectors.py`` fetches them ahead of the tests.
 """
 
+import functools
 import os
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ PACKAGE, VERSION = "llama-cpp-python", "0.3.36"
 # Every vocabulary of that version that has vectors.
 NAMES = ("bert-bge", "command-r", "deepseek-coder", "deepseek-llm", "falcon", "gemma-4", "gpt-2", "llama-bpe",
          "llama-spm", "mpt", "phi-3", "qwen2", "qwen35", "refact", "starcoder")  # fmt: skip
+MODELS = ("smollm2", "gemma3")  # real models, from installed packages
 _MARK = f"{PACKAGE}-{VERSION}"
 
 
@@ -62,6 +64,15 @@ def load(name):
         lines.pop()
         texts = texts[: len(lines)]  # after the last separator stands nothing
     return path, list(zip(texts, [[int(i) for i in line.split()] for line in lines], strict=True))
+
+
+@functools.cache
+def tokenizer(name):
+    """The tokenizer of one of `MODELS` or `NAMES`, built once."""
+    from numainfer.sources import resolve
+    from numainfer.tokenizer import Tokenizer
+
+    return Tokenizer.from_gguf(resolve(name) if name in MODELS else load(name)[0])
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
-/* Attention of some queries with one chunk of keys and values, over v16.  Included by vec_impl.h.
+/* Attention of some queries with one chunk of keys and values, over v16. Included by vec_impl.h.
  *
  * Both halves are small matrix products whose sums stay in registers: a tile of up to NI_ATT_Q queries meets 16 nb
- * positions (scores: one float per lane is one position, keys lie 16 positions side by side) or 16 nb columns (values).
- * A key or value vector is converted from halves once per tile; queries and probabilities are broadcast.  Every sum runs
- * over e, or over the positions, in order, in a lane of its own: its bits depend neither on the tile nor on nb.
+ * positions (scores: one float per lane is one position, keys lie 16 positions side by side) or 16 nb columns
+ * (values). A key or value vector is converted from halves once per tile; queries and probabilities are broadcast.
+ * Every sum runs over e, or over the positions, in order, in a lane of its own: its bits depend neither on the tile
+ * nor on nb.
  *
- * Positions that no query of the tile sees are not read among the values; keys are read in whole blocks of 16 positions,
- * and what lies at masked positions there is thrown away, so it may be anything.  A value row that one query of a tile
- * sees and another does not is multiplied by exactly 0 for the other: such rows must be finite.
+ * Positions that no query of the tile sees are not read among the values; keys are read in whole blocks of 16
+ * positions, and what lies at masked positions there is thrown away, so it may be anything. A value row that one query
+ * of a tile sees and another does not is multiplied by exactly 0 for the other: such rows must be finite.
  */
 #ifndef NI_ATTEND_IMPL_H
 #define NI_ATTEND_IMPL_H
@@ -25,8 +26,8 @@
 #else
 #define NI_ATT_NB(nq) 1
 #endif
-/* 12 sums leave 4 registers: 3 broadcast values and a key vector (2) do not fit.  A pointer that the compiler cannot see
- * through makes it broadcast again for the second block instead of spilling. */
+/* 12 sums leave 4 registers: 3 broadcast values and a key vector (2) do not fit. A pointer that the compiler cannot
+ * see through makes it broadcast again for the second block instead of spilling. */
 #if defined(V16_AVX2) && !defined(V16_AVX512)
 #define NI_ATT_AGAIN(nq, nb, p) do { if ((nq) == 3 && (nb) > 1) __asm__ volatile("" : "+r"(p)); } while (0)
 #else
@@ -56,8 +57,8 @@ V16_FN void NI_VEC(att_scores)(const int nq, const int nb, const float *q, int64
 }
 
 /* out[j * ev + 16 b + l] = sum over i = i0 .. i1-1 of p[j * NI_CHUNK + i] * v[i * ev + 16 b + l]. */
-V16_FN void NI_VEC(att_values)(const int nq, const int nb, const float *p, int i0, int i1, const uint16_t *v, int64_t ev,
-                               float *out) {
+V16_FN void NI_VEC(att_values)(const int nq, const int nb, const float *p, int i0, int i1, const uint16_t *v,
+                               int64_t ev, float *out) {
     v16 sum[NI_ATT_Q][4];
     NI_ATT_EACH(j, nq)
         NI_ATT_EACH(b, nb) sum[j][b] = v16_set1(0.0f);

@@ -1,21 +1,15 @@
 /* Decode with AVX2: one token; the packed bytes are streamed once.
  *
- * Measured on Zen 4: one row group at a time, lines met strictly in order and no software prefetch is fastest, because
- * nothing then disturbs the hardware's prefetchers (two groups at once, or prefetches ahead, read 40 % slower).  Where a
- * record's order is not the order of use, its lines are touched in order first.  Float types are the exception: one FMA
- * chain per 8 rows needs several groups in flight.
+ * Measured on Zen 4: one row group at a time, its lines met strictly in order and no software prefetch is fastest:
+ * nothing then disturbs the hardware's prefetchers (two groups at once, or prefetches ahead, read 40 % slower).  Where
+ * a record's order is not the order of use, its lines are touched in order first.  Float types are the exception: one
+ * FMA chain per 8 rows needs several groups in flight.
  *
  * 16-bit sums stay exact: a pair of products is at most 2 * 127 * max_q, so 8 k-groups of 4-bit quants fit, 4 of 5-bit
  * and 2 of 6-bit. */
 #ifndef NI_AVX2_DOT_H
 #define NI_AVX2_DOT_H
 #include "avx2_util.h"
-
-/* Loads a byte of every line.  Not unrolled: from one load instruction the prefetcher learns the stride (3 x faster). */
-NI_INLINE void touch(const uint8_t *p, int bytes) {
-#pragma GCC unroll 1
-    for (int i = 0; i < bytes; i += 64) (void)*(const volatile uint8_t *)(p + i);
-}
 
 /* Q4_0, Q4_1, Q5_0, Q5_1: blocks of 32. */
 NI_INLINE void dot_block32(const uint8_t *w, int bits, int offset, const ni_act *x, float *y) {
@@ -45,7 +39,9 @@ NI_INLINE void dot_block32(const uint8_t *w, int bits, int offset, const ni_act 
 #pragma GCC unroll 2
         for (int i = 0; i < 2; i++) {
             const uint8_t *p = w + 16 * i;
-            __m256i s = bits == 5 ? _mm256_add_epi32(widen(lo[i]), widen(hi[i])) : widen(_mm256_add_epi16(lo[i], hi[i]));
+            __m256i s;
+            if (bits == 5) s = _mm256_add_epi32(widen(lo[i]), widen(hi[i]));
+            else s = widen(_mm256_add_epi16(lo[i], hi[i]));
             if (offset) s = _mm256_sub_epi32(s, offset32(x->s + 2 * b, offset));
             acc[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(s), _mm256_mul_ps(load_f16(p), dx), acc[i]);
             if (has_min) accm[i] = _mm256_fmadd_ps(load_f16(p + 32), _mm256_broadcast_ss(x->m + b), accm[i]);
@@ -134,7 +130,8 @@ NI_INLINE void dot_block256(const uint8_t *w, int bits, const ni_act *x, float *
                 for (int i = 0; i < 2; i++) {
                     __m256i sum = widen(s[e][i]);
                     if (bits == 5) sum = _mm256_add_epi32(sum, part[e][i]);
-                    acc[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), _mm256_loadu_ps(scale[2 * c + e] + 8 * i), acc[i]);
+                    const __m256 sc = _mm256_loadu_ps(scale[2 * c + e] + 8 * i);
+                    acc[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), sc, acc[i]);
                 }
             asm volatile("" ::: "memory");
         }
@@ -198,13 +195,13 @@ NI_INLINE void dot_float(const uint8_t *w, size_t stride, int groups, ni_type ty
     __m256 acc[8];
 #pragma GCC unroll 8
     for (int i = 0; i < n; i++) acc[i] = _mm256_setzero_ps();
-#pragma GCC unroll 2
     for (int64_t k = 0; k < x->k; k++, w += record) {
         const __m256 xb = _mm256_broadcast_ss(x->f + k);
 #pragma GCC unroll 8
         for (int i = 0; i < n; i++) {
             const uint8_t *p = w + (size_t)(i / 2) * stride + i % 2 * (record / 2);
-            const __m256 v = type == NI_F32 ? _mm256_loadu_ps((const float *)p) : type == NI_F16 ? load_f16(p) : load_bf16(p);
+            const __m256 v = type == NI_F16 ? load_f16(p) : type == NI_BF16 ? load_bf16(p)
+                                                                            : _mm256_loadu_ps((const float *)p);
             acc[i] = _mm256_fmadd_ps(v, xb, acc[i]);
         }
     }

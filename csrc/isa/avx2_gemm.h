@@ -256,11 +256,12 @@ NI_GEMM(q6_k, 6, 0, tile_q6(p, nk, a, m_, out))
 
 NI_GEMM(q8_0_wide, 6, 0, tile_q8(p, nk, a, m_, out))
 
-static void gemm_q8_0(const ni_panel *p, int64_t k0, int64_t nk, const ni_act *x, int n_tokens, float *acc, float *accm) {
+static void gemm_q8_0(const ni_panel *p, int64_t k0, int64_t nk, const ni_act *x, int n_tokens,
+                      float *acc, float *accm) {
     __m256i wide[NI_SLAB];
     for (int64_t i = 0; i < nk / 4; i++)
 #pragma GCC unroll 2
-        for (int h = 0; h < 2; h++) {
+        for (int64_t h = 0; h < 2; h++) {
             const __m256i v = load32(p->q + 64 * i + 32 * h);
             wide[4 * i + h] = even16(v);
             wide[4 * i + 2 + h] = odd16(v);

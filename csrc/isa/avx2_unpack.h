@@ -24,17 +24,21 @@ NI_INLINE void unpack_block32(const uint8_t *group, int64_t k0, int64_t nk, int 
         }
 }
 
-static void unpack_q4_0(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) { unpack_block32(group, k0, nk, 4, 0, p); }
-static void unpack_q4_1(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) { unpack_block32(group, k0, nk, 4, 1, p); }
-static void unpack_q5_0(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) { unpack_block32(group, k0, nk, 5, 0, p); }
-static void unpack_q5_1(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) { unpack_block32(group, k0, nk, 5, 1, p); }
+#define NI_UNPACK(name, ...)                                                                   \
+    static void unpack_##name(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) { __VA_ARGS__; }
+
+NI_UNPACK(q4_0, unpack_block32(group, k0, nk, 4, 0, p))
+NI_UNPACK(q4_1, unpack_block32(group, k0, nk, 4, 1, p))
+NI_UNPACK(q5_0, unpack_block32(group, k0, nk, 5, 0, p))
+NI_UNPACK(q5_1, unpack_block32(group, k0, nk, 5, 1, p))
 
 static void unpack_q8_0(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) {
     const uint8_t *w = group + k0 / 32 * REC_Q8_0;
     for (int64_t b = 0; b < nk / 32; b++, w += REC_Q8_0) {
         _mm256_storeu_ps(p->scale + NI_ROWS * b, load_f16(w));
         _mm256_storeu_ps(p->scale + NI_ROWS * b + 8, load_f16(w + 16));
-        memcpy(p->q + 512 * b, w + 32, 512);
+#pragma GCC unroll 16
+        for (int i = 0; i < 512; i += 32) store32(p->q + 512 * b + i, load32(w + 32 + i));
     }
 }
 
@@ -42,7 +46,8 @@ static void unpack_q8_0(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *
 NI_INLINE void unpack_block256(const uint8_t *group, int64_t k0, int64_t nk, int bits, ni_panel *p) {
     const int fifth = 64 + 256, quants = fifth + (bits == 5 ? 512 : 0), record = quants + 2048;
     const uint8_t *w = group + k0 / 256 * record;
-    for (int64_t b = 0; b < nk / 32; b += 8, w += record)
+    for (int64_t b = 0; b < nk / 32; b += 8, w += record) {
+        touch(w, record);
         for (int half = 0; half < 2; half++) {
             const __m256 d = load_f16(w + 16 * half);
             const __m256 dmin = _mm256_xor_ps(load_f16(w + 32 + 16 * half), _mm256_set1_ps(-0.0f));
@@ -62,14 +67,16 @@ NI_INLINE void unpack_block256(const uint8_t *group, int64_t k0, int64_t nk, int
                 }
             }
         }
+    }
 }
 
-static void unpack_q4_k(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) { unpack_block256(group, k0, nk, 4, p); }
-static void unpack_q5_k(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) { unpack_block256(group, k0, nk, 5, p); }
+NI_UNPACK(q4_k, unpack_block256(group, k0, nk, 4, p))
+NI_UNPACK(q5_k, unpack_block256(group, k0, nk, 5, p))
 
 static void unpack_q6_k(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) {
     const uint8_t *w = group + k0 / 256 * REC_Q6_K;
-    for (int64_t b = 0; b < nk / 16; b += 16, w += REC_Q6_K)
+    for (int64_t b = 0; b < nk / 16; b += 16, w += REC_Q6_K) {
+        touch(w, REC_Q6_K);
         for (int half = 0; half < 2; half++) {
             const __m256 d = load_f16(w + 16 * half);
             for (int s = 0; s < 16; s++)
@@ -85,6 +92,7 @@ static void unpack_q6_k(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *
                     for (int t = 0; t < 4; t++) store32(q + 512 * t, q6_value(l0, l1, hb, t));
                 }
         }
+    }
 }
 
 static void unpack_f32(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) {

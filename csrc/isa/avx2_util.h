@@ -38,6 +38,13 @@ NI_INLINE __m256 load_i8(const uint8_t *p) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
 }
 
+/* Loads a byte of every line, in order, ahead of use in another order.  Not unrolled: from one load instruction the
+ * prefetcher learns the stride (3 x faster). */
+NI_INLINE void touch(const uint8_t *p, int bytes) {
+#pragma GCC unroll 1
+    for (int i = 0; i < bytes; i += 64) (void)*(const volatile uint8_t *)(p + i);
+}
+
 /* The 4 activations of a k-group, for every row. */
 NI_INLINE __m256i bcast4(const int8_t *p) {
     int32_t v;
@@ -63,15 +70,19 @@ NI_INLINE __m256i widen(__m256i s) { return _mm256_madd_epi16(s, _mm256_set1_epi
 NI_INLINE __m256i low_nibbles(__m256i v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
 NI_INLINE __m256i high_nibbles(__m256i v) { return low_nibbles(_mm256_srli_epi16(v, 4)); }
 
-/* Bit `from` of every byte, moved to bit `to`. */
+/* `width` bits of every byte, moved from bit `from` to bit `to`; all others 0. */
 NI_INLINE __m256i move_bits(__m256i v, int from, int to, int width) {
     v = from < to ? _mm256_slli_epi16(v, to - from) : from > to ? _mm256_srli_epi16(v, from - to) : v;
     return _mm256_and_si256(v, _mm256_set1_epi8((char)(((1 << width) - 1) << to)));
 }
 
-/* The two values of Q4_* and Q5_* that a byte of vector j holds: k-groups j and j + 4 (bits of `h`, if any). */
-NI_INLINE __m256i q5_low(__m256i v, __m256i h, int g) { return _mm256_or_si256(low_nibbles(v), move_bits(h, g, 4, 1)); }
-NI_INLINE __m256i q5_high(__m256i v, __m256i h, int g) { return _mm256_or_si256(high_nibbles(v), move_bits(h, g, 4, 1)); }
+/* 5-bit values: the low or high nibbles of v with bit g of h. */
+NI_INLINE __m256i q5_low(__m256i v, __m256i h, int g) {
+    return _mm256_or_si256(low_nibbles(v), move_bits(h, g, 4, 1));
+}
+NI_INLINE __m256i q5_high(__m256i v, __m256i h, int g) {
+    return _mm256_or_si256(high_nibbles(v), move_bits(h, g, 4, 1));
+}
 
 /* Q6_K: the four k-groups i of a half of 128 values, from its two low vectors and its vector of high bits. */
 NI_INLINE __m256i q6_value(__m256i l0, __m256i l1, __m256i h, int t) {

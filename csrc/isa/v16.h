@@ -1,9 +1,9 @@
 /* v16: sixteen float lanes, whatever the machine has: one zmm, two ymm, or a plain array.
  *
- * Include after the file's `#pragma GCC target`.  Every operation gives the same bits in all three forms: each is either
- * exact or one correctly rounded IEEE operation per lane, and sums over lanes use one fixed tree (v16_sum).  max and min
- * are those of x86: `a > b ? a : b` and `a < b ? a : b`, so the second operand wins for NaN and for zeros of either sign.
- * Assumes the default rounding mode, subnormals on, -ffp-contract=off.  Addresses need no alignment.
+ * Include after the file's `#pragma GCC target`. Every operation gives the same bits in all three forms: each is
+ * either exact or one correctly rounded IEEE operation per lane, and sums over lanes use one fixed tree (v16_sum). max
+ * and min are those of x86: `a > b ? a : b` and `a < b ? a : b`, so the second operand wins for NaN and for zeros of
+ * either sign. Assumes the default rounding mode, subnormals on, -ffp-contract=off. Addresses need no alignment.
  */
 #ifndef NI_V16_H
 #define NI_V16_H

@@ -55,17 +55,20 @@ class Hyperparameters:
         """
         frequencies = base ** (-2.0 * np.arange(n_rot // 2) / n_rot)
         if factors is not None:
-            if factors.n != n_rot // 2:
-                raise CorruptModel(self.gguf.path, f"{factors.name} has {factors.n} values, wanted {n_rot // 2}")
+            values = getattr(factors, "values", np.empty(0))  # a matrix has none
+            if len(values) != n_rot // 2 or not (np.isfinite(values) & (values > 0)).all():
+                raise CorruptModel(self.gguf.path, f"{factors.name} = {values[:4]} ..., {factors.n} rows; wanted a vector of "
+                                                   f"{n_rot // 2} positive numbers")
             frequencies = frequencies / factors.values
         return frequencies / self.rope_scale()
 
     def rope_scale(self):
-        """The divisor of linear position scaling, 1 without it."""
-        kind = self.str("rope.scaling.type", default="none")
+        """The divisor of linear position scaling, 1 without it.  A factor alone means linear; old files call it scale_linear."""
+        kind = self.str("rope.scaling.type", default="linear")
         if kind not in ("none", "linear"):
             raise UnsupportedModel(self.prefix + "rope.scaling.type", kind, ("none", "linear"))
-        return self.float("rope.scaling.factor", default=1.0, low=1e-3) if kind == "linear" else 1.0
+        old = self.float("rope.scale_linear", default=1.0, low=1e-3)
+        return self.float("rope.scaling.factor", default=old, low=1e-3) if kind == "linear" else 1.0
 
 
 class Residual:
@@ -96,6 +99,18 @@ class Residual:
         return h
 
 
+def embedding_matrix(c, weights):
+    """``token_embd.weight`` (V, D)."""
+    table, width = weights["token_embd.weight"], c.int("embedding_length")
+    if getattr(table, "k", width) != width:
+        raise CorruptModel(c.gguf.path, f"{table.name} has rows of {table.k} values, wanted {c.prefix}embedding_length = {width}")
+    return table
+
+
 def output_matrix(weights):
-    """``output.weight``, or the embedding table where the two are tied."""
-    return weights["output.weight" if "output.weight" in weights else "token_embd.weight"]
+    """``output.weight``, or the embedding table where the two are tied: a row for every token that can be embedded."""
+    table = weights["token_embd.weight"]
+    output = weights["output.weight"] if "output.weight" in weights else table
+    if output.n != table.n:
+        raise CorruptModel(weights.gguf.path, f"{output.name} has {output.n} rows, wanted {table.n}, as many as {table.name}")
+    return output

@@ -6,9 +6,7 @@ The file's norm weights already hold the published 1 + w.
 import math
 from dataclasses import replace
 
-from .blocks import Hyperparameters, Residual, output_matrix
-
-PERIOD = 6  # every sixth layer is global
+from .blocks import Hyperparameters, Residual, embedding_matrix, output_matrix
 
 
 def build(p, weights):
@@ -20,15 +18,16 @@ def build(p, weights):
     a = c.attention(neox=True, eps=eps)
     if blocks == 62:  # the 27 B model scales by the width per head, not by the head's own width
         a = replace(a, scale=1.0 / math.sqrt(c.int("embedding_length") / a.heads))
-    local = replace(a, window=c.int("attention.sliding_window", low=0))
+    local = replace(a, window=c.int("attention.sliding_window", default=0, low=0))
+    period = c.int("attention.sliding_window_pattern", default=6)  # every sixth layer is global; all are without a window
     n = a.rope_dim
     rope = p.rope_table(weights.constant("rope", c.rope_frequencies(n, c.float("rope.freq_base", default=1e6, low=1))))
     # Local layers keep their own base, and positions that are never scaled.
     base = c.float("rope.freq_base_swa", default=10000.0, low=1)
     local_rope = p.rope_table(weights.constant("local rope", c.rope_frequencies(n, base) * c.rope_scale()))
-    x = Residual(p, p.embed(weights["token_embd.weight"], scale=math.sqrt(c.int("embedding_length"))), eps)
+    x = Residual(p, p.embed(embedding_matrix(c, weights), scale=math.sqrt(c.int("embedding_length"))), eps)
     for i in range(blocks):
-        is_global = (i + 1) % PERIOD == 0
+        is_global = (i + 1) % period == 0 or not local.window
         layer(p, x, weights.block(i), a if is_global else local, rope if is_global else local_rope)
     p.logits(x.norm(weights["output_norm.weight"], selected=True), output_matrix(weights))
 

@@ -1,18 +1,19 @@
 """Llama (arXiv:2302.13971, 2407.21783) and what is built like it: GQA, rotary positions, SwiGLU, pre-norms."""
 
-from .blocks import Hyperparameters, Residual, output_matrix
+from .blocks import Hyperparameters, Residual, embedding_matrix, output_matrix
 
 
 def build(p, weights):
     """Append Llama's forward pass to plan `p`."""
     c = Hyperparameters(weights.gguf)
-    c.refuse("expert_count", "mixtures of experts are not built yet")
+    if c.int("expert_count", default=0, low=0):
+        c.refuse("expert_count", "mixtures of experts are not built yet")
     eps = c.float("attention.layer_norm_rms_epsilon", low=0)
     a = c.attention(neox=False, eps=eps)
     factors = weights["rope_freqs.weight"] if "rope_freqs.weight" in weights else None
     frequencies = c.rope_frequencies(a.rope_dim, c.float("rope.freq_base", default=10000.0, low=1), factors)
     rope = p.rope_table(weights.constant("rope", frequencies))
-    x = Residual(p, p.embed(weights["token_embd.weight"]), eps)
+    x = Residual(p, p.embed(embedding_matrix(c, weights)), eps)
     for i in range(c.int("block_count", high=4096)):
         layer(p, x, weights.block(i), a, rope)
     p.logits(x.norm(weights["output_norm.weight"], selected=True), output_matrix(weights))

@@ -1,0 +1,185 @@
+"""Helpers of the tests of the core: small files of chosen tensors, plans of one or two ops, teams of any shape."""
+
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import gguf
+import numpy as np
+import reference as ref
+
+from numainfer import _core, placement
+from numainfer.engine import Engine
+from numainfer.gguf_file import GGUFFile
+from numainfer.plan import Plan
+from numainfer.weights import Catalog, Replicas
+
+TESTS = Path(__file__).resolve().parent
+GOLDEN = TESTS / "golden"
+CPUS = tuple(sorted(os.sched_getaffinity(0)))
+
+
+class Sheet:
+    """A GGUF file of named tensors, as the plan sees it and as float64 arrays.
+
+    Parameters
+    ----------
+    path : Path
+        Where to write it.
+    tensors : dict
+        Name -> float array (F32), or (stored array, type name).
+    """
+
+    def __init__(self, path, tensors):
+        writer = gguf.GGUFWriter(path, "sheet")
+        self.exact = {}
+        for name, value in tensors.items():
+            data, kind = value if isinstance(value, tuple) else (np.asarray(value, np.float32), "F32")
+            kind = gguf.GGMLQuantizationType[kind]
+            writer.add_tensor(name, data, raw_dtype=kind)
+            self.exact[name] = ref.dequantise(data, kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        self.file = GGUFFile(path)
+        self.catalog = Catalog(self.file)
+
+    def __getitem__(self, name):
+        """The Matrix or Vector for a plan."""
+        return self.catalog[name]
+
+    def close(self):
+        self.file.close()
+
+
+def team_shape(n_nodes, workers):
+    """(cpus, node of each) for `workers` workers on each of `n_nodes` pretend nodes, on the CPUs there are."""
+    nodes = [node for node in range(n_nodes) for _ in range(workers)]
+    return [CPUS[i % len(CPUS)] for i in range(len(nodes))], nodes
+
+
+@contextmanager
+def open_team(n_nodes=1, workers=1):
+    team = _core.Team(*team_shape(n_nodes, workers))
+    try:
+        yield team
+    finally:
+        team.close()
+
+
+class Rig:
+    """A plan with its weights in memory and its team.
+
+    Parameters
+    ----------
+    sheet : Sheet
+    team : _core.Team
+    build : callable
+        ``build(plan, sheet)`` appends the ops; the last is ``logits`` or ``emit``.
+    edit : callable, optional
+        ``edit(ops)`` may change the array of ops before the core sees it.
+    """
+
+    def __init__(self, sheet, team, build, n_batch=40, n_ctx=64, hidden=False, edit=None, **more):
+        n = team.n_nodes
+        self.team = team
+        self.plan = Plan(n, n_batch, n_ctx, hidden=hidden, **more)
+        build(self.plan, sheet)
+        self.plan.compile()
+        self.replicas = Replicas(self.plan.weights, [0] * n)
+        self.replicas.fill(team, sheet.file)
+        ops, tensors = self.plan.arrays()
+        if edit:
+            edit(ops)
+        self.core = _core.Plan(team, ops, tensors, self.replicas.table(self.plan.weights), self.plan.arena_bytes, n_batch,
+                               range(n), [0] * n)  # fmt: skip
+        self.kv = []
+
+    def new_kv(self):
+        self.kv.append(_core.Arena(max(self.plan.kv_bytes, 1)))
+        return self.kv[-1]
+
+    def run(self, ids, segments=None, rows=None, seed=0):
+        """Result (rows, width); segments: (arena, n, pos0) each, one at position 0 by default; rows: all by default."""
+        ids = np.asarray(ids, np.int32)
+        table = np.zeros(len(segments or [0]), _core.SEGMENT_DTYPE)
+        row = 0
+        for record, (arena, n, pos0) in zip(table, segments or [(self.new_kv(), len(ids), 0)]):
+            record["base"], record["row0"], record["n"], record["pos0"] = arena.address, row, n, pos0
+            row += n
+        assert row == len(ids)
+        rows = np.arange(len(ids), dtype=np.int32) if rows is None else np.asarray(rows, np.int32)
+        out = np.full((len(rows), self.plan.out_width), np.nan, np.float32)
+        self.core.run(ids, table, rows, out, seed)
+        return out
+
+    def close(self):
+        self.core.close()
+        self.replicas.close()
+        for arena in self.kv:
+            arena.close()
+
+
+@contextmanager
+def rig(*args, **more):
+    made = Rig(*args, **more)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def pretend(monkeypatch, n_nodes, workers):
+    """Make `topology` show `n_nodes` nodes of `workers` cores each, on the CPUs and the memory there are."""
+    real = placement.topology()
+    cpus, nodes = team_shape(n_nodes, workers)
+    shown = tuple(placement.Node(real.nodes[0].number, tuple(c for c, n in zip(cpus, nodes) if n == node),
+                                 real.nodes[0].total, real.nodes[0].free) for node in range(n_nodes))  # fmt: skip
+    monkeypatch.setattr(placement, "topology", lambda: placement.Topology(shown, n_nodes))
+
+
+@contextmanager
+def open_engine(path, **options):
+    with GGUFFile(path) as file:
+        engine = Engine(file, **options)
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def logits(engine, ids, chunks=None, kv=None, start=0, **more):
+    """Logits after every one of `ids`, fed in steps of the sizes in `chunks` (the last repeats); n_batch at once by default."""
+    ids, own = np.asarray(ids, np.int32), kv is None
+    kv = kv or engine.new_kv()
+    sizes = list(chunks or [engine.n_batch])
+    out, at = [], 0
+    while at < len(ids):
+        size = sizes.pop(0) if len(sizes) > 1 else sizes[0]
+        part = ids[at : at + size]
+        out.append(engine.step([(kv, part, start + at)], range(len(part)), **more))
+        at += len(part)
+    if own:
+        kv.close()
+    return np.concatenate(out)
+
+
+def same_bits(found, wanted, what=""):
+    found, wanted = np.asarray(found), np.asarray(wanted)
+    assert found.shape == wanted.shape and found.dtype == wanted.dtype == np.float32
+    differ = found.view(np.uint32) != wanted.view(np.uint32)
+    assert not differ.any(), (f"{what}: {differ.sum()} of {differ.size} differ, first at {tuple(np.argwhere(differ)[0])}: "
+                              f"{found[differ][0]!r}, wanted {wanted[differ][0]!r}")  # fmt: skip
+    assert np.isfinite(found).all(), what
+
+
+def python(code, *arguments, timeout=60, **environment):
+    """Run code in a fresh interpreter that finds the tests' helpers; returns its stdout."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]), **environment}
+    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], check=False, capture_output=True, text=True,
+                          env=env, timeout=timeout)  # fmt: skip
+    assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout

@@ -1,0 +1,254 @@
+"""The plan by itself: barriers where they must stand and nowhere else, memory that is never shared by what lives, errors that tell."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from core_tools import GOLDEN, Sheet, open_team
+from tiny_models import tiny
+
+from numainfer import _core
+from numainfer.architectures import build
+from numainfer.errors import PlanError
+from numainfer.gguf_file import GGUFFile
+from numainfer.plan import NODE, NONE, PER_NODE, SHARED, TEAM, Attention, Plan
+from numainfer.weights import Catalog
+
+SIGNATURES = dict(_core.ops())
+
+
+def plan_of(path, n_nodes, **more):
+    with GGUFFile(path) as file:
+        return build(Plan(n_nodes, more.pop("n_batch", 64), more.pop("n_ctx", 300), **more), Catalog(file))
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    """Three layers of 6 heads over 2 kv-heads."""
+    return tiny(tmp_path_factory.mktemp("plan"), "llama", "Q4_K", layers=3, heads=6, kv_heads=2)
+
+
+@pytest.fixture(scope="module")
+def gemma3(tmp_path_factory):
+    return tiny(tmp_path_factory.mktemp("plan"), "gemma3", "Q8_0", layers=7, heads=4, kv_heads=2)
+
+
+@pytest.fixture(scope="module")
+def sheet(tmp_path_factory):
+    rng = np.random.default_rng(0)
+    shapes = {"table": (37, 64), "square": (64, 64), "down": (32, 64), "wide": (96, 64), "norm": 64, "short": 32, "narrow": 16}
+    sheet = Sheet(tmp_path_factory.mktemp("plan") / "sheet.gguf", {name: rng.standard_normal(s) for name, s in shapes.items()})
+    yield sheet
+    sheet.close()
+
+
+# ---- barriers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("n_nodes", "team_barriers", "node_barriers"), [(1, 5, 5), (2, 5, 5), (3, 6, 4), (4, 6, 4)])
+@pytest.mark.parametrize("model", ["llama", "gemma3"])
+def test_a_dense_layer_has_five_team_barriers(request, model, n_nodes, team_barriers, node_barriers):
+    """q/k/v, attention, its output, gate/up, down; one more where a kv-head's chunks lie on several nodes."""
+    plan = plan_of(request.getfixturevalue(model), n_nodes)
+    starts = [i for i, op in enumerate(plan.ops) if op.name == "norm" and not op.selected][::2]
+    ends = [*starts[1:], next(i for i, op in enumerate(plan.ops) if op.selected)]
+    # A layer, from after its first norm up to the next one's, so that each stage's barrier belongs to the op that waits.
+    for i, (start, end) in enumerate(zip(starts, ends)):
+        levels = [op.barrier for op in plan.ops[start + 1 : end + 1]]
+        assert (levels.count(TEAM), levels.count(NODE)) == (team_barriers, node_barriers), f"layer {i}\n{plan}"
+
+
+def accesses(plan, op):
+    """(first byte, end, storage, written) of each operand; the KV memory is bytes of its own."""
+    found = []
+    for part, tensor in zip(SIGNATURES[op.name].split(), op.tensors):
+        if tensor is not None:
+            start, size = tensor.offset, plan._parts_of(tensor)[1]
+            if tensor.name.startswith("kv "):
+                start, size = 2**60 + 2 * int(tensor.name.split()[1]), 1
+            found.append((start, start + size, tensor.storage, part.partition(":")[2][0] == "w"))
+    return found
+
+
+def conflicts(plan):
+    """(i, j, level): ops i < j touch the same bytes, one of them writing; the barrier that must stand between them."""
+    touched, found = [accesses(plan, op) for op in plan.ops], []
+    for j, second in enumerate(touched):
+        for i, first in enumerate(touched[:j]):
+            levels = [TEAM if a_storage == SHARED else NODE for a0, a1, a_storage, a_writes in first
+                      for b0, b1, b_storage, b_writes in second
+                      if a_storage == b_storage and (a_writes or b_writes) and a0 < b1 and b0 < a1]  # fmt: skip
+            if levels:
+                found.append((i, j, max(levels)))
+    return found
+
+
+def missing(pairs, levels):
+    """Conflicts without a barrier of the needed strength between the ops."""
+    return [(i, j) for i, j, level in pairs if level > max(levels[i + 1 : j + 1])]
+
+
+@pytest.mark.parametrize("n_nodes", [1, 2, 3])
+@pytest.mark.parametrize("model", ["llama", "gemma3"])
+def test_barriers_are_enough_and_none_is_too_many(request, model, n_nodes):
+    plan = plan_of(request.getfixturevalue(model), n_nodes, n_batch=3)
+    levels, pairs = [op.barrier for op in plan.ops], conflicts(plan)
+    assert not missing(pairs, levels)
+    for i, level in enumerate(levels):
+        if level:  # a weaker one, or none, would not do
+            assert missing(pairs, levels[:i] + [level - 1] + levels[i + 1 :]), f"the barrier before op {i} is not needed\n{plan}"
+    assert plan.barriers() == (levels.count(NODE), levels.count(TEAM))
+
+
+# ---- memory ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+@pytest.mark.parametrize("n_nodes", [1, 2, 3])
+@pytest.mark.parametrize("model", ["llama", "gemma3"])
+def test_memory_is_never_shared_by_living_tensors(request, model, n_nodes, hidden):
+    """Brute force over all ops and bytes: a tensor's bytes are its own from its first write to its last reader."""
+    plan = plan_of(request.getfixturevalue(model), n_nodes, hidden=hidden, n_batch=2)
+    owner = {SHARED: {}, PER_NODE: {}}
+    for i, op in enumerate(plan.ops):
+        operands = [(part.partition(":")[2][0] == "w", t) for part, t in zip(SIGNATURES[op.name].split(), op.tensors)
+                    if t is not None and not t.name.startswith("kv ")]  # fmt: skip
+        for written, tensor in sorted(operands, key=lambda o: not o[0]):  # what it writes first: that may not hit what it reads
+            size, memory = plan._parts_of(tensor)[1], owner[tensor.storage]
+            assert tensor.offset >= 0 and tensor.offset % 64 == 0
+            assert size > 0 and tensor.offset + size <= plan.arena_bytes[tensor.storage]
+            for line in range(tensor.offset // 64, -(-(tensor.offset + size) // 64)):
+                if written:
+                    memory[line] = tensor
+                assert memory.get(line) is tensor, f"op {i} ({op.name}): {tensor.name} was overwritten by {memory.get(line)}"
+    sizes = [plan._parts_of(t)[1] for t in plan.tensors if t.storage == PER_NODE]
+    assert plan.arena_bytes[PER_NODE] < sum(sizes) / 2  # memory is reused
+
+
+def test_forms_of_a_tensor_do_not_overlap(llama):
+    plan = plan_of(llama, 2)
+    _, tensors = plan.arrays()
+    for record, tensor in zip(tensors, plan.tensors):
+        if tensor.n_bytes or tensor.name.startswith("kv "):
+            continue
+        rows, width = plan.n_batch, tensor.width
+        sizes = {"f": 4 * width, "q": width, "d": width // 8, "m": width // 8, "s": width // 8}
+        used = sorted((record[form], record[form] + rows * size) for form, size in sizes.items() if record[form] >= 0)
+        assert used and all(a1 <= b0 for (_, a1), (b0, _) in pairwise(used))
+        assert used[0][0] == tensor.offset and used[-1][1] <= tensor.offset + plan._parts_of(tensor)[1]
+        assert (record["q"] >= 0) == (record["d"] >= 0) == ("q" in tensor.forms)
+
+
+def test_only_the_forms_that_someone_reads_are_there(llama, tmp_path):
+    def forms(path, name):
+        return [t.forms for t in plan_of(path, 1).tensors if t.name == name]
+
+    assert all(f == {"q", "m"} for f in forms(llama, "h"))  # Q4_K: quants, and sums for the minimum
+    assert all(f == {"f"} for f in forms(tiny(tmp_path, "llama", "F16"), "h"))
+    assert all(f == {"q", "s"} for f in forms(tiny(tmp_path, "llama", "Q4_0"), "h"))
+    assert all(f == {"q"} for f in forms(tiny(tmp_path, "llama", "Q8_0"), "h"))
+
+
+def test_memory_does_not_grow_with_the_layers(tmp_path):
+    few, many = (plan_of(tiny(tmp_path, "llama", "Q8_0", layers=n, name=f"l{n}"), 2) for n in (2, 12))
+    assert few.arena_bytes == many.arena_bytes
+    assert many.kv_bytes == 6 * few.kv_bytes
+
+
+# ---- errors ------------------------------------------------------------------------------------------------------------
+
+
+def attend(p, s, q=64, k=32, v=32, rope=None, norms=None, **more):
+    names = {32: "down", 64: "square", 96: "wide"}
+    x = p.embed(s["table"])
+    q, k, v = (p.matmul(x, s[names[n]]) for n in (q, k, v))
+    shape = {"heads": 4, "kv_heads": 2, "key_length": 16, "value_length": 16, "rope_dim": 16, "neox": False, "scale": 0.25} | more
+    rope = p.rope_table(s.catalog.constant(f"rope{rope}", np.ones(rope))) if rope else None
+    return p.attend(q, k, v, Attention(**shape), rope, **(norms or {}))
+
+
+@pytest.mark.parametrize(("bad", "says"), [
+    (lambda p, s: p.embed(s["norm"]), "embed: operand norm is a vector of 64 values, wanted a matrix"),
+    (lambda p, s: p.matmul(p.embed(s["table"]), s["norm"]), "matmul: operand norm is a vector of 64 values, wanted a matrix"),
+    (lambda p, s: p.matmul(p.matmul(p.embed(s["table"]), s["down"]), s["square"]),
+     r"matmul: operand W \(square\) has width 64, wanted 32"),
+    (lambda p, s: p.matmul(p.embed(s["table"])), "one to three matrices, found 0"),
+    (lambda p, s: p.matmul(p.embed(s["table"]), *[s["square"]] * 4), "one to three matrices, found 4"),
+    (lambda p, s: p.logits(p.embed(s["table"]), s["short"]), "matmul: operand short is a vector"),
+    (lambda p, s: p.norm(p.embed(s["table"]), s["short"], 1e-6), r"norm: operand w \(short\) has width 32, wanted 64"),
+    (lambda p, s: p.norm(p.embed(s["table"]), s["square"], 1e-6), r"norm: operand w \(square\) is a matrix of 64 x 64 values, wanted a vector of 64"),
+    (lambda p, s: p.norm(p.embed(s["table"]), s["norm"], 1e-6, p.matmul(p.embed(s["table"]), s["down"])),
+     r"norm: operand y \(down\) has width 32, wanted 64"),
+    (lambda p, s: p.norm(p.embed(s["table"]), s["norm"], 1e-6, p.embed(s["table"]), s["short"]),
+     r"norm: operand post \(short\) has width 32, wanted 64"),
+    (lambda p, s: p.gated(p.embed(s["table"]), p.matmul(p.embed(s["table"]), s["down"]), "silu"),
+     r"gated: operand up \(down\) has width 32, wanted 64"),
+    (lambda p, s: p.gated(p.embed(s["table"]), p.embed(s["table"]), "relu"), "gated: activation 'relu'; wanted 'silu' or 'gelu'"),
+    (lambda p, s: attend(p, s, q=32), r"attend: operand q \(down\) has width 32, wanted 64"),
+    (lambda p, s: attend(p, s, k=64), r"attend: operand k \(square\) has width 64, wanted 32"),
+    (lambda p, s: attend(p, s, v=96), r"attend: operand v \(wide\) has width 96, wanted 32"),
+    (lambda p, s: attend(p, s, rope=9), r"attend: operand rope \(rope\) has width 18, wanted 16"),
+    (lambda p, s: attend(p, s, norms={"q_norm": s["short"]}), r"attend: operand q_norm \(short\) has width 32, wanted 16"),
+    (lambda p, s: attend(p, s, norms={"k_norm": s["short"]}), r"attend: operand k_norm \(short\) has width 32, wanted 16"),
+    (lambda p, s: attend(p, s, heads=8, kv_heads=3, key_length=8, q=64, k=32), "attend"),
+    (lambda p, s: attend(p, s, q=96, k=64, v=64, heads=3, kv_heads=2, key_length=32, value_length=32), "heads must be a multiple of"),
+    (lambda p, s: attend(p, s, heads=8, kv_heads=4, key_length=8, value_length=8), "multiples of 16"),
+    (lambda p, s: attend(p, s, rope_dim=17), "rope_dim even"),
+    (lambda p, s: attend(p, s, rope_dim=18), "at most the key width"),
+])  # fmt: skip
+def test_errors_name_op_operand_found_and_wanted(sheet, bad, says):
+    plan = Plan(2, 8, 64)
+    with pytest.raises(PlanError, match=says):
+        bad(plan, sheet)
+
+
+def test_reading_before_writing_is_refused(sheet):
+    other = Plan(1, 8, 64)
+    x = other.embed(sheet["table"])
+    y = other.matmul(x, sheet["square"])
+    y.first = -1
+    with pytest.raises(PlanError, match=r"gated: operand gate \(square\) is read before any op writes it"):
+        other.gated(y, x, "silu")
+
+
+def test_core_refuses_what_it_would_use_blindly(sheet):
+    plan = Plan(1, 8, 64)
+    plan.logits(plan.embed(sheet["table"]), sheet["square"])
+    plan.compile()
+    with open_team() as team:
+        for field, value, says in (("code", 99, "op 1 has code 99; codes are 0 to"), ("t", 5, "op 1 .matmul. names tensor 5 of 1"),
+                                   ("w", 7, "op 1 .matmul. names weight 7 of 2")):  # fmt: skip
+            ops, tensors = plan.arrays()
+            ops[field].reshape(2, -1)[1, 0] = value
+            with pytest.raises(ValueError, match=says):
+                _core.Plan(team, ops, tensors, [(0, 1, 1, [0])] * 2, plan.arena_bytes, 8, [0], [0])
+
+
+# ---- looking -----------------------------------------------------------------------------------------------------------
+
+
+def test_print_shows_ops_operands_and_barriers(llama):
+    plan = plan_of(llama, 2)
+    text = str(plan)
+    node, team = plan.barriers()
+    assert f"{len(plan.ops)} ops, 3 layers, 2 nodes; barriers per step: {team} team, {node} node" in text
+    assert f"{plan.arena_bytes[SHARED]:,} bytes shared, {plan.arena_bytes[PER_NODE]:,} per node, 64 tokens a step" in text
+    lines = text.splitlines()[2:]
+    assert len(lines) == len(plan.ops)
+    for i, (line, op) in enumerate(zip(lines, plan.ops)):
+        mark = ("", "node", "TEAM")[op.barrier]
+        assert line.startswith(f"{i:4d} {mark:4} {op.name}"), line
+    assert any("blk.2.ffn_gate.weight blk.2.ffn_up.weight" in line and "ffn_up[256]" in line for line in lines)
+    assert repr(plan) == f"<Plan of {len(plan.ops)} ops, 3 layers>"
+
+
+def test_bytes_per_token_counts_each_matrix_once(llama):
+    """All matrices that decoding reads, tied output included, the rows of the embedding not."""
+    plan = plan_of(llama, 2)
+    assert plan.bytes_per_token == sum(w.packed_bytes for w in plan.weights if len(getattr(w, "values", ())) == 0)
+
+
+def test_golden_plans_build_for_any_number_of_nodes():
+    for name in ("llama", "llama3", "gemma3"):
+        for n_nodes in range(1, 9):
+            assert plan_of(GOLDEN / f"{name}.gguf", n_nodes).out_width in (285, 383)
