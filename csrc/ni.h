@@ -69,12 +69,16 @@ void ni_team_cpus(const ni_team *t, int *cpus);
 typedef struct {
     int type;               /* ni_type; -1: plain bytes, as the op that reads them says */
     int64_t n, k;           /* rows, values per row */
-    void *const *copy;      /* per node index: the packed matrix for that node's workers */
+    void *const *copy;      /* per node index: the packed matrix for that node's workers; row group g lies g groups' bytes further */
+    const int64_t *bounds;  /* NULL: every copy is whole; else node i's copy holds row groups bounds[i] .. bounds[i + 1] alone */
 } ni_weight;
 
 /* Starts packing rows [row0, row1) (row0 a multiple of NI_ROWS) of the file's matrix `src` into each node's copy, by that node's own
  * threads.  Copies that are equal pointers are packed once.  Wait with ni_team_wait. */
 int ni_pack_start(ni_team *t, const ni_weight *w, const uint8_t *src, size_t row_bytes, int64_t row0, int64_t row1, ni_status *st);
+/* Row groups [g0[j], g1[j]) of matrices j = 0 .. n-1 (at most 3), seen as one long one, that a worker multiplies: every worker reads
+ * about the same number of bytes. */
+void ni_matmul_cut(const ni_weight *const *w, int n, int n_workers, int worker, int64_t *g0, int64_t *g1);
 /* Starts a plain copy of `bytes` bytes into copy[node] of every node, by that node's first worker. */
 int ni_copy_start(ni_team *t, const uint8_t *src, size_t bytes, void *const *copy, ni_status *st);
 

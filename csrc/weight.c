@@ -20,10 +20,14 @@ static int done_elsewhere(void *const *copy, int node) {
 static void pack(const ni_worker *me, void *arg) {
     pack_job *job = arg;
     const ni_weight *w = &job->w;
-    if (!done_elsewhere(w->copy, me->node)) {
+    if (w->bounds || !done_elsewhere(w->copy, me->node)) {
         size_t group_bytes = ni_group_bytes(w->type, w->k);
-        int64_t g0 = job->row0 / NI_ROWS, a, b;
-        ni_cut((job->row1 + NI_ROWS - 1) / NI_ROWS - g0, me->size, me->rank, &a, &b);
+        int64_t g0 = job->row0 / NI_ROWS, g1 = (job->row1 + NI_ROWS - 1) / NI_ROWS, a, b;
+        if (w->bounds) {
+            g0 = g0 > w->bounds[me->node] ? g0 : w->bounds[me->node];
+            g1 = g1 < w->bounds[me->node + 1] ? g1 : w->bounds[me->node + 1];
+        }
+        ni_cut(g1 > g0 ? g1 - g0 : 0, me->size, me->rank, &a, &b);
         for (int64_t g = g0 + a; g < g0 + b && !atomic_load_explicit(me->cancel, memory_order_relaxed); g++) {
             int64_t row = g * NI_ROWS, rows = job->row1 - row < NI_ROWS ? job->row1 - row : NI_ROWS;
             ni_formats[w->type].pack(job->src + (size_t)row * job->row_bytes, job->row_bytes, (int)rows, w->k,
@@ -45,6 +49,20 @@ int ni_pack_start(ni_team *t, const ni_weight *w, const uint8_t *src, size_t row
     int e = ni_team_start(t, pack, job, st);
     if (e) free(job);
     return e;
+}
+
+void ni_matmul_cut(const ni_weight *const *w, int n, int n_workers, int worker, int64_t *g0, int64_t *g1) {
+    int64_t total = 0, from, to;
+    for (int j = 0; j < n; j++) total += (int64_t)ni_packed_bytes(w[j]->type, w[j]->n, w[j]->k);
+    ni_cut(total, n_workers, worker, &from, &to);
+    for (int j = 0; j < n; j++) {
+        /* A group belongs to the worker in whose part it begins. */
+        int64_t bytes = (int64_t)ni_group_bytes(w[j]->type, w[j]->k), groups = (w[j]->n + NI_ROWS - 1) / NI_ROWS;
+        int64_t a = from <= 0 ? 0 : (from + bytes - 1) / bytes, b = to <= 0 ? 0 : (to + bytes - 1) / bytes;
+        g0[j] = a < groups ? a : groups;
+        g1[j] = b < groups ? b : groups;
+        from -= groups * bytes, to -= groups * bytes;
+    }
 }
 
 typedef struct {

@@ -62,6 +62,8 @@ cdef extern from "../csrc/ni.h":
         int type
         int64_t n, k
         void **copy
+        int64_t *bounds
+    void ni_matmul_cut(const ni_weight *const *, int, int, int, int64_t *, int64_t *)
     int ni_pack_start(ni_team *, const ni_weight *, const uint8_t *, size_t, int64_t, int64_t, ni_status *) nogil
     int ni_copy_start(ni_team *, const uint8_t *, size_t, void **, ni_status *) nogil
     int64_t ni_read_time(ni_team *, void **, size_t, int, ni_status *) nogil
@@ -345,18 +347,20 @@ cdef class Team:
             raise Cancelled("the step was cancelled")
         return 0
 
-    def pack(self, int code, int64_t n, int64_t k, addresses, uintptr_t src, size_t row_bytes, int64_t row0, int64_t row1):
-        """Pack rows row0 to row1 of a file's matrix at `src` into each node's copy, by that node's threads."""
+    def pack(self, weight, uintptr_t src, size_t row_bytes, int64_t row0, int64_t row1):
+        """Pack rows row0 to row1 of a file's matrix at `src` into each node's copy, by that node's threads.
+
+        weight: (code, n, k, addresses per node, bounds or None), as `Plan` takes them.
+        """
         cdef ni_status st
         cdef ni_weight w
-        cdef void **copy = _pointers(addresses)
-        w.type, w.n, w.k, w.copy = code, n, k, copy
+        _fill_weight(&w, weight)
         try:
             if ni_pack_start(self.usable(), &w, <const uint8_t *>src, row_bytes, row0, row1, &st):
                 _fail(&st)
             self.finish()
         finally:
-            free(copy)
+            _free_weight(&w)
 
     def copy(self, const uint8_t[::1] src, addresses):
         """Copy bytes into each node's copy, by one of that node's threads."""
@@ -393,6 +397,47 @@ cdef class Team:
         self.finish()
 
 
+cdef int _fill_weight(ni_weight *w, weight) except -1:
+    cdef int64_t *own
+    code, n, k, addresses, bounds = weight
+    w.type, w.n, w.k, w.copy, w.bounds = code, n, k, _pointers(addresses), NULL
+    if bounds is not None:
+        if len(bounds) != len(addresses) + 1:
+            raise ValueError(f"{len(addresses)} shards need {len(addresses) + 1} bounds, found {len(bounds)}")
+        own = <int64_t *>malloc(sizeof(int64_t) * len(bounds))
+        if own == NULL:
+            raise MemoryError
+        for i, b in enumerate(bounds):
+            own[i] = b
+        w.bounds = own
+    return 0
+
+
+cdef void _free_weight(ni_weight *w):
+    free(<void *>w.copy)
+    free(<void *>w.bounds)
+
+
+def matmul_cut(shapes, int n_workers):
+    """Row groups of matrices (code, n, k) of one stage by worker: int64 array (n_workers, matrices, 2)."""
+    cdef ni_weight w[3]
+    cdef const ni_weight *p[3]
+    cdef int64_t g0[3]
+    cdef int64_t g1[3]
+    cdef int n = len(shapes)
+    if not 1 <= n <= 3:
+        raise ValueError(f"a stage has one to three matrices, found {n}")
+    for j, (code, rows, k) in enumerate(shapes):
+        w[j].type, w[j].n, w[j].k = code, rows, k
+        p[j] = &w[j]
+    found = np.empty((n_workers, n, 2), np.int64)
+    for worker in range(n_workers):
+        ni_matmul_cut(p, n, n_workers, worker, g0, g1)
+        for j in range(n):
+            found[worker, j] = g0[j], g1[j]
+    return found
+
+
 cdef void **_pointers(addresses) except NULL:
     cdef void **out = <void **>malloc(sizeof(void *) * max(len(addresses), 1))
     if out == NULL:
@@ -410,8 +455,8 @@ def kv_chunk_bytes(int64_t e, int64_t ev):
 cdef class Plan:
     """A plan that a team runs.
 
-    ops, tensors: arrays of OP_DTYPE, TENSOR_DTYPE; weights: (code, n, k, addresses per node) each, code -1 for plain
-    bytes; arena_bytes: (shared, per node); node_map, os_nodes: per node of the team, its index in the weights' addresses
+    ops, tensors: arrays of OP_DTYPE, TENSOR_DTYPE; weights: (code, n, k, addresses per node, bounds) each, code -1 for
+    plain bytes, bounds None but for shards; arena_bytes: (shared, per node); node_map, os_nodes: per node of the team, its index in the weights' addresses
     and its number for the system.
     """
     cdef ni_plan *p
@@ -426,9 +471,8 @@ cdef class Plan:
         cdef ni_team *t = team.usable()
         self.team, self.n_weights, self.n_ops = team, len(weights), len(ops)
         self.weights = <ni_weight *>calloc(max(len(weights), 1), sizeof(ni_weight))
-        for i, (code, n, k, addresses) in enumerate(weights):
-            self.weights[i].type, self.weights[i].n, self.weights[i].k = code, n, k
-            self.weights[i].copy = _pointers(addresses)
+        for i, weight in enumerate(weights):
+            _fill_weight(&self.weights[i], weight)
         ops = np.ascontiguousarray(ops, OP_DTYPE)
         tensors = np.ascontiguousarray(tensors, TENSOR_DTYPE)
         cdef const uint8_t[::1] o = ops.view(np.uint8).reshape(-1)
@@ -451,7 +495,7 @@ cdef class Plan:
         ni_plan_close(self.p)
         if self.weights != NULL:
             for i in range(self.n_weights):
-                free(self.weights[i].copy)
+                _free_weight(&self.weights[i])
             free(self.weights)
 
     def close(self):

@@ -162,8 +162,8 @@ def _read_limit(engine, model):
             arenas.append(_core.Arena(n_bytes, [node], huge=True))
         addresses = [arena.address for arena in arenas]
         with model._turn:
-            engine.team.read_time(addresses, n_bytes, 0)  # writes: until then there are no pages
-            seconds = min(engine.team.read_time(addresses, n_bytes, streams) for streams in _STREAMS) / 1e9
+            engine.lane.team.read_time(addresses, n_bytes, 0)  # writes: until then there are no pages
+            seconds = min(engine.lane.team.read_time(addresses, n_bytes, streams) for streams in _STREAMS) / 1e9
     finally:
         for arena in arenas:
             arena.close()

@@ -1,4 +1,4 @@
-"""The engine: packed weights on every node, a team of workers, and the plan that they run.  Internal; `Model` is its user."""
+"""The engine: packed weights on every node, and lanes of workers that run steps over them.  Internal; `Model` is its user."""
 
 import logging
 
@@ -6,20 +6,23 @@ import numpy as np
 
 from . import _core, placement
 from ._core import Cancelled
-from .architectures import build
-from .architectures.blocks import Hyperparameters
+from .architectures import build, context_length
 from .errors import ModelClosed
 from .plan import Plan
 from .weights import Catalog, Replicas
 
-__all__ = ["KV", "Cancelled", "Engine"]
+__all__ = ["KV", "KV_TYPES", "Cancelled", "Engine", "Lane"]
 
 log = logging.getLogger("numainfer")
+log.addHandler(logging.NullHandler())
 KV_TYPES = ("f16",)
 
 
 class KV:
-    """The KV cache of one sequence: address space for n_ctx positions, of which pages are taken as they fill."""
+    """The KV cache of one sequence: address space for n_ctx positions, of which pages are taken as they fill.
+
+    Its layout is every lane's; the lane that appends to it places its pages.
+    """
 
     def __init__(self, engine):
         self._engine = engine
@@ -34,110 +37,41 @@ class KV:
         other = KV(self._engine)
         if n_pos:
             self._engine.check_open()
-            self._engine.team.copy_kv(np.array(self._engine.plan.kv_layers, _core.KV_LAYER_DTYPE), self.address, other.address, n_pos)
+            layers = np.array(self._engine.plan.kv_layers, _core.KV_LAYER_DTYPE)
+            self._engine.lane.team.copy_kv(layers, self.address, other.address, n_pos)
         return other
 
     def close(self):
         self.arena.close()
 
 
-class Engine:
-    """Loads a GGUF file's weights onto the nodes and runs steps.
+class Lane:
+    """A team of workers on some of the engine's nodes, and the plan it runs: one step at a time.
 
     Parameters
     ----------
-    gguf : GGUFFile
-        Read during construction only.
-    n_ctx : int, optional
-        Most positions per sequence; the model's own by default.
-    n_batch : int
-        Most tokens per step.
-    threads, nodes :
-        See `placement.choose_workers`.
-    placement : str
-        "auto", "replicate", "interleave" or "local".
-    kv_type : str
-        "f16".
-    progress : callable, optional
-        ``progress(done_bytes, total_bytes)``.
-    verify : bool or "warn"
-        Check every page after loading: raise PlacementError, or only warn, if pages lie wrong.
+    engine : Engine
+    nodes : list of int
+        Indices in the engine's list of nodes.
     """
 
-    def __init__(self, gguf, *, n_ctx=None, n_batch=512, threads=None, nodes=None, placement="auto", kv_type="f16",
-                 progress=None, verify=True):
-        self.team = self._replicas = None
-        self._plans = {}
-        if kv_type not in KV_TYPES:
-            raise ValueError(f"kv_type = {kv_type!r}; wanted one of {', '.join(KV_TYPES)}")
-        try:
-            self._open(gguf, n_ctx, n_batch, threads, nodes, placement, progress, verify)
-        except BaseException:
-            self.close()
-            raise
+    def __init__(self, engine, nodes):
+        self._engine, self.nodes, self._plans = engine, nodes, {}
+        workers = [(cpu, nodes.index(node)) for cpu, node in zip(engine.cpus, engine.node_of) if node in nodes]
+        self.team = _core.Team([cpu for cpu, _ in workers], [node for _, node in workers])
 
-    def _open(self, gguf, n_ctx, n_batch, threads, nodes, policy, progress, verify):
-        if policy not in placement.POLICIES:
-            raise ValueError(f"placement = {policy!r}; wanted one of {', '.join(placement.POLICIES)}")
-        chosen, cpus, node_of = placement.choose_workers(placement.topology(), threads, nodes)
-        if policy == "local":  # one copy, one node: the first, if none was named
-            cpus = [cpu for cpu, node in zip(cpus, node_of) if node == 0]
-            chosen, node_of = chosen[:1], [0] * len(cpus)
-        self.threads, self.nodes, self.isa = len(cpus), [n.number for n in chosen], _core.isa()
-        trained = Hyperparameters(gguf).int("context_length")
-        self.n_ctx, self.n_batch = n_ctx or trained, min(n_batch, n_ctx or trained)
-        if self.n_ctx > trained:
-            log.warning("n_ctx = %d is more than the %d positions that the model was trained for", self.n_ctx, trained)
-        self._catalog = Catalog(gguf)
-        self.plan = self._build(len(chosen))
-        self.n_vocab = self.plan.out_width
-        self.n_embd = gguf.get(f"{gguf.architecture}.embedding_length", int)
-        self.bytes_per_token = self.plan.bytes_per_token
-        weights = self.plan.weights
-        weight_bytes = sum(w.packed_bytes for w in weights)
-        kv_bytes = self.plan.kv_bytes if n_ctx else 0  # the model's own context is address space, not a promise
-        others = sum(self.plan.arena_bytes) + kv_bytes // len(chosen)
-        policy, reason = placement.choose_policy(policy, chosen, weight_bytes, others)
-        self.team = _core.Team(cpus, node_of)
-        self._replicas = Replicas(weights, self.nodes, interleave=policy == "interleave")
-        self._replicas.fill(self.team, gguf, progress)
-        core = self._core_plan(False)
-        share = 1 if policy != "interleave" else len(chosen)
-        self.placement = placement.Placement(
-            policy, reason,
-            [placement.NodePlacement(n.number, tuple(c for c, i in zip(cpus, node_of) if i == j), weight_bytes // share,
-                                     core.bytes // len(chosen)) for j, n in enumerate(chosen)],
-            self.plan.kv_bytes // max(self.n_ctx, 1), self._replicas)
-        if verify:
-            self.placement.verify(strict=verify != "warn")
-
-    def _build(self, n_nodes, hidden=False):
-        return build(Plan(n_nodes, self.n_batch, self.n_ctx, hidden=hidden), self._catalog)
-
-    def _core_plan(self, hidden):
-        """The plan as the core runs it; the one for hidden states is made when first wanted."""
+    def core_plan(self, hidden=False):
+        """The plan as the core runs it; made when first wanted."""
         if hidden not in self._plans:
-            plan = self.plan if not hidden else self._build(len(self.nodes), hidden=True)
+            engine = self._engine
+            plan = engine.plan if not hidden and len(self.nodes) == engine.plan.n_nodes else engine.build(len(self.nodes), hidden)
             ops, tensors = plan.arrays()
-            n = len(self.nodes)
-            self._plans[hidden] = _core.Plan(self.team, ops, tensors, self._replicas.table(plan.weights), plan.arena_bytes,
-                                             self.n_batch, range(n), self.nodes)
+            core = _core.Plan(self.team, ops, tensors, [engine.replicas.entry(w) for w in plan.weights], plan.arena_bytes,
+                              engine.n_batch, self.nodes, [engine.nodes[i] for i in self.nodes])
+            self._plans[hidden] = core
+            for i in self.nodes:
+                engine.placement.nodes[i].scratch += core.bytes // len(self.nodes)
         return self._plans[hidden]
-
-    def check_open(self):
-        """Raise ModelClosed or ForkedProcess if the engine cannot run."""
-        if self.team is None:
-            raise ModelClosed("the model is closed; load it again")
-        len(self.team)
-
-    @property
-    def closed(self):
-        return self.team is None
-
-    def new_kv(self):
-        """KV memory for one sequence."""
-        self.check_open()
-        return KV(self)
 
     def step(self, segments, out_rows, *, hidden=False, shuffle_seed=0):
         """Run tokens of one or more sequences through the model.
@@ -160,40 +94,169 @@ class Engine:
         Cancelled, KeyboardInterrupt
             The KV memory of these positions is undefined then; what stood before them is not touched.
         """
-        self.check_open()
+        engine = self._engine
+        engine.check_open()
+        if not segments:
+            raise ValueError("a step needs at least one segment of tokens")
         ids = np.concatenate([np.asarray(s[1], np.int32) for s in segments])
         table = np.zeros(len(segments), _core.SEGMENT_DTYPE)
         row = 0
         for record, (kv, own, pos0) in zip(table, segments):
-            if pos0 < 0 or pos0 + len(own) > self.n_ctx or not len(own):
-                raise ValueError(f"a segment of {len(own)} tokens at position {pos0} does not lie within the context of {self.n_ctx}")
+            if pos0 < 0 or pos0 + len(own) > engine.n_ctx or not len(own):
+                raise ValueError(f"a segment of {len(own)} tokens at position {pos0} does not lie within the context of {engine.n_ctx}")
             record["base"], record["row0"], record["n"], record["pos0"] = kv.address, row, len(own), pos0
             row += len(own)
-        if row > self.n_batch or ids.min() < 0 or ids.max() >= self.n_vocab:
-            raise ValueError(f"a step takes at most {self.n_batch} tokens with ids from 0 to {self.n_vocab - 1}; "
+        if row > engine.n_batch or ids.min() < 0 or ids.max() >= engine.n_vocab:
+            raise ValueError(f"a step takes at most {engine.n_batch} tokens with ids from 0 to {engine.n_vocab - 1}; "
                              f"found {row} tokens with ids from {ids.min()} to {ids.max()}")
         rows = np.asarray(out_rows, np.int32)
-        if rows.size and not (0 <= rows.min() and rows.max() < row and rows.size <= self.n_batch):
-            raise ValueError(f"wanted rows must lie in 0 to {row - 1}, at most {self.n_batch} of them; found {rows}")
-        out = np.empty((len(rows), self.n_embd if hidden else self.n_vocab), np.float32)
-        self._core_plan(hidden).run(ids, table, rows, out, shuffle_seed)
+        if rows.size and not (0 <= rows.min() and rows.max() < row and rows.size <= engine.n_batch):
+            raise ValueError(f"wanted rows must lie in 0 to {row - 1}, at most {engine.n_batch} of them; found {rows}")
+        out = np.empty((len(rows), engine.n_embd if hidden else engine.n_vocab), np.float32)
+        self.core_plan(hidden).run(ids, table, rows, out, shuffle_seed)
         return out
 
-    def cancel(self):
-        """Ask the running step to end; from any thread."""
-        if self.team is not None:
-            self.team.cancel()
-
     def close(self):
-        """End the workers and give all memory back."""
         for plan in self._plans.values():
             plan.close()
         self._plans = {}
-        if self._replicas is not None:
-            self._replicas.close()
-        self._replicas, team, self.team = None, self.team, None
-        if team is not None:
-            team.close()
+        self.team.close()
 
 
-log.addHandler(logging.NullHandler())
+class Engine:
+    """Loads a GGUF file's weights onto the nodes.
+
+    Parameters
+    ----------
+    gguf : GGUFFile
+        Its tensors are read during construction only.
+    n_ctx : int, optional
+        Most positions per sequence; the model's own by default.
+    n_batch : int
+        Most tokens per step.
+    threads, nodes :
+        See `placement.choose_workers`.
+    placement : str
+        One of `placement.POLICIES`.
+    kv_type : str
+        "f16".
+    progress : callable, optional
+        ``progress(done_bytes, total_bytes)``.
+    verify : bool or "warn"
+        Check every page after loading: raise PlacementError, or only warn, if pages lie wrong.
+
+    Attributes
+    ----------
+    lane : Lane
+        All nodes together: the latency mode.
+    """
+
+    def __init__(self, gguf, *, n_ctx=None, n_batch=512, threads=None, nodes=None, placement="auto", kv_type="f16",
+                 progress=None, verify=True):
+        self.lane = self.replicas = self._node_lanes = None
+        if kv_type not in KV_TYPES:
+            raise ValueError(f"kv_type = {kv_type!r}; wanted one of {', '.join(KV_TYPES)}")
+        try:
+            self._open(gguf, n_ctx, n_batch, threads, nodes, placement, progress, verify)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, gguf, n_ctx, n_batch, threads, nodes, policy, progress, verify):
+        if policy not in placement.POLICIES:
+            raise ValueError(f"placement = {policy!r}; wanted one of {', '.join(placement.POLICIES)}")
+        chosen, cpus, node_of = placement.choose_workers(placement.topology(), threads, nodes)
+        if policy == "local":  # one copy, one node: the first, if none was named
+            cpus = [cpu for cpu, node in zip(cpus, node_of) if node == 0]
+            chosen, node_of = chosen[:1], [0] * len(cpus)
+        self.cpus, self.node_of, self.threads = cpus, node_of, len(cpus)
+        self.nodes, self.isa = [n.number for n in chosen], _core.isa()
+        trained = context_length(gguf)
+        self.n_ctx, self.n_batch = n_ctx or trained, min(n_batch, n_ctx or trained)
+        if self.n_ctx > trained:
+            log.warning("n_ctx = %d is more than the %d positions that the model was trained for", self.n_ctx, trained)
+        self._catalog = Catalog(gguf)
+        self.plan = self.build(len(chosen))
+        self.n_vocab = self.plan.out_width
+        self.n_embd = gguf.get(f"{gguf.architecture}.embedding_length", int)
+        self.bytes_per_token = self.plan.bytes_per_token
+        weights = self.plan.weights
+        kv_bytes = self.plan.kv_bytes if n_ctx else 0  # the model's own context is address space, not a promise
+        others = sum(self.plan.arena_bytes) + kv_bytes // len(chosen)
+        policy, reason = placement.choose_policy(policy, chosen, sum(w.packed_bytes for w in weights), others)
+        bounds = self._shard_bounds() if policy == "shard" else None
+        self.replicas = Replicas(weights, self.nodes, policy, bounds)
+        self.lane = Lane(self, list(range(len(chosen))))
+        self.replicas.fill(self.lane.team, gguf, progress)
+        sizes = [arena.bytes for arena in self.replicas.arenas]
+        if policy == "interleave":
+            sizes = [sizes[0] // len(chosen)] * len(chosen)
+        self.placement = placement.Placement(
+            policy, reason,
+            [placement.NodePlacement(n.number, tuple(c for c, i in zip(cpus, node_of) if i == j), sizes[j], 0)
+             for j, n in enumerate(chosen)],
+            self.plan.kv_bytes // self.n_ctx, self.replicas)
+        self.lane.core_plan()
+        if verify:
+            self.placement.verify(strict=verify != "warn")
+
+    def build(self, n_nodes, hidden=False):
+        """The model's plan for a team on n_nodes nodes."""
+        return build(Plan(n_nodes, self.n_batch, self.n_ctx, hidden=hidden), self._catalog)
+
+    def _shard_bounds(self):
+        """Row groups of each matrix where the nodes' workers begin: by id, (n_nodes + 1,)."""
+        first = [self.node_of.index(i) for i in range(len(self.nodes))]
+        bounds = {}
+        for op in self.plan.ops:
+            if op.name == "matmul":
+                cut = _core.matmul_cut([(w.code, w.n, w.k) for w in op.weights], self.threads)
+                for j, w in enumerate(op.weights):
+                    bounds[id(w)] = [*cut[first, j, 0].tolist(), int(cut[-1, j, 1])]
+        for w in self.plan.weights:  # an embedding table that no matmul reads: dealt out evenly
+            if id(w) not in bounds and hasattr(w, "code"):
+                cut = _core.matmul_cut([(w.code, w.n, w.k)], self.threads)
+                bounds[id(w)] = [*cut[first, 0, 0].tolist(), int(cut[-1, 0, 1])]
+        return bounds
+
+    def node_lanes(self):
+        """A lane per node, for work that needs no other node: the throughput mode.  One lane where there is one copy."""
+        if self._node_lanes is None:
+            whole = len(self.nodes) == 1 or self.placement.policy not in ("replicate", "local")
+            self._node_lanes = [self.lane] if whole else [Lane(self, [i]) for i in range(len(self.nodes))]
+        return self._node_lanes
+
+    def check_open(self):
+        """Raise ModelClosed or ForkedProcess if the engine cannot run."""
+        if self.lane is None:
+            raise ModelClosed("the model is closed; load it again")
+        len(self.lane.team)
+
+    @property
+    def closed(self):
+        return self.lane is None
+
+    def new_kv(self):
+        """KV memory for one sequence."""
+        self.check_open()
+        return KV(self)
+
+    def step(self, segments, out_rows, **options):
+        """`Lane.step` on all nodes."""
+        self.check_open()
+        return self.lane.step(segments, out_rows, **options)
+
+    def cancel(self):
+        """Ask the running steps to end; from any thread."""
+        for lane in {id(lane): lane for lane in [self.lane, *(self._node_lanes or [])] if lane}.values():
+            lane.team.cancel()
+
+    def close(self):
+        """End the workers and give all memory back."""
+        lanes = {id(lane): lane for lane in [self.lane, *(self._node_lanes or [])] if lane}
+        self.lane = self._node_lanes = None
+        for lane in lanes.values():
+            lane.close()
+        replicas, self.replicas = self.replicas, None
+        if replicas is not None:
+            replicas.close()

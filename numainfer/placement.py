@@ -9,7 +9,7 @@ from pathlib import Path
 from . import _core
 from .errors import OutOfNodeMemory, PlacementError, PlacementWarning
 
-POLICIES = ("auto", "replicate", "interleave", "local")
+POLICIES = ("auto", "replicate", "shard", "interleave", "local")
 RESERVE = 0.05  # of a node's memory that a model leaves free
 FAKE_NODES = "NUMAINFER_FAKE_NODES"
 
@@ -185,7 +185,7 @@ class Placement:
     Attributes
     ----------
     policy : str
-        "replicate", "interleave" or "local".
+        "replicate", "shard", "interleave" or "local".
     reason : str
         Why, if "auto" chose it.
     nodes : list of NodePlacement
@@ -256,11 +256,12 @@ def choose_policy(asked, chosen, weight_bytes, other_bytes):
     OutOfNodeMemory
         No policy that was asked for fits; nothing has been allocated.
     """
-    if len(chosen) == 1 and asked in ("auto", "replicate"):
+    if len(chosen) == 1:  # every policy is the same single copy
         asked, reason = "local", "one node"
     else:
         reason = ""
-    need = {"replicate": weight_bytes, "local": weight_bytes, "interleave": weight_bytes // len(chosen)}
+    part = -(-weight_bytes // len(chosen))
+    need = {"replicate": weight_bytes, "local": weight_bytes, "shard": part, "interleave": part}
     # Pretend nodes share the memory of the real one.
     sharers = {node.number: sum(other.number == node.number for other in chosen) for node in chosen}
 
@@ -270,7 +271,7 @@ def choose_policy(asked, chosen, weight_bytes, other_bytes):
     if asked == "auto":
         if fits("replicate"):
             return "replicate", f"every node has room for its own {_size(weight_bytes)}"
-        asked, reason = "interleave", f"no room for {_size(weight_bytes)} on every node"
+        asked, reason = "shard", f"no room for {_size(weight_bytes)} on every node"
     if not fits(asked):
         table = "; ".join(f"node {n.number}: need {_size((need[asked] + other_bytes) * sharers[n.number])}, "
                           f"free {_size(max(int(n.free - RESERVE * n.total), 0))}" for n in chosen)

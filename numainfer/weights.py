@@ -99,6 +99,12 @@ class Catalog:
                 raise UnsupportedModel(f"shape of tensor {name}", tensor.shape, ["(N,)", "(N, K)"])
         return self.used[name]
 
+    def get(self, name):
+        """The tensor, or None if the file has none."""
+        if name not in self:
+            return None
+        return self[name]
+
     def block(self, i):
         """Tensors of layer i as attributes: ``.attn_q`` is ``blk.<i>.attn_q.weight``."""
         return _Block(self, f"blk.{i}.")
@@ -125,8 +131,7 @@ class _Block:
 
     def get(self, name):
         """The tensor, or None if the file has none."""
-        full = f"{self._prefix}{name}.weight"
-        return self._catalog[full] if full in self._catalog else None
+        return self._catalog.get(f"{self._prefix}{name}.weight")
 
 
 class Replicas:
@@ -137,52 +142,65 @@ class Replicas:
     weights : list of Matrix or Vector
         In the order they shall lie in memory.
     os_nodes : list of int
-        System numbers of the nodes that get a copy; with `interleave` one copy goes round all of them.
-    interleave : bool
+        System numbers of the nodes.
+    policy : str
+        "replicate" and "local": a copy on each node; "interleave": one copy, page by page over the nodes; "shard": each node
+        holds its rows of every matrix.
+    bounds : dict
+        For "shard": row groups where each node's rows begin and the last end, (n_nodes + 1,) by id of the Matrix.
     """
 
-    def __init__(self, weights, os_nodes, interleave=False):
-        self.offsets, at = {}, 0
-        for w in weights:
-            self.offsets[id(w)] = at
-            at += -(-w.packed_bytes // _ALIGN) * _ALIGN
-        self.weights, self.n_bytes = list(weights), at
-        groups = [list(os_nodes)] if interleave else [[node] for node in os_nodes]
-        self.arenas, self.n_nodes = [], len(os_nodes)
+    def __init__(self, weights, os_nodes, policy, bounds=None):
+        self.weights, self.n_nodes, self.policy = list(weights), len(os_nodes), policy
+        self._bounds = bounds or {}
+        copies = 1 if policy == "interleave" else self.n_nodes
+        self.offsets = [{} for _ in range(copies)]  # per copy: from the arena's start to the weight's row group 0
+        sizes = [self._lay_out(copy) for copy in range(copies)]
+        self.arenas = []
         try:
-            for group in groups:
-                self.arenas.append(_core.Arena(at, group, huge=True))
+            for copy, size in enumerate(sizes):
+                self.arenas.append(_core.Arena(size, os_nodes if copies < self.n_nodes else [os_nodes[copy]], huge=True))
         except BaseException:
             self.close()
             raise
 
-    def addresses(self, w):
-        """Address of the weight's copy for each node."""
-        found = [arena.address + self.offsets[id(w)] for arena in self.arenas]
-        return found * self.n_nodes if len(found) == 1 else found
+    def _lay_out(self, copy):
+        at = 0
+        for w in self.weights:
+            first, size = 0, w.packed_bytes
+            if id(w) in self._bounds:
+                group = _core.packed_bytes(w.code, 1, w.k)
+                first = int(self._bounds[id(w)][copy]) * group
+                size = int(self._bounds[id(w)][copy + 1]) * group - first
+            self.offsets[copy][id(w)] = at - first
+            at += -(-size // _ALIGN) * _ALIGN
+        return at
 
-    def table(self, weights):
-        """(code, n, k, addresses) for each, as `_core.Plan` takes them."""
-        return [(w.code, w.n, w.k, self.addresses(w)) if isinstance(w, Matrix) else (-1, 1, w.n, self.addresses(w)) for w in weights]
+    def entry(self, w):
+        """(code, n, k, addresses, bounds) as the core takes them; code -1 for vectors."""
+        addresses = [arena.address + offsets[id(w)] for arena, offsets in zip(self.arenas, self.offsets)]
+        addresses = addresses * self.n_nodes if len(addresses) < self.n_nodes else addresses
+        code, n, k = (w.code, w.n, w.k) if isinstance(w, Matrix) else (-1, 1, w.n)
+        return code, n, k, addresses, self._bounds.get(id(w))
 
     def fill(self, team, gguf, progress=None):
-        """Read the file once, in its order, and pack every weight on every node.
+        """Read the file once, in its order, and pack every weight on every node, by that node's own threads.
 
         Pages of the file are given back to the system behind the reader.  `progress(done, total)` counts bytes of the file.
         """
         for w in self.weights:
             if isinstance(w, Vector):
-                team.copy(w.values.view(np.uint8), self.addresses(w))
+                team.copy(w.values.view(np.uint8), self.entry(w)[3])
         matrices = sorted((w for w in self.weights if isinstance(w, Matrix)),
                           key=lambda w: (gguf.tensors[w.name].shard, gguf.tensors[w.name].offset))
         total, done = sum(gguf.tensors[w.name].n_bytes for w in matrices), 0
         for w in matrices:
-            tensor, data = gguf.tensors[w.name], gguf.tensors[w.name].data
+            tensor, data, entry = gguf.tensors[w.name], gguf.tensors[w.name].data, self.entry(w)
             row_bytes = tensor.n_bytes // w.n
             rows = max(_PIECE // row_bytes // _core.ROWS, 1) * _core.ROWS
             for row in range(0, w.n, rows):
                 end = min(row + rows, w.n)
-                team.pack(w.code, w.n, w.k, self.addresses(w), data.ctypes.data, row_bytes, row, end)
+                team.pack(entry, data.ctypes.data, row_bytes, row, end)
                 tensor.release(row * row_bytes, (end - row) * row_bytes)
                 done += (end - row) * row_bytes
                 if progress:

@@ -5,10 +5,12 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import gguf
 import numpy as np
 import reference as ref
+from reference_models import ReferenceModel
 
 from numainfer import _core, placement
 from numainfer.engine import Engine
@@ -89,13 +91,13 @@ class Rig:
         self.plan = Plan(n, n_batch, n_ctx, hidden=hidden, **more)
         build(self.plan, sheet)
         self.plan.compile()
-        self.replicas = Replicas(self.plan.weights, [0] * n)
+        self.replicas = Replicas(self.plan.weights, [0] * n, "replicate")
         self.replicas.fill(team, sheet.file)
         ops, tensors = self.plan.arrays()
         if edit:
             edit(ops)
-        self.core = _core.Plan(team, ops, tensors, self.replicas.table(self.plan.weights), self.plan.arena_bytes, n_batch,
-                               range(n), [0] * n)  # fmt: skip
+        self.core = _core.Plan(team, ops, tensors, [self.replicas.entry(w) for w in self.plan.weights], self.plan.arena_bytes,
+                               n_batch, range(n), [0] * n)  # fmt: skip
         self.kv = []
 
     def new_kv(self):
@@ -165,6 +167,17 @@ def logits(engine, ids, chunks=None, kv=None, start=0, **more):
     if own:
         kv.close()
     return np.concatenate(out)
+
+
+def twin_logits(path, ids):
+    """Logits (n, n_vocab) in float64 of a model whose keys and values are kept as halves, as the engine keeps them."""
+    exact = ref.attention
+
+    def attention(q, k, v, *args, **more):
+        return exact(q, *(x.astype(np.float16).astype(x.dtype) for x in (k, v)), *args, **more)
+
+    with patch.object(ref, "attention", attention):
+        return ReferenceModel(path, dtype=np.float64).logits(ids)
 
 
 def same_bits(found, wanted, what=""):

@@ -221,7 +221,7 @@ def test_core_refuses_what_it_would_use_blindly(sheet):
             ops, tensors = plan.arrays()
             ops[field].reshape(2, -1)[1, 0] = value
             with pytest.raises(ValueError, match=says):
-                _core.Plan(team, ops, tensors, [(0, 1, 1, [0])] * 2, plan.arena_bytes, 8, [0], [0])
+                _core.Plan(team, ops, tensors, [(0, 1, 1, [0], None)] * 2, plan.arena_bytes, 8, [0], [0])
 
 
 # ---- looking -----------------------------------------------------------------------------------------------------------

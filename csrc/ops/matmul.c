@@ -52,23 +52,18 @@ static void many_tokens(const ni_ctx *c, const ni_weight *w, const uint8_t *pack
 }
 
 void ni_op_matmul(const ni_ctx *c, const ni_op *op) {
-    int64_t n_tokens = ni_rows(c, op), total = 0, from, to;
+    int64_t n_tokens = ni_rows(c, op), g0[3], g1[3];
     if (n_tokens == 0) return;
     ni_act x = ni_act_of(c, op, 0);
-    for (int j = 0; j < 3 && op->w[j] >= 0; j++) {
-        const ni_weight *w = &c->weights[op->w[j]];
-        total += (int64_t)ni_packed_bytes(w->type, w->n, w->k);
-    }
-    ni_cut(total, c->me->n_workers, c->me->worker, &from, &to);
-    for (int j = 0; j < 3 && op->w[j] >= 0; j++) {
-        const ni_weight *w = &c->weights[op->w[j]];
-        int64_t bytes = (int64_t)ni_group_bytes(w->type, w->k), groups = (w->n + NI_ROWS - 1) / NI_ROWS;
-        int64_t g0 = ni_max(0, ni_min(groups, (from + bytes - 1) / bytes)), g1 = ni_max(0, ni_min(groups, (to + bytes - 1) / bytes));
-        from -= groups * bytes, to -= groups * bytes;
-        if (g0 >= g1) continue;
+    const ni_weight *w[3];
+    int n = 0;
+    while (n < 3 && op->w[n] >= 0) w[n] = &c->weights[op->w[n]], n++;
+    ni_matmul_cut(w, n, c->me->n_workers, c->me->worker, g0, g1);
+    for (int j = 0; j < n; j++) {
+        if (g0[j] >= g1[j]) continue;
         float *y = op->t[1 + j] < 0 ? c->step->out : ni_floats(c, op, 1 + j);
         panel_memory *mem = (panel_memory *)c->scratch;
-        if (n_tokens == 1) one_token(w, ni_copy_of(c, op, j), &x, g0, g1, y, mem);
-        else many_tokens(c, w, ni_copy_of(c, op, j), &x, n_tokens, g0, g1, y, mem);
+        if (n_tokens == 1) one_token(w[j], ni_copy_of(c, op, j), &x, g0[j], g1[j], y, mem);
+        else many_tokens(c, w[j], ni_copy_of(c, op, j), &x, n_tokens, g0[j], g1[j], y, mem);
     }
 }

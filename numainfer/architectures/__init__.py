@@ -3,8 +3,15 @@
 from importlib import import_module
 
 from ..errors import UnsupportedModel
+from .blocks import Hyperparameters
 
 SUPPORTED = ("llama", "gemma3")
+
+
+def context_length(gguf):
+    """Positions that the file's model was trained for; raises as `build`."""
+    _check(gguf)
+    return Hyperparameters(gguf).int("context_length")
 
 
 def build(plan, catalog):
@@ -19,9 +26,12 @@ def build(plan, catalog):
     PlanError
         Shapes do not fit.
     """
-    name = catalog.gguf.architecture
-    if name not in SUPPORTED:
-        raise UnsupportedModel("general.architecture", name, SUPPORTED)
-    import_module(f".{name}", __name__).build(plan, catalog)
+    _check(catalog.gguf)
+    import_module(f".{catalog.gguf.architecture}", __name__).build(plan, catalog)
     catalog.check_all_used()
     return plan.compile()
+
+
+def _check(gguf):
+    if gguf.architecture not in SUPPORTED:
+        raise UnsupportedModel("general.architecture", gguf.architecture, SUPPORTED)

@@ -110,7 +110,7 @@ def embedding_matrix(c, weights):
 def output_matrix(weights):
     """``output.weight``, or the embedding table where the two are tied: a row for every token that can be embedded."""
     table = weights["token_embd.weight"]
-    output = weights["output.weight"] if "output.weight" in weights else table
+    output = weights.get("output.weight") or table
     if output.n != table.n:
         raise CorruptModel(weights.gguf.path, f"{output.name} has {output.n} rows, wanted {table.n}, as many as {table.name}")
     return output

@@ -10,8 +10,8 @@ def build(p, weights):
         c.refuse("expert_count", "mixtures of experts are not built yet")
     eps = c.float("attention.layer_norm_rms_epsilon", low=0)
     a = c.attention(neox=False, eps=eps)
-    factors = weights["rope_freqs.weight"] if "rope_freqs.weight" in weights else None
-    frequencies = c.rope_frequencies(a.rope_dim, c.float("rope.freq_base", default=10000.0, low=1), factors)
+    base, factors = c.float("rope.freq_base", default=10000.0, low=1), weights.get("rope_freqs.weight")
+    frequencies = c.rope_frequencies(a.rope_dim, base, factors)
     rope = p.rope_table(weights.constant("rope", frequencies))
     x = Residual(p, p.embed(embedding_matrix(c, weights)), eps)
     for i in range(c.int("block_count", high=4096)):

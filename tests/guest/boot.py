@@ -25,7 +25,7 @@ PACKAGES = {"qemu-system-x86_64": "qemu-system-x86", "busybox": "busybox-static"
 # In the order of their dependence.
 MODULES = ("virtio_ring", "virtio", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci", "netfs", "fscache",
            "9pnet", "9pnet_virtio", "9p", "overlay")
-CPU_MODEL = "max"  # AVX2, FMA and F16C, but no AVX-512
+CPU_MODEL = "max,vendor=GenuineIntel"  # AVX2, FMA, F16C, no AVX-512; under this name Linux believes in SMT siblings
 
 
 class GuestError(RuntimeError):
@@ -53,8 +53,8 @@ class Machine:
     Parameters
     ----------
     nodes : list of (cpus, megabytes)
-        One per node; either may be 0, and both: then the node exists for the firmware only (a CPU that is not plugged
-        in), so Linux knows its number and leaves it out: node numbers get a gap. CPUs are numbered node by node.
+        One per node; either may be 0. One node may have both 0: the firmware tells Linux of it, so it has a number, but
+        it never comes up, so node numbers have a gap. CPUs are numbered node by node.
     distances : dict of (int, int) to int, optional
         Distance between two nodes, both ways; 20 where not given.
     threads_per_core : int
@@ -68,10 +68,11 @@ class Machine:
     def __init__(self, nodes, *, distances=None, threads_per_core=1, kernel_args="", plugin=()):
         self.nodes, self.distances, self.kernel_args, self.plugin = list(nodes), dict(distances or {}), kernel_args, plugin
         self.threads = threads_per_core
-        if sum(mb for _, mb in nodes) > 3000 or any(cpus % threads_per_core for cpus, _ in nodes):
-            raise ValueError(f"nodes = {nodes}: wanted at most 3000 MB together, below the hole for PCI, and whole cores")
+        if sum(mb for _, mb in nodes) > 3000 or any(cpus % threads_per_core for cpus, _ in nodes) or self.nodes.count((0, 0)) > 1:
+            raise ValueError(f"nodes = {nodes}: wanted at most 3000 MB together (below the hole for PCI), whole cores, "
+                             "and no more than one node without CPUs and memory")
 
-    def run(self, *commands, timeout=300, env=None):
+    def run(self, *commands, timeout=300, boot_timeout=120, env=None):
         """Boot, run commands one after another, power off.
 
         Parameters
@@ -79,7 +80,9 @@ class Machine:
         *commands : list of str
             In the repository's root; ``"python"`` stands for the Python that runs here.
         timeout : float
-            Seconds for each command; the boot has 120 more.
+            Seconds for each command.
+        boot_timeout : float
+            Seconds for the rest.
         env : dict, optional
 
         Returns
@@ -96,7 +99,7 @@ class Machine:
             for i, command in enumerate(commands):
                 Path(share, f"{i:02}.job").write_text(_script(command, env))
                 Path(share, f"{i:02}.limit").write_text(f"{timeout:g}")
-            self._boot(share, console, 120 + timeout * len(commands))
+            self._boot(share, console, boot_timeout + timeout * len(commands))
             return [self._result(share, console, i, command) for i, command in enumerate(commands)]
 
     def _boot(self, share, console, timeout):
@@ -120,24 +123,26 @@ class Machine:
         texts = [Path(share, f"{i:02}.{end}").read_text(errors="replace") for end in ("out", "err")]
         return Result(tuple(command), int(status.read_text()), *texts)
 
+    def _left_out(self):
+        """The kernel's word for not using the CPU of the node with nothing; its APIC id is its number here."""
+        gap = self.nodes.index((0, 0)) if (0, 0) in self.nodes else None
+        return "" if gap is None else f"disable_cpu_apicid={sum(cpus for cpus, _ in self.nodes[:gap])}"
+
     def command(self, share, console):
         """QEMU's command line."""
         kernel, initramfs = prepare()
         line = ["qemu-system-x86_64", "-machine", "pc", "-accel", "tcg,thread=multi", "-cpu", CPU_MODEL, "-nodefaults",
                 "-display", "none", "-monitor", "none", "-no-reboot", "-serial", f"file:{console}", "-kernel", str(kernel),
                 "-initrd", str(initramfs), "-append",
-                f"console=ttyS0 quiet panic=-1 random.trust_cpu=on mitigations=off nokaslr {self.kernel_args}",
+                f"console=ttyS0 quiet panic=-1 random.trust_cpu=on mitigations=off {self._left_out()} {self.kernel_args}",
                 "-fsdev", "local,id=host,path=/,security_model=none,readonly=on,multidevs=remap",
                 "-device", "virtio-9p-pci,fsdev=host,mount_tag=host",
                 "-fsdev", f"local,id=share,path={share},security_model=none",
                 "-device", "virtio-9p-pci,fsdev=share,mount_tag=share"]
         line += ["-m", f"{sum(mb for _, mb in self.nodes)}M"]
-        absent = [i for i, node in enumerate(self.nodes) if node == (0, 0)]
-        owners = [i for i, (cpus, _) in enumerate(self.nodes) for _ in range(cpus // self.threads or (i in absent))]
-        # Absent CPUs come last among those that QEMU starts by itself; from the first gap on, CPUs are plugged in one by one.
-        first_gap = owners.index(absent[0]) if absent else len(owners)
-        line += ["-smp", f"{first_gap * self.threads},sockets={len(owners)},cores=1,threads={self.threads},"
-                         f"maxcpus={len(owners) * self.threads}"]
+        # One socket per core; a node that Linux shall not see has one that its kernel is told to leave alone.
+        owners = [i for i, (cpus, mb) in enumerate(self.nodes) for _ in range(cpus // self.threads or not mb)]
+        line += ["-smp", f"{len(owners) * self.threads},sockets={len(owners)},cores=1,threads={self.threads}"]
         for i, (_, mb) in enumerate(self.nodes):
             if mb:
                 line += ["-object", f"memory-backend-ram,id=m{i},size={mb}M"]
@@ -146,10 +151,6 @@ class Machine:
             line += ["-numa", f"cpu,node-id={node},socket-id={socket}"]
         for a, b in itertools.combinations(range(len(self.nodes)), 2):
             line += ["-numa", f"dist,src={a},dst={b},val={self.distances.get((a, b), 20)}"]
-        for socket, node in enumerate(owners):
-            if socket > first_gap and node not in absent:
-                for thread in range(self.threads):
-                    line += ["-device", f"{CPU_MODEL}-x86_64-cpu,socket-id={socket},core-id=0,thread-id={thread}"]
         for plugin in self.plugin:
             line += ["-plugin", plugin]
         return line

@@ -1,0 +1,230 @@
+"""Same bits, whatever the number of threads and nodes, the placement, the chunks of the prompt, the order of the workers, the company."""
+
+import numpy as np
+import pytest
+from core_tools import Engine, GGUFFile, logits, open_engine, pretend, python, same_bits
+from tiny_models import tiny
+
+from numainfer import _core
+from numainfer.plan import NONE, TEAM
+
+N_CTX = 700  # three chunks of KV memory
+IDS = np.random.default_rng(8).integers(6, 280, 640).astype(np.int32)
+SHAPES = ((1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (3, 1), (3, 2))  # (nodes, workers on each)
+MODELS = ("llama", "gemma3")
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory):
+    """gemma3's kv-heads divide over 1 and 2 nodes, llama's single one over 1; a window of 60 crosses the chunks' borders."""
+    folder = tmp_path_factory.mktemp("invariance")
+    return {"llama": tiny(folder, "llama", "Q4_K", tied=False, context=N_CTX),
+            "gemma3": tiny(folder, "gemma3", "Q4_0", heads=4, kv_heads=2, window=60, context=N_CTX)}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def wanted(paths):
+    """Logits of all positions by one thread, in one step."""
+    found = {}
+    for name, path in paths.items():
+        with open_engine(path, threads=1, n_batch=N_CTX) as engine:
+            found[name] = logits(engine, IDS)
+    return found
+
+
+# ---- shapes of the team, chunks, company ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("model", MODELS)
+def test_threads_and_nodes(paths, wanted, monkeypatch, model, shape):
+    pretend(monkeypatch, *shape)
+    with open_engine(paths[model], n_batch=300) as engine:
+        assert (engine.threads, len(engine.nodes)) == (shape[0] * shape[1], shape[0])
+        same_bits(logits(engine, IDS), wanted[model])
+
+
+@pytest.mark.parametrize("placement", ["replicate", "shard", "interleave", "local"])
+@pytest.mark.parametrize("fake", [1, 2, 3])
+@pytest.mark.parametrize("model", MODELS)
+def test_fake_nodes_and_placements(paths, wanted, monkeypatch, model, fake, placement):
+    monkeypatch.setenv("NUMAINFER_FAKE_NODES", str(fake))
+    with open_engine(paths[model], placement=placement) as engine:
+        copies = {"replicate": fake, "shard": fake, "interleave": 1, "local": 1}[placement]
+        assert len(engine.nodes) == (1 if placement == "local" else fake)
+        assert len(engine.replicas.arenas) == copies
+        same_bits(logits(engine, IDS), wanted[model])
+
+
+@pytest.mark.parametrize("chunks", [[1], [2], [7], [255, 1, 1, 383], [256], [300, 1, 1, 1, 40], [13, 300, 1, 326]], ids=str)
+@pytest.mark.parametrize("model", MODELS)
+def test_chunks_of_the_prompt(paths, wanted, monkeypatch, model, chunks):
+    pretend(monkeypatch, 2, 1)
+    with open_engine(paths[model], n_batch=N_CTX) as engine:
+        same_bits(logits(engine, IDS, chunks), wanted[model])
+
+
+@pytest.mark.parametrize("n_batch", [1, 5, 33])
+def test_n_batch(paths, wanted, n_batch):
+    with open_engine(paths["llama"], n_batch=n_batch) as engine:
+        same_bits(logits(engine, IDS), wanted["llama"])
+
+
+def test_rows_that_are_wanted(paths, wanted):
+    with open_engine(paths["llama"], n_batch=N_CTX) as engine:
+        for rows in ([639], [0], [5, 600, 5], list(range(0, 640, 3)), []):
+            kv = engine.new_kv()
+            same_bits(engine.step([(kv, IDS, 0)], rows), wanted["llama"][rows])
+            kv.close()
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (2, 1), (2, 2), (3, 2)], ids=str)
+@pytest.mark.parametrize("model", MODELS)
+def test_company_in_the_same_step(paths, wanted, monkeypatch, model, shape):
+    """24 sequences: some decode (more than there are slots for parts), some bring prompts, some start late; each as if alone."""
+    pretend(monkeypatch, *shape)
+    rng = np.random.default_rng(shape[0])
+    with open_engine(paths[model], n_batch=256) as engine:
+        kvs, at = [engine.new_kv() for _ in range(24)], np.zeros(24, int)
+        for i in (0, 5, 23):  # long ones: several chunks to fold
+            logits(engine, IDS[: 250 + i], kv=kvs[i])
+            at[i] = 250 + i
+        for _ in range(12):
+            order = rng.permutation(24)[: rng.integers(18, 25)]
+            sizes = np.where(rng.random(len(order)) < 0.8, 1, rng.integers(2, 30, len(order)))
+            segments = [(kvs[i], IDS[at[i] : at[i] + n], at[i]) for i, n in zip(order, sizes)]
+            rows = np.concatenate([np.arange(at[i], at[i] + n) for i, n in zip(order, sizes)])
+            same_bits(engine.step(segments, range(len(rows))), wanted[model][rows])
+            at[order] += sizes
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_copies_of_kv(paths, wanted, monkeypatch, model):
+    """A copy continues with the original's bits, and neither sees what the other appends."""
+    for shape in ((1, 2), (2, 2), (3, 1)):
+        pretend(monkeypatch, *shape)
+        with open_engine(paths[model], n_batch=N_CTX) as engine:
+            kv = engine.new_kv()
+            logits(engine, IDS[:300], kv=kv)
+            copy, empty, part = kv.copy(300), kv.copy(0), kv.copy(17)
+            other = logits(engine, IDS[:100], kv=kv, start=300)
+            same_bits(logits(engine, IDS[300:], kv=copy, start=300), wanted[model][300:])
+            same_bits(logits(engine, IDS[:20], kv=empty), wanted[model][:20])
+            same_bits(logits(engine, IDS[17:90], kv=part, start=17), wanted[model][17:90])
+            same_bits(logits(engine, IDS[:100], kv=kv, start=300), other)
+
+
+def test_positions_that_are_taken_back(paths, wanted):
+    """What a sequence leaves behind its end is not seen by those who write there anew."""
+    with open_engine(paths["gemma3"]) as engine:
+        kv = engine.new_kv()
+        logits(engine, IDS[::-1][:500].copy(), kv=kv)
+        for start in (0, 37, 256, 300):
+            same_bits(logits(engine, IDS[start:400], kv=kv, start=start), wanted["gemma3"][start:400])
+
+
+def test_hidden_states_too(paths, monkeypatch):
+    found = []
+    for shape in ((1, 1), (2, 2), (3, 1)):
+        pretend(monkeypatch, *shape)
+        with open_engine(paths["llama"]) as engine:
+            found.append(logits(engine, IDS[:300], [200, 1, 1, 98], hidden=True))
+            same_bits(found[-1], found[0])
+
+
+@pytest.mark.parametrize("isa", _core.isa_available())
+@pytest.mark.parametrize("model", MODELS)
+def test_instruction_sets(paths, wanted, model, isa):
+    code = """if True:
+        import sys, numpy as np
+        from core_tools import logits, open_engine
+        from numainfer import _core
+        assert _core.isa() == sys.argv[2], _core.isa()
+        ids = np.random.default_rng(8).integers(6, 280, 640)[:300].astype(np.int32)
+        with open_engine(sys.argv[1]) as engine:
+            print(logits(engine, ids, [290, 1]).tobytes().hex())
+    """
+    out = python(code, paths[model], isa, NUMAINFER_ISA=isa)
+    same_bits(np.frombuffer(bytes.fromhex(out.strip()), np.float32).reshape(300, -1), wanted[model][:300])
+
+
+# ---- the shuffle test: workers one after another, in random order between barriers ------------------------------------
+
+
+class Shuffled:
+    """Prompts and decoding steps of an engine's plan, with changed barriers if told, all on fresh memory."""
+
+    def __init__(self, engine, prompt=40):
+        self.engine, self.prompt = engine, prompt
+        self.ops, self.tensors = engine.plan.arrays()
+        self.weights = [engine.replicas.entry(w) for w in engine.plan.weights]
+
+    def run(self, seed, ops=None):
+        """Logits of two prompts, a decoding step of both, and one of a single sequence; seed 0: by the real threads."""
+        e, n = self.engine, len(self.engine.nodes)
+        core = _core.Plan(e.lane.team, self.ops if ops is None else ops, self.tensors, self.weights, e.plan.arena_bytes, e.n_batch,
+                          range(n), e.nodes)  # fmt: skip
+        kv, out = [e.new_kv(), e.new_kv()], []
+        for i, steps in enumerate(([(0, self.prompt, 0), (1, 9, 0)], [(0, 1, self.prompt), (1, 1, 9)], [(1, 1, 10)])):
+            table, row = np.zeros(len(steps), _core.SEGMENT_DTYPE), 0
+            for record, (which, count, pos0) in zip(table, steps):
+                record["base"], record["row0"], record["n"], record["pos0"] = kv[which].address, row, count, pos0
+                row += count
+            rows = np.arange(row, dtype=np.int32)[-8:]
+            result = np.zeros((len(rows), e.n_vocab), np.float32)
+            core.run(IDS[100 * i : 100 * i + row] % e.n_vocab, table, rows, result, seed and seed + i)
+            out.append(result)
+        core.close()
+        for memory in kv:
+            memory.close()
+        return np.concatenate(out)
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (1, 5), (2, 2), (3, 1), (3, 3)], ids=str)
+@pytest.mark.parametrize("model", MODELS)
+def test_shuffled_workers(paths, monkeypatch, model, shape):
+    pretend(monkeypatch, *shape)
+    with open_engine(paths[model], n_batch=64) as engine:
+        shuffled = Shuffled(engine)
+        threaded = shuffled.run(0)
+        for seed in range(1, 21):
+            same_bits(shuffled.run(seed), threaded, f"seed {seed}")
+
+
+@pytest.mark.parametrize(("fake", "threads"), [(1, 2), (2, 2), (3, 3)])
+@pytest.mark.parametrize("name", ["smollm2", "gemma3"])
+def test_shuffled_workers_on_real_models(request, monkeypatch, name, fake, threads):
+    path = request.getfixturevalue(name).path
+    monkeypatch.setenv("NUMAINFER_FAKE_NODES", str(fake))
+    with open_engine(path, n_ctx=512, n_batch=64, threads=threads) as engine:
+        shuffled = Shuffled(engine)
+        threaded = shuffled.run(0)
+        for seed in (1, 2):
+            same_bits(shuffled.run(seed), threaded, f"seed {seed}")
+
+
+@pytest.mark.parametrize(("model", "shape"), [("llama", (1, 3)), ("llama", (3, 2)), ("gemma3", (2, 2))], ids=str)
+def test_every_barrier_that_is_taken_away_is_missed(paths, monkeypatch, model, shape):
+    """The shuffle test can fail: without any single barrier, or with one within the nodes only, some order gives other bits."""
+    pretend(monkeypatch, *shape)
+    with open_engine(paths[model], n_batch=64) as engine:
+        shuffled = Shuffled(engine, prompt=20)
+        right = shuffled.run(0)
+        for i in np.flatnonzero(shuffled.ops["barrier"]):
+            for level in range(NONE, shuffled.ops["barrier"][i]):
+                ops = shuffled.ops.copy()
+                ops["barrier"][i] = level
+                found = any((shuffled.run(10 * seed, ops).view(np.uint32) != right.view(np.uint32)).any() for seed in range(1, 30))
+                assert found, f"barrier {level} for {shuffled.ops['barrier'][i]} before op {i} goes unnoticed\n{engine.plan}"
+
+
+def test_a_weaker_barrier_would_be_enough_where_a_node_is_alone(paths, monkeypatch):
+    """On one node a barrier within the node is one of the team: the same test tells them apart only where they differ."""
+    pretend(monkeypatch, 1, 3)
+    with GGUFFile(paths["llama"]) as file:
+        engine = Engine(file, n_batch=64)
+    shuffled = Shuffled(engine, prompt=20)
+    ops = shuffled.ops.copy()
+    ops["barrier"] = np.minimum(ops["barrier"], TEAM - 1)
+    same_bits(shuffled.run(7, ops), shuffled.run(0))
+    engine.close()
