@@ -1,10 +1,11 @@
 """The engine: packed weights on every node, and lanes of workers that run steps over them.  Internal; `Model` is its user."""
 
 import logging
+import os
 
 import numpy as np
 
-from . import _core, placement
+from . import _core, placement, store
 from ._core import Cancelled
 from .architectures import build, context_length
 from .errors import ModelClosed
@@ -153,7 +154,7 @@ class Engine:
 
     def __init__(self, gguf, *, n_ctx=None, n_batch=512, threads=None, nodes=None, placement="auto", kv_type="f16",
                  progress=None, verify=True):
-        self.lane = self.replicas = self._node_lanes = None
+        self.lane = self.replicas = self._node_lanes = self._key = None
         if kv_type not in KV_TYPES:
             raise ValueError(f"kv_type = {kv_type!r}; wanted one of {', '.join(KV_TYPES)}")
         try:
@@ -185,9 +186,20 @@ class Engine:
         others = sum(self.plan.arena_bytes) + kv_bytes // len(chosen)
         policy, reason = placement.choose_policy(policy, chosen, sum(w.packed_bytes for w in weights), others)
         bounds = self._shard_bounds() if policy == "shard" else None
-        self.replicas = Replicas(weights, self.nodes, policy, bounds)
         self.lane = Lane(self, list(range(len(chosen))))
-        self.replicas.fill(self.lane.team, gguf, progress)
+
+        def fill():
+            replicas = Replicas(weights, self.nodes, policy, bounds)
+            try:
+                replicas.fill(self.lane.team, gguf, progress)
+            except BaseException:
+                replicas.close()
+                raise
+            return replicas
+
+        key = self._store_key(gguf, policy, bounds)
+        self.replicas = store.attach(key, fill)
+        self._key = key
         sizes = [arena.bytes for arena in self.replicas.arenas]
         if policy == "interleave":
             sizes = [sizes[0] // len(chosen)] * len(chosen)
@@ -205,19 +217,25 @@ class Engine:
         return build(Plan(n_nodes, self.n_batch, self.n_ctx, hidden=hidden), self._catalog)
 
     def _shard_bounds(self):
-        """Row groups of each matrix where the nodes' workers begin: by id, (n_nodes + 1,)."""
+        """Row groups of each matrix where the nodes' workers begin: by name, (n_nodes + 1,)."""
         first = [self.node_of.index(i) for i in range(len(self.nodes))]
         bounds = {}
         for op in self.plan.ops:
             if op.name == "matmul":
                 cut = _core.matmul_cut([(w.code, w.n, w.k) for w in op.weights], self.threads)
                 for j, w in enumerate(op.weights):
-                    bounds[id(w)] = [*cut[first, j, 0].tolist(), int(cut[-1, j, 1])]
+                    bounds[w.name] = [*cut[first, j, 0].tolist(), int(cut[-1, j, 1])]
         for w in self.plan.weights:  # an embedding table that no matmul reads: dealt out evenly
-            if id(w) not in bounds and hasattr(w, "code"):
+            if w.name not in bounds and hasattr(w, "code"):
                 cut = _core.matmul_cut([(w.code, w.n, w.k)], self.threads)
-                bounds[id(w)] = [*cut[first, 0, 0].tolist(), int(cut[-1, 0, 1])]
+                bounds[w.name] = [*cut[first, 0, 0].tolist(), int(cut[-1, 0, 1])]
         return bounds
+
+    def _store_key(self, gguf, policy, bounds):
+        """What the replicas' bytes and places depend on."""
+        files = tuple((os.path.realpath(path), os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in gguf.paths)
+        cuts = tuple(sorted((name, tuple(b)) for name, b in (bounds or {}).items()))
+        return files, policy, tuple(self.nodes), cuts, tuple(w.name for w in self.plan.weights)
 
     def node_lanes(self):
         """A lane per node, for work that needs no other node: the throughput mode.  One lane where there is one copy."""
@@ -257,6 +275,6 @@ class Engine:
         self.lane = self._node_lanes = None
         for lane in lanes.values():
             lane.close()
-        replicas, self.replicas = self.replicas, None
-        if replicas is not None:
-            replicas.close()
+        self.replicas, key, self._key = None, self._key, None
+        if key is not None:
+            store.detach(key)

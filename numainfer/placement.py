@@ -6,6 +6,8 @@ import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from . import _core
 from .errors import OutOfNodeMemory, PlacementError, PlacementWarning
 
@@ -202,31 +204,49 @@ class Placement:
     def verify(self, strict=True):
         """Look up the node of every resident page of the weights; move strays.  Returns self.
 
+        Where the kernel refuses ``move_pages``, ``/proc/self/numa_maps`` tells instead, and strays stay where they are.
+
         Raises
         ------
         PlacementError
             Pages lie on another node and cannot be moved (with `strict`; else PlacementWarning).
+
+        Warns
+        -----
+        PlacementWarning
+            Once, of all in the system that keeps pages from being bound or checked, and how to mend it.
         """
+        notes, refused = [], 0
         for node, arena in zip(self.nodes, self._replicas.arenas):
-            found = arena.count(_core.numa_max_node() + 1)
-            if isinstance(found, int):
-                warnings.warn(f"the kernel does not tell where pages lie ({os.strerror(found)}); in a container add the SYS_NICE "
-                              "capability", PlacementWarning, stacklevel=2)
-                return self
-            counts, page = found
+            counts, page, errno = _count_pages(arena)
+            refused = refused or errno
+            if counts is None:
+                notes.append(f"the kernel does not tell where pages lie ({os.strerror(errno)}); in a container add the SYS_NICE capability")
+                break
             if self.policy == "interleave":
                 node.verified = 1.0
                 continue
             stray = int(counts.sum() - counts[node.number])
-            if stray and arena.move(node.number) == 0:
-                counts, _ = arena.count(len(counts))
+            if stray and not errno and arena.move(node.number) == 0:
+                counts, page, errno = _count_pages(arena)
                 stray = int(counts.sum() - counts[node.number])
             node.verified = float(counts[node.number] / max(counts.sum(), 1))
             if stray:
                 message = f"{stray * page} bytes of node {node.number}'s weights lie on other nodes and could not be moved"
                 if strict:
                     raise PlacementError(message)
-                warnings.warn(message, PlacementWarning, stacklevel=2)
+                notes.append(message)
+        else:
+            bound = all(arena.bound for arena in self._replicas.arenas)
+            if _core.numa_available() and (refused or not bound):
+                notes.append(f"the kernel refuses {'to tell or move' if refused else 'to bind'} pages, so they were placed by first touch "
+                             "and looked up in /proc/self/numa_maps; in a container add the SYS_NICE capability "
+                             "(docker run --cap-add SYS_NICE)")
+        if _read("/proc/sys/kernel/numa_balancing") not in ("", "0") and len(self.nodes) > 1:
+            notes.append("kernel.numa_balancing is on: it moves pages that are not bound, and costs time; "
+                         "switch it off with: sysctl kernel.numa_balancing=0")
+        if notes:
+            warnings.warn("; ".join(notes), PlacementWarning, stacklevel=2)
         return self
 
     def rows(self):
@@ -246,6 +266,30 @@ class Placement:
         cells = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in self.rows())
         head = "".join(f"<th>{name}</th>" for name in ("node", "cores", "weights", "scratch", "verified"))
         return f"<p>{self.policy} {self.reason}</p><table><tr>{head}</tr>{cells}</table>"
+
+
+def _count_pages(arena):
+    """Resident pages by node (or None if nothing tells), their size, and the errno if move_pages was refused."""
+    found = arena.count(_core.numa_max_node() + 1)
+    if not isinstance(found, int):
+        return *found, 0
+    counts, page = np.zeros(_core.numa_max_node() + 1, np.int64), os.sysconf("SC_PAGESIZE")
+    for line in _read("/proc/self/numa_maps").splitlines():
+        start, *words = line.split()
+        if arena.address <= int(start, 16) < arena.address + arena.bytes:  # an arena's flags keep it from merging with neighbours
+            for word in words:
+                name, _, count = word.partition("=")
+                if name[0] == "N" and name[1:].isdecimal():
+                    counts[int(name[1:])] += int(count)
+    return counts if counts.any() else None, page, found
+
+
+def _read(path):
+    """Text of a file of the kernel, "" if there is none."""
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""
 
 
 def choose_policy(asked, chosen, weight_bytes, other_bytes):

@@ -147,7 +147,7 @@ class Replicas:
         "replicate" and "local": a copy on each node; "interleave": one copy, page by page over the nodes; "shard": each node
         holds its rows of every matrix.
     bounds : dict
-        For "shard": row groups where each node's rows begin and the last end, (n_nodes + 1,) by id of the Matrix.
+        For "shard": row groups where each node's rows begin and the last end, (n_nodes + 1,) by name of the matrix.
     """
 
     def __init__(self, weights, os_nodes, policy, bounds=None):
@@ -168,20 +168,20 @@ class Replicas:
         at = 0
         for w in self.weights:
             first, size = 0, w.packed_bytes
-            if id(w) in self._bounds:
+            if w.name in self._bounds:
                 group = _core.packed_bytes(w.code, 1, w.k)
-                first = int(self._bounds[id(w)][copy]) * group
-                size = int(self._bounds[id(w)][copy + 1]) * group - first
-            self.offsets[copy][id(w)] = at - first
+                first = int(self._bounds[w.name][copy]) * group
+                size = int(self._bounds[w.name][copy + 1]) * group - first
+            self.offsets[copy][w.name] = at - first
             at += -(-size // _ALIGN) * _ALIGN
         return at
 
     def entry(self, w):
         """(code, n, k, addresses, bounds) as the core takes them; code -1 for vectors."""
-        addresses = [arena.address + offsets[id(w)] for arena, offsets in zip(self.arenas, self.offsets)]
+        addresses = [arena.address + offsets[w.name] for arena, offsets in zip(self.arenas, self.offsets)]
         addresses = addresses * self.n_nodes if len(addresses) < self.n_nodes else addresses
         code, n, k = (w.code, w.n, w.k) if isinstance(w, Matrix) else (-1, 1, w.n)
-        return code, n, k, addresses, self._bounds.get(id(w))
+        return code, n, k, addresses, self._bounds.get(w.name)
 
     def fill(self, team, gguf, progress=None):
         """Read the file once, in its order, and pack every weight on every node, by that node's own threads.
