@@ -87,6 +87,9 @@ int ni_copy_start(ni_team *t, const uint8_t *src, size_t bytes, void *const *cop
 /* Nanoseconds that the team takes to read `bytes` bytes on every node once, each worker its share of its node's memory in `streams`
  * parallel runs (1 to 8); 0 streams: to write them, as first touch.  -1 on error. */
 int64_t ni_read_time(ni_team *t, void *const *node, size_t bytes, int streams, ni_status *st);
+/* Nanoseconds that worker 0 needs for n barriers in a row with nothing between them: the team's, or (team = 0) each node's own.  The
+ * node barrier of a worker that is alone on its node costs nothing.  -1 on error. */
+int64_t ni_barrier_time(ni_team *t, int64_t n, int team, ni_status *st);
 
 /* ---- plan.c: checked lists of ops ---------------------------------------------------------------------------- */
 

@@ -147,6 +147,8 @@ static void run(const ni_worker *me, void *arg) {
 int ni_plan_start(ni_team *t, ni_plan *p, const ni_step *s, ni_status *st) {
     if (s->n_tokens < 1 || s->n_tokens > p->ctx[0].max_tokens)
         return ni_fail(st, NI_ERR_VALUE, "a step of %d tokens was asked for; the plan takes 1 to %d", s->n_tokens, p->ctx[0].max_tokens);
+    /* A running step still reads its own description in p. */
+    if (!ni_team_wait(t, 0)) return ni_fail(st, NI_ERR_VALUE, "the team is still at work; wait for it before handing it another step");
     p->current = *s;
     return ni_team_start(t, run, p, st);
 }

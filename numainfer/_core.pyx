@@ -67,6 +67,7 @@ cdef extern from "../csrc/ni.h":
     int ni_pack_start(ni_team *, const ni_weight *, const uint8_t *, size_t, int64_t, int64_t, ni_status *) nogil
     int ni_copy_start(ni_team *, const uint8_t *, size_t, void **, ni_status *) nogil
     int64_t ni_read_time(ni_team *, void **, size_t, int, ni_status *) nogil
+    int64_t ni_barrier_time(ni_team *, int64_t, int, ni_status *) nogil
 
     ctypedef struct ni_tensor:
         pass
@@ -384,6 +385,19 @@ cdef class Team:
         free(node)
         if ns < 0:
             _fail(&st)
+        return ns
+
+    def barrier_time(self, int64_t n, bint team=True):
+        """Nanoseconds for n barriers in a row: the team's, or each node's own."""
+        cdef ni_status st
+        cdef ni_team *t = self.usable()
+        cdef int64_t ns
+        with nogil:
+            ns = ni_barrier_time(t, n, team, &st)
+        if ns < 0:
+            _fail(&st)
+        if ni_team_cancelled(t):
+            raise Cancelled("the measurement was cancelled")
         return ns
 
     def copy_kv(self, layers, uintptr_t src, uintptr_t dst, int64_t n_pos):

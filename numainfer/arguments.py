@@ -50,3 +50,15 @@ def one_of(name, value, known):
     if value not in known:
         raise ValueError(f"{name} = {value!r}: wanted one of {', '.join(known)}")
     return value
+
+
+def progress_way(name, value):
+    """How to tell progress: None, a bool or a callable.
+
+    Raises
+    ------
+    TypeError
+    """
+    if not (value is None or isinstance(value, bool) or callable(value)):
+        raise TypeError(f"{name}: found {type(value).__name__}, wanted None, True, False or a callable")
+    return value

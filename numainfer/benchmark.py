@@ -154,7 +154,7 @@ def _read_limit(engine, model):
     """Bytes per second that the engine's workers read, each from memory of its own node."""
     from . import _core
 
-    n_bytes = max(_READ_BYTES, 4 * _cache_bytes())
+    n_bytes = max(_READ_BYTES, 4 * cache_bytes())
     n_bytes = min(n_bytes, *(_core.numa_node_memory(node)[1] // (4 * len(engine.nodes)) for node in engine.nodes))
     arenas = []
     try:
@@ -170,7 +170,7 @@ def _read_limit(engine, model):
     return n_bytes * len(arenas) / seconds
 
 
-def _cache_bytes():
+def cache_bytes():
     """Bytes of all third-level caches of the machine; 0 where the system does not tell."""
     caches = {}
     for index in Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cache/index3"):

@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 
-from . import __version__
+from . import __version__, cli_info
 
 DEFAULT_MODEL = "smollm2"
 
@@ -280,51 +280,6 @@ def _bench(args):
     return 0
 
 
-def _topology(args):
-    from .placement import topology
-
-    print(topology())
-    return 0
-
-
-def _add_info(parser):
-    parser.add_argument("model", metavar="MODEL")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-
-
-def _info(args):
-    from .gguf_file import GGUFFile
-    from .sources import resolve
-    from .summary import ModelConfig, short_bytes, short_count
-
-    path = resolve(args.model)
-    with GGUFFile(path) as gguf:
-        config, n_tensors, n_files = ModelConfig.from_gguf(gguf), len(gguf.tensors), len(gguf.paths)
-    if args.json:
-        print(json.dumps({"path": str(path)} | config.to_dict(), ensure_ascii=False))
-        return 0
-    types = ", ".join(f"{name} {short_bytes(n)}" for name, n in config.types.items())
-    rows = [
-        ("file", f"{path}{f' and {n_files - 1} more' if n_files > 1 else ''}"),
-        ("name", config.name),
-        ("architecture", config.architecture),
-        ("parameters", short_count(config.parameters)),
-        ("tensors", f"{n_tensors}: {types}"),
-        ("per node", f"{short_bytes(config.n_bytes)} of weights with placement replicate"),
-        ("context", config.context_length and f"{config.context_length} tokens"),
-        ("layers", config.block_count),
-        ("width", config.embedding_length),
-        ("feed-forward", config.feed_forward_length),
-        ("heads", config.head_count),
-        ("kv-heads", config.head_count_kv),
-        ("vocabulary", config.vocab_size),
-    ]
-    for name, value in rows:
-        if value is not None:
-            print(f"{name:13} {value}")
-    return 0
-
-
 def _add_tokenize(parser):
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("text", metavar="TEXT", help="- reads stdin")
@@ -351,7 +306,7 @@ _COMMANDS = {
     "run": ("answer a prompt, streaming", _add_run, _run),
     "chat": ("talk with a model", _add_chat, _chat),
     "bench": ("measure prefill and decode beside the memory's read limit", _add_bench, _bench),
-    "topology": ("show NUMA nodes, cores and memory", lambda parser: None, _topology),
-    "info": ("show what a model file says of itself, without loading it", _add_info, _info),
+    "topology": ("show NUMA nodes, cores and memory", cli_info.add_topology, cli_info.topology),
+    "info": ("show a model file, and what it needs and gives on a machine, without loading it", cli_info.add_info, cli_info.info),
     "tokenize": ("show the tokens of a text", _add_tokenize, _tokenize),
 }

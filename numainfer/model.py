@@ -7,13 +7,16 @@ import weakref
 
 import numpy as np
 
-from .arguments import integer, node_numbers, one_of
+from ._core import Cancelled
+from .arguments import integer, node_numbers, one_of, progress_way
 from .errors import ForkedProcess, ModelClosed
 from .prompts import split_prompts, to_ids
 from .results import Score
 from .sampling import resolve_params
+from .scheduler import MODES, generate_list
 from .session import Session
 from .summary import ModelConfig, short_bytes, short_count
+from .turns import Turns
 
 POOLINGS = ("mean", "last")
 
@@ -65,8 +68,7 @@ def load(source, *, n_ctx=None, n_batch=512, threads=None, nodes=None, placement
     n_batch = integer("n_batch", n_batch, 1)
     threads = None if threads is None else integer("threads", threads, 1)
     nodes = None if nodes is None else node_numbers("nodes", nodes)
-    if not (progress is None or isinstance(progress, bool) or callable(progress)):
-        raise TypeError(f"progress: found {type(progress).__name__}, wanted None, True, False or a callable")
+    progress_way("progress", progress)
     if not isinstance(verify, bool) and verify != "warn":
         error = ValueError if isinstance(verify, str) else TypeError
         raise error(f"verify = {verify!r}: wanted True, False or 'warn'")
@@ -110,27 +112,38 @@ class Model:
     def __init__(self, engine, tokenizer, config, metadata, path):
         self._engine, self._pid, self._closing = engine, os.getpid(), False
         self._sessions = weakref.WeakSet()
-        self._turn = _Turn()  # around each step
-        self._job, self._job_lock = None, threading.RLock()  # whose step runs; cancel() may come in a signal handler
+        self._turn = Turns()  # around each step
+        self._jobs, self._job_lock = {}, threading.RLock()  # whose step a lane runs; cancel() may come in a signal handler
+        self._step_seconds = None  # the scheduler's calibration
         self.tokenizer, self.config, self.metadata, self.path = tokenizer, config, metadata, path
         self.n_ctx, self.n_vocab, self.n_batch = engine.n_ctx, engine.n_vocab, engine.n_batch
 
     # ---- verbs -----------------------------------------------------------------------------------
 
-    def generate(self, prompt, params=None, **sampling):
+    def generate(self, prompt, params=None, *, mode="auto", progress=None, **sampling):
         """Continue a prompt, or each of a list of prompts.
 
         Parameters
         ----------
         prompt : str, token ids, or a list of those
         params : SamplingParams or None
+            For a list also a list of SamplingParams, one for each prompt.
+        mode : {"auto", "latency", "throughput"}
+            How a list is computed (one prompt always has all nodes): "latency" on all nodes together; "throughput" on
+            every node by itself, each with its own sequences, where every node has the weights (else as "latency").
+            "auto" chooses by their number and a measurement of a few steps, made once. Results are the same bits.
+        progress : None, bool or callable
+            A progress bar for a list: None decides by whether someone is watching; a callable gets (done, total).
         **sampling
             Fields of SamplingParams, laid over ``params``.
 
         Returns
         -------
         Completion
-            For a list: a list of Completion, in order.
+            For a list: a list of Completion, in order. What is wrong with one prompt's value (it is empty or too long,
+            an id is out of range), and what goes wrong with its answer (a logits processor raises), does not lose the
+            others: its ``finish_reason`` is "error" and ``error`` the exception. Ctrl-C gives back what there is, the
+            unfinished answers "cancelled"; pressed again, before they have ended, it raises.
 
         Raises
         ------
@@ -142,10 +155,22 @@ class Model:
             The model cannot be used any more, or not in this process.
         KeyboardInterrupt
             Within 50 ms of Ctrl-C; the model stays usable.
+
+        Notes
+        -----
+        Up to 64 sequences share a lane's steps, as far as its nodes have memory for the KV cache of each one's prompt
+        and ``max_tokens`` (None: the whole context); the others wait, in order. A logits processor is called from
+        another thread than the caller's.
         """
+        one_of("mode", mode, MODES)
+        progress_way("progress", progress)
+        self._check_usable()
+        prompts, is_list = split_prompts("prompt", prompt)
+        if is_list:
+            return generate_list(self, prompts, params, mode, progress, sampling)
         params = resolve_params(params, **sampling)
         with self.session() as session:
-            return session._generate(prompt, params, reuse=False)
+            return session._generate(prompts[0], params, reuse=False)
 
     def stream(self, prompt, params=None, **sampling):
         """Continue one prompt, piece by piece; parameters and errors as for `generate`.
@@ -226,11 +251,7 @@ class Model:
             ids = to_ids("text", text, self.tokenizer, self.n_vocab, self.n_ctx)
             if len(ids) < 2:
                 raise ValueError("text: found 1 token, wanted at least 2: the first has no probability")
-            logprobs = np.empty(len(ids) - 1)
-            for at, rows in session._rows(ids):
-                for i, row in enumerate(rows[: len(logprobs) - at]):
-                    logprobs[at + i] = _log_softmax_at(row, ids[at + i + 1])
-        return Score(ids, logprobs)
+            return Score(ids, session._logprobs(ids))
 
     def embed(self, texts, *, pooling="mean"):
         """The model's last hidden states (after its last norm), pooled over each text.
@@ -254,10 +275,7 @@ class Model:
         out = np.empty((len(batch), self._engine.n_embd), np.float32)
         with self.session() as session:
             for i, ids in enumerate(batch):
-                total = 0.0
-                for _, rows in session._rows(ids, hidden=True):
-                    total = rows.sum(axis=0, dtype=np.float64) + total if pooling == "mean" else rows[-1]
-                out[i] = total / len(ids) if pooling == "mean" else total
+                out[i] = session._pooled(ids, pooling)
         return out if is_list else out[0]
 
     def session(self):
@@ -296,7 +314,7 @@ class Model:
             self._turn.check()
             self._closing = True
             with self._job_lock:
-                if self._job is not None:
+                if self._jobs:
                     self._engine.cancel()
             with self._turn:
                 engine, self._engine = self._engine, None
@@ -340,82 +358,56 @@ class Model:
 
     # ---- the engine, one step at a time ----------------------------------------------------------
 
-    def _check_usable(self):
-        """The engine, if it can be used here and now."""
+    def _check_process(self):
         if os.getpid() != self._pid:
             raise ForkedProcess(
                 f"the model {self._name} was loaded in process {self._pid}; this one, {os.getpid()}, is a fork of it "
                 "and has none of its threads. Load the model after the fork, or start processes with the 'spawn' method"
             )
+
+    def _check_usable(self):
+        """The engine, if it can be used here and now."""
+        self._check_process()
         engine = self._engine
         if engine is None:
             raise ModelClosed(f"the model {self._name} was closed")
         return engine
 
-    def _step(self, segments, rows, *, hidden=False, job=None):
-        """``Engine.step`` for ``job`` (a stream, which may be cancelled meanwhile) or for nobody in particular."""
-        from .engine import Cancelled
+    def _step(self, segments, rows, *, hidden=False, job=None, lane=None):
+        """``Lane.step`` of one node's lane, or of all nodes.
 
+        ``job``: a stream or a crew, which may be cancelled meanwhile, or nobody in particular.
+        """
         self._check_usable()
-        with self._turn:
+        with self._turn.of(lane, job):
             engine = self._check_usable()
+            lane = lane or engine.lane
             with self._job_lock:
                 if job is not None and job.cancelled:
                     raise Cancelled
-                self._job = self if job is None else job
+                self._jobs[lane] = self if job is None else job
             try:
-                return engine.step(segments, rows, hidden=hidden)
+                return lane.step(segments, rows, hidden=hidden)
             except Cancelled:
                 if self._closing:
                     raise ModelClosed(f"the model {self._name} was closed while a step ran") from None
                 raise
             finally:
                 with self._job_lock:
-                    self._job = None
+                    self._jobs.pop(lane, None)
 
     def _cancel(self, job):
-        """Break off the step that runs, if it is ``job``'s."""
+        """Break off the steps that run and are ``job``'s."""
         with self._job_lock:
-            if self._job is job and self._engine is not None:
-                self._engine.cancel()
+            for lane, own in self._jobs.items():
+                if own is job:
+                    lane.team.cancel()
 
-    def _new_kv(self):
-        with self._turn:
+    def _new_kv(self, lane=None):
+        with self._turn.of(lane):
             return self._check_usable().new_kv()
 
     def _copy_kv(self, kv, n):
         with self._turn:
             self._check_usable()
             return kv.copy(n)
-
-
-class _Turn:
-    """The lock around a step. Taken again by the thread that has it (a signal handler can do that), it raises: it
-    would wait for ever."""
-
-    def __init__(self):
-        self._lock, self._owner = threading.Lock(), None
-
-    def check(self):
-        if self._owner == threading.get_ident():
-            raise RuntimeError(
-                "this thread is in the midst of a step of the model: a signal handler can neither use nor close it "
-                "(TokenStream.cancel is fine)"
-            )
-
-    def __enter__(self):
-        self.check()
-        self._lock.acquire()
-        self._owner = threading.get_ident()
-
-    def __exit__(self, *_):
-        self._owner = None
-        self._lock.release()
-
-
-def _log_softmax_at(row, i):
-    """Log-probability of token i, float; overwrites the logits."""
-    top, wanted = row.max(), float(row[i])
-    row -= top
-    np.exp(row, out=row)
-    return wanted - float(top) - float(np.log(row.sum(dtype=np.float64)))

@@ -61,6 +61,8 @@ class Usage:
 class Timings:
     """Where the time went, in seconds; time that a stream's consumer spends between chunks does not count.
 
+    Of a list of prompts: the steps that the answer took part in, each counted whole, though others shared it.
+
     Attributes
     ----------
     prompt_tokens : int
@@ -72,7 +74,8 @@ class Timings:
     generation_seconds : float
         Computing and choosing those.
     time_to_first_token : float or None
-        From the call (of a stream: its first ``next``) to the first token; None if there is none.
+        From the call (of a stream: its first ``next``) to the first token, waiting for others included; None if there is
+        none.
     """
 
     prompt_tokens: int
@@ -108,11 +111,13 @@ class Completion:
         Everything that was produced: also the end token, also tokens of the stop string.
     finish_reason : str or None
         "stop": an end token or a stop string; "length": max_tokens are reached or the context is full; "cancelled";
-        None: a stream that still runs.
+        "error": of a list of prompts, the one that failed; None: a stream that still runs.
     logprobs : tuple of Logprob, or None
         One for each of ``token_ids``, if ``logprobs`` was asked for.
     usage : Usage
     timings : Timings
+    error : Exception or None
+        With finish_reason "error": what a call with this prompt alone would have raised.
     """
 
     text: str
@@ -121,11 +126,14 @@ class Completion:
     logprobs: tuple[Logprob, ...] | None
     usage: Usage
     timings: Timings
+    error: Exception | None = None
 
     def __str__(self):
         return self.text
 
     def __repr__(self):
+        if self.error is not None:
+            return f"<Completion, error: {type(self.error).__name__}: {self.error}>"
         text = self.text if len(self.text) <= 60 else f"{self.text[:57]}..."
         return f"<Completion {text!r}, {len(self.token_ids)} tokens, {self.finish_reason or 'unfinished'}>"
 
@@ -137,6 +145,8 @@ class Completion:
         plain = {"text": self.text, "token_ids": list(self.token_ids), "finish_reason": self.finish_reason}
         if self.logprobs is not None:
             plain["logprobs"] = [p.to_dict() for p in self.logprobs]
+        if self.error is not None:
+            plain["error"] = f"{type(self.error).__name__}: {self.error}"
         return plain | {"usage": dataclasses.asdict(self.usage), "timings": timings}
 
 

@@ -237,6 +237,21 @@ class Session:
             self._n_past = a + len(part)
             yield a, rows
 
+    def _logprobs(self, ids):
+        """Log-probabilities of ids[1:], float64 (n - 1,)."""
+        logprobs = np.empty(len(ids) - 1)
+        for at, rows in self._rows(ids):
+            for i, row in enumerate(rows[: len(logprobs) - at]):
+                logprobs[at + i] = _log_softmax_at(row, ids[at + i + 1])
+        return logprobs
+
+    def _pooled(self, ids, pooling):
+        """Hidden states over the ids, (n_embd,): their "mean", or the "last"."""
+        total = 0.0
+        for _, rows in self._rows(ids, hidden=True):
+            total = rows.sum(axis=0, dtype=np.float64) + total if pooling == "mean" else rows[-1]
+        return total / len(ids) if pooling == "mean" else total
+
     def _feed(self, token, job):
         """Compute the answer's next token; the logits (n_vocab,) after it."""
         at = self._n_past
@@ -244,3 +259,11 @@ class Session:
         self._ids[at:] = [token]  # fork, in the midst of a stream, copies what is computed
         self._n_past = at + 1
         return rows[0]
+
+
+def _log_softmax_at(row, i):
+    """Log-probability of token i, float; overwrites the logits."""
+    top, wanted = row.max(), float(row[i])
+    row -= top
+    np.exp(row, out=row)
+    return wanted - float(top) - float(np.log(row.sum(dtype=np.float64)))

@@ -1,5 +1,7 @@
 """Same bits, whatever the number of threads and nodes, the placement, the chunks of the prompt, the order of the workers, the company."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from core_tools import logits, open_engine, pretend, python, same_bits
@@ -228,3 +230,38 @@ def test_a_weaker_barrier_would_be_enough_where_a_node_is_alone(paths, monkeypat
         ops = shuffled.ops.copy()
         ops["barrier"] = np.minimum(ops["barrier"], NODE)
         same_bits(shuffled.run(7, ops), shuffled.run(0))
+
+
+# ---- one lane per node -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (3, 1)], ids=str)
+@pytest.mark.parametrize("model", MODELS)
+def test_lanes_of_single_nodes(paths, wanted, monkeypatch, model, shape):
+    """All nodes at once, each with sequences of its own; then a sequence wanders from lane to lane."""
+    pretend(monkeypatch, *shape)
+    with open_engine(paths[model], placement="replicate", n_batch=256) as engine:
+        lanes = engine.node_lanes()
+        assert [len(lane.team) for lane in lanes] == [shape[1]] * shape[0] and engine.lane not in lanes
+
+        def sequence(lane):
+            kv, out = engine.new_kv(), []
+            for at, n in ((0, 200), (200, 1), (201, 1), (202, 98)):
+                out.append(lane.step([(kv, IDS[at : at + n], at)], range(n)))
+            kv.close()
+            return np.concatenate(out)
+
+        with ThreadPoolExecutor() as pool:
+            for found in pool.map(sequence, lanes):
+                same_bits(found, wanted[model][:300])
+        kv = engine.new_kv()
+        for i, lane in enumerate([*lanes, engine.lane, *lanes]):
+            same_bits(lane.step([(kv, IDS[60 * i : 60 * i + 60], 60 * i)], range(60)), wanted[model][60 * i : 60 * i + 60])
+        kv.close()
+
+
+def test_a_model_without_copies_has_one_lane(paths, monkeypatch):
+    for placement in ("shard", "interleave"):
+        pretend(monkeypatch, 2, 1)
+        with open_engine(paths["llama"], placement=placement) as engine:
+            assert engine.node_lanes() == [engine.lane]

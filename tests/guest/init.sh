@@ -18,7 +18,6 @@ mount -t sysfs sysfs sys
 mount -t devtmpfs dev dev
 mkdir -p dev/shm
 mount -t tmpfs none dev/shm
-mount -t tmpfs none tmp
 mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144,access=any share guest || echo "guest: no share"
 ip link set lo up 2>/dev/null
 echo "guest: up after $(cut -d' ' -f1 /proc/uptime) s"

@@ -1,0 +1,259 @@
+"""Machine: what the nodes of a server can hold, read and compute; measured here, or written down for one that is elsewhere."""
+
+import math
+import re
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+
+from . import _core, placement
+from .benchmark import cache_bytes
+from .plan import Plan
+from .weights import FORMATS, Matrix, Replicas, Vector
+
+GRAMMAR = "NODESxCORESc,MEMORY,READ[,link=RATE][,barrier=TIME][,macs=RATE], such as 2x32c,256GB,300GB/s,link=90GB/s"
+BARRIER = 2e-6  # seconds; of machines that are written down without one
+_READ_BYTES = 128 << 20  # per node at least; and four times its share of the caches
+_STREAMS = (1, 4)  # which number of read streams per thread is fastest depends on the machine
+_TRIES = 5
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
+          "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}  # fmt: skip
+_TIMES = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3}
+
+
+@dataclass(frozen=True)
+class Site:
+    """One node.
+
+    Attributes
+    ----------
+    number : int
+        The system's number; pretend nodes share one, and its memory.
+    cores : int
+        Workers there.
+    total, free : int
+        Bytes of memory.
+    read : float or None
+        Bytes per second that its workers read from its own memory; None: not measured.
+    macs : float or None
+        Multiply-adds per second of its workers in a matmul of many tokens; None: not known.
+    """
+
+    number: int
+    cores: int
+    total: int
+    free: int
+    read: float | None = None
+    macs: float | None = None
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Nodes and what is between them.
+
+    Attributes
+    ----------
+    sites : tuple of Site
+    link : float or None
+        Bytes per second that one node's workers read from another node's memory.
+    barrier, node_barrier : float or None
+        Seconds for all workers to meet, and for those of one node.
+    source : str
+        "measured", "given" or "not measured".
+    """
+
+    sites: tuple
+    link: float | None = None
+    barrier: float | None = None
+    node_barrier: float | None = None
+    source: str = "given"
+
+    @property
+    def measured(self):
+        """Whether anything can be said about speed."""
+        return all(site.read for site in self.sites)
+
+    def __str__(self):
+        """The machine in `parse_machine`'s grammar; unequal nodes are written as so many of the smallest."""
+        low = [min((getattr(s, name) or 0) for s in self.sites) for name in ("cores", "total", "read", "macs")]
+        parts = [f"{len(self.sites)}x{low[0]}c", _rate(low[1], "B"), _rate(low[2], "B/s") if low[2] else "?GB/s"]
+        if self.link and len(self.sites) > 1:
+            parts.append(f"link={_rate(self.link, 'B/s')}")
+        if self.barrier:
+            parts.append(f"barrier={self.barrier * 1e9:.0f}ns" if self.barrier < 1e-6 else f"barrier={self.barrier * 1e6:.3g}us")
+        if low[3]:
+            parts.append(f"macs={_rate(low[3], '')}")
+        return ",".join(parts)
+
+    def to_dict(self):
+        """A dict that ``json`` can write."""
+        return asdict(self) | {"sites": [asdict(site) for site in self.sites]}
+
+
+def _rate(value, unit):
+    """3 digits and a decimal unit: "300GB/s", "2.62T"."""
+    power = min(max(int(math.log10(value)) // 3 if value >= 1 else 0, 0), 4)
+    return f"{value / 1000**power:.3g}{('', 'K', 'M', 'G', 'T')[power]}{unit}"
+
+
+def parse_machine(text):
+    """A Machine from its description.
+
+    Parameters
+    ----------
+    text : str
+        ``NODESxCORESc,MEMORY,READ[,link=RATE][,barrier=TIME][,macs=RATE]``: equal nodes; memory and read bandwidth of each
+        (its own cores from its own memory); what one node reads from the others (wanted with two or more); seconds of a
+        barrier (2us); multiply-adds per second of each node. Units: KB, MB, GB, TB (powers of 1000), KiB ... (of 1024), a
+        rate ends in /s, ns, us or ms; ``macs`` takes K, M, G, T. Case and spaces do not matter.
+
+    Returns
+    -------
+    Machine
+
+    Raises
+    ------
+    ValueError
+        Naming the part that is wrong, and what was wanted.
+    """
+
+    def fail(part, wanted):
+        raise ValueError(f"topology {text!r}: found {part!r}, wanted {wanted}; the form is {GRAMMAR}")
+
+    def quantity(part, unit, wanted):
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgt]i?)?" + unit, part)
+        value = float(found[1]) * _UNITS[found[2] or ""] if found else 0
+        return value if value > 0 else fail(part, wanted)
+
+    def seconds(part):
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)(ns|us|µs|μs|ms)", part)
+        return float(found[1]) * _TIMES[found[2]] if found else fail(part, "a time such as 2us")
+
+    positional, named = [], {}
+    for part in re.sub(r"\s+", "", text).lower().split(","):
+        name, sign, value = part.partition("=")
+        if not sign:
+            if named:
+                fail(part, "link=, barrier= and macs= at the end")
+            positional.append(part)
+        elif name not in ("link", "barrier", "macs"):
+            fail(part, "link=RATE, barrier=TIME or macs=RATE")
+        elif name in named:
+            fail(part, f"{name}= once")
+        else:
+            named[name] = value
+    shape = re.fullmatch(r"(\d{1,4})x(\d{1,5})c", positional[0])
+    if not shape or not int(shape[1]) or not int(shape[2]):
+        fail(positional[0], "nodes and cores of each, such as 2x32c")
+    if len(positional) != 3:
+        fail(",".join(positional[1:]), "memory and read bandwidth of each node, such as 256GB,300GB/s")
+    n, cores = int(shape[1]), int(shape[2])
+    memory = int(quantity(positional[1], "b", "bytes of memory, such as 256GB"))
+    read = quantity(positional[2], "b/s", "a read bandwidth, such as 300GB/s")
+    link = quantity(named["link"], "b/s", "a bandwidth, such as link=90GB/s") if "link" in named else None
+    macs = quantity(named["macs"], "", "multiply-adds per second, such as macs=2.5T") if "macs" in named else None
+    if n > 1 and link is None:
+        fail("no link=", "the bandwidth between the nodes, such as link=90GB/s")
+    barrier = seconds(named["barrier"]) if "barrier" in named else BARRIER
+    sites = tuple(Site(i, cores, memory, memory, read, macs) for i in range(n))
+    return Machine(sites, link, barrier, barrier, "given")
+
+
+def survey(threads=None, nodes=None):
+    """This machine's nodes, without measuring; arguments and errors as for `placement.choose_workers`."""
+    return _survey(threads, nodes)[0]
+
+
+def _survey(threads, nodes):
+    chosen, cpus, node_of = placement.choose_workers(placement.topology(), threads, nodes)
+    sites = tuple(Site(n.number, node_of.count(i), n.total, n.free) for i, n in enumerate(chosen))
+    return Machine(sites, source="not measured"), cpus, node_of
+
+
+def measure(threads=None, nodes=None, weight_type="Q4_K"):
+    """This machine as its workers find it, best of a few tries; about half a second.
+
+    Parameters
+    ----------
+    threads, nodes :
+        As for `placement.choose_workers`.
+    weight_type : str
+        GGUF type of the matrices that multiply-adds are counted with.
+
+    Returns
+    -------
+    Machine
+
+    Raises
+    ------
+    ValueError
+        As `placement.choose_workers`.
+    """
+    machine, cpus, node_of = _survey(threads, nodes)
+    count, sites = len(machine.sites), []
+    most = min(site.free for site in machine.sites) // (4 * count)
+    n_bytes = max(min(max(_READ_BYTES, 4 * cache_bytes() // count), most) // (1 << 20) << 20, 1 << 20)
+    arenas, teams = [], []
+    try:
+        for i, site in enumerate(machine.sites):
+            teams.append(_core.Team([c for c, n in zip(cpus, node_of) if n == i], [0] * site.cores))
+            arenas.append(_core.Arena(n_bytes, [site.number], huge=True))
+            teams[i].read_time([arenas[i].address], n_bytes, 0)  # writes: first touch by its own node's workers
+
+        def rate(team, arena):
+            return n_bytes / min(team.read_time([arena.address], n_bytes, s) for s in _STREAMS * _TRIES) * 1e9
+
+        for team, arena, site in zip(teams, arenas, machine.sites):
+            sites.append(replace(site, read=rate(team, arena), macs=_macs(team, site, weight_type)))
+        link = min(rate(teams[i], arenas[i - 1]) for i in range(count)) if count > 1 else None
+        inner = max(barrier_seconds(team) for team in teams)
+    finally:
+        for thing in (*arenas, *teams):
+            thing.close()
+    team = _core.Team(cpus, node_of)
+    try:
+        outer = barrier_seconds(team)
+    finally:
+        team.close()
+    return Machine(tuple(sites), link, outer, inner, "measured")
+
+
+def barrier_seconds(team, whole=True, n=500):
+    """Seconds of one barrier, back to back, best of a few runs of n; of the team, or of its nodes each for itself."""
+    first = team.barrier_time(16, whole) / 16
+    n = max(min(n, int(5e6 / max(first, 1))), 16)  # sleepers on shared CPUs need a thousand times longer
+    return min(team.barrier_time(n, whole) for _ in range(_TRIES)) / n / 1e9
+
+
+def _macs(team, site, weight_type):
+    """Multiply-adds per second of a team in one matmul of many tokens; zeros multiply as fast as anything."""
+    tokens, rows, k = 256, 256 * site.cores, 2048
+    table, weight = Matrix("table", weight_type, _core.ROWS, k), Matrix("weight", weight_type, rows, k)
+    plan = Plan(1, tokens, _core.CHUNK)
+    _, h = plan.norm(plan.embed(table), Vector("norm", np.ones(k, np.float32)), 1e-5, selected=True)
+    plan.logits(h, weight)
+    ops, tensors = plan.compile().arrays()
+    replicas, core = Replicas(plan.weights, [site.number], "local"), None
+    try:
+        for w in plan.weights:  # written, so that every page is a page of its own
+            if isinstance(w, Vector):
+                team.copy(w.values.view(np.uint8), replicas.entry(w)[3])
+            else:
+                row_bytes = k // FORMATS[weight_type]["block"] * FORMATS[weight_type]["block_bytes"]
+                blocks = np.zeros(w.n * row_bytes, np.uint8)
+                team.pack(replicas.entry(w), blocks.ctypes.data, row_bytes, 0, w.n)
+        core = _core.Plan(team, ops, tensors, [replicas.entry(w) for w in plan.weights], plan.arena_bytes, tokens, [0], [site.number])
+        ids, wanted = np.zeros(tokens, np.int32), np.arange(tokens, dtype=np.int32)
+        segments = np.zeros(1, _core.SEGMENT_DTYPE)
+        segments["n"] = tokens
+        out, matmul = np.empty((tokens, rows), np.float32), len(plan.ops) - 1
+        core.set_timing(True)
+        best = math.inf
+        for _ in range(_TRIES + 1):
+            core.run(ids, segments, wanted, out)
+            best = min(best, int(core.times()[0][matmul]))
+    finally:
+        if core is not None:
+            core.close()
+        replicas.close()
+    return tokens * rows * k / best * 1e9

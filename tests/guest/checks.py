@@ -1,0 +1,298 @@
+"""Checks that run inside the guest, with the real package on real libnuma: ``checks.py SETTINGS CHECK ...``.
+
+SETTINGS is JSON: ``model`` and ``big`` (paths), ``cpus`` (what `topology` shall say: CPUs by node), ``bits`` (digests that the host
+computed, by model). Prints a line of JSON per check; the exit status is the number of checks that failed.
+"""
+
+import json
+import os
+import sys
+import time
+import traceback
+import warnings
+from pathlib import Path
+
+import numpy as np
+from inside import anonymous, cpuset, digest, node_numbers, numa_maps, pages_by_node, pinned_threads, refuse
+
+PROMPT = [5, 9, 14, 3, 60, 61, 62, 7]
+STEPS = 3
+CHECKS = {}
+
+
+def check(function):
+    CHECKS[function.__name__] = function
+    return function
+
+
+def open_engine(path, **options):
+    """An engine without a tokenizer, which would cost more than all else in emulation."""
+    from numainfer.engine import Engine
+    from numainfer.gguf_file import GGUFFile
+
+    with GGUFFile(path) as gguf:
+        return Engine(gguf, **{"n_ctx": 64, "n_batch": 16, **options})
+
+
+def bits(lane_or_engine, kv):
+    """Digest of the logits of a prompt and of a few greedy tokens."""
+    found = [lane_or_engine.step([(kv, PROMPT, 0)], [len(PROMPT) - 1])]
+    for i in range(STEPS):
+        found.append(lane_or_engine.step([(kv, [int(found[-1][0].argmax())], len(PROMPT) + i)], [0]))
+    return digest(*found)
+
+
+def expect_pages(arena, wanted):
+    """All pages of an arena are there and on the node, by two sources that agree; `wanted`: a node, or {node: share}."""
+    found, again = pages_by_node(arena.address, arena.bytes), numa_maps(arena.address, arena.bytes)
+    assert found == again, f"pagemap says {found}, numa_maps {again}"
+    shares = wanted if isinstance(wanted, dict) else {wanted: 1.0}
+    n_pages = arena.bytes // 4096
+    # Huge pages of an interleaved arena go round too, so shares are exact to 2 MB.
+    slack = 512 if len(shares) > 1 else 0
+    assert set(found) == set(shares), f"pages on nodes {found}, wanted {shares}"
+    for node, share in shares.items():
+        assert n_pages * share - slack <= found[node], f"pages on nodes {found}, wanted shares of {n_pages}: {shares}"
+
+
+@check
+def topology(settings):
+    import numainfer
+
+    found = {str(node.number): list(node.cpus) for node in numainfer.topology().nodes}
+    assert found == settings["cpus"], found
+    return {"nodes": len(found)}
+
+
+@check
+def placements(settings):
+    """Every policy: pages, one or N times the memory, the host's bits in both modes, workers on their node's CPUs."""
+    said = {}
+    for policy in ("replicate", "shard", "interleave", "local"):
+        engine = open_engine(settings["model"], placement=policy)
+        one_node = len(engine.nodes) == 1
+        said[policy] = engine.placement.policy
+        assert engine.placement.policy == ("local" if one_node else policy)
+        arenas, whole = engine.replicas.arenas, sum(w.packed_bytes for w in engine.plan.weights)
+        if policy == "interleave" and not one_node:
+            expect_pages(arenas[0], {node: 1 / len(engine.nodes) for node in engine.nodes})
+        else:
+            for node, arena in zip(engine.nodes, arenas, strict=True):
+                expect_pages(arena, node)
+        copies = len(engine.nodes) if policy == "replicate" else 1
+        total = sum(arena.bytes for arena in arenas)
+        # Vectors are replicated in a sharded model, and arenas are whole pages.
+        assert abs(total - copies * whole) <= 0.02 * whole + 8192 * len(arenas), (total, copies, whole)
+        assert all(node.verified == 1.0 for node in engine.placement.nodes)
+        for lane in [engine.lane, *engine.node_lanes()]:
+            kv = engine.new_kv()
+            assert bits(lane, kv) == settings["bits"]["model"], f"{policy}: bits differ on nodes {lane.nodes}"
+            wanted = [cpu for i in lane.nodes for cpu in settings["cpus"][str(engine.nodes[i])]]
+            assert sorted(lane.team.cpus()) == sorted(wanted), f"{policy}: workers on {lane.team.cpus()}, wanted {wanted}"
+            if len(lane.nodes) == 1:  # a lane of one node keeps a sequence's memory there
+                pages = pages_by_node(kv.arena.address, kv.arena.bytes)
+                assert set(pages) == {engine.nodes[lane.nodes[0]]}, f"KV pages of a lane of node {lane.nodes}: {pages}"
+            kv.close()
+        lanes = {id(lane) for lane in [engine.lane, *engine.node_lanes()]}
+        wanted = sorted(cpu for node in engine.nodes for cpu in settings["cpus"][str(node)]) * (2 if len(lanes) > 1 else 1)
+        assert pinned_threads() == sorted(wanted), f"pinned threads on {pinned_threads()}, wanted {sorted(wanted)}"
+        engine.close()
+    return said
+
+
+@check
+def memory(settings):
+    """A real model: what each node gives is what `placement` says within 2 %, and comes back on close; the host's bits."""
+    from numainfer.engine import Engine
+    from numainfer.gguf_file import GGUFFile
+
+    said = {}
+    warm = open_engine(settings["model"])  # libraries, the threads' stacks and what Python keeps
+    bits(warm, warm.new_kv())
+    warm.close()
+    with GGUFFile(settings["big"]) as gguf:
+        for policy in ("replicate", "shard"):
+            before = anonymous()
+            begin = time.monotonic()
+            engine = Engine(gguf, n_ctx=64, n_batch=16, placement=policy)
+            said[f"{policy}: load s"] = round(time.monotonic() - begin, 1)
+            loaded = anonymous()
+            for node in engine.placement.nodes:
+                grown = loaded[node.number] - before[node.number]
+                said[f"{policy}: node {node.number}"] = [grown, node.weights, node.scratch]
+                assert abs(grown - node.weights - node.scratch) <= 0.02 * (node.weights + node.scratch), said
+            for node, arena in zip(engine.nodes, engine.replicas.arenas, strict=True):
+                expect_pages(arena, node)
+            kv = engine.new_kv()
+            assert bits(engine, kv) == settings["bits"]["big"]
+            kv.close()
+            engine.close()
+            left = {node: anonymous()[node] - before[node] for node in before}
+            said[f"{policy}: left"] = left
+            assert all(rest <= 2 << 20 for rest in left.values()), f"bytes still in use after close: {left}"
+    return said
+
+
+@check
+def subset(settings):
+    """``nodes=[last]``: weights and workers there alone."""
+    last = max(int(node) for node in settings["cpus"])
+    engine = open_engine(settings["model"], nodes=[last])
+    assert engine.nodes == [last]
+    expect_pages(engine.replicas.arenas[0], last)
+    assert bits(engine, engine.new_kv()) == settings["bits"]["model"]
+    assert sorted(engine.lane.team.cpus()) == settings["cpus"][str(last)]
+    engine.close()
+
+
+@check
+def affinity(settings):
+    """One CPU of the last node, as under taskset."""
+    import numainfer
+
+    last, cpus = max((int(node), cpus) for node, cpus in settings["cpus"].items())
+    os.sched_setaffinity(0, cpus[:1])
+    assert {n.number: n.cpus for n in numainfer.topology().nodes} == {last: (cpus[0],)}
+    engine = open_engine(settings["model"])
+    expect_pages(engine.replicas.arenas[0], last)
+    assert bits(engine, engine.new_kv()) == settings["bits"]["model"]
+    assert engine.lane.team.cpus() == cpus[:1]
+    engine.close()
+
+
+@check
+def cpuset_of_one_node(settings):
+    """A control group with the CPUs and the memory of the last node."""
+    last, cpus = max((int(node), cpus) for node, cpus in settings["cpus"].items())
+    cpuset(",".join(map(str, cpus)), str(last))
+    engine = open_engine(settings["model"])
+    assert engine.nodes == [last]
+    expect_pages(engine.replicas.arenas[0], last)
+    assert bits(engine, engine.new_kv()) == settings["bits"]["model"]
+    assert sorted(engine.lane.team.cpus()) == cpus
+    engine.close()
+
+
+@check
+def cpuset_memory(settings):
+    """A control group with all CPUs, but the memory of the last node only: all weights lie there."""
+    last = max(map(int, settings["cpus"]))
+    everywhere = sorted(cpu for cpus in settings["cpus"].values() for cpu in cpus)
+    cpuset(",".join(map(str, everywhere)), str(last))
+    engine = open_engine(settings["model"])
+    assert engine.nodes == [last]
+    expect_pages(engine.replicas.arenas[0], last)
+    assert bits(engine, engine.new_kv()) == settings["bits"]["model"]
+    engine.close()
+
+
+def _refused(settings, *calls):
+    refuse(*calls)
+    Path("/proc/sys/kernel/numa_balancing").write_text("0")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        engine = open_engine(settings["model"], placement="replicate")
+    text = [str(w.message) for w in caught]
+    assert len(text) == 1 and "SYS_NICE" in text[0] and "numa_maps" in text[0], text
+    assert engine.nodes == [int(node) for node in settings["cpus"]]
+    assert not any(arena.bound for arena in engine.replicas.arenas), "mbind worked: the filter did not"
+    for node, arena in zip(engine.nodes, engine.replicas.arenas, strict=True):
+        expect_pages(arena, node)
+    assert [node.verified for node in engine.placement.nodes] == [1.0] * len(engine.nodes)
+    assert bits(engine, engine.new_kv()) == settings["bits"]["model"]
+    engine.close()
+    return {"warning": text[0]}
+
+
+@check
+def without_mbind(settings):
+    """The kernel refuses to bind and to move: first touch places the pages, numa_maps proves it, one warning says so."""
+    return _refused(settings, "mbind", "set_mempolicy", "move_pages")
+
+
+@check
+def as_in_docker(settings):
+    """What Docker's default profile refuses, get_mempolicy too: libnuma then says that there is no NUMA at all."""
+    return _refused(settings, "mbind", "set_mempolicy", "get_mempolicy", "move_pages", "migrate_pages")
+
+
+@check
+def strays(settings):
+    """Pages moved behind the model's back are seen and brought home."""
+    import ctypes
+
+    engine = open_engine(settings["model"], placement="replicate")
+    if len(engine.nodes) == 1:
+        return {"skipped": "one node"}
+    arena, other = engine.replicas.arenas[0], engine.nodes[1]
+    n = min(arena.bytes // 4096, 16)
+    pages = (ctypes.c_void_p * n)(*(arena.address + i * 4096 for i in range(n)))
+    nodes, status = (ctypes.c_int * n)(*[other] * n), (ctypes.c_int * n)()
+    assert ctypes.CDLL("libnuma.so.1").numa_move_pages(0, n, pages, nodes, status, 2) == 0
+    moved = pages_by_node(arena.address, arena.bytes)
+    assert moved[other] >= n, f"the test moved no page: {moved}"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        engine.placement.verify()
+    expect_pages(arena, engine.nodes[0])
+    engine.close()
+    return {"moved": moved}
+
+
+@check
+def balancing(settings):
+    """One warning while kernel.numa_balancing is on, none when it is off."""
+    switch = Path("/proc/sys/kernel/numa_balancing")
+    said = {}
+    for value, wanted in (("1", 1), ("0", 0)):
+        switch.write_text(value)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            open_engine(settings["model"], placement="replicate").close()
+        said[value] = [str(w.message) for w in caught]
+        assert len(caught) == wanted and all("numa_balancing" in text for text in said[value]), said
+    return said
+
+
+@check
+def too_big(settings):
+    """A model that fits on no node is refused before anything is allocated, with a table of need and free."""
+    from numainfer.errors import OutOfNodeMemory
+
+    before = anonymous()
+    try:
+        open_engine(settings["model"], placement="replicate", n_ctx=100_000_000)
+    except OutOfNodeMemory as error:
+        text = str(error)
+    else:
+        raise AssertionError("no OutOfNodeMemory")
+    assert all(f"node {node}" in text for node in settings["cpus"]) and "free" in text, text
+    assert all(abs(anonymous()[node] - before[node]) < 4 << 20 for node in node_numbers())
+    return {"error": text}
+
+
+def host_bits(path):
+    """What `bits` is on this machine, whatever it is."""
+    engine = open_engine(path)
+    try:
+        return bits(engine, engine.new_kv())
+    finally:
+        engine.close()
+
+
+def main(settings, *names):
+    failed = 0
+    for name in names:
+        begin, said, error = time.monotonic(), None, None
+        try:
+            said = CHECKS[name](settings)
+        except BaseException:
+            error, failed = traceback.format_exc(), failed + 1
+        print(json.dumps({"check": name, "seconds": round(time.monotonic() - begin, 1), "said": said, "error": error}, default=str))
+    return failed
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("default")
+    np.seterr(all="raise")
+    sys.exit(main(json.loads(sys.argv[1]), *sys.argv[2:]))

@@ -1,0 +1,76 @@
+"""The package on emulated machines with real NUMA nodes: one boot per machine, many checks in each (checks.py)."""
+
+import json
+
+import checks
+import pytest
+from boot import Machine
+from tiny_models import tiny
+
+from numainfer import sources
+
+# Machine, what topology() shall say (node number -> CPUs), runs of checks. A check that cannot be undone has a process of its own.
+MACHINES = {
+    "two nodes": (
+        Machine([(2, 640), (2, 640)]),
+        {0: [0, 1], 1: [2, 3]},
+        [["topology", "placements", "subset", "strays", "balancing", "too_big"], ["affinity"], ["cpuset_of_one_node"], ["cpuset_memory"],
+         ["without_mbind"], ["as_in_docker"], ["memory"]],
+    ),
+    "four nodes": (
+        Machine([(1, 384)] * 4),
+        {0: [0], 1: [1], 2: [2], 3: [3]},
+        [["topology", "placements", "subset"], ["without_mbind"]],
+    ),
+    "a node without memory": (  # node 1 is nearer to node 2
+        Machine([(1, 512), (1, 0), (1, 512)], distances={(0, 1): 30, (1, 2): 15}),
+        {0: [0], 2: [1, 2]},
+        [["topology", "placements", "affinity"]],
+    ),
+    "a node without CPUs": (Machine([(2, 512), (0, 512)]), {0: [0, 1]}, [["topology", "placements"]]),
+    "node numbers with a gap": (
+        Machine([(1, 512), (0, 0), (1, 512)]),
+        {0: [0], 2: [1]},
+        [["topology", "placements", "subset", "strays"], ["as_in_docker"]],
+    ),
+    "unequal nodes with SMT": (
+        Machine([(2, 384), (4, 640)], threads_per_core=2),
+        {0: [0], 1: [2, 4]},
+        [["topology", "placements"]],
+    ),
+}
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    """Paths and host's bits of a model of 2 MB and of a real one."""
+    small = tiny(tmp_path_factory.mktemp("guest"), "llama", "Q8_0", heads=8, kv_heads=4, layers=3, feed_forward=512)
+    big = sources.resolve("smollm2")
+    return {"model": str(small), "big": str(big), "bits": {"model": checks.host_bits(small), "big": checks.host_bits(big)}}
+
+
+@pytest.fixture(scope="module")
+def reports(models):
+    """Reports of a machine's checks, by name; it boots when first asked for."""
+    known = {}
+
+    def of(name):
+        if name not in known:
+            machine, cpus, runs = MACHINES[name]
+            settings = json.dumps(models | {"cpus": cpus})
+            known[name] = {}
+            for result in machine.run(*(["python", "tests/guest/checks.py", settings, *names] for names in runs), timeout=240):
+                lines = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
+                missing = [check for check in result.command[3:] if check not in {line["check"] for line in lines}]
+                known[name] |= {line["check"]: line for line in lines}
+                known[name] |= {check: {"error": f"ended with status {result.status}: {result.stderr}"} for check in missing}
+            print(json.dumps({name: known[name]}, indent=1))
+        return known[name]
+
+    return of
+
+
+@pytest.mark.parametrize(("machine", "check"), [(name, check) for name, (_, _, runs) in MACHINES.items() for run in runs for check in run])
+def test_check(reports, machine, check):
+    report = reports(machine)[check]
+    assert not report["error"], report["error"]
