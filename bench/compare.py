@@ -11,6 +11,7 @@ import argparse
 import csv
 import datetime
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from peers import open_llama_cpp
 from worker import Worker
 
 RESULTS = HERE / "results" / "compare.csv"
+MAX_FOREIGN = 0.03  # share of all processor time that other processes may take
 PAUSE = 0.05  # seconds: an OpenMP pool may spin for some milliseconds after its last step
 
 
@@ -35,7 +37,8 @@ def compare(path, n_prompt=512, n_gen=128, repeats=5, threads=2, ours=True, flas
     -------
     dict
         "model"; per engine "llama.cpp" and "numainfer": ``info()`` plus "pp" and "tg", medians in tokens per second,
-        and "pp_spread", "tg_spread", (largest - smallest) / median; "pp_ratio", "tg_ratio", ours / llama.cpp's.
+        and "pp_spread", "tg_spread", (largest - smallest) / median; "pp_ratio", "tg_ratio", ours / llama.cpp's;
+        "foreign", the share of all processor time that went to other processes meanwhile.
     """
     n_ctx = max(n_prompt, n_gen) + 8
     engines = {"llama.cpp": open_llama_cpp(path, threads=threads, n_ctx=n_ctx, flash_attention=flash_attention)}
@@ -46,12 +49,15 @@ def compare(path, n_prompt=512, n_gen=128, repeats=5, threads=2, ours=True, flas
         for engine in engines.values():  # first touch of weights, buffers and caches
             engine.time_prefill(min(n_prompt, 64))
             engine.time_decode(4)
+        before, used = time.perf_counter(), _busy_seconds() - sum(e.cpu_seconds() for e in engines.values())
         for _ in range(repeats):
             for kind, verb, n in (("pp", "time_prefill", n_prompt), ("tg", "time_decode", n_gen)):
                 for name, engine in engines.items():
                     rates[name][kind].append(n / engine.call(verb, n))
                     time.sleep(PAUSE)
-        result = {"model": Path(path).name, "n_prompt": n_prompt, "n_gen": n_gen, "repeats": repeats}
+        used = _busy_seconds() - sum(e.cpu_seconds() for e in engines.values()) - used
+        result = {"model": Path(path).name, "n_prompt": n_prompt, "n_gen": n_gen, "repeats": repeats,
+                  "foreign": max(0.0, used / (time.perf_counter() - before) / os.cpu_count())}
         for name, engine in engines.items():
             row = result[name] = engine.info()
             for kind, values in rates[name].items():
@@ -79,6 +85,7 @@ def record(result, path=RESULTS):
         "n_prompt": result["n_prompt"],
         "n_gen": result["n_gen"],
         "repeats": result["repeats"],
+        "foreign": f"{result['foreign']:.3f}",
         "pp_ratio": f"{result['pp_ratio']:.3f}",
         "tg_ratio": f"{result['tg_ratio']:.3f}",
         "pp_ours": f"{ours['pp']:.1f}",
@@ -96,6 +103,12 @@ def record(result, path=RESULTS):
         if new:
             writer.writeheader()
         writer.writerow(row)
+
+
+def _busy_seconds():
+    """Processor time that anyone on this machine, or its host, has used so far."""
+    user, nice, system, _, _, irq, softirq, steal = Path("/proc/stat").read_text(encoding="ascii").split()[1:9]
+    return sum(map(int, (user, nice, system, irq, softirq, steal))) / os.sysconf("SC_CLK_TCK")
 
 
 def _commit():
@@ -116,8 +129,9 @@ def _cpu():
 def table(results):
     """The results as text, a line per model."""
     width = max(len(r["model"]) for r in results)
+    columns = f"{'ours':>8} {'llama.cpp':>10} {'ratio':>8}"
     lines = [f"{'':{width}}  {'prompt, tokens/s':^28}   {'decode, tokens/s':^28}",
-             f"{'model':{width}}  {'ours':>8} {'llama.cpp':>10} {'ratio':>8}   {'ours':>8} {'llama.cpp':>10} {'ratio':>8}"]
+             f"{'model':{width}}  {columns}   {columns}"]
     for r in results:
         cells = []
         for kind in ("pp", "tg"):
@@ -127,8 +141,13 @@ def table(results):
     for name in ("numainfer", "llama.cpp"):
         if info := results[0].get(name):
             lines.append(f"{name}: {info['version']}; {info['isa']}; {info['threads']} threads")
-    spread = max(r[n][f"{k}_spread"] for r in results for n in ("numainfer", "llama.cpp") if n in r for k in ("pp", "tg"))
+    engines = [r[name] for r in results for name in ("numainfer", "llama.cpp") if name in r]
+    spread = max(engine[f"{kind}_spread"] for engine in engines for kind in ("pp", "tg"))
     lines.append(f"medians of {results[0]['repeats']} interleaved rounds; largest spread {spread:.0%}")
+    foreign = max(r["foreign"] for r in results)
+    if foreign > MAX_FOREIGN:
+        lines.append(f"NOT COMPARABLE: other processes used {foreign:.0%} of the processors, at most "
+                     f"{MAX_FOREIGN:.0%} is fair; nothing was recorded for such models")
     return "\n".join(lines)
 
 
@@ -151,7 +170,7 @@ def main(argv=None):
         path = find_model(name)
         result = compare(path, args.prompt, args.gen, args.repeats, args.threads, not args.peer_only, flash)
         results.append(result)
-        if not args.peer_only and not args.no_record:
+        if not args.peer_only and not args.no_record and result["foreign"] <= MAX_FOREIGN:
             record(result)
         if args.json:
             print(json.dumps(result), flush=True)

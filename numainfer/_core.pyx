@@ -329,12 +329,12 @@ cdef class Team:
             ni_team_cancel(self.p)
 
     cdef int finish(self) except -1:
-        """Wait for the job; signals are looked at every 20 ms, and one that raises cancels the job first."""
+        """Wait for the job; signals are looked at every 10 ms, and one that raises cancels the job first."""
         cdef ni_team *p = self.p
         cdef int done = 0
         while not done:
             with nogil:
-                done = ni_team_wait(p, 20)
+                done = ni_team_wait(p, 10)
             if not done:
                 try:
                     PyErr_CheckSignals()

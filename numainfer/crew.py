@@ -16,14 +16,16 @@ class Crew:
     Attributes
     ----------
     cancelled : bool
-    working : int
-        Number of threads that have not come to their end.
     """
 
     def __init__(self, model):
-        self._model, self._error = model, None
-        self._lock, self._news = threading.Lock(), threading.Event()
-        self.cancelled, self.working = False, 0
+        self._model, self._error, self.cancelled = model, None, False
+        self._threads, self._ended, self._news = [], set(), threading.Event()
+
+    @property
+    def working(self):
+        """Number of threads that have not come to their end."""
+        return sum(thread.is_alive() and thread not in self._ended for thread in self._threads)
 
     def run(self, works, watch):
         """Run all functions, each in a thread of its own, and wait for them.
@@ -41,21 +43,19 @@ class Crew:
             The first that one of them raised, or `watch`, or a signal; the others have been cancelled.
         """
         self._error = None
+        self._threads = [threading.Thread(target=self._work, args=(work,), name=f"numainfer-lane-{i}")
+                         for i, work in enumerate(works)]  # fmt: skip
         try:
-            for i, work in enumerate(works):
-                thread = threading.Thread(target=self._work, args=(work,), name=f"numainfer-lane-{i}")
-                with self._lock:
-                    self.working += 1
-                try:
-                    thread.start()
-                except RuntimeError:  # the system has no thread left
-                    self._end()
-                    raise
+            for thread in self._threads:
+                thread.start()
             while self.working:
                 self._news.wait(_LOOK)
                 self._news.clear()
                 self._model._check_process()
                 watch()
+            for thread in self._threads:
+                thread.join()
+            self._model._check_process()  # in a fork that `watch` made no thread works
         except BaseException:
             self._stop()
             raise
@@ -68,24 +68,21 @@ class Crew:
 
     def _work(self, work):
         try:
-            work()
+            if not self.cancelled:
+                work()
         except Cancelled as e:
             if not self.cancelled:
                 self._fail(e)
         except BaseException as e:  # noqa: BLE001 - it goes on in the thread that waits
             self._fail(e)
         finally:
-            self._end()
+            self._ended.add(threading.current_thread())
+            self._news.set()
 
     def _fail(self, error):
         if self._error is None:
             self._error = error
         self._cancel()
-
-    def _end(self):
-        with self._lock:
-            self.working -= 1
-        self._news.set()
 
     def _cancel(self):
         self.cancelled = True

@@ -204,7 +204,8 @@ def measure(threads=None, nodes=None, weight_type="Q4_K"):
             return n_bytes / min(team.read_time([arena.address], n_bytes, s) for s in _STREAMS * _TRIES) * 1e9
 
         for team, arena, site in zip(teams, arenas, machine.sites):
-            sites.append(replace(site, read=rate(team, arena), macs=_macs(team, site, weight_type)))
+            sharers = sum(other.number == site.number for other in machine.sites)  # pretend nodes have one memory
+            sites.append(replace(site, read=rate(team, arena) / sharers, macs=_macs(team, site, weight_type)))
         link = min(rate(teams[i], arenas[i - 1]) for i in range(count)) if count > 1 else None
         inner = max(barrier_seconds(team) for team in teams)
     finally:

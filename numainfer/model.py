@@ -113,7 +113,8 @@ class Model:
         self._engine, self._pid, self._closing = engine, os.getpid(), False
         self._sessions = weakref.WeakSet()
         self._turn = Turns()  # around each step
-        self._jobs, self._job_lock = {}, threading.RLock()  # whose step a lane runs; cancel() may come in a signal handler
+        self._jobs = {}  # whose step each lane runs
+        self._job_lock = threading.RLock()  # cancel() may come in a signal handler
         self._step_seconds = None  # the scheduler's calibration
         self.tokenizer, self.config, self.metadata, self.path = tokenizer, config, metadata, path
         self.n_ctx, self.n_vocab, self.n_batch = engine.n_ctx, engine.n_vocab, engine.n_batch

@@ -98,16 +98,14 @@ def _siblings(cpu):
 
 
 def _memory_node(number):
-    """The node itself, or the nearest one with memory."""
-    if _core.numa_node_memory(number)[0]:
+    """The node itself, or the nearest one that has memory and lets this process (its cpuset) use it."""
+    status = dict(line.split(":", 1) for line in _read("/proc/self/status").splitlines())
+    allowed = _parse_ranges(status.get("Mems_allowed_list", "").strip() or str(number))
+    usable = {n for n in allowed if _core.numa_node_memory(n)[0]}
+    distances = _read(f"/sys/devices/system/node/node{number}/distance").split()
+    if number in usable or not usable or not distances:
         return number
-    try:
-        distances = Path(f"/sys/devices/system/node/node{number}/distance").read_text().split()
-        numbers = _parse_ranges(Path("/sys/devices/system/node/online").read_text())
-    except OSError:
-        return number
-    near = sorted((int(d), n) for d, n in zip(distances, numbers) if _core.numa_node_memory(n)[0])
-    return near[0][1] if near else number
+    return min((int(d), n) for d, n in zip(distances, _parse_ranges(_read("/sys/devices/system/node/online"))) if n in usable)[1]
 
 
 def _parse_ranges(text):
@@ -221,11 +219,13 @@ class Placement:
             counts, page, errno = _count_pages(arena)
             refused = refused or errno
             if counts is None:
-                notes.append(f"the kernel does not tell where pages lie ({os.strerror(errno)}); in a container add the SYS_NICE capability")
+                notes.append(f"the kernel does not tell where pages lie ({os.strerror(errno)}); in a container add the SYS_NICE "
+                             "capability")
                 break
-            if self.policy == "interleave":
-                node.verified = 1.0
-                continue
+            if self.policy == "interleave":  # one copy, on all of the nodes
+                for each in self.nodes:
+                    each.verified = float(sum(counts[n] for n in {n.number for n in self.nodes}) / max(counts.sum(), 1))
+                break
             stray = int(counts.sum() - counts[node.number])
             if stray and not errno and arena.move(node.number) == 0:
                 counts, page, errno = _count_pages(arena)
@@ -236,12 +236,12 @@ class Placement:
                 if strict:
                     raise PlacementError(message)
                 notes.append(message)
-        else:
-            bound = all(arena.bound for arena in self._replicas.arenas)
-            if _core.numa_available() and (refused or not bound):
-                notes.append(f"the kernel refuses {'to tell or move' if refused else 'to bind'} pages, so they were placed by first touch "
-                             "and looked up in /proc/self/numa_maps; in a container add the SYS_NICE capability "
-                             "(docker run --cap-add SYS_NICE)")
+        unbound = _core.numa_available() and not all(arena.bound for arena in self._replicas.arenas)
+        if unbound or refused:
+            done = ["the threads' first touch placed the pages"] * unbound
+            done += ["/proc/self/numa_maps told where they lie"] * bool(refused)
+            notes.append(f"the kernel refuses {' and '.join(['mbind'] * unbound + ['move_pages'] * bool(refused))}: {', '.join(done)}; "
+                         "in a container add the SYS_NICE capability (docker run --cap-add SYS_NICE)")
         if _read("/proc/sys/kernel/numa_balancing") not in ("", "0") and len(self.nodes) > 1:
             notes.append("kernel.numa_balancing is on: it moves pages that are not bound, and costs time; "
                          "switch it off with: sysctl kernel.numa_balancing=0")

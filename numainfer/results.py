@@ -74,8 +74,7 @@ class Timings:
     generation_seconds : float
         Computing and choosing those.
     time_to_first_token : float or None
-        From the call (of a stream: its first ``next``) to the first token, waiting for others included; None if there is
-        none.
+        From the call (of a stream: its first ``next``) to the first token, waiting for others included; None: no token.
     """
 
     prompt_tokens: int

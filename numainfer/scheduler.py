@@ -168,9 +168,16 @@ class _Run:
         return len(self.results) - self._unfinished
 
     def take(self, n_active, share, room):
-        """The next sequence for a lane that has n_active, does this share of all work and has room for so many bytes of KV; or None.
+        """The next sequence for a lane, or None.
 
-        A lane without any gets one in any case: alone it may take what memory there is.
+        Parameters
+        ----------
+        n_active : int
+            Sequences that the lane has. Without any it gets one in any case: alone it may take what memory there is.
+        share : float
+            The lane's part of all unfinished sequences, so that the fastest thread does not take them all.
+        room : int
+            Bytes of KV memory.
         """
         with self._lock:
             if not self._waiting:
@@ -236,7 +243,7 @@ class _LaneWork:
     def _step(self):
         start = time.perf_counter()
         segments, parts, wanted, row = [], [], [], 0
-        for s in self._active:  # in order of arrival: answers come before prompts, for a prompt gets rows only after those before it
+        for s in self._active:  # in order of arrival: no prompt stands before an answer, for its rows came first
             ids, is_last = s.next_rows(self._model.n_batch - row)
             if not len(ids):
                 break
@@ -329,7 +336,7 @@ def choose_lanes(model, mode, n, crew):
 
 
 def _measure(model, lanes, crew):
-    """Seconds of a step of one row and of several, on all of these lanes at the same time: ((rows, seconds), (rows, seconds))."""
+    """Seconds of a step of one row and of several, on all of these lanes at the same time: two (rows, seconds)."""
     found = []
     for rows in (1, min(_CALIBRATION_ROWS, model.n_batch, model.n_ctx)):
         seconds = [0.0] * len(lanes)

@@ -205,6 +205,9 @@ class Replicas:
                 done += (end - row) * row_bytes
                 if progress:
                     progress(done, total)
+        # The page cache holds runs of pages that straddle the pieces; only a release of the whole drops them.
+        for last in {t.shard: t for t in sorted(gguf.tensors.values(), key=lambda t: t.offset)}.values():
+            last.release(-last.offset, last.offset + last.n_bytes)
 
     def close(self):
         """Give the memory back."""

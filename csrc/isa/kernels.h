@@ -57,7 +57,10 @@ typedef struct ni_kernels {
     void (*gemm[NI_N_TYPES])(const ni_panel *p, int64_t k0, int64_t nk, const ni_act *x, int n_tokens,
                              float *acc, float *accm);
 
-    /* Vector kernels: vec.h */
+    /* Up to how many tokens a dot for each is cheaper than unpack and gemm; 0 counts as 1. */
+    int few[NI_N_TYPES];
+
+    /* Vector kernels: vec_impl.h */
     struct ni_vec_kernels {
         /* Quantises n values (a multiple of 32): per block amax = max |x|, d = amax / 127, q = rint(x * (127 / amax)) (ties to even;
          * all zero if amax is 0), s = sums of 16, m = d * (float)(sum of 32).  Writes the parts that are not NULL. */

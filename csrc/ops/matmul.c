@@ -2,10 +2,10 @@
  * t: h, y0, y1?, y2? (-1 for y0: the step's `out`).  w: W0, W1?, W2?.
  *
  * Rows are cut over all workers in proportion to the bytes they read, all matrices as one long one, so that q/k/v and gate/up
- * cost one stage.  One token streams packed rows through dot; more tokens go through panels, unpacked once and used for all. */
+ * cost one stage.  One token, or a few, stream packed rows through dot; more go through panels, unpacked once and used for all. */
 #include "ops.h"
 
-enum { SUBS = NI_SLAB / 16 };   /* the most sub-blocks of a panel */
+enum { SUBS = NI_SLAB / 16, BLOCK_BYTES = 256 << 10 };  /* the most sub-blocks of a panel; a part of L2 */
 
 typedef struct {
     _Alignas(64) uint8_t q[NI_SLAB * NI_ROWS];
@@ -19,13 +19,29 @@ size_t ni_scratch_matmul(const ni_ctx *c, const ni_op *op) {
     return sizeof(panel_memory) + (size_t)c->max_tokens * NI_ROWS * 2 * sizeof(float);
 }
 
-static void one_token(const ni_weight *w, const uint8_t *packed, const ni_act *x, int64_t g0, int64_t g1, float *y, panel_memory *p) {
+static ni_act act_of_token(const ni_act *x, int64_t t) {
+    ni_act own = *x;
+    if (x->f) own.f += t * x->k;
+    if (x->q) own.q += t * x->k, own.d += t * (x->k / 32);
+    if (x->m) own.m += t * (x->k / 32);
+    if (x->s) own.s += t * (x->k / 16);
+    return own;
+}
+
+/* A block of row groups stays in L2 while every token passes over it. */
+static void few_tokens(const ni_ctx *c, const ni_weight *w, const uint8_t *packed, const ni_act *x, int64_t n_tokens, int64_t g0,
+                       int64_t g1, float *y, panel_memory *p) {
     size_t group_bytes = ni_group_bytes(w->type, w->k);
-    int64_t whole = ni_min(g1, w->n / NI_ROWS);
-    if (whole > g0) ni_k->dot[w->type](packed + (size_t)g0 * group_bytes, whole - g0, x, y + g0 * NI_ROWS);
-    if (whole < g1) {
-        ni_k->dot[w->type](packed + (size_t)whole * group_bytes, 1, x, p->tail);
-        memcpy(y + whole * NI_ROWS, p->tail, (size_t)(w->n - whole * NI_ROWS) * sizeof *y);
+    int64_t whole = ni_min(g1, w->n / NI_ROWS), step = n_tokens == 1 ? g1 - g0 : ni_max(1, BLOCK_BYTES / (int64_t)group_bytes);
+    for (int64_t g = g0; g < g1 && !ni_hurry(c); g += step) {
+        int64_t end = ni_min(g + step, g1), full = ni_min(end, whole);
+        for (int64_t t = 0; t < n_tokens; t++) {
+            ni_act own = act_of_token(x, t);
+            if (full > g) ni_k->dot[w->type](packed + (size_t)g * group_bytes, full - g, &own, y + t * w->n + g * NI_ROWS);
+            if (full == end) continue;
+            ni_k->dot[w->type](packed + (size_t)full * group_bytes, 1, &own, p->tail);
+            memcpy(y + t * w->n + full * NI_ROWS, p->tail, (size_t)(w->n - full * NI_ROWS) * sizeof *y);
+        }
     }
 }
 
@@ -63,7 +79,7 @@ void ni_op_matmul(const ni_ctx *c, const ni_op *op) {
         if (g0[j] >= g1[j]) continue;
         float *y = op->t[1 + j] < 0 ? c->step->out : ni_floats(c, op, 1 + j);
         panel_memory *mem = (panel_memory *)c->scratch;
-        if (n_tokens == 1) one_token(w[j], ni_copy_of(c, op, j), &x, g0[j], g1[j], y, mem);
+        if (n_tokens <= ni_max(1, ni_k->few[w[j]->type])) few_tokens(c, w[j], ni_copy_of(c, op, j), &x, n_tokens, g0[j], g1[j], y, mem);
         else many_tokens(c, w[j], ni_copy_of(c, op, j), &x, n_tokens, g0[j], g1[j], y, mem);
     }
 }

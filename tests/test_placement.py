@@ -1,0 +1,293 @@
+"""Where things go: topology within what the process may use, workers for it, policies that fit, pages that are where they should be."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from core_tools import CPUS, logits, open_engine, pretend, python, same_bits
+from tiny_models import tiny
+
+from numainfer import _core, placement
+from numainfer.errors import OutOfNodeMemory, PlacementError, PlacementWarning
+from numainfer.placement import Node, NodePlacement, Placement, Topology, choose_policy, choose_workers, topology
+
+GB = 10**9
+IDS = np.arange(20, dtype=np.int32) + 6
+
+
+def nodes(*cores, free=100 * GB, total=128 * GB, numbers=None):
+    """Hand-made nodes with so many cores each."""
+    at, made = 0, []
+    for i, n in enumerate(cores):
+        made.append(Node(numbers[i] if numbers else i, tuple(range(at, at + n)), total, free))
+        at += n
+    return tuple(made)
+
+
+# ---- topology ----------------------------------------------------------------------------------------------------------
+
+
+def test_topology_of_this_machine():
+    found = topology()
+    assert sorted(cpu for node in found.nodes for cpu in node.cpus) <= list(CPUS)
+    assert all(0 < node.free <= node.total for node in found.nodes) and found.pretend == 0
+    assert {node.number for node in found.nodes} == {max(_core.numa_node_of_cpu(cpu), 0) for node in found.nodes for cpu in node.cpus}
+    text = str(found)
+    assert text.startswith(f"{len(found.nodes)} NUMA node") and f"kernels: {_core.isa()}" in text and "free of" in text
+
+
+@pytest.mark.parametrize("cpu", [CPUS[0], CPUS[-1]])
+def test_topology_keeps_to_the_affinity(cpu):
+    out = python(f"""if True:
+        import os
+        os.sched_setaffinity(0, {{{cpu}}})
+        import numainfer as ni
+        print([node.cpus for node in ni.topology().nodes], len(os.sched_getaffinity(0)))
+    """)
+    assert out.strip() == f"[({cpu},)] 1"
+
+
+@pytest.mark.parametrize("fake", [1, 2, 3, 7])
+def test_pretend_nodes(monkeypatch, fake):
+    monkeypatch.setenv("NUMAINFER_FAKE_NODES", str(fake))
+    found = topology()
+    assert len(found.nodes) == found.pretend == fake and str(found).startswith(f"{fake} pretend NUMA node")
+    assert all(node.cpus and set(node.cpus) <= set(CPUS) for node in found.nodes)
+    monkeypatch.delenv("NUMAINFER_FAKE_NODES")
+    cores = [cpu for node in topology().nodes for cpu in node.cpus]
+    if fake <= len(cores):  # they are dealt out, each to one node
+        assert [cpu for node in found.nodes for cpu in node.cpus] == cores
+
+
+@pytest.mark.parametrize("fake", ["0", "-1", "65", "two", "1.5", " 2", "2²"])
+def test_pretend_nodes_that_are_none(monkeypatch, fake):
+    monkeypatch.setenv("NUMAINFER_FAKE_NODES", fake)
+    with pytest.raises(ValueError, match="NUMAINFER_FAKE_NODES = .* wanted a number of nodes from 1 to 64"):
+        topology()
+
+
+def test_ranges():
+    assert placement._ranges((0, 1, 2, 5, 7, 8)) == "0-2,5,7-8" and placement._ranges(()) == ""
+    assert placement._parse_ranges("0-2,5,7-8\n") == [0, 1, 2, 5, 7, 8]
+
+
+# ---- workers -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("cores", "threads", "counts"), [
+    ((4,), None, [4]), ((4,), 1, [1]), ((4, 4), None, [4, 4]), ((4, 4), 2, [1, 1]), ((4, 4), 3, [2, 1]), ((4, 4), 8, [4, 4]),
+    ((8, 2), 5, [4, 1]), ((8, 2), 10, [8, 2]), ((1, 6), 4, [1, 3]), ((3, 3, 3), 7, [3, 2, 2]),
+])  # fmt: skip
+def test_workers_are_spread_evenly(monkeypatch, cores, threads, counts):
+    monkeypatch.setattr(placement, "cpu_quota", lambda: float("inf"))
+    made = Topology(nodes(*cores))
+    chosen, cpus, node_of = choose_workers(made, threads)
+    assert chosen == list(made.nodes) and [node_of.count(i) for i in range(len(cores))] == counts
+    assert node_of == sorted(node_of) and len(set(cpus)) == len(cpus)
+    assert all(cpu in made.nodes[i].cpus for cpu, i in zip(cpus, node_of))
+
+
+def test_quota_limits_the_default_and_not_the_wish(monkeypatch):
+    monkeypatch.setattr(placement, "cpu_quota", lambda: 2.5)
+    made = Topology(nodes(4, 4))
+    assert len(choose_workers(made)[1]) == 2 and len(choose_workers(made, 8)[1]) == 8
+    monkeypatch.setattr(placement, "cpu_quota", lambda: 1.0)
+    assert len(choose_workers(made)[1]) == 2  # one per node at least
+
+
+def test_nodes_by_the_systems_numbers():
+    made = Topology(nodes(2, 2, 2, numbers=(0, 2, 5)))
+    chosen, cpus, node_of = choose_workers(made, nodes=[5, 0])
+    assert [node.number for node in chosen] == [0, 5] and cpus == [0, 1, 4, 5] and node_of == [0, 0, 1, 1]
+    pretended = Topology(nodes(1, 1, 1, numbers=(0, 0, 0)), pretend=3)
+    chosen, cpus, _ = choose_workers(pretended, nodes=[2, 1])
+    assert cpus == [1, 2] and len(chosen) == 2
+
+
+@pytest.mark.parametrize(("threads", "wanted", "says"), [
+    (0, None, "threads = 0; wanted 2 to 8"), (1, None, "at least one per node"), (9, None, "threads = 9; wanted 2 to 8"),
+    (None, [], r"nodes = \[\]; wanted different numbers among \[0, 3\]"), (None, [1], r"nodes = \[1\]"), (None, [0, 0], "different"),
+    (None, [-1], r"nodes = \[-1\]"), (5, [3], "threads = 5; wanted 1 to 4"),
+])  # fmt: skip
+def test_workers_that_cannot_be(threads, wanted, says):
+    with pytest.raises(ValueError, match=says):
+        choose_workers(Topology(nodes(4, 4, numbers=(0, 3))), threads, wanted)
+
+
+def test_engine_runs_where_it_was_told(tmp_path, monkeypatch):
+    path = tiny(tmp_path, "llama", "Q8_0")
+    with open_engine(path) as engine:
+        wanted = logits(engine, IDS)
+    monkeypatch.setenv("NUMAINFER_FAKE_NODES", "2")
+    for options, threads in (({}, 2), ({"nodes": [1]}, 1), ({"nodes": [1, 0], "threads": 2}, 2), ({"placement": "local"}, 1)):
+        if len(CPUS) < 2:
+            pytest.skip("needs two CPUs")
+        with open_engine(path, **options) as engine:
+            same_bits(logits(engine, IDS), wanted)
+            assert engine.threads == threads and len(engine.placement.nodes) == len(engine.nodes)
+            told = [cpu for node in engine.placement.nodes for cpu in node.cpus]
+            assert engine.lane.team.cpus() == told  # seen there, not only wished
+            if options.get("nodes") == [1]:
+                assert told == [topology().nodes[1].cpus[0]]
+    for options in ({"threads": 3}, {"threads": 1}, {"nodes": [2]}, {"nodes": []}):
+        with pytest.raises(ValueError, match="threads|nodes"), open_engine(path, **options):
+            pass
+
+
+# ---- policies ----------------------------------------------------------------------------------------------------------
+
+
+def test_auto_replicates_where_every_node_has_room():
+    policy, reason = choose_policy("auto", nodes(4, 4), 60 * GB, 10 * GB)
+    assert policy == "replicate" and reason == "every node has room for its own 60.0 GB"
+    policy, reason = choose_policy("auto", nodes(4, 4), 60 * GB, 40 * GB)  # 100 + 40 - 5 % of 128
+    assert policy == "shard" and "no room for 60.0 GB on every node" in reason
+    one_full = (nodes(4, 4)[0], Node(1, (4,), 128 * GB, 20 * GB))
+    assert choose_policy("auto", one_full, 20 * GB, 0)[0] == "shard"
+    assert choose_policy("auto", nodes(4), 60 * GB, 10 * GB) == ("local", "one node")
+
+
+def test_pretend_nodes_share_the_memory_of_the_real_one():
+    fake = nodes(1, 1, 1, numbers=(0, 0, 0))
+    assert choose_policy("auto", fake, 30 * GB, 0)[0] == "replicate"  # 3 x 30 of 93.6
+    assert choose_policy("auto", fake, 32 * GB, 0)[0] == "shard"  # 96 would not fit
+    with pytest.raises(OutOfNodeMemory):
+        choose_policy("replicate", fake, 32 * GB, 0)
+
+
+@pytest.mark.parametrize(("asked", "count", "weights", "need"), [
+    ("auto", 1, 200, "200 GB"), ("auto", 2, 300, "150 GB"), ("replicate", 2, 100, "100 GB"), ("shard", 2, 200, "100 GB"),
+    ("interleave", 2, 200, "100 GB"), ("local", 1, 94, "94.0 GB"),
+])  # fmt: skip
+def test_out_of_memory_names_need_and_free(asked, count, weights, need):
+    with pytest.raises(OutOfNodeMemory, match=rf"does not fit \(with 5% kept free\): node 0: need {need}, free 93.6 GB"):
+        choose_policy(asked, nodes(*[4] * count), weights * GB, 0)
+    with pytest.raises(MemoryError):
+        choose_policy(asked, nodes(*[4] * count), weights * GB, 0)
+
+
+def test_a_model_too_big_is_refused_before_anything_is_taken(tmp_path, monkeypatch):
+    path = tiny(tmp_path, "llama", "Q8_0")
+    small = tuple(Node(n.number, n.cpus, 10**6, 10**6) for n in topology().nodes)
+    monkeypatch.setattr(placement, "topology", lambda: Topology(small))
+    opened = []
+    monkeypatch.setattr(_core, "Arena", lambda *a, **k: opened.append(a))
+    monkeypatch.setattr(_core, "Team", lambda *a, **k: opened.append(a))
+    with pytest.raises(OutOfNodeMemory, match="need .*, free 950 KB"), open_engine(path):
+        pass
+    assert not opened
+
+
+def test_the_kv_cache_that_was_asked_for_counts(tmp_path, monkeypatch):
+    """n_ctx given: its memory must be there.  Not given: it is address space alone."""
+    path = tiny(tmp_path, "llama", "Q8_0", context=1 << 20)
+    small = tuple(Node(n.number, n.cpus, 60 << 20, 60 << 20) for n in topology().nodes)
+    monkeypatch.setattr(placement, "topology", lambda: Topology(small))
+    with pytest.raises(OutOfNodeMemory), open_engine(path, n_ctx=1 << 19, n_batch=8):
+        pass
+    with open_engine(path, n_ctx=4096, n_batch=8) as engine:
+        assert engine.n_ctx == 4096
+
+
+def test_unknown_policy(tmp_path):
+    path = tiny(tmp_path, "llama", "Q8_0")
+    for options, says in (({"placement": "everywhere"}, "placement = 'everywhere'; wanted one of auto, replicate, shard, interleave, local"),
+                          ({"kv_type": "q4_0"}, "kv_type = 'q4_0'; wanted one of f16")):  # fmt: skip
+        with pytest.raises(ValueError, match=says), open_engine(path, **options):
+            pass
+
+
+# ---- verification -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", ["replicate", "shard", "interleave"])
+def test_verified_on_this_machine(tmp_path, monkeypatch, policy):
+    pretend(monkeypatch, 2, 1)
+    with open_engine(tiny(tmp_path, "llama", "F32", layers=4), placement=policy) as engine:
+        found = engine.placement
+        assert found.policy == policy and [node.verified for node in found.nodes] == [1.0, 1.0]
+        assert found.verify() is found
+        packed = sum(w.packed_bytes for w in engine.plan.weights)
+        held = sum(node.weights for node in found.nodes)
+        assert abs(held - packed * (2 if policy == "replicate" else 1)) < 0.02 * packed + 3 * 4096
+        text = str(found)
+        assert text.startswith(policy) and "KV cache" in text and text.count("100.0%") == 2
+        assert "<table>" in found._repr_html_() and found.kv_bytes_per_token == engine.plan.kv_bytes // engine.n_ctx
+
+
+class Replica:
+    """One arena of 10 pages of which some lie on other nodes."""
+
+    def __init__(self, counts, movable=0, bound=True):
+        self.counts, self.movable, self.bound, self.moved = np.array(counts), movable, bound, None
+
+    def count(self, n_nodes):
+        return self.counts, 4096
+
+    def move(self, node):
+        self.moved = node
+        stray = self.counts.sum() - self.counts[node]
+        if self.movable:
+            self.counts = np.zeros_like(self.counts)
+            self.counts[node] = 10
+        return 0 if self.movable or not stray else 1
+
+
+def placed(*arenas, policy="replicate"):
+    shares = [NodePlacement(i, (i,), 10 * 4096, 0) for i in range(2)]
+    return Placement(policy, "", shares, 0, SimpleNamespace(arenas=list(arenas)))
+
+
+def test_strays_are_moved():
+    found = placed(Replica([10, 0]), Replica([3, 7], movable=1))
+    assert [node.verified for node in found.verify().nodes] == [1.0, 1.0]
+    assert found._replicas.arenas[0].moved is None and found._replicas.arenas[1].moved == 1
+
+
+def test_strays_that_cannot_be_moved():
+    found = placed(Replica([10, 0]), Replica([3, 7]))
+    with pytest.raises(PlacementError, match=f"{3 * 4096} bytes of node 1's weights lie on other nodes and could not be moved"):
+        found.verify()
+    with pytest.warns(PlacementWarning, match="12288 bytes of node 1's weights"):
+        found.verify(strict=False)
+    assert [node.verified for node in found.nodes] == [1.0, 0.7] and "70.0%" in str(found)
+
+
+@pytest.mark.parametrize(("counts", "verified"), [([4, 6], 1.0), ([4, 4, 2], 0.8)])
+def test_interleaved_pages_may_lie_on_any_of_the_nodes(counts, verified):
+    assert [node.verified for node in placed(Replica(counts), policy="interleave").verify().nodes] == [verified] * 2
+
+
+# ---- memory ------------------------------------------------------------------------------------------------------------
+
+MEMORY = """if True:
+    import os, sys
+    import numainfer as ni
+    from core_tools import open_engine
+    from numainfer.sources import resolve
+
+    def private():
+        # Page cache of the mapped file is no memory of ours, but counts in Rss while it is mapped.
+        return {line.split(":")[0]: int(line.split()[1]) * 1024 for line in open("/proc/self/smaps_rollup") if line.endswith("kB\\n")}
+
+    before = private()["Rss"]
+    with ni.load("smollm2", placement=sys.argv[1], progress=False) as model:
+        engine = model._engine
+        packed = sum(w.packed_bytes for w in engine.plan.weights)
+        after = private()["Rss"]
+        model.generate("The", max_tokens=2)
+        used = private()["Rss"]
+    closed = private()["Rss"]
+    print(packed, before, after, used, closed)
+"""
+
+
+@pytest.mark.parametrize(("fake", "policy", "copies"), [(1, "replicate", 1), (3, "replicate", 3), (3, "shard", 1)])
+def test_memory_of_a_loaded_model(smollm2, fake, policy, copies):
+    out = python(MEMORY, policy, NUMAINFER_FAKE_NODES=str(fake))
+    packed, before, after, used, closed = map(int, out.split())
+    assert 80e6 < packed < 120e6
+    assert after <= 1.1 * packed * copies + 100e6  # the whole process
+    assert after - before >= packed * copies * 0.99  # real copies, touched
+    assert used - after < 40e6
+    assert closed < used - packed * copies * 0.95  # given back

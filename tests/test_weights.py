@@ -1,0 +1,307 @@
+"""From the file to the nodes' memory: what lies where, that it is the file's, and that nothing is left behind."""
+
+import ctypes
+import mmap
+import os
+
+import gguf
+import numpy as np
+import pytest
+from _ckernels import address, formats
+from core_tools import Sheet, logits, open_engine, open_team, pretend, python, same_bits
+from random_blocks import TYPES, random_weights
+from tiny_models import tiny
+
+from numainfer import _core, store
+from numainfer.errors import CorruptModel, UnsupportedModel
+from numainfer.gguf_file import GGUFFile
+from numainfer.weights import FORMATS, Matrix, Replicas, Vector
+
+IDS = np.arange(20, dtype=np.int32) + 6
+
+
+def block(kind):
+    return gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]][0]
+
+
+@pytest.fixture(scope="module")
+def sheet(tmp_path_factory):
+    rng = np.random.default_rng(6)
+    tensors = {kind: (random_weights(rng, 53, 2 * block(kind) if block(kind) > 1 else 40, kind), kind) for kind in TYPES}
+    tensors |= {f"vector {kind}": (random_weights(rng, 1, 64, kind)[0], kind) for kind in ("F32", "F16", "BF16", "Q8_0")}
+    tensors["big"] = random_weights(rng, 2100, 1024, "F32"), "F32"
+    sheet = Sheet(tmp_path_factory.mktemp("weights") / "sheet.gguf", tensors)
+    yield sheet
+    sheet.close()
+
+
+def unpacked(entry, node):
+    """A matrix back from a node's copy, (n, k) float64; rows of other nodes' shards are NaN."""
+    code, n, k, addresses, bounds = entry
+    group_bytes, rows = _core.packed_bytes(code, 1, k), np.full((n, k), np.nan)
+    kind = next(name for name, f in FORMATS.items() if f["code"] == code)
+    groups = range(-(-n // _core.ROWS)) if bounds is None else range(bounds[node], bounds[node + 1])
+    for g in groups:
+        packed = np.frombuffer(ctypes.string_at(addresses[node] + g * group_bytes, group_bytes), np.uint8)
+        for r in range(min(_core.ROWS, n - g * _core.ROWS)):
+            rows[g * _core.ROWS + r] = row_of(kind, packed, r, k)
+    return rows
+
+
+def row_of(kind, packed, row, k):
+    """Row `row` of a packed group by the C core's own table of formats."""
+    out = np.empty(k, np.float32)
+    formats()[kind].unpack_row(address(packed), row, k, address(out))
+    return out
+
+
+@pytest.mark.parametrize(("n_nodes", "workers"), [(1, 1), (1, 3), (3, 2)])
+def test_every_copy_holds_the_file(sheet, n_nodes, workers):
+    weights = [sheet[name] for name in sheet.exact]
+    with open_team(n_nodes, workers) as team:
+        replicas = Replicas(weights, [0] * n_nodes, "replicate")
+        replicas.fill(team, sheet.file)
+        assert len(replicas.arenas) == n_nodes
+        for w in weights:
+            entry = replicas.entry(w)
+            assert len(set(entry[3])) == n_nodes  # real duplicates
+            for node in range(n_nodes):
+                if isinstance(w, Vector):
+                    found = np.frombuffer(ctypes.string_at(entry[3][node], 4 * w.n), np.float32)
+                else:
+                    found = unpacked(entry, node)
+                np.testing.assert_array_equal(found, sheet.exact[w.name].reshape(found.shape).astype(np.float32))
+        replicas.close()
+        assert replicas.arenas == []
+
+
+def test_shards_hold_their_own_rows_and_no_others(sheet):
+    w = sheet["big"]
+    bounds = {"big": [0, 40, 41, 132]}
+    with open_team(3, 2) as team:
+        replicas = Replicas([w, sheet["Q4_K"]], [0, 0, 0], "shard", bounds | {"Q4_K": [0, 2, 2, 4]})
+        replicas.fill(team, sheet.file)
+        for node, rows in enumerate([(0, 640), (640, 656), (656, 2100)]):
+            found = unpacked(replicas.entry(w), node)
+            np.testing.assert_array_equal(found[slice(*rows)], sheet.exact["big"][slice(*rows)])
+            assert np.isnan(found[: rows[0]]).all() and np.isnan(found[rows[1] :]).all()
+        q4 = [unpacked(replicas.entry(sheet["Q4_K"]), node) for node in range(3)]
+        np.testing.assert_array_equal(q4[0][:32], sheet.exact["Q4_K"][:32])
+        np.testing.assert_array_equal(q4[2][32:], sheet.exact["Q4_K"][32:])
+        whole = -(-w.packed_bytes // 64) * 64 + sheet["Q4_K"].packed_bytes
+        assert whole <= sum(arena.bytes for arena in replicas.arenas) <= whole + 3 * 4096 + 6 * 64
+        replicas.close()
+
+
+def test_interleaved_is_one_copy_for_all(sheet):
+    with open_team(3, 1) as team:
+        replicas = Replicas([sheet["Q6_K"]], [0, 0, 0], "interleave")
+        replicas.fill(team, sheet.file)
+        addresses = replicas.entry(sheet["Q6_K"])[3]
+        assert len(addresses) == 3 and len(set(addresses)) == 1 and len(replicas.arenas) == 1
+        np.testing.assert_array_equal(unpacked(replicas.entry(sheet["Q6_K"]), 0), sheet.exact["Q6_K"])
+        replicas.close()
+
+
+def test_weights_do_not_overlap(sheet):
+    weights = [sheet[name] for name in sheet.exact]
+    replicas = Replicas(weights, [0, 0], "replicate")
+    for node, arena in enumerate(replicas.arenas):
+        places = sorted((replicas.entry(w)[3][node], w.packed_bytes) for w in weights)
+        assert places[0][0] == arena.address and places[0][0] % 64 == 0
+        assert all(a + size <= b and b % 64 == 0 for (a, size), (b, _) in zip(places, places[1:]))  # noqa: RUF007
+        assert places[-1][0] + places[-1][1] <= arena.address + arena.bytes
+    replicas.close()
+
+
+def test_progress_counts_the_bytes_of_all_matrices(sheet):
+    matrices, seen = [sheet[name] for name in (*TYPES, "big")], []
+    with open_team(1, 2) as team:
+        replicas = Replicas(matrices, [0], "local")
+        replicas.fill(team, sheet.file, lambda done, total: seen.append((done, total)))
+        replicas.close()
+    total = sum(sheet.file.tensors[w.name].n_bytes for w in matrices)
+    assert seen[-1] == (total, total) and {t for _, t in seen} == {total}
+    assert [done for done, _ in seen] == sorted({done for done, _ in seen})  # strictly upwards
+
+
+def test_catalog(sheet):
+    q, v = sheet["Q5_K"], sheet["vector F16"]
+    assert isinstance(q, Matrix) and (q.type, q.n, q.k, q.short_name) == ("Q5_K", 53, 512, "Q5_K")
+    assert isinstance(v, Vector) and v.values.dtype == np.float32
+    np.testing.assert_array_equal(v.values, sheet.exact["vector F16"])
+    assert sheet["Q5_K"] is q and "Q5_K" in sheet.catalog and "x" not in sheet.catalog and sheet.catalog.get("x") is None
+    with pytest.raises(CorruptModel, match="tensor 'x' is missing; architecture 'sheet' needs it"):
+        sheet["x"]
+    assert Matrix("blk.3.attn_q.weight", "F32", 1, 1).short_name == "attn_q"
+
+
+def test_packing_rows_that_are_not_there(sheet):
+    w = sheet["Q8_0"]
+    arena = _core.Arena(w.packed_bytes)
+    source = sheet.file.tensors["Q8_0"].data
+    with open_team() as team:
+        for row0, row1 in ((8, 16), (-16, 0), (0, 54), (48, 32)):
+            with pytest.raises(ValueError, match=f"rows {row0} to {row1} of a matrix of 53 rows cannot be packed"):
+                team.pack((w.code, w.n, w.k, [arena.address], None), source.ctypes.data, 68, row0, row1)
+
+
+# ---- loading ends early ------------------------------------------------------------------------------------------------
+
+
+class Stop(Exception):
+    pass
+
+
+def test_a_load_that_fails_leaves_nothing_behind(tmp_path):
+    """An error in the middle of loading (of the progress callback, of the machine) frees threads and memory at once."""
+    out = python("""if True:
+        import os, sys, time
+        from core_tools import open_engine
+        from numainfer import _core, store
+
+        def left():
+            return len(os.listdir("/proc/self/task")), int(open("/proc/self/statm").read().split()[0]) * 4096
+
+        class Stop(BaseException):
+            pass
+
+        def progress(done, total):
+            if done > total / 2:
+                raise Stop
+
+        def attempt():
+            try:
+                with open_engine(sys.argv[1], progress=progress, placement="replicate"):
+                    raise SystemExit("was not stopped")
+            except Stop:
+                pass
+            end = time.monotonic() + 5
+            while len(os.listdir("/proc/self/task")) > before[0] and time.monotonic() < end:
+                time.sleep(0.01)
+
+        before = left()
+        attempt()
+        first = left()
+        for _ in range(20):
+            attempt()
+        after = left()
+        assert after[0] == before[0], (before, after)
+        assert after[1] - first[1] < 16 << 20, (first, after)
+        assert not store._entries
+        print("fine")
+    """, tiny(tmp_path, "llama", "F32", layers=8), NUMAINFER_FAKE_NODES="2")
+    assert out.strip() == "fine"
+
+
+def test_interrupt_while_loading(tmp_path):
+    """Ctrl-C between or within packing jobs ends the load with KeyboardInterrupt; the next load works."""
+    path = tiny(tmp_path, "llama", "F32", layers=8)
+    out = python("""if True:
+        import os, signal, sys
+        from core_tools import open_engine
+
+        calls = []
+
+        def progress(done, total):
+            calls.append(done)
+            if len(calls) == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        try:
+            with open_engine(sys.argv[1], progress=progress):
+                print("was not stopped")
+        except KeyboardInterrupt:
+            with open_engine(sys.argv[1]) as engine:
+                print("fine", len(calls) < 10)
+    """, path)
+    assert out.strip() == "fine True"
+
+
+def test_types_we_lack_are_named(tmp_path):
+    sheet = Sheet(tmp_path / "sheet.gguf", {"cube": np.ones((2, 2, 32), np.float32)})
+    with pytest.raises(UnsupportedModel, match=r"shape of tensor cube = \(2, 2, 32\)"):
+        sheet["cube"]
+    sheet.close()
+
+
+# ---- sharing between loads of the same file ---------------------------------------------------------------------------
+
+
+def test_a_second_load_attaches_to_the_replicas_that_stand(tmp_path, monkeypatch):
+    path, others = tiny(tmp_path, "llama", "Q8_0"), set(store._entries)
+    pretend(monkeypatch, 2, 1)
+    with open_engine(path, placement="replicate") as a:
+        wanted, arenas = logits(a, IDS), a.replicas.arenas
+        with open_engine(path, placement="replicate", n_ctx=64, n_batch=3) as b:
+            assert b.replicas is a.replicas
+        same_bits(logits(a, IDS), wanted)  # still there
+        with open_engine(path, placement="shard") as c:
+            assert c.replicas is not a.replicas
+            same_bits(logits(c, IDS), wanted)
+        link = tmp_path / "link.gguf"
+        link.symlink_to(path)
+        with open_engine(link, placement="replicate") as d:
+            assert d.replicas is a.replicas
+    assert set(store._entries) == others and all(arena.address == 0 for arena in arenas)
+
+
+def test_a_changed_file_is_loaded_anew(tmp_path):
+    path = tiny(tmp_path, "llama", "Q8_0", name="m")
+    with open_engine(path) as a:
+        before = logits(a, IDS)
+        os.remove(path)
+        tiny(tmp_path, "llama", "Q8_0", name="m", seed=1)
+        with open_engine(path) as b:
+            assert b.replicas is not a.replicas
+            assert (logits(b, IDS) != before).any()
+        same_bits(logits(a, IDS), before)
+
+
+def test_a_failed_fill_does_not_poison_the_store():
+    def fail():
+        raise Stop
+
+    for _ in range(2):
+        with pytest.raises(Stop):
+            store.attach("key", fail)
+        assert "key" not in store._entries
+
+
+# ---- the page cache ----------------------------------------------------------------------------------------------------
+
+
+def resident(path):
+    """Share of a file's pages in the page cache, by mincore."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mincore.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p
+    with open(path, "rb") as f, mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ) as memory:
+        whole = np.frombuffer(memory, np.uint8)
+        pages = np.empty(-(-len(whole) // mmap.PAGESIZE), np.uint8)
+        if libc.mincore(whole.ctypes.data, len(whole), pages.ctypes.data):
+            pytest.skip(f"mincore: {os.strerror(ctypes.get_errno())}")
+        del whole
+    return (pages & 1).mean()
+
+
+def test_the_file_does_not_stay_in_the_page_cache(tmp_path):
+    path = tiny(tmp_path, "llama", "F32", layers=10, width=512, feed_forward=512)
+    fd = os.open(path, os.O_RDONLY)
+    os.fsync(fd)  # pages that are not written yet cannot be dropped
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(fd)
+    if resident(path) > 0.1:
+        pytest.skip("this file system keeps its pages")
+    path.read_bytes()
+    assert resident(path) > 0.9
+    with open_engine(path):
+        assert resident(path) < 0.1
+
+
+def test_reading_after_the_release_gives_the_same_bytes(tmp_path):
+    path = tiny(tmp_path, "llama", "Q4_0")
+    with GGUFFile(path) as file:
+        before = {name: bytes(tensor.data) for name, tensor in file.tensors.items()}
+        for tensor in file.tensors.values():
+            tensor.release(0, tensor.n_bytes)
+        assert {name: bytes(tensor.data) for name, tensor in file.tensors.items()} == before
