@@ -38,7 +38,7 @@ class Tally:
         self.kl, self.nll, self.exact_nll, self.same_top = [], [], [], []
 
     def add(self, log_p, log_q, ids):
-        """log_p, log_q : float64 (n, V) of reference and engine; ids : the n inputs and, where there is one, the next."""
+        """log_p, log_q : float64 (n, V) of reference and engine; ids : the n inputs and, if there is one, the next."""
         self.kl.append((np.exp(log_p) * (log_p - log_q)).sum(axis=-1))
         seen = np.arange(len(ids) - 1), ids[1:]
         self.nll.append(-log_q[seen])
@@ -46,7 +46,7 @@ class Tally:
         self.same_top.append(log_p.argmax(axis=-1) == log_q.argmax(axis=-1))
 
     def summary(self):
-        """Means over all positions so far; "loss" is engine minus reference in nats, "loss_error" its standard error."""
+        """Means over all positions so far; "loss" is engine minus reference, nats, "loss_error" its standard error."""
         kl, nll = np.concatenate(self.kl), np.concatenate(self.nll)
         loss = nll - np.concatenate(self.exact_nll)
         return {
@@ -153,7 +153,8 @@ def main(argv=None):
         for text, by in result["texts"].items():
             print(f"  {text:10} " + ", ".join(f"{engine} {kl:.6f}" for engine, kl in by.items()))
         if "kl_ratio" in result:
-            print(f"  ours / llama.cpp: KL {result['kl_ratio']:.3f}, perplexity {result['perplexity_ratio']:.5f}", flush=True)
+            kl, perplexity = result["kl_ratio"], result["perplexity_ratio"]
+            print(f"  ours / llama.cpp: KL {kl:.3f}, perplexity {perplexity:.5f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -73,7 +73,10 @@ def compare(path, n_prompt=512, n_gen=128, repeats=5, threads=2, ours=True, flas
 
 
 def record(result, path=RESULTS):
-    """Append one row to the CSV of results, with everything needed to judge it later."""
+    """Add one row to the CSV of results, with everything needed to judge it later.
+
+    Older rows stay; columns that they did not have are empty for them.
+    """
     ours, peer = result["numainfer"], result["llama.cpp"]
     row = {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%MZ"),
@@ -97,12 +100,15 @@ def record(result, path=RESULTS):
         "peer_isa": peer["isa"],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, row)
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+    rows = []
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    rows.append(row)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, dict.fromkeys([*row, *(key for old in rows for key in old)]))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def _busy_seconds():

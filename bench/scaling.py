@@ -1,14 +1,16 @@
 """Decoding speed against threads and sequences, beside what numainfer/capacity.py predicts for the machine in the same run.
 
 ``python bench/scaling.py smollm2 gemma3 [--threads 1 2] [--sequences 1 16] [--tokens 24] [--repeats 5] [--csv FILE]``. Machine and
-model are measured in turns. Of each turn the best step counts, as of the machine the best try, so that what others do on a shared
-machine matters little; of the turns, the median. The prediction is a bound: kernels and everything between them stay behind it.
+model are measured in turns. A step's time is the CPU time of a worker, so that waiting for a CPU that others use does not count
+(waiting at barriers does: workers spin); of each turn the median step counts, of the turns the median. Of the machine the best try
+counts: it is the bound. Kernels and everything between them stay behind it.
 """
 
 import argparse
 import csv
 import statistics
 import time
+from dataclasses import replace
 
 import numpy as np
 from models import find_model
@@ -22,17 +24,17 @@ FIELDS = ("model", "threads", "sequences", "read_gb_s", "gmac_s", "predicted", "
 
 
 def decode(engine, sequences, tokens):
-    """Tokens per second of `sequences` sequences that decode together from an empty context, by the best of `tokens` steps."""
+    """Tokens per second of `sequences` sequences that decode together from an empty context, by the median of `tokens` steps."""
     ids = np.random.default_rng(0).integers(3, engine.n_vocab, (tokens, sequences), dtype=np.int32)
     caches = [engine.new_kv() for _ in range(sequences)]
     rows, seconds = list(range(sequences)), []
     try:
         for position in range(tokens):
             segments = [(kv, ids[position, i : i + 1], position) for i, kv in enumerate(caches)]
-            start = time.perf_counter()
+            start = time.process_time()
             engine.step(segments, rows)
-            seconds.append(time.perf_counter() - start)
-        return sequences / min(seconds)
+            seconds.append((time.process_time() - start) / engine.threads)
+        return sequences / statistics.median(seconds)
     finally:
         for kv in caches:
             kv.close()
@@ -45,22 +47,28 @@ def compare(name, threads, counts, tokens, repeats):
         need = demand(gguf, len(engine.nodes), engine.n_ctx, engine.n_batch)
     policy = engine.placement.policy
     on = range(1 if policy == "local" else len(engine.nodes))
-    machines, found, bounds = [], {n: [] for n in counts}, {n: [] for n in counts}
+    machines, found = [], {n: [] for n in counts}
     try:
         decode(engine, max(counts), 2)  # first touches
         for _ in range(repeats):
-            machine = measure(threads, weight_type=need.weight_type)
-            machines.append(machine)
+            machines.append(measure(threads, weight_type=need.weight_type))
             for n in counts:
-                bounds[n].append(n / step_seconds(need, machine, policy, on, n, tokens // 2))
                 found[n].append(decode(engine, n, tokens))
     finally:
         engine.close()
-    read = statistics.median(sum(site.read for site in m.sites) for m in machines) / 1e9
-    macs = statistics.median(sum(site.macs for site in m.sites) for m in machines) / 1e9
+    machine = best(machines)
+    read, macs = (sum(getattr(site, name) for site in machine.sites) / 1e9 for name in ("read", "macs"))
     for n in counts:
-        bound, speed = statistics.median(bounds[n]), statistics.median(found[n])
+        bound = n / step_seconds(need, machine, policy, on, n, tokens // 2)
+        speed = statistics.median(found[n])
         yield (name, engine.threads, n, *(round(x, 1) for x in (read, macs, bound, speed)), round(speed / bound, 2))
+
+
+def best(machines):
+    """The machine at its best in each respect."""
+    sites = [replace(own[0], read=max(s.read for s in own), macs=max(s.macs for s in own)) for own in zip(*(m.sites for m in machines))]
+    barrier, inner = (min(getattr(m, name) for m in machines) for name in ("barrier", "node_barrier"))
+    return replace(machines[0], sites=tuple(sites), link=max(m.link or 0 for m in machines) or None, barrier=barrier, node_barrier=inner)
 
 
 def main():

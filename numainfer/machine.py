@@ -36,7 +36,7 @@ class Site:
     read : float or None
         Bytes per second that its workers read from its own memory; None: not measured.
     macs : float or None
-        Multiply-adds per second of its workers in a matmul of many tokens; None: not known.
+        Multiply-adds per second of its workers in a matmul for 32 tokens; None: not known.
     """
 
     number: int
@@ -227,8 +227,8 @@ def barrier_seconds(team, whole=True, n=500):
 
 
 def _macs(team, site, weight_type):
-    """Multiply-adds per second of a team in one matmul of many tokens; zeros multiply as fast as anything."""
-    tokens, rows, k = 256, 256 * site.cores, 2048
+    """Multiply-adds per second of a team in one matmul for 32 tokens; zeros multiply as fast as anything."""
+    tokens, rows, k = 32, 1024 * site.cores, 2048
     table, weight = Matrix("table", weight_type, _core.ROWS, k), Matrix("weight", weight_type, rows, k)
     plan = Plan(1, tokens, _core.CHUNK)
     _, h = plan.norm(plan.embed(table), Vector("norm", np.ones(k, np.float32)), 1e-5, selected=True)

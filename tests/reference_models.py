@@ -1,8 +1,11 @@
 """Whole forward passes from a GGUF file in NumPy, weights decoded exactly.
 
 Plain, they are what the model means. With ``as_we_do`` they round where numainfer rounds on purpose (activations to 8
-bits in front of quantised matrices, keys and values to float16), and nowhere else: what then still differs is order of
-summation, so a kernel's mistake has nowhere to hide. The files say what a model is; where a key is missing, the values here are the ones llama.cpp assumes.
+bits in front of quantised matrices, keys and values to float16) and nowhere else. That is a sharper test for models of
+few layers only: over many layers a last bit that flips one rounding grows until two such runs are as far from each
+other as from exact arithmetic.
+
+The files say what a model is; where a key is missing, the values here are the ones llama.cpp assumes.
 """
 
 import struct

@@ -102,10 +102,11 @@ def tiny(folder, arch="llama", weight_type="F32", *, tied=True, rope_freqs=False
         block = f"blk.{i}"
         vector(f"{block}.attn_norm.weight", width, 0.5, 1.5)
         vector(f"{block}.ffn_norm.weight", width, 0.5, 1.5)
-        for part, rows, columns in (("attn_q", heads * head_width, width), ("attn_k", kv_heads * head_width, width),
-                                    ("attn_v", kv_heads * head_width, width), ("attn_output", width, heads * head_width),
-                                    ("ffn_gate", feed_forward, width), ("ffn_up", feed_forward, width),
-                                    ("ffn_down", width, feed_forward)):
+        for part, rows, columns in (
+            ("attn_q", heads * head_width, width), ("attn_k", kv_heads * head_width, width),
+            ("attn_v", kv_heads * head_width, width), ("attn_output", width, heads * head_width),
+            ("ffn_gate", feed_forward, width), ("ffn_up", feed_forward, width), ("ffn_down", width, feed_forward),
+        ):
             matrix(f"{block}.{part}", rows, columns)
             if biases and part.startswith("attn"):
                 vector(f"{block}.{part}.bias", rows, -0.5, 0.5)

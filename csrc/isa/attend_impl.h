@@ -20,7 +20,8 @@
 /* Blocks of 16 that a tile of nq queries takes at a time: enough sums in flight to hide the latency of the fma.
  * Where sums are arrays in memory there is nothing to gain from that, nor from unrolling for each nq. */
 #if defined(V16_AVX512)
-#define NI_ATT_NB(nq) ((nq) <= 3 ? 4 : 2)
+#include "avx512_attend.h"
+#define NI_ATT_NB(nq) 4
 #elif defined(V16_AVX2)
 #define NI_ATT_NB(nq) ((nq) == 1 ? 4 : (nq) <= 3 ? 2 : 1)
 #else
@@ -41,6 +42,12 @@
 
 /* s[j * NI_CHUNK + 16 b + l] = q_j . k_(16 b + l) for nq queries and nb blocks of 16 positions. */
 V16_FN void NI_VEC(att_scores)(const int nq, const int nb, const float *q, int64_t e, const uint16_t *k, float *s) {
+#if defined(V16_AVX512)
+    if (nq <= NI_ATT_FEW) {
+        NI_VEC(att_few)(nq, nb, q, e, 0, e, k, 16 * e, 16, s, NI_CHUNK, 0);
+        return;
+    }
+#endif
     v16 sum[NI_ATT_Q][4];
     NI_ATT_EACH(j, nq)
         NI_ATT_EACH(b, nb) sum[j][b] = v16_set1(0.0f);
@@ -59,6 +66,12 @@ V16_FN void NI_VEC(att_scores)(const int nq, const int nb, const float *q, int64
 /* out[j * ev + 16 b + l] = sum over i = i0 .. i1-1 of p[j * NI_CHUNK + i] * v[i * ev + 16 b + l]. */
 V16_FN void NI_VEC(att_values)(const int nq, const int nb, const float *p, int i0, int i1, const uint16_t *v,
                                int64_t ev, float *out) {
+#if defined(V16_AVX512)
+    if (nq <= NI_ATT_FEW) {
+        NI_VEC(att_few)(nq, nb, p, NI_CHUNK, i0, i1, v, 16, ev, out, ev, 1);
+        return;
+    }
+#endif
     v16 sum[NI_ATT_Q][4];
     NI_ATT_EACH(j, nq)
         NI_ATT_EACH(b, nb) sum[j][b] = v16_set1(0.0f);

@@ -5,24 +5,20 @@
 const ni_kernels *ni_k = &ni_kernels_scalar;
 
 #if defined(__x86_64__)
-/* __builtin_cpu_supports("avx2") also asks the operating system whether it saves the wide registers. */
-static int has_avx2(void) {
-    __builtin_cpu_init();
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-}
+#define HAS(feature) __builtin_cpu_supports(feature)
 #endif
-
-static int always(void) { return 1; }
+#define NI_ISA(name, has) static int runs_##name(void) { return has; }
+#include "isa.def"
+#undef NI_ISA
 
 /* Best first. */
 static const struct {
     const ni_kernels *table;
     int (*runs)(void);
 } tables[] = {
-#if defined(__x86_64__)
-    {&ni_kernels_avx2, has_avx2},
-#endif
-    {&ni_kernels_scalar, always},
+#define NI_ISA(name, has) {&ni_kernels_##name, runs_##name},
+#include "isa.def"
+#undef NI_ISA
 };
 #define N_TABLES (sizeof tables / sizeof tables[0])
 

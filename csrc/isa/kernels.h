@@ -98,10 +98,9 @@ typedef struct ni_kernels {
 
 #define NI_CHUNK 256    /* positions of a KV chunk: attention is cut by shape, never by team size */
 
-extern const ni_kernels ni_kernels_scalar;
-#if defined(__x86_64__)
-extern const ni_kernels ni_kernels_avx2;
-#endif
+#define NI_ISA(name, has) extern const ni_kernels ni_kernels_##name;
+#include "isa.def"
+#undef NI_ISA
 
 /* The table in use.  Set once by ni_isa_select(); scalar before that. */
 extern const ni_kernels *ni_k;

@@ -4,7 +4,7 @@
  *
  * Counting happens between two marker instructions that the guest executes: an 8-byte no-op with a number in it
  * (0f 1f 84 00 <imm32>). START clears the counters; STOP writes FOLDER/<k>.counts, k = 0, 1, ...: an array of `record`.
- * Outside of that the guest runs without instrumentation, at the emulator's full speed.
+ * Until the first START the guest runs without instrumentation, at the emulator's full speed.
  *
  * The declarations are those of version 1 of QEMU's plugin interface (QEMU 4.2 to 8.2), as far as they are used here.
  */
@@ -54,7 +54,7 @@ typedef struct { uint32_t cpu, page; count bytes; } record;
 static plugin_id self;
 static const char *folder;
 static int n_cpus, n_dumps;
-static volatile bool counting;
+static volatile bool counting, instrumenting;
 static uint64_t n_pages;          /* addresses as the plugin interface gives them: see README.md, "Addresses" */
 static count *counts[MAX_CPUS];   /* n_pages each; a row has one writer, its CPU's thread */
 
@@ -90,11 +90,13 @@ static void on_marker(unsigned cpu, void *number) {
     if ((uintptr_t)number == START && !counting) {
         for (int i = 0; i < n_cpus; i++) memset(counts[i], 0, n_pages * sizeof *counts[i]);
         counting = true;
+        /* Throws all translated code away, once: the next reset would free callbacks that another CPU may be about to call. */
+        if (!instrumenting) qemu_plugin_reset(self, translate_anew);
+        instrumenting = true;
     } else if ((uintptr_t)number == STOP && counting) {
         counting = false;
         dump();
-    } else return;
-    qemu_plugin_reset(self, translate_anew);  /* throws all translated code away: with or without on_access from now on */
+    }
 }
 
 static void translated(plugin_id id, struct qemu_plugin_tb *block) {
@@ -107,7 +109,7 @@ static void translated(plugin_id id, struct qemu_plugin_tb *block) {
             if (number == START || number == STOP)
                 qemu_plugin_register_vcpu_insn_exec_cb(insn, on_marker, NO_REGISTERS, (void *)(uintptr_t)number);
         }
-        if (counting) qemu_plugin_register_vcpu_mem_cb(insn, on_access, NO_REGISTERS, READ_AND_WRITE, NULL);
+        if (instrumenting) qemu_plugin_register_vcpu_mem_cb(insn, on_access, NO_REGISTERS, READ_AND_WRITE, NULL);
     }
 }
 

@@ -1,0 +1,129 @@
+"""Bytes read and written, by CPU and page, of a token decoded in the two-node machine: what crosses the link, and what it was.
+
+``python tests/guest/counting.py [MODEL ...]`` prints CSV.
+"""
+
+import csv
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from boot import CACHE, HERE, GuestError, Machine, prepare
+
+RECORD = np.dtype([("cpu", "u4"), ("page", "u4"), ("read", "u8"), ("written", "u8")])
+NODES = [(2, 512), (2, 512)]
+PAGES_PER_MB = 256
+
+
+@dataclass
+class Traffic:
+    """Bytes of one window of counting.
+
+    Attributes
+    ----------
+    reads, remote_reads, writes, remote_writes : dict of str to int
+        By what the memory is for; remote: of a page on another node than the CPU's. "kernel" is all memory that is not the process's.
+    """
+
+    reads: dict
+    remote_reads: dict
+    writes: dict
+    remote_writes: dict
+
+    def share(self, kind):
+        """Remote bytes read of regions whose name begins so, over all their bytes read; "" is everything."""
+        every = sum(n for name, n in self.reads.items() if name.startswith(kind))
+        return sum(n for name, n in self.remote_reads.items() if name.startswith(kind)) / max(every, 1)
+
+
+def build_plugin():
+    """Compile plugin/remote.c; returns the library's path."""
+    prepare()
+    library = CACHE / "remote.so"
+    command = ["gcc", "-O2", "-Wall", "-shared", "-fPIC", "-fvisibility=hidden", "-o", library, HERE / "plugin" / "remote.c"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise GuestError(f"the plugin does not compile:\n{done.stderr}")
+    return library
+
+
+def count(model, policy, mode, timeout=400):
+    """{"control": Traffic, "token": Traffic} of a token, and what count.py said."""
+    total = sum(mb for _, mb in NODES)
+    with tempfile.TemporaryDirectory(prefix="numainfer-counts-") as folder:
+        machine = Machine(NODES, plugin=[f"{build_plugin()},out={folder},mb={total}"], kernel_args="numa_balancing=disable")
+        result, = machine.run(["python", "tests/guest/count.py", str(model), policy, mode], timeout=timeout)
+        said = json.loads(result.check().stdout)
+        found = [np.fromfile(Path(folder, f"{i}.counts"), RECORD) for i in range(len(said["windows"]))]
+    place = _addresses(found[0], said, total)
+    return {name: _traffic(place(records), said["regions"]) for name, records in zip(said["windows"], found)}, said
+
+
+def _addresses(control, said, total):
+    """How the plugin's page numbers become the guest's.
+
+    QEMU 7.2 adds a memory backend's offset twice (its place among all blocks, and in the machine): the second node's memory seems to
+    begin at twice its address. The control window read weights' pages of every node, so only the right reading finds them.
+    """
+    starts = np.cumsum([0] + [mb * PAGES_PER_MB for _, mb in NODES])
+
+    def once(records):
+        return records[records["page"] < total * PAGES_PER_MB]
+
+    def twice(records):
+        parts = []
+        for first, last in zip(starts, starts[1:]):
+            part = records[(records["page"] >= 2 * first) & (records["page"] < first + last)].copy()
+            part["page"] -= np.uint32(first)
+            parts.append(part)
+        return np.concatenate(parts)
+
+    wanted = said["control_bytes"] * len(NODES)
+    for place in (twice, once):
+        traffic = _traffic(place(control), said["regions"])
+        if wanted <= sum(n for name, n in traffic.reads.items() if name.startswith("weights")) <= 1.01 * wanted:
+            return place
+    raise GuestError(f"the control read {wanted} bytes of weights; the counts show {traffic}")
+
+
+def _traffic(records, regions):
+    """Sums of records whose pages are the guest's."""
+    names = ["kernel", *regions]
+    owner = np.zeros(sum(mb for _, mb in NODES) * PAGES_PER_MB, int)
+    for i, name in reversed(list(enumerate(names[1:], 1))):  # the first name that claims a page has it
+        for first, number in regions[name]:
+            owner[first:first + number] = i
+    node_of_page = np.repeat(range(len(NODES)), [mb * PAGES_PER_MB for _, mb in NODES])
+    node_of_cpu = np.repeat(range(len(NODES)), [cpus for cpus, _ in NODES])
+    remote = node_of_page[records["page"]] != node_of_cpu[records["cpu"]]
+    kinds = owner[records["page"]]
+
+    def by_name(what, chosen):
+        sums = np.bincount(kinds[chosen], records[what][chosen].astype(float), len(names))
+        return {name: int(n) for name, n in zip(names, sums) if n}
+
+    return Traffic(by_name("read", kinds >= 0), by_name("read", remote), by_name("written", kinds >= 0), by_name("written", remote))
+
+
+def main(*models):
+    from numainfer import sources
+
+    table = csv.writer(sys.stdout)
+    table.writerow(["model", "policy", "mode", "memory", "read", "read_remote", "written", "written_remote"])
+    for model in models or ("smollm2",):
+        for policy, mode in (("replicate", "latency"), ("replicate", "throughput"), ("shard", "latency"), ("interleave", "latency")):
+            token = count(sources.resolve(model), policy, mode)[0]["token"]
+            for name in sorted(token.reads, key=token.reads.get, reverse=True):
+                table.writerow([model, policy, mode, name, token.reads[name], token.remote_reads.get(name, 0), token.writes.get(name, 0),
+                                token.remote_writes.get(name, 0)])
+            table.writerow([model, policy, mode, "all", *(sum(part.values()) for part in
+                                                          (token.reads, token.remote_reads, token.writes, token.remote_writes))])
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
