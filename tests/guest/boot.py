@@ -159,7 +159,7 @@ class Machine:
 def _script(command, env):
     words = [sys.executable if word == "python" else word for word in command]
     names = {"HOME": "/root", "PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LANG": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1",
-             "PYTHONPATH": str(HERE.parent), **(env or {})}
+             "PYTHONPATH": f"{REPOSITORY}:{HERE.parent}", **(env or {})}
     exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in names.items())
     return f"{exports}cd {shlex.quote(str(REPOSITORY))} && exec {shlex.join(words)}\n"
 
