@@ -6,6 +6,7 @@ ops that touch the same bytes, one of them writing, need a barrier between them:
 the bytes, across the team if they are shared.
 """
 
+from bisect import bisect_right
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -260,6 +261,9 @@ class Plan:
 
     def _kv_layer(self, a):
         offset = self.kv_bytes
+        if max(offset // _KV_UNIT, self.n_chunks) >= 2**31:
+            raise PlanError(f"attend: the KV memory of {len(self.kv_layers)} layers for {self.n_ctx} positions takes {offset} bytes; "
+                            f"wanted less than {_KV_UNIT * 2**31}")
         self.kv_layers.append((offset, a.kv_heads, a.key_length, a.value_length, 0, self.n_chunks))
         n_bytes = a.kv_heads * self.n_chunks * _core.kv_chunk_bytes(a.key_length, a.value_length)
         self.kv_bytes += -(-n_bytes // _KV_UNIT) * _KV_UNIT
@@ -295,14 +299,16 @@ class Plan:
         barriers = {s: [i for i, op in enumerate(self.ops) if op.barrier >= level[s]] for s in (SHARED, PER_NODE)}
 
         def dies(t):
-            return next((i for i in barriers[t.storage] if i > t.last), len(self.ops)) - 1
+            after = bisect_right(barriers[t.storage], t.last)
+            return (barriers[t.storage][after] if after < len(barriers[t.storage]) else len(self.ops)) - 1
 
         placed = {SHARED: [], PER_NODE: []}
-        for tensor in self.tensors:
+        for tensor in sorted(self.tensors, key=lambda t: t.first):
             _, size = self._parts_of(tensor)
-            at = 0
-            for other, start, end in sorted(placed[tensor.storage], key=lambda entry: entry[1]):
-                if dies(other) >= tensor.first and other.first <= dies(tensor) and start < at + size and at < end:
+            at, mine = 0, placed[tensor.storage]
+            mine[:] = [entry for entry in mine if dies(entry[0]) >= tensor.first]
+            for _, start, end in sorted(mine, key=lambda entry: entry[1]):
+                if start < at + size and at < end:
                     at = end
             if size:
                 tensor.offset = at

@@ -14,15 +14,14 @@ import dataclasses
 import logging
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 
-from ._core import CHUNK, numa_node_memory
+from ._core import CHUNK
 from .crew import Crew
 from .errors import ForkedProcess, ModelClosed
 from .generation import Clock, Generation
-from .placement import RESERVE
+from .placement import RESERVE, node_memory
 from .progress import progress_bar
 from .prompts import to_ids
 from .results import Completion, Timings, Usage
@@ -365,15 +364,7 @@ def kv_budget(model, lane):
     engine = model._check_usable()
     rooms = []
     for i in lane.nodes:
-        total, free = numa_node_memory(engine.nodes[i])
-        rooms.append((free + _file_cache(engine.nodes[i]) - RESERVE * total) / engine.nodes.count(engine.nodes[i]))
+        total, free = node_memory(engine.nodes[i])
+        rooms.append((free - RESERVE * total) / engine.nodes.count(engine.nodes[i]))
     return max(int(min(rooms) * len(rooms)), 0)
 
-
-def _file_cache(node):
-    """Bytes of a node that hold files and are not in use: the kernel gives them up when asked for memory."""
-    try:
-        lines = Path(f"/sys/devices/system/node/node{node}/meminfo").read_text().splitlines()
-        return next(int(line.split()[-2]) * 1024 for line in lines if " Inactive(file):" in line)
-    except (OSError, StopIteration):
-        return 0

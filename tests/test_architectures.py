@@ -204,7 +204,8 @@ def test_bad_tensors(sound, tmp_path, name, data, error, says):
 
 
 def test_types_that_we_lack(tmp_path):
-    sheet = Sheet(tmp_path / "sheet.gguf", {"iq": (np.zeros((4, 66), np.uint8), "IQ2_XXS"), "ternary": (np.zeros((4, 66), np.uint8), "TQ2_0")})
+    data = np.zeros((4, 66), np.uint8)
+    sheet = Sheet(tmp_path / "sheet.gguf", {"iq": (data, "IQ2_XXS"), "ternary": (data, "TQ2_0")})
     for name, kind in (("iq", "IQ2_XXS"), ("ternary", "TQ2_0")):
         with pytest.raises(UnsupportedModel, match=f"type of tensor {name} = '{kind}' is not supported; supported: F32, F16, BF16, Q4_0"):
             sheet[name]

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from core_tools import CPUS, logits, open_engine, pretend, python, same_bits
+from core_tools import CPUS, logits, open_engine, open_team, pretend, python, same_bits
 from tiny_models import tiny
 
 from numainfer import _core, placement
@@ -213,6 +213,33 @@ def test_verified_on_this_machine(tmp_path, monkeypatch, policy):
         text = str(found)
         assert text.startswith(policy) and "KV cache" in text and text.count("100.0%") == 2
         assert "<table>" in found._repr_html_() and found.kv_bytes_per_token == engine.plan.kv_bytes // engine.n_ctx
+
+
+def test_arenas():
+    page = 4096
+    arena = _core.Arena(10 * page + 1, [topology().nodes[0].number])
+    assert arena.bytes == 11 * page and arena.address % page == 0
+    assert arena.count(1)[0].sum() == 0  # nothing is taken before it is touched
+    assert arena.read(5, 100) == bytes(100)
+    with open_team() as team:
+        team.read_time([arena.address], 10 * page, 0)  # 0 streams: writes
+        counts, size = arena.count(_core.numa_max_node() + 1)
+        assert size == page and counts[topology().nodes[0].number] == counts.sum() >= 10
+        assert arena.read(0, 10 * page) == b"\1" * 10 * page
+    arena.discard(page + 1, 2 * page)  # whole pages alone
+    assert arena.read(0, 4 * page) == b"\1" * 2 * page + bytes(page) + b"\1" * page
+    arena.close()
+    arena.close()
+    assert arena.address == arena.bytes == 0
+
+
+@pytest.mark.parametrize(("size", "on", "error", "says"), [
+    (2**62, [], MemoryError, "cannot reserve 4611686018427387904 bytes"), (2**63, [], MemoryError, "more than an address space holds"),
+    (4096, [-1], ValueError, "node -1 was asked for"), (4096, [4096], ValueError, "node 4096 was asked for; nodes are numbered 0 to 4095"),
+])  # fmt: skip
+def test_arenas_that_cannot_be(size, on, error, says):
+    with pytest.raises(error, match=says):
+        _core.Arena(size, on)
 
 
 class Replica:

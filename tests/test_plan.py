@@ -11,7 +11,7 @@ from numainfer import _core
 from numainfer.architectures import build
 from numainfer.errors import PlanError
 from numainfer.gguf_file import GGUFFile
-from numainfer.plan import NODE, NONE, PER_NODE, SHARED, TEAM, Attention, Plan
+from numainfer.plan import NODE, PER_NODE, SHARED, TEAM, Attention, Plan
 from numainfer.weights import Catalog
 
 SIGNATURES = dict(_core.ops())
@@ -176,7 +176,8 @@ def attend(p, s, q=64, k=32, v=32, rope=None, norms=None, **more):
     (lambda p, s: p.matmul(p.embed(s["table"]), *[s["square"]] * 4), "one to three matrices, found 4"),
     (lambda p, s: p.logits(p.embed(s["table"]), s["short"]), "matmul: operand short is a vector"),
     (lambda p, s: p.norm(p.embed(s["table"]), s["short"], 1e-6), r"norm: operand w \(short\) has width 32, wanted 64"),
-    (lambda p, s: p.norm(p.embed(s["table"]), s["square"], 1e-6), r"norm: operand w \(square\) is a matrix of 64 x 64 values, wanted a vector of 64"),
+    (lambda p, s: p.norm(p.embed(s["table"]), s["square"], 1e-6),
+     r"norm: operand w \(square\) is a matrix of 64 x 64 values, wanted a vector of 64"),
     (lambda p, s: p.norm(p.embed(s["table"]), s["norm"], 1e-6, p.matmul(p.embed(s["table"]), s["down"])),
      r"norm: operand y \(down\) has width 32, wanted 64"),
     (lambda p, s: p.norm(p.embed(s["table"]), s["norm"], 1e-6, p.embed(s["table"]), s["short"]),
@@ -200,6 +201,13 @@ def test_errors_name_op_operand_found_and_wanted(sheet, bad, says):
     plan = Plan(2, 8, 64)
     with pytest.raises(PlanError, match=says):
         bad(plan, sheet)
+
+
+def test_kv_memory_beyond_what_an_op_can_name(sheet):
+    plan = Plan(1, 8, 2**38)
+    attend(plan, sheet)
+    with pytest.raises(PlanError, match="attend: the KV memory of 1 layers for 274877906944 positions takes 35184372088832 bytes"):
+        attend(plan, sheet)
 
 
 def test_reading_before_writing_is_refused(sheet):

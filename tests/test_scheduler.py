@@ -286,12 +286,11 @@ def test_memory_for_caches_is_bounded(load, monkeypatch, mode):
 
 def test_the_budget_is_what_the_nodes_have_free(load, monkeypatch):
     model = load(2)
-    monkeypatch.setattr(scheduler, "numa_node_memory", lambda node: (1000, 450))
-    monkeypatch.setattr(scheduler, "_file_cache", lambda node: 100)
-    lanes = model._engine.node_lanes()  # two pretend nodes share (450 + 100 - 5 % of 1000) bytes
+    monkeypatch.setattr(scheduler, "node_memory", lambda node: (1000, 550))
+    lanes = model._engine.node_lanes()  # two pretend nodes share (550 - 5 % of 1000) bytes
     assert [scheduler.kv_budget(model, lane) for lane in lanes] == [250, 250]
     assert scheduler.kv_budget(model, model._engine.lane) == 500
-    monkeypatch.setattr(scheduler, "numa_node_memory", lambda node: (10**6, 450))
+    monkeypatch.setattr(scheduler, "node_memory", lambda node: (10**6, 450))
     assert scheduler.kv_budget(model, lanes[0]) == 0
 
 
