@@ -181,25 +181,16 @@ class Engine:
         self.n_vocab = self.plan.out_width
         self.n_embd = gguf.get(f"{gguf.architecture}.embedding_length", int)
         self.bytes_per_token = self.plan.bytes_per_token
-        weights = self.plan.weights
         kv_bytes = self.plan.kv_bytes if n_ctx else 0  # the model's own context is address space, not a promise
         others = sum(self.plan.arena_bytes) + kv_bytes // len(chosen)
-        policy, reason = placement.choose_policy(policy, chosen, sum(w.packed_bytes for w in weights), others)
-        bounds = self._shard_bounds() if policy == "shard" else None
+        bounds = self._shard_bounds()
+        keys = {p: self._store_key(gguf, p, bounds) for p in placement.POLICIES[1:]}
+        standing = {p for p, key in keys.items() if store.stands(key)}
+        weight_bytes = sum(w.packed_bytes for w in self.plan.weights)
+        policy, reason = placement.choose_policy(policy, chosen, weight_bytes, others, standing)
         self.lane = Lane(self, list(range(len(chosen))))
-
-        def fill():
-            replicas = Replicas(weights, self.nodes, policy, bounds)
-            try:
-                replicas.fill(self.lane.team, gguf, progress)
-            except BaseException:
-                replicas.close()
-                raise
-            return replicas
-
-        key = self._store_key(gguf, policy, bounds)
-        self.replicas = store.attach(key, fill)
-        self._key = key
+        self.replicas = store.attach(keys[policy], lambda: self._fill(gguf, policy, bounds, progress))
+        self._key = keys[policy]
         sizes = [arena.bytes for arena in self.replicas.arenas]
         if policy == "interleave":
             sizes = [sizes[0] // len(chosen)] * len(chosen)
@@ -211,6 +202,15 @@ class Engine:
         self.lane.core_plan()
         if verify:
             self.placement.verify(strict=verify != "warn")
+
+    def _fill(self, gguf, policy, bounds, progress):
+        replicas = Replicas(self.plan.weights, self.nodes, policy, bounds if policy == "shard" else None)
+        try:
+            replicas.fill(self.lane.team, gguf, progress)
+        except BaseException:
+            replicas.close()
+            raise
+        return replicas
 
     def build(self, n_nodes, hidden=False):
         """The model's plan for a team on n_nodes nodes."""
@@ -234,7 +234,7 @@ class Engine:
     def _store_key(self, gguf, policy, bounds):
         """What the replicas' bytes and places depend on."""
         files = tuple((os.path.realpath(path), os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in gguf.paths)
-        cuts = tuple(sorted((name, tuple(b)) for name, b in (bounds or {}).items()))
+        cuts = tuple((name, *b) for name, b in bounds.items()) if policy == "shard" else ()
         return files, policy, tuple(self.nodes), cuts, tuple(w.name for w in self.plan.weights)
 
     def node_lanes(self):

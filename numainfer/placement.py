@@ -303,8 +303,9 @@ def _read(path):
         return ""
 
 
-def choose_policy(asked, chosen, weight_bytes, other_bytes):
-    """Policy and reason for weights of `weight_bytes` per copy plus `other_bytes` per node.
+def choose_policy(asked, chosen, weight_bytes, other_bytes, standing=()):
+    """Policy and reason for weights of `weight_bytes` per copy plus `other_bytes` per node; `standing`: policies whose copies are
+    in memory already, for another model of this process.
 
     Raises
     ------
@@ -316,7 +317,7 @@ def choose_policy(asked, chosen, weight_bytes, other_bytes):
     else:
         reason = ""
     part = -(-weight_bytes // len(chosen))
-    need = {"replicate": weight_bytes, "local": weight_bytes, "shard": part, "interleave": part}
+    need = {"replicate": weight_bytes, "local": weight_bytes, "shard": part, "interleave": part} | dict.fromkeys(standing, 0)
     # Pretend nodes share the memory of the real one.
     sharers = {node.number: sum(other.number == node.number for other in chosen) for node in chosen}
 

@@ -14,6 +14,12 @@ class _Entry:
         self.users, self.replicas, self.filling = 0, None, threading.Lock()
 
 
+def stands(key):
+    """Whether somebody has these replicas, or is making them."""
+    with _lock:
+        return key in _entries
+
+
 def attach(key, make):
     """The replicas under `key`, made by `make()` for the first user.  Each user calls `detach` once.
 

@@ -238,7 +238,7 @@ def test_interrupt_ends_the_step_and_not_the_team(sheet):
             timer.start()
             while True:
                 r.run(IDS)
-        assert time.perf_counter() - pressed[0] < 0.25
+        assert time.perf_counter() - pressed[0] < 0.5
         timer.join()
         same_bits(r.run(IDS), wanted)
 

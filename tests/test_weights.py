@@ -3,6 +3,7 @@
 import ctypes
 import mmap
 import os
+from itertools import pairwise
 
 import gguf
 import numpy as np
@@ -109,7 +110,7 @@ def test_weights_do_not_overlap(sheet):
     for node, arena in enumerate(replicas.arenas):
         places = sorted((replicas.entry(w)[3][node], w.packed_bytes) for w in weights)
         assert places[0][0] == arena.address and places[0][0] % 64 == 0
-        assert all(a + size <= b and b % 64 == 0 for (a, size), (b, _) in zip(places, places[1:]))  # noqa: RUF007
+        assert all(a + size <= b and b % 64 == 0 for (a, size), (b, _) in pairwise(places))
         assert places[-1][0] + places[-1][1] <= arena.address + arena.bytes
     replicas.close()
 

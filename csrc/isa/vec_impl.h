@@ -31,7 +31,7 @@ static void NI_VEC(quantize)(const float *x, int64_t n, int8_t *q, float *d, flo
         }
         if (d) d[b] = scale;
         if (!s && !m) continue;
-        int s0 = v16i_sum(q0), s1 = v16i_sum(q1);
+        int64_t s0 = v16i_sum(q0), s1 = v16i_sum(q1);
         if (s) {
             s[2 * b] = (int16_t)s0;
             s[2 * b + 1] = (int16_t)s1;

@@ -7,6 +7,7 @@ as [first, number] pairs).
 """
 
 import json
+import os
 import sys
 import threading
 import time
@@ -55,8 +56,12 @@ def main(path, policy, mode):
     tokens = [int(lane.step([(kv, PROMPT, 0)], [7])[0].argmax()) for lane, kv in zip(lanes, kvs)]
 
     def decode(position):
-        """A token on every lane at once, as in throughput mode: no lane waits for another."""
-        threads = [threading.Thread(target=lane.step, args=([(kv, [token], position)], [0])) for lane, kv, token in zip(lanes, kvs, tokens)]
+        """A token on every lane at once: no lane waits for another.  The callers stay on their lane's node, with their stacks."""
+        def call(lane, kv, token):
+            os.sched_setaffinity(0, lane.team.cpus())
+            lane.step([(kv, [token], position)], [0])
+
+        threads = [threading.Thread(target=call, args=work) for work in zip(lanes, kvs, tokens)]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -5,6 +5,7 @@ import json
 import checks
 import pytest
 from boot import Machine
+from counting import count
 from tiny_models import tiny
 
 from numainfer import sources
@@ -74,3 +75,18 @@ def reports(models):
 def test_check(reports, machine, check):
     report = reports(machine)[check]
     assert not report["error"], report["error"]
+
+
+@pytest.mark.parametrize(("mode", "most"), [("latency", 0.01), ("throughput", 0.002)])
+def test_what_crosses_the_link(models, mode, most):
+    """A token of a real model: no weight and no key or value comes from the other node, and little else does."""
+    windows, said = count(models["big"], "replicate", mode)
+    token = windows["token"]
+    print(json.dumps({mode: {"share": token.share(), "read": token.reads, "remote": token.remote_reads}}, indent=1))
+    assert windows["control"].share("weights") == 1.0, "the counter does not see what was read across the link"
+    parts = len(said["nodes"]) if mode == "latency" else 1
+    for node in said["nodes"]:  # each reads its part of its own copy
+        assert token.reads[f"weights {node}"] >= 0.9 * said["weight_bytes"] / parts
+    assert token.share("weights") == 0.0
+    assert token.share("kv") == 0.0
+    assert token.share() <= most, token
