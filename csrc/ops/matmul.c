@@ -71,7 +71,7 @@ void ni_op_matmul(const ni_ctx *c, const ni_op *op) {
     int64_t n_tokens = ni_rows(c, op), g0[3], g1[3];
     if (n_tokens == 0) return;
     ni_act x = ni_act_of(c, op, 0);
-    const ni_weight *w[3];
+    const ni_weight *w[3] = {NULL};
     int n = 0;
     while (n < 3 && op->w[n] >= 0) w[n] = &c->weights[op->w[n]], n++;
     ni_matmul_cut(w, n, c->me->n_workers, c->me->worker, g0, g1);
