@@ -70,6 +70,7 @@ typedef struct {
     int type;               /* ni_type; -1: plain bytes, as the op that reads them says */
     int64_t n, k;           /* rows, values per row */
     void *const *copy;      /* per node index: the packed matrix for that node's workers; row group g lies g groups' bytes further */
+    const void *here;       /* set by the plan, in each node's own table: that node's copy */
     const int64_t *bounds;  /* NULL: every copy is whole; else node i's copy holds row groups bounds[i] .. bounds[i + 1] alone */
 } ni_weight;
 
@@ -151,7 +152,12 @@ int ni_plan_start(ni_team *t, ni_plan *p, const ni_step *s, ni_status *st);
 void ni_plan_run_shuffled(ni_team *t, ni_plan *p, const ni_step *s, uint64_t seed);
 /* Nanoseconds that worker 0 spent in each op and in the barrier before it since the plan was opened or last asked; n_ops each. */
 void ni_plan_times(ni_plan *p, int64_t *op_ns, int64_t *barrier_ns);
-void ni_plan_set_timing(ni_plan *p, int on);
+/* Between steps.  The first time it takes memory for the stamps, which stays until the plan is closed; 0, or -1 if there is none. */
+int ni_plan_set_timing(ni_plan *p, int on, ni_status *st);
+int ni_plan_workers(const ni_plan *p);
+/* Of the last step with timing on, per worker: when it began, then of each op when it began (the barrier before it had opened) and ended:
+ * n_workers x (1 + 2 n_ops) nanoseconds of CLOCK_MONOTONIC.  A cancelled step leaves those of an earlier one at its end. */
+int ni_plan_stamps(const ni_plan *p, int64_t *stamps, ni_status *st);
 
 /* Names and signatures of the ops, in order of their codes; NULL past the end. */
 const char *ni_op_name(int code);

@@ -20,29 +20,31 @@ enum { N_OPS = sizeof registry / sizeof *registry };
 const char *ni_op_name(int code) { return code >= 0 && code < N_OPS ? registry[code].name : NULL; }
 const char *ni_op_signature(int code) { return code >= 0 && code < N_OPS ? registry[code].signature : NULL; }
 
-struct ni_plan {
-    int n_ops, n_workers, n_nodes, timing;
+/* What workers read at every op, one copy per node: on another node's memory it would cost a trip over the link each time. */
+typedef struct {
     ni_op *ops;
     ni_tensor *tensors;
     ni_weight *weights;
-    ni_ctx *ctx;                        /* per worker */
-    ni_arena shared, *node, *scratch;   /* scratch: per node, its workers' side by side */
-    const ni_step *step;
+} node_tables;
+
+struct ni_plan {
+    int n_ops, n_workers, n_nodes, timing;
+    const ni_op *ops;                   /* the first node's copy */
+    ni_ctx **ctx;                       /* per worker, at the start of its scratch memory */
+    ni_arena shared, *node, *scratch, *table;   /* per node; scratch: its workers' side by side */
+    node_tables *tables;
     ni_step current;
     int64_t *op_ns, *barrier_ns;
+    int64_t *stamps;                    /* per worker: n_stamps(p) of its last timed step; NULL until timing is first switched on */
 };
-
-static void *copy_of(const void *from, size_t bytes) {
-    void *to = malloc(bytes ? bytes : 1);
-    if (to && bytes) memcpy(to, from, bytes);
-    return to;
-}
 
 static int64_t now(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
+
+static size_t n_stamps(const ni_plan *p) { return 1 + 2 * (size_t)p->n_ops; }
 
 /* Every index that the ops will use without looking. */
 static int check(const ni_plan_spec *s, ni_status *st) {
@@ -57,25 +59,60 @@ static int check(const ni_plan_spec *s, ni_status *st) {
     return 0;
 }
 
-static int open_arenas(ni_plan *p, ni_team *t, const ni_plan_spec *s, const int *os_nodes, ni_status *st) {
-    size_t scratch = 64;
-    for (int i = 0; i < s->n_ops; i++) {
-        size_t need = registry[s->ops[i].code].scratch(&p->ctx[0], &p->ops[i]);
-        if (need > scratch) scratch = need;
-    }
-    scratch = (scratch + 4095) / 4096 * 4096;
+static size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
+static int open_arenas(ni_plan *p, ni_team *t, const ni_plan_spec *s, size_t scratch, const int *os_nodes, ni_status *st) {
+    size_t tables = aligned(sizeof *s->ops * (size_t)s->n_ops) + aligned(sizeof *s->tensors * (size_t)s->n_tensors)
+                    + aligned(sizeof *s->weights * (size_t)s->n_weights);
     if (ni_arena_open(&p->shared, (size_t)s->arena_bytes[NI_SHARED], NULL, 0, 0, st)) return -1;
     for (int w = 0; w < p->n_workers; w++) {
         const ni_worker *me = ni_team_worker(t, w);
-        int node = me->node;
-        if (me->rank == 0 && (ni_arena_open(&p->node[node], (size_t)s->arena_bytes[NI_PER_NODE], &os_nodes[node], 1, 0, st)
-                              || ni_arena_open(&p->scratch[node], scratch * (size_t)me->size, &os_nodes[node], 1, 0, st)))
+        const int *at = &os_nodes[me->node];
+        if (me->rank == 0 && (ni_arena_open(&p->node[me->node], (size_t)s->arena_bytes[NI_PER_NODE], at, 1, 0, st)
+                              || ni_arena_open(&p->scratch[me->node], scratch * (size_t)me->size, at, 1, 0, st)
+                              || ni_arena_open(&p->table[me->node], tables, at, 1, 0, st)))
             return -1;
-        p->ctx[w].arena[NI_SHARED] = p->shared.base;
-        p->ctx[w].arena[NI_PER_NODE] = p->node[node].base;
-        p->ctx[w].scratch = (uint8_t *)p->scratch[node].base + scratch * (size_t)me->rank;
     }
     return 0;
+}
+
+typedef struct {
+    ni_plan *p;
+    const ni_plan_spec *spec;
+    const int *node_map;
+    size_t scratch;
+} build_job;
+
+static void *put(uint8_t **at, const void *from, size_t bytes) {
+    void *to = *at;
+    if (bytes) memcpy(to, from, bytes);
+    *at += aligned(bytes);
+    return to;
+}
+
+/* Each node's tables are written by its own workers: first touch places them where mbind is refused. */
+static void build(const ni_worker *me, void *arg) {
+    const build_job *job = arg;
+    ni_plan *p = job->p;
+    const ni_plan_spec *s = job->spec;
+    node_tables *own = &p->tables[me->node];
+    if (me->rank == 0) {
+        uint8_t *at = p->table[me->node].base;
+        own->ops = put(&at, s->ops, sizeof *s->ops * (size_t)s->n_ops);
+        own->tensors = put(&at, s->tensors, sizeof *s->tensors * (size_t)s->n_tensors);
+        own->weights = put(&at, s->weights, sizeof *s->weights * (size_t)s->n_weights);
+        for (int i = 0; i < s->n_weights; i++) own->weights[i].here = s->weights[i].copy[job->node_map[me->node]];
+    }
+    ni_node_barrier(me);
+    uint8_t *mine = (uint8_t *)p->scratch[me->node].base + job->scratch * (size_t)me->rank;
+    ni_ctx *c = (ni_ctx *)mine;
+    *c = (ni_ctx){.own = *me, .step = &p->current, .ops = own->ops, .tensors = own->tensors, .weights = own->weights,
+                  .copy = job->node_map[me->node], .max_tokens = s->max_tokens, .scratch = mine + aligned(sizeof *c)};
+    c->me = &c->own;
+    c->arena[NI_SHARED] = p->shared.base;
+    c->arena[NI_PER_NODE] = p->node[me->node].base;
+    p->ctx[me->worker] = c;
+    ni_team_barrier(me);
 }
 
 ni_plan *ni_plan_open(ni_team *t, const ni_plan_spec *s, const int *node_map, const int *os_nodes, ni_status *st) {
@@ -83,25 +120,28 @@ ni_plan *ni_plan_open(ni_team *t, const ni_plan_spec *s, const int *node_map, co
     ni_plan *p = calloc(1, sizeof *p);
     if (!p) { ni_fail(st, NI_ERR_MEMORY, "no memory for a plan"); return NULL; }
     p->n_ops = s->n_ops, p->n_workers = ni_team_size(t), p->n_nodes = ni_team_worker(t, 0)->n_nodes;
-    p->ops = copy_of(s->ops, sizeof *s->ops * (size_t)s->n_ops);
-    p->tensors = copy_of(s->tensors, sizeof *s->tensors * (size_t)s->n_tensors);
-    p->weights = copy_of(s->weights, sizeof *s->weights * (size_t)s->n_weights);
+    size_t n = (size_t)p->n_nodes;
     p->ctx = calloc((size_t)p->n_workers, sizeof *p->ctx);
-    p->node = calloc((size_t)p->n_nodes, sizeof *p->node);
-    p->scratch = calloc((size_t)p->n_nodes, sizeof *p->scratch);
+    p->node = calloc(n, sizeof *p->node), p->scratch = calloc(n, sizeof *p->scratch), p->table = calloc(n, sizeof *p->table);
+    p->tables = calloc(n, sizeof *p->tables);
     p->op_ns = calloc((size_t)s->n_ops, sizeof *p->op_ns);
     p->barrier_ns = calloc((size_t)s->n_ops, sizeof *p->barrier_ns);
-    if (!p->ops || !p->tensors || !p->weights || !p->ctx || !p->node || !p->scratch || !p->op_ns || !p->barrier_ns) {
+    if (!p->ctx || !p->node || !p->scratch || !p->table || !p->tables || !p->op_ns || !p->barrier_ns) {
         ni_fail(st, NI_ERR_MEMORY, "no memory for a plan of %d ops", s->n_ops);
         ni_plan_close(p);
         return NULL;
     }
-    for (int w = 0; w < p->n_workers; w++) {
-        const ni_worker *me = ni_team_worker(t, w);
-        p->ctx[w] = (ni_ctx){.me = me, .step = &p->current, .tensors = p->tensors, .weights = p->weights,
-                             .copy = node_map[me->node], .max_tokens = s->max_tokens};
+    ni_ctx asking = {.tensors = s->tensors, .weights = s->weights, .max_tokens = s->max_tokens};
+    size_t scratch = 64;
+    for (int i = 0; i < s->n_ops; i++) {
+        size_t need = registry[s->ops[i].code].scratch(&asking, &s->ops[i]);
+        if (need > scratch) scratch = need;
     }
-    if (open_arenas(p, t, s, os_nodes, st)) { ni_plan_close(p); return NULL; }
+    scratch = (aligned(sizeof asking) + scratch + 4095) / 4096 * 4096;
+    build_job job = {p, s, node_map, scratch};
+    if (open_arenas(p, t, s, scratch, os_nodes, st) || ni_team_start(t, build, &job, st)) { ni_plan_close(p); return NULL; }
+    while (!ni_team_wait(t, 1000)) {}
+    p->ops = p->tables[0].ops;
     return p;
 }
 
@@ -109,14 +149,15 @@ void ni_plan_close(ni_plan *p) {
     if (!p) return;
     for (int i = 0; p->node && i < p->n_nodes; i++) ni_arena_close(&p->node[i]);
     for (int i = 0; p->scratch && i < p->n_nodes; i++) ni_arena_close(&p->scratch[i]);
+    for (int i = 0; p->table && i < p->n_nodes; i++) ni_arena_close(&p->table[i]);
     ni_arena_close(&p->shared);
-    free(p->ops), free(p->tensors), free(p->weights), free(p->ctx), free(p->node), free(p->scratch), free(p->op_ns), free(p->barrier_ns);
-    free(p);
+    free(p->ctx), free(p->node), free(p->scratch), free(p->table), free(p->tables), free(p->op_ns), free(p->barrier_ns);
+    free(p->stamps), free(p);
 }
 
 int64_t ni_plan_bytes(const ni_plan *p) {
     size_t sum = p->shared.bytes;
-    for (int i = 0; i < p->n_nodes; i++) sum += p->node[i].bytes + p->scratch[i].bytes;
+    for (int i = 0; i < p->n_nodes; i++) sum += p->node[i].bytes + p->scratch[i].bytes + p->table[i].bytes;
     return (int64_t)sum;
 }
 
@@ -129,24 +170,24 @@ static int meet(const ni_worker *me, int barrier) {
 
 static void run(const ni_worker *me, void *arg) {
     ni_plan *p = arg;
-    const ni_ctx *c = &p->ctx[me->worker];
-    int timing = p->timing && me->worker == 0;
-    int64_t t0 = timing ? now() : 0;
+    const ni_ctx *c = p->ctx[me->worker];
+    int64_t *stamp = p->timing ? p->stamps + n_stamps(p) * (size_t)me->worker : NULL;
+    if (stamp) *stamp = now();
     for (int i = 0; i < p->n_ops; i++) {
-        if (meet(me, p->ops[i].barrier)) return;
-        int64_t t1 = timing ? now() : 0;
-        registry[p->ops[i].code].run(c, &p->ops[i]);
-        if (timing) {
-            p->barrier_ns[i] += t1 - t0;
-            t0 = now();
-            p->op_ns[i] += t0 - t1;
-        }
+        const ni_op *op = &c->ops[i];
+        if (meet(c->me, op->barrier)) return;
+        if (stamp) stamp[1] = now();
+        registry[op->code].run(c, op);
+        if (!stamp) continue;
+        stamp[2] = now();
+        if (me->worker == 0) p->barrier_ns[i] += stamp[1] - stamp[0], p->op_ns[i] += stamp[2] - stamp[1];
+        stamp += 2;
     }
 }
 
 int ni_plan_start(ni_team *t, ni_plan *p, const ni_step *s, ni_status *st) {
-    if (s->n_tokens < 1 || s->n_tokens > p->ctx[0].max_tokens)
-        return ni_fail(st, NI_ERR_VALUE, "a step of %d tokens was asked for; the plan takes 1 to %d", s->n_tokens, p->ctx[0].max_tokens);
+    if (s->n_tokens < 1 || s->n_tokens > p->ctx[0]->max_tokens)
+        return ni_fail(st, NI_ERR_VALUE, "a step of %d tokens was asked for; the plan takes 1 to %d", s->n_tokens, p->ctx[0]->max_tokens);
     /* A running step still reads its own description in p. */
     if (!ni_team_wait(t, 0)) return ni_fail(st, NI_ERR_VALUE, "the team is still at work; wait for it before handing it another step");
     p->current = *s;
@@ -163,7 +204,7 @@ static uint64_t next_random(uint64_t *x) {
 static int may_go(const ni_plan *p, const int *at, int w) {
     int barrier = at[w] < p->n_ops ? p->ops[at[w]].barrier : NI_BARRIER_NONE;
     for (int o = 0; o < p->n_workers && barrier; o++)
-        if ((barrier == NI_BARRIER_TEAM || p->ctx[o].me->node == p->ctx[w].me->node) && at[o] < at[w]) return 0;
+        if ((barrier == NI_BARRIER_TEAM || p->ctx[o]->me->node == p->ctx[w]->me->node) && at[o] < at[w]) return 0;
     return at[w] < p->n_ops;
 }
 
@@ -177,7 +218,7 @@ void ni_plan_run_shuffled(ni_team *t, ni_plan *p, const ni_step *s, uint64_t see
         if (!may_go(p, at, w)) continue;
         /* One op, or all up to the next barrier: both extremes of how far a worker runs ahead. */
         do {
-            registry[p->ops[at[w]].code].run(&p->ctx[w], &p->ops[at[w]]);
+            registry[p->ops[at[w]].code].run(p->ctx[w], &p->ctx[w]->ops[at[w]]);
             at[w]++;
         } while (at[w] < p->n_ops && !p->ops[at[w]].barrier && next_random(&seed) % 8);
         if (at[w] == p->n_ops) left--;
@@ -185,7 +226,22 @@ void ni_plan_run_shuffled(ni_team *t, ni_plan *p, const ni_step *s, uint64_t see
     free(at);
 }
 
-void ni_plan_set_timing(ni_plan *p, int on) { p->timing = on; }
+int ni_plan_set_timing(ni_plan *p, int on, ni_status *st) {
+    if (on && !p->stamps) {
+        p->stamps = calloc(n_stamps(p) * (size_t)p->n_workers, sizeof *p->stamps);
+        if (!p->stamps) return ni_fail(st, NI_ERR_MEMORY, "no memory for the times of %d ops and %d workers", p->n_ops, p->n_workers);
+    }
+    p->timing = on;
+    return 0;
+}
+
+int ni_plan_workers(const ni_plan *p) { return p->n_workers; }
+
+int ni_plan_stamps(const ni_plan *p, int64_t *stamps, ni_status *st) {
+    if (!p->stamps) return ni_fail(st, NI_ERR_VALUE, "the plan has no stamps: timing was never switched on");
+    memcpy(stamps, p->stamps, n_stamps(p) * (size_t)p->n_workers * sizeof *stamps);
+    return 0;
+}
 
 void ni_plan_times(ni_plan *p, int64_t *op_ns, int64_t *barrier_ns) {
     memcpy(op_ns, p->op_ns, sizeof *op_ns * (size_t)p->n_ops);

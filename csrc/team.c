@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -16,13 +17,13 @@
 #define LINE 128    /* two cache lines: adjacent-line prefetch would couple neighbours */
 
 /* Spins before sleeping.  A token's barriers are microseconds apart, a futex wake-up costs 30 to 60 us. */
-enum { SPIN_BARRIER = 20000, SPIN_IDLE = 2000 };
+enum { STACK_GAP = 65536, SPIN_BARRIER = 20000, SPIN_IDLE = 2000 };
 
+/* A page each: the node's own workers touch it first, so their waiting never crosses the link. */
 typedef struct {
-    _Alignas(LINE) atomic_uint gen;         /* what waiters of this node watch */
+    _Alignas(4096) atomic_uint gen;         /* what waiters of this node watch */
     atomic_int sleepers;
     _Alignas(LINE) atomic_int arrived;
-    int size;
 } node_barrier;
 
 struct ni_team {
@@ -91,9 +92,9 @@ static void publish(atomic_uint *at, unsigned value, atomic_int *sleepers) {
 void ni_node_barrier(const ni_worker *me) {
     ni_team *t = me->team;
     node_barrier *b = &t->node[me->node];
-    if (b->size == 1) return;
+    if (me->size == 1) return;
     unsigned gen = atomic_load_explicit(&b->gen, memory_order_acquire);
-    if (atomic_fetch_add(&b->arrived, 1) + 1 == b->size) {
+    if (atomic_fetch_add(&b->arrived, 1) + 1 == me->size) {
         atomic_store_explicit(&b->arrived, 0, memory_order_relaxed);
         publish(&b->gen, gen + 1, &b->sleepers);
     } else {
@@ -105,7 +106,7 @@ int ni_team_barrier(const ni_worker *me) {
     ni_team *t = me->team;
     node_barrier *b = &t->node[me->node];
     unsigned gen = atomic_load_explicit(&b->gen, memory_order_acquire);
-    if (atomic_fetch_add(&b->arrived, 1) + 1 == b->size) {
+    if (atomic_fetch_add(&b->arrived, 1) + 1 == me->size) {
         atomic_store_explicit(&b->arrived, 0, memory_order_relaxed);
         if (atomic_fetch_add(&t->nodes_arrived, 1) + 1 == t->n_nodes) {
             atomic_store_explicit(&t->nodes_arrived, 0, memory_order_relaxed);
@@ -122,19 +123,11 @@ int ni_team_barrier(const ni_worker *me) {
     return atomic_load_explicit(&t->stop, memory_order_relaxed);
 }
 
-static void work(ni_team *t, int w) {
-    cpu_set_t set;
-    CPU_ZERO(&set);
-    CPU_SET(t->cpu[w], &set);
-    if (sched_setaffinity(0, sizeof set, &set)) __atomic_store_n(&t->pin_error, errno, __ATOMIC_RELAXED);
+/* A worker's life; what it calls runs on the pages that renew_stack gave back. */
+static __attribute__((noinline)) void serve(ni_team *t, int w) {
+    uint8_t gap[STACK_GAP];
+    __asm__ volatile("" :: "r"(gap) : "memory");
     unsigned last = 0;
-    #pragma omp barrier
-    #pragma omp master
-    {
-        atomic_store(&t->ready, t->started == t->n ? 1 : 2);
-        futex_wake(&t->ready);
-    }
-    if (t->started != t->n) return;
     for (;;) {
         wait_change(&t->posted, last, &t->posted_sleepers, t->spin < SPIN_IDLE ? t->spin : SPIN_IDLE);
         last++;
@@ -146,6 +139,35 @@ static void work(ni_team *t, int w) {
             futex_wake(&t->finished);
         }
     }
+}
+
+/* The thread that made this one touched the stack's top, and with a huge page much of the rest, on a node of its own: pages that hold
+ * nothing yet go back, so that the next touch, by a pinned thread, places them anew. */
+static __attribute__((noinline)) void renew_stack(void) {
+    pthread_attr_t attr;
+    void *low;
+    size_t size;
+    if (pthread_getattr_np(pthread_self(), &attr)) return;
+    if (!pthread_attr_getstack(&attr, &low, &size)) {
+        uintptr_t end = ((uintptr_t)__builtin_frame_address(0) - STACK_GAP / 2) & ~(uintptr_t)4095;
+        if (end > (uintptr_t)low) madvise(low, end - (uintptr_t)low, MADV_DONTNEED);
+    }
+    pthread_attr_destroy(&attr);
+}
+
+static void work(ni_team *t, int w) {
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    CPU_SET(t->cpu[w], &set);
+    if (sched_setaffinity(0, sizeof set, &set)) __atomic_store_n(&t->pin_error, errno, __ATOMIC_RELAXED);
+    renew_stack();
+    #pragma omp barrier
+    #pragma omp master
+    {
+        atomic_store(&t->ready, t->started == t->n ? 1 : 2);
+        futex_wake(&t->ready);
+    }
+    if (t->started == t->n) serve(t, w);
 }
 
 static void *run(void *arg) {
@@ -171,7 +193,8 @@ static int distinct_cpus(const int *cpus, int n) {
 }
 
 static void team_free(ni_team *t) {
-    free(t->node), free(t->worker), free(t->cpu), free(t->seen), free(t);
+    if (t->node) munmap(t->node, sizeof *t->node * (size_t)t->n_nodes);
+    free(t->worker), free(t->cpu), free(t->seen), free(t);
 }
 
 static int start_runner(ni_team *t, ni_status *st) {
@@ -212,7 +235,9 @@ ni_team *ni_team_open(const int *cpus, const int *nodes, int n, int n_nodes, ni_
     if (!t) { ni_fail(st, NI_ERR_MEMORY, "no memory for a team of %d workers", n); return NULL; }
     memset(t, 0, sizeof *t);
     t->n = n, t->n_nodes = n_nodes, t->pid = getpid();
-    t->node = aligned_alloc(LINE, sizeof *t->node * (size_t)n_nodes);
+    t->node = mmap(NULL, sizeof *t->node * (size_t)n_nodes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (t->node == MAP_FAILED) t->node = NULL;
+    else madvise(t->node, sizeof *t->node * (size_t)n_nodes, MADV_NOHUGEPAGE);
     t->worker = calloc((size_t)n, sizeof *t->worker);
     t->cpu = malloc(sizeof *t->cpu * (size_t)n);
     t->seen = calloc((size_t)n, sizeof *t->seen);
@@ -221,14 +246,16 @@ ni_team *ni_team_open(const int *cpus, const int *nodes, int n, int n_nodes, ni_
         team_free(t);
         return NULL;
     }
-    memset(t->node, 0, sizeof *t->node * (size_t)n_nodes);
     memcpy(t->cpu, cpus, sizeof *cpus * (size_t)n);
     /* Never more spinning threads than CPUs. */
     t->spin = distinct_cpus(cpus, n) == n ? SPIN_BARRIER : 0;
     for (int w = 0; w < n; w++)
         t->worker[w] = (ni_worker){.worker = w, .n_workers = n, .node = nodes[w], .n_nodes = n_nodes,
-                                   .rank = t->node[nodes[w]].size++, .team = t, .cancel = &t->cancel};
-    for (int w = 0; w < n; w++) t->worker[w].size = t->node[nodes[w]].size, atomic_store(&t->seen[w], -1);
+                                   .rank = w && nodes[w] == nodes[w - 1] ? t->worker[w - 1].rank + 1 : 0, .team = t, .cancel = &t->cancel};
+    for (int w = n - 1; w >= 0; w--) {
+        t->worker[w].size = w + 1 < n && nodes[w] == nodes[w + 1] ? t->worker[w + 1].size : t->worker[w].rank + 1;
+        atomic_store(&t->seen[w], -1);
+    }
     if (start_runner(t, st)) { team_free(t); return NULL; }
     return t;
 }

@@ -98,7 +98,9 @@ cdef extern from "../csrc/ni.h":
     int ni_plan_start(ni_team *, ni_plan *, const ni_step *, ni_status *) nogil
     void ni_plan_run_shuffled(ni_team *, ni_plan *, const ni_step *, uint64_t) nogil
     void ni_plan_times(ni_plan *, int64_t *, int64_t *)
-    void ni_plan_set_timing(ni_plan *, int)
+    int ni_plan_set_timing(ni_plan *, int, ni_status *)
+    int ni_plan_workers(const ni_plan *)
+    int ni_plan_stamps(const ni_plan *, int64_t *, ni_status *)
     const char *ni_op_name(int)
     const char *ni_op_signature(int)
     ctypedef struct ni_kv_layer:
@@ -549,10 +551,31 @@ cdef class Plan:
         self.team.finish()
 
     def set_timing(self, bint on):
-        ni_plan_set_timing(self.p, on)
+        """Whether steps note when ops begin and end; between steps only."""
+        cdef ni_status st
+        if self.p == NULL:
+            raise ValueError("the plan is closed")
+        if ni_plan_set_timing(self.p, on, &st):
+            _fail(&st)
+
+    def stamps(self):
+        """Times of the last step with timing on: int64 (workers, 1 + 2 ops), nanoseconds of ``time.monotonic_ns``'s clock.
+
+        Of each worker: when it began the step, then of each op when it began (past the barrier before it) and ended.
+        """
+        cdef ni_status st
+        if self.p == NULL:
+            raise ValueError("the plan is closed")
+        found = np.empty((ni_plan_workers(self.p), 1 + 2 * self.n_ops), np.int64)
+        cdef int64_t[:, ::1] view = found
+        if ni_plan_stamps(self.p, &view[0, 0], &st):
+            _fail(&st)
+        return found
 
     def times(self):
         """Nanoseconds worker 0 spent per op and in the barrier before it, since last asked."""
+        if self.p == NULL:
+            raise ValueError("the plan is closed")
         ops, barriers = np.zeros(self.n_ops, np.int64), np.zeros(self.n_ops, np.int64)
         cdef int64_t[::1] o = ops
         cdef int64_t[::1] b = barriers

@@ -1,34 +1,107 @@
-"""How fast a model runs here, beside what the memory could give."""
+"""How fast a model runs here, beside what the memory could give.
+
+Speeds are of the model alone: ids in, logits out, without sampling and text.
+"""
 
 import dataclasses
 import statistics
 import time
-from pathlib import Path
 
 import numpy as np
 
+from . import _core
 from .arguments import integer
+from .bandwidth import ReadProbe
 from .errors import ContextOverflow
 
-_READ_BYTES = 512 << 20  # per node; more where the machine's caches hold more than a quarter of that
-_STREAMS = (1, 4)  # which number of read streams per thread is fastest depends on the machine
+PROMPT, GEN = "pp", "tg"  # as llama-bench names them: prompt processing, text generation
+_ARGUMENT = {PROMPT: "n_prompt", GEN: "n_gen"}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Test:
+    """What is timed: ``n`` tokens at positions ``depth`` to ``depth + n``, as a prompt or one by one."""
+
+    kind: str
+    n: int
+    depth: int = 0
+
+    def __str__(self):
+        return f"{self.kind}{self.n}" + (f" @ d{self.depth}" if self.depth else "")
+
+    @property
+    def end(self):
+        return self.depth + self.n
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Speed:
+    """A test's outcome.
+
+    Attributes
+    ----------
+    test : Test
+    samples : tuple of float
+        Tokens per second of each repeat.
+    bytes_per_token : int
+        Of weights, keys and values that a generated token reads, on average over the run; 0 for a prompt.
+    limits : tuple of float
+        Bytes per second that could be read: for each repeat the mean of a sample before and one after it. Empty for a
+        prompt.
+    """
+
+    test: Test
+    samples: tuple
+    bytes_per_token: int = 0
+    limits: tuple = ()
+
+    @property
+    def median(self):
+        return statistics.median(self.samples)
+
+    @property
+    def mean(self):
+        return statistics.fmean(self.samples)
+
+    @property
+    def deviation(self):
+        """Standard deviation of the samples; 0 of a single one."""
+        return statistics.stdev(self.samples) if len(self.samples) > 1 else 0.0
+
+    @property
+    def gb_per_second(self):
+        """10^9 bytes read per second, by the median."""
+        return self.median * self.bytes_per_token / 1e9
+
+    @property
+    def share(self):
+        """Median over the repeats of bytes read per second, as a part of what could be read then; None for a prompt."""
+        if not self.limits:
+            return None
+        return statistics.median(rate * self.bytes_per_token / limit for rate, limit in zip(self.samples, self.limits))
+
+    def to_dict(self):
+        """Part of the object that ``numainfer bench --json`` prints."""
+        found = {"n": self.test.n, "depth": self.test.depth, "tokens_per_second": self.median, "mean": self.mean,
+                 "stdev": self.deviation, "samples": list(self.samples)}  # fmt: skip
+        if self.test.kind == GEN:
+            found |= {"bytes_per_token": self.bytes_per_token, "gb_per_second": self.gb_per_second,
+                      "share_of_read_limit": self.share}  # fmt: skip
+        return found
 
 
 @dataclasses.dataclass(frozen=True, slots=True, repr=False)
 class Bench:
-    """Medians over the repeats; speeds of the model alone, without sampling and text.
+    """Speeds of a model in one run.
 
     Attributes
     ----------
     model, isa, placement : str
     threads, nodes : int
-    n_prompt, n_gen : int
-    prompt_tokens_per_second, gen_tokens_per_second : float
-        Of a prompt of n_prompt tokens; of n_gen single tokens after an empty context.
-    bytes_per_token : int
-        Weight bytes that one generated token reads.
+    prompt, gen : Speed or None
+        None: not measured.
     read_limit : float
-        Bytes per second that the same threads read at best, each from its own node.
+        Bytes per second that the same threads read at best, each from its own node; median over the run.
     """
 
     model: str
@@ -36,17 +109,29 @@ class Bench:
     threads: int
     nodes: int
     placement: str
-    n_prompt: int
-    n_gen: int
-    prompt_tokens_per_second: float
-    gen_tokens_per_second: float
-    bytes_per_token: int
+    prompt: Speed | None
+    gen: Speed | None
     read_limit: float
 
     @property
+    def prompt_tokens_per_second(self):
+        """Median, float."""
+        return self.prompt.median
+
+    @property
+    def gen_tokens_per_second(self):
+        """Median, float."""
+        return self.gen.median
+
+    @property
+    def bytes_per_token(self):
+        """Bytes of weights, keys and values that a generated token reads."""
+        return self.gen.bytes_per_token
+
+    @property
     def gb_per_second(self):
-        """Weights read per second of generation, 10^9 bytes, float."""
-        return self.gen_tokens_per_second * self.bytes_per_token / 1e9
+        """10^9 bytes per second that generation reads, float."""
+        return self.gen.gb_per_second
 
     def to_dict(self):
         """The object that ``numainfer bench --json`` prints."""
@@ -56,25 +141,22 @@ class Bench:
             "threads": self.threads,
             "nodes": self.nodes,
             "placement": self.placement,
-            "pp": {"n": self.n_prompt, "tokens_per_second": self.prompt_tokens_per_second},
-            "tg": {
-                "n": self.n_gen,
-                "tokens_per_second": self.gen_tokens_per_second,
-                "bytes_per_token": self.bytes_per_token,
-                "gb_per_second": self.gb_per_second,
-            },
+            "pp": self.prompt and self.prompt.to_dict(),
+            "tg": self.gen and self.gen.to_dict(),
             "read_limit_gb_per_second": self.read_limit / 1e9,
         }
 
     def __repr__(self):
-        share = self.gb_per_second * 1e9 / self.read_limit
-        return (
-            f"{self.model}: {self.isa}, {self.threads} threads on {self.nodes} node{'s' * (self.nodes > 1)}, "
-            f"{self.placement}\n"
-            f"  prompt {self.n_prompt:6} tokens {self.prompt_tokens_per_second:10.1f} tokens/s\n"
-            f"  decode {self.n_gen:6} tokens {self.gen_tokens_per_second:10.1f} tokens/s"
-            f" {self.gb_per_second:8.1f} GB/s, {share:.0%} of the {self.read_limit / 1e9:.1f} GB/s that can be read"
-        )
+        lines = [f"{self.model}: {self.isa}, {self.threads} threads on {self.nodes} node{'s' * (self.nodes > 1)}, "
+                 f"{self.placement}"]  # fmt: skip
+        for name, speed in (("prompt", self.prompt), ("decode", self.gen)):
+            if speed is not None:
+                depth = f" after {speed.test.depth}" if speed.test.depth else ""
+                lines.append(f"  {name} {speed.test.n:6} tokens{depth} {speed.median:10.1f} tokens/s")
+        if self.gen is not None:
+            lines[-1] += (f" {self.gb_per_second:8.1f} GB/s, {self.gen.share:.0%} of the {self.read_limit / 1e9:.1f} GB/s "
+                          "that can be read")  # fmt: skip
+        return "\n".join(lines)
 
 
 def bench(model, n_prompt=512, n_gen=128, repeats=3):
@@ -84,7 +166,7 @@ def bench(model, n_prompt=512, n_gen=128, repeats=3):
     ----------
     model : Model
     n_prompt, n_gen : int
-        Tokens of the prompt, and tokens generated.
+        Tokens of the prompt, and tokens generated after an empty context.
     repeats : int
 
     Returns
@@ -100,83 +182,124 @@ def bench(model, n_prompt=512, n_gen=128, repeats=3):
 
     if not isinstance(model, Model):
         raise TypeError(f"model: found {type(model).__name__}, wanted a Model (numainfer.load gives one)")
-    n_prompt, n_gen = integer("n_prompt", n_prompt, 1), integer("n_gen", n_gen, 1)
-    repeats = integer("repeats", repeats, 1)
-    for name, n in (("n_prompt", n_prompt), ("n_gen", n_gen)):
-        if n > model.n_ctx:
-            raise ContextOverflow(f"{name} = {n}, but the context holds n_ctx = {model.n_ctx}")
+    tests = [Test(PROMPT, integer("n_prompt", n_prompt, 1)), Test(GEN, integer("n_gen", n_gen, 1))]
+    (prompt, gen), limit = measure(model, tests, integer("repeats", repeats, 1))
+    return summarise(model, prompt, gen, limit)
+
+
+def summarise(model, prompt, gen, limit):
+    """Bench of two of a model's Speeds, either of which may be None."""
     engine = model._check_usable()
-    ids = np.random.default_rng(0).integers(0, model.n_vocab, max(n_prompt, n_gen), dtype=np.int32)
-    kv = model._new_kv()
-    try:
-        _prefill(model, kv, ids[: min(n_prompt, 32)])
-        _decode(model, kv, ids[: min(n_gen, 4)])  # both once unmeasured: first touches, page faults, clocks
-        prompt, gen, limit = [], [], []
+    return Bench(model.path.name, engine.isa, engine.threads, len(engine.nodes), engine.placement.policy, prompt, gen, limit)
+
+
+def measure(model, tests, repeats):
+    """Time tests in turns, so that what disturbs the machine for a while disturbs all of them.
+
+    Parameters
+    ----------
+    model : Model
+    tests : sequence of Test
+    repeats : int
+
+    Returns
+    -------
+    list of Speed, float
+        In the tests' order; and the read limit in bytes per second, median of all samples.
+
+    Raises
+    ------
+    ContextOverflow
+        A test does not fit; the message names its argument.
+    """
+    bytes_read = [round(bytes_per_token(model, test)) if test.kind == GEN else 0 for test in tests]
+    samples, limits, seen = [[] for _ in tests], [[] for _ in tests], []
+    with Runner(model, tests) as runner, ReadProbe(model) as probe:
         for _ in range(repeats):
-            prompt.append(n_prompt / _prefill(model, kv, ids[:n_prompt]))
-            gen.append(n_gen / _decode(model, kv, ids[:n_gen]))
-            limit.append(_read_limit(engine, model))
-    finally:
-        kv.close()
-    return Bench(
-        model=model.path.name,
-        isa=engine.isa,
-        threads=engine.threads,
-        nodes=len(engine.nodes),
-        placement=engine.placement.policy,
-        n_prompt=n_prompt,
-        n_gen=n_gen,
-        prompt_tokens_per_second=statistics.median(prompt),
-        gen_tokens_per_second=statistics.median(gen),
-        bytes_per_token=int(engine.bytes_per_token),
-        read_limit=statistics.median(limit),
-    )
+            before = probe.sample()
+            seen.append(before)
+            for i, test in enumerate(tests):
+                samples[i].append(test.n / runner.run(test))
+                if test.kind == GEN:
+                    after = probe.sample()
+                    limits[i].append((before + after) / 2)
+                    seen.append(after)
+                    before = after
+    speeds = [Speed(test, tuple(samples[i]), bytes_read[i], tuple(limits[i])) for i, test in enumerate(tests)]
+    return speeds, statistics.median(seen)
 
 
-def _prefill(model, kv, ids):
-    """Seconds from the ids to the logits after the last."""
-    start, n = time.perf_counter(), len(ids)
-    for a in range(0, n, model.n_batch):
-        b = min(a + model.n_batch, n)
-        model._step([(kv, ids[a:b], a)], [b - a - 1] if b == n else [])
-    return time.perf_counter() - start
+class Runner:
+    """A sequence of random ids on which tests run; warmed up: what a test finds before its depth is there.
 
+    Parameters
+    ----------
+    model : Model
+    tests : sequence of Test
+        Those that will run.
 
-def _decode(model, kv, ids):
-    """Seconds for the ids one by one."""
-    start = time.perf_counter()
-    for i in range(len(ids)):
-        model._step([(kv, ids[i : i + 1], i)], [0])
-    return time.perf_counter() - start
+    Raises
+    ------
+    ContextOverflow
+    """
 
-
-def _read_limit(engine, model):
-    """Bytes per second that the engine's workers read, each from memory of its own node."""
-    from . import _core
-
-    n_bytes = max(_READ_BYTES, 4 * cache_bytes())
-    n_bytes = min(n_bytes, *(_core.numa_node_memory(node)[1] // (4 * len(engine.nodes)) for node in engine.nodes))
-    arenas = []
-    try:
-        for node in engine.nodes:
-            arenas.append(_core.Arena(n_bytes, [node], huge=True))
-        addresses = [arena.address for arena in arenas]
-        with model._turn:
-            engine.lane.team.read_time(addresses, n_bytes, 0)  # writes: until then there are no pages
-            seconds = min(engine.lane.team.read_time(addresses, n_bytes, streams) for streams in _STREAMS) / 1e9
-    finally:
-        for arena in arenas:
-            arena.close()
-    return n_bytes * len(arenas) / seconds
-
-
-def cache_bytes():
-    """Bytes of all third-level caches of the machine; 0 where the system does not tell."""
-    caches = {}
-    for index in Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cache/index3"):
+    def __init__(self, model, tests):
+        for test in tests:
+            if test.end > model.n_ctx:
+                depth = f" at depth {test.depth}" if test.depth else ""
+                raise ContextOverflow(f"{_ARGUMENT[test.kind]} = {test.n}{depth}, but the context holds n_ctx = {model.n_ctx}")
+        self._model = model
+        self._kv = model._new_kv()
+        # Position p has the same id in every test, so none of them spoils what another finds in the cache.
+        self._ids = np.random.default_rng(0).integers(0, model.n_vocab, max(test.end for test in tests), dtype=np.int32)
         try:
-            size = (index / "size").read_text().strip()
-            caches[(index / "shared_cpu_list").read_text()] = int(size.removesuffix("K")) << 10
-        except (OSError, ValueError):
-            return 0
-    return sum(caches.values())
+            self.run(Test(PROMPT, len(self._ids)))  # fills the cache; first touches and page faults are over then
+            if any(test.kind == GEN for test in tests):
+                self.run(Test(GEN, min(4, len(self._ids))))
+        except BaseException:
+            self.close()
+            raise
+
+    def run(self, test, after_step=None):
+        """Seconds of a test.
+
+        Parameters
+        ----------
+        test : Test
+        after_step : callable, optional
+            ``after_step(first, end, seconds)`` is called after each step with its positions and time; its own time does
+            not count.
+        """
+        total, size = 0.0, self._model.n_batch if test.kind == PROMPT else 1
+        for a in range(test.depth, test.end, size):
+            b = min(a + size, test.end)
+            rows = [b - a - 1] if test.kind == GEN or b == test.end else []
+            start = time.perf_counter()
+            self._model._step([(self._kv, self._ids[a:b], a)], rows)
+            seconds = time.perf_counter() - start
+            total += seconds
+            if after_step is not None:
+                after_step(a, b, seconds)
+        return total
+
+    def close(self):
+        self._kv.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+def bytes_per_token(model, test):
+    """Bytes of weights, keys and values that a token of a decoding test reads, on average over its positions; float."""
+    engine = model._check_usable()
+    plan, kv = engine.plan, 0.0
+    seen = np.arange(test.depth, test.end) + 1  # positions that each token attends to
+    ends = [layer[0] for layer in plan.kv_layers[1:]] + [plan.kv_bytes]
+    attends = [op for op in plan.ops if op.name == "attend"]
+    for op, layer, end in zip(attends, plan.kv_layers, ends, strict=True):
+        per_position, window = (end - layer[0]) / (plan.n_chunks * _core.CHUNK), op.ints[6]
+        kv += per_position * (np.minimum(seen, window) if window else seen).mean()
+    return engine.bytes_per_token + kv

@@ -15,7 +15,7 @@ DEFAULT_MODEL = "smollm2"
 # Flag, SamplingParams field, type of the value, help.
 _SAMPLING = (
     ("--temperature", float, "0 (default): always the most probable token"),
-    ("--top-k", int, "keep the K most probable tokens"),
+    ("--top-k", int, "keep the N most probable tokens"),
     ("--top-p", float, "keep the most probable tokens that make up this mass"),
     ("--min-p", float, "keep tokens at least this probable, relative to the best"),
     ("--repetition-penalty", float, "above 1: discourage tokens seen before"),
@@ -23,7 +23,7 @@ _SAMPLING = (
     ("--frequency-penalty", float, "from -2 to 2, per occurrence in the answer"),
     ("--seed", int, "repeat a random answer"),
     ("--min-tokens", int, "do not stop earlier"),
-    ("--logprobs", int, "with --json: log-probabilities of each token and of K alternatives"),
+    ("--logprobs", int, "with --json: log-probabilities of each token and of N alternatives"),
 )
 
 
@@ -45,6 +45,8 @@ def main(argv=None):
     logging.basicConfig(format="numainfer: %(message)s", level=logging.WARNING)
     warnings.showwarning = lambda message, *_: print(f"numainfer: warning: {message}", file=sys.stderr)
     try:
+        if sys.stdout is None:
+            raise OSError("standard output is closed")
         status = _command(argv)
         sys.stdout.flush()
         return status
@@ -81,7 +83,11 @@ def _command(argv):
     help_, add_arguments, run = _COMMANDS[name]
     parser = argparse.ArgumentParser(prog=f"numainfer {name}", description=f"{help_[0].upper()}{help_[1:]}.")
     add_arguments(parser)
-    args = parser.parse_intermixed_args(argv[1:])  # options may stand between MODEL and PROMPT
+    args, unknown = parser.parse_known_intermixed_args(argv[1:])  # options may stand between MODEL and PROMPT
+    if unknown:
+        near = difflib.get_close_matches(unknown[0].partition("=")[0], parser._option_string_actions, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     args.parser = parser
     return run(args)
 
@@ -95,7 +101,7 @@ def _add_load(parser):
     group.add_argument("--n-batch", type=int, default=512, metavar="N", help="most tokens per step (default 512)")
     group.add_argument("-t", "--threads", type=int, metavar="N", help="worker threads (default: one per core)")
     group.add_argument("--nodes", metavar="LIST", help="NUMA nodes to use, such as 0,1 (default: all)")
-    group.add_argument("--placement", default="auto", help="auto, replicate, interleave or local")
+    group.add_argument("--placement", default="auto", help="auto, replicate, shard, interleave or local")
     group.add_argument("--no-verify", action="store_true", help="do not look up where the pages lie")
     group.add_argument("-q", "--quiet", action="store_true", help="no progress bar, no line about speed")
 
@@ -166,7 +172,9 @@ def _run(args):
         args.parser.error("--system needs the chat template, which --raw leaves out")
     params = _params(args)
     if prompt == "-":
-        prompt = sys.stdin.read()
+        prompt = _stdin()
+    if not prompt.strip() and not args.raw:  # a template would make a question of nothing
+        raise ValueError("the prompt is empty")
     with _load(args, source) as model:
         # A model with a template was trained to answer; one without can only continue.
         if args.raw or not args.system and model.tokenizer.chat_template is None:
@@ -181,6 +189,12 @@ def _run(args):
         if not args.quiet:
             print(_speed_line(model, done), file=sys.stderr)
     return 0
+
+
+def _stdin():
+    if sys.stdin is None:
+        raise OSError("standard input is closed")
+    return sys.stdin.read()
 
 
 def _system(args):
@@ -292,13 +306,18 @@ def _tokenize(args):
     from .tokenizer import Tokenizer
 
     tokenizer = Tokenizer.from_gguf(resolve(args.model))
-    text = sys.stdin.read() if args.text == "-" else args.text
+    text = _stdin() if args.text == "-" else args.text
     ids = tokenizer.encode(text, add_special_tokens=not args.no_special)
     if args.json:
         print(json.dumps(ids))
         return 0
     for i in ids:
-        print(f"{i:8} {tokenizer.token_bytes(i).decode('utf-8', 'backslashreplace')!r}")
+        piece = tokenizer.token_bytes(i)
+        try:
+            piece = piece.decode()
+        except UnicodeDecodeError:  # a part of a character is shown as bytes: b'\xe4\xbd'
+            pass
+        print(f"{i:8} {piece!r}")
     return 0
 
 

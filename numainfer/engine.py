@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 
 import numpy as np
 
@@ -22,16 +23,33 @@ KV_TYPES = ("f16",)
 class KV:
     """The KV cache of one sequence: address space for n_ctx positions, of which pages are taken as they fill.
 
-    Its layout is every lane's; the lane that appends to it places its pages.
+    Its layout is every lane's; the lane that appends to it places its pages.  Closed while a step works on it (by another
+    thread, a signal handler), it goes with the end of that step.
     """
 
     def __init__(self, engine):
-        self._engine = engine
+        self._engine, self._lock = engine, threading.RLock()  # a signal handler may close it anywhere in here
+        self._users, self._closed = 0, False
         self.arena = _core.Arena(max(engine.plan.kv_bytes, 1))
 
     @property
     def address(self):
         return self.arena.address
+
+    def hold(self):
+        """Keep the memory until `release`; raises ModelClosed if it is given up already."""
+        with self._lock:
+            self._users += 1  # before the look, for the handler's sake
+            if self._closed:
+                self.release()
+                raise ModelClosed("the session was closed")
+
+    def release(self):
+        """The end of a `hold`."""
+        with self._lock:
+            self._users -= 1
+            if self._closed and not self._users:
+                self.arena.close()
 
     def copy(self, n_pos):
         """A new KV with the first n_pos positions."""
@@ -39,11 +57,19 @@ class KV:
         if n_pos:
             self._engine.check_open()
             layers = np.array(self._engine.plan.kv_layers, _core.KV_LAYER_DTYPE)
-            self._engine.lane.team.copy_kv(layers, self.address, other.address, n_pos)
+            self.hold()
+            try:
+                self._engine.lane.team.copy_kv(layers, self.address, other.address, n_pos)
+            finally:
+                self.release()
         return other
 
     def close(self):
-        self.arena.close()
+        """Give the memory back, now or when the step that works on it has ended."""
+        with self._lock:
+            self._closed = True
+            if not self._users:
+                self.arena.close()
 
 
 class Lane:
@@ -95,6 +121,17 @@ class Lane:
         Cancelled, KeyboardInterrupt
             The KV memory of these positions is undefined then; what stood before them is not touched.
         """
+        held = []
+        try:
+            for kv, _, _ in segments:
+                kv.hold()
+                held.append(kv)
+            return self._step(segments, out_rows, hidden, shuffle_seed)
+        finally:
+            for kv in held:
+                kv.release()
+
+    def _step(self, segments, out_rows, hidden, shuffle_seed):
         engine = self._engine
         engine.check_open()
         if not segments:
@@ -154,7 +191,7 @@ class Engine:
 
     def __init__(self, gguf, *, n_ctx=None, n_batch=512, threads=None, nodes=None, placement="auto", kv_type="f16",
                  progress=None, verify=True):
-        self.lane = self.replicas = self._node_lanes = self._key = None
+        self.lane = self.replicas = self._node_lanes = self._share = None
         if kv_type not in KV_TYPES:
             raise ValueError(f"kv_type = {kv_type!r}; wanted one of {', '.join(KV_TYPES)}")
         try:
@@ -189,8 +226,8 @@ class Engine:
         weight_bytes = sum(w.packed_bytes for w in self.plan.weights)
         policy, reason = placement.choose_policy(policy, chosen, weight_bytes, others, standing)
         self.lane = Lane(self, list(range(len(chosen))))
-        self.replicas = store.attach(keys[policy], lambda: self._fill(gguf, policy, bounds, progress))
-        self._key = keys[policy]
+        self._share = store.Share(keys[policy], lambda: self._fill(gguf, policy, bounds, progress))
+        self.replicas = self._share.replicas
         sizes = [arena.bytes for arena in self.replicas.arenas]
         if policy == "interleave":
             sizes = [sizes[0] // len(chosen)] * len(chosen)
@@ -275,6 +312,6 @@ class Engine:
         self.lane = self._node_lanes = None
         for lane in lanes.values():
             lane.close()
-        self.replicas, key, self._key = None, self._key, None
-        if key is not None:
-            store.detach(key)
+        self.replicas = None
+        if self._share is not None:
+            self._share.close()

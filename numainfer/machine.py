@@ -7,14 +7,13 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from . import _core, placement
-from .benchmark import cache_bytes
+from .bandwidth import probe_bytes, read_rate
 from .plan import Plan
 from .weights import FORMATS, Matrix, Replicas, Vector
 
 GRAMMAR = "NODESxCORESc,MEMORY,READ[,link=RATE][,barrier=TIME][,macs=RATE], such as 2x32c,256GB,300GB/s,link=90GB/s"
 BARRIER = 2e-6  # seconds; of machines that are written down without one
-_READ_BYTES = 128 << 20  # per node at least; and four times its share of the caches
-_STREAMS = (1, 4)  # which number of read streams per thread is fastest depends on the machine
+_READ_BYTES = 128 << 20  # per node at least
 _TRIES = 5
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
           "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}  # fmt: skip
@@ -191,8 +190,7 @@ def measure(threads=None, nodes=None, weight_type="Q4_K"):
     """
     machine, cpus, node_of = _survey(threads, nodes)
     count, sites = len(machine.sites), []
-    most = min(site.free for site in machine.sites) // (4 * count)
-    n_bytes = max(min(max(_READ_BYTES, 4 * cache_bytes() // count), most) // (1 << 20) << 20, 1 << 20)
+    n_bytes = probe_bytes(_READ_BYTES, min(site.free for site in machine.sites), count)
     arenas, teams = [], []
     try:
         for i, site in enumerate(machine.sites):
@@ -201,7 +199,7 @@ def measure(threads=None, nodes=None, weight_type="Q4_K"):
             teams[i].read_time([arenas[i].address], n_bytes, 0)  # writes: first touch by its own node's workers
 
         def rate(team, arena):
-            return n_bytes / min(team.read_time([arena.address], n_bytes, s) for s in _STREAMS * _TRIES) * 1e9
+            return read_rate(team, [arena.address], n_bytes, _TRIES)
 
         for team, arena, site in zip(teams, arenas, machine.sites):
             sharers = sum(other.number == site.number for other in machine.sites)  # pretend nodes have one memory

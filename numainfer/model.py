@@ -39,9 +39,10 @@ def load(source, *, n_ctx=None, n_batch=512, threads=None, nodes=None, placement
         Worker threads over all nodes; None: one per physical core that this process may use.
     nodes : sequence of int, or None
         NUMA nodes to use, by the system's numbers; None: all with CPUs and memory.
-    placement : {"auto", "replicate", "interleave", "local"}
-        Where the weights go: a copy on every node, one copy page by page over all nodes, or one copy on one node. auto:
-        replicate if every node has room, else interleave; ``print(model.placement)`` says why.
+    placement : {"auto", "replicate", "shard", "interleave", "local"}
+        Where the weights go: a copy on every node; one copy, each node holding its rows of every matrix; one copy page by
+        page over all nodes; or one copy on one node. auto: replicate if every node has room, else shard;
+        ``print(model.placement)`` says why.
     kv_type : {"f16"}
         Number format of the KV cache.
     progress : None, bool or callable

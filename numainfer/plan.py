@@ -148,7 +148,7 @@ class Plan:
         out = x
         if y is not None:
             self._check("norm", "y", y.name, y.width, x.width)
-            y.forms.add("f")
+            y = self._near(y)
             if not selected:
                 out = self._tensor("x", x.width, PER_NODE, "f")
         h = self._tensor("h", x.width, PER_NODE)
@@ -190,6 +190,7 @@ class Plan:
         for name, norm in (("q_norm", q_norm), ("k_norm", k_norm)):
             if norm is not None:
                 self._is_vector("attend", name, norm, a.key_length)
+        q = self._near(q)
         offset = self._kv_layer(a)
         ints = (a.heads, a.kv_heads, a.key_length, a.value_length, a.rope_dim if rope is not None else 0, int(a.neox),
                 a.window, offset // _KV_UNIT, self.n_chunks, self._parts)
@@ -248,6 +249,13 @@ class Plan:
         if not isinstance(w, Vector):
             raise PlanError(f"{op}: operand {operand} ({w.name}) is a matrix of {w.n} x {w.k} values, wanted a vector of {n}")
         self._check(op, operand, w.name, w.n, n)
+
+    def _near(self, tensor):
+        """The tensor on every node, for an op whose workers each read all of it."""
+        if tensor.storage == PER_NODE or self.n_nodes == 1:
+            return tensor
+        near = self._tensor(tensor.name, tensor.width, PER_NODE, "f")
+        return self._add("gather", [tensor, near], [])
 
     def _reads(self, h, w):
         self._is_matrix("matmul", w)

@@ -96,7 +96,7 @@ class Session:
         twin = Session.__new__(Session)
         twin._model, twin._kv, twin._stream, twin._turn = model, None, None, 0
         twin._ids, twin._n_past = list(self._ids), self._n_past
-        twin._kv = model._copy_kv(self._kv, self._n_past)
+        twin._kv = model._copy_kv(self._memory(), self._n_past)
         model._sessions.add(twin)
         return twin
 
@@ -188,9 +188,16 @@ class Session:
 
     def _check_open(self):
         self._model._check_usable()
-        if self._kv is None:
-            raise ModelClosed("the session was closed")
+        self._memory()
         return self._model
+
+    def _memory(self):
+        """The KV cache; another thread may close the session between any two steps."""
+        kv = self._kv
+        if kv is None:
+            self._model._check_usable()  # it is the model that was closed, if any
+            raise ModelClosed("the session was closed")
+        return kv
 
     def _end_stream(self):
         stream = self._stream and self._stream()
@@ -222,7 +229,7 @@ class Session:
         model, n = self._model, len(ids)
         for a in range(start, n, model.n_batch):
             b = min(a + model.n_batch, n)
-            rows = model._step([(self._kv, ids[a:b], a)], [b - a - 1] if b == n else [], job=job)
+            rows = model._step([(self._memory(), ids[a:b], a)], [b - a - 1] if b == n else [], job=job)
             self._n_past = b
             yield rows[0] if b == n else None
 
@@ -233,7 +240,7 @@ class Session:
         size = min(model.n_batch, max(_OUT_BYTES // (4 * width), 1))
         for a in range(0, len(ids), size):
             part = ids[a : a + size]
-            rows = model._step([(self._kv, part, a)], range(len(part)), hidden=hidden)
+            rows = model._step([(self._memory(), part, a)], range(len(part)), hidden=hidden)
             self._n_past = a + len(part)
             yield a, rows
 
@@ -255,7 +262,7 @@ class Session:
     def _feed(self, token, job):
         """Compute the answer's next token; the logits (n_vocab,) after it."""
         at = self._n_past
-        rows = self._model._step([(self._kv, np.array([token], np.int32), at)], [0], job=job)
+        rows = self._model._step([(self._memory(), np.array([token], np.int32), at)], [0], job=job)
         self._ids[at:] = [token]  # fork, in the midst of a stream, copies what is computed
         self._n_past = at + 1
         return rows[0]

@@ -64,6 +64,8 @@ def resolve(source):
     path = Path(text).expanduser() if text.startswith("~") else Path(text)
     if not text or "\0" in text:
         raise ModelNotFound(f"{text!r} names no model: wanted a path or a name such as {', '.join(_PACKAGES)}")
+    if "://" in text:
+        raise ModelNotFound(f"{text!r} is a URL: wanted a file, or org/repo/file.gguf for the Hugging Face hub")
     if os.path.isdir(path):
         return _only_model(path)
     if os.path.lexists(path):
@@ -123,6 +125,8 @@ def _near(text, path):
     names = {n.lower(): str(path.parent / n) for n in beside}
     near = [names[n] for n in difflib.get_close_matches(path.name.lower(), names, 3, 0.6)]
     known = {k.name.lower(): k.name for k in known_sources()} | {a: a for a in _ALIASES}
+    if text.lower() in known:  # known, but not installed: said already
+        return ""
     near += [known[n] for n in difflib.get_close_matches(text.lower(), known, 3, 0.6)]
     return f". Did you mean {' or '.join(near)}?" if near else f". Known names: {', '.join(_PACKAGES)}"
 

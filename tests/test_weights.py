@@ -265,7 +265,7 @@ def test_a_failed_fill_does_not_poison_the_store():
 
     for _ in range(2):
         with pytest.raises(Stop):
-            store.attach("key", fail)
+            store.Share("key", fail)
         assert "key" not in store._entries
 
 

@@ -8,8 +8,10 @@
 #include "../team.h"
 
 typedef struct {
-    const ni_worker *me;
+    const ni_worker *me;    /* = &own, a copy near the worker */
+    ni_worker own;
     const ni_step *step;
+    const ni_op *ops;
     const ni_tensor *tensors;
     const ni_weight *weights;
     int copy;               /* index in ni_weight.copy for this worker's node */
@@ -41,7 +43,7 @@ static inline int64_t ni_width(const ni_ctx *c, const ni_op *op, int i) { return
 
 /* Weight operand i: this node's copy, or NULL. */
 static inline const void *ni_copy_of(const ni_ctx *c, const ni_op *op, int i) {
-    return op->w[i] < 0 ? NULL : c->weights[op->w[i]].copy[c->copy];
+    return op->w[i] < 0 ? NULL : c->weights[op->w[i]].here;
 }
 
 static inline ni_act ni_act_of(const ni_ctx *c, const ni_op *op, int i) {
