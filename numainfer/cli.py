@@ -8,7 +8,8 @@ import os
 import sys
 import warnings
 
-from . import __version__, cli_info
+from . import __version__, cli_bench, cli_info
+from .cli_load import add_load, load
 
 DEFAULT_MODEL = "smollm2"
 
@@ -95,17 +96,6 @@ def _command(argv):
 # ---- arguments -----------------------------------------------------------------------------------
 
 
-def _add_load(parser):
-    group = parser.add_argument_group("loading")
-    group.add_argument("-c", "--n-ctx", type=int, metavar="N", help="most tokens of a sequence (default: the model's)")
-    group.add_argument("--n-batch", type=int, default=512, metavar="N", help="most tokens per step (default 512)")
-    group.add_argument("-t", "--threads", type=int, metavar="N", help="worker threads (default: one per core)")
-    group.add_argument("--nodes", metavar="LIST", help="NUMA nodes to use, such as 0,1 (default: all)")
-    group.add_argument("--placement", default="auto", help="auto, replicate, shard, interleave or local")
-    group.add_argument("--no-verify", action="store_true", help="do not look up where the pages lie")
-    group.add_argument("-q", "--quiet", action="store_true", help="no progress bar, no line about speed")
-
-
 def _add_sampling(parser, max_tokens):
     group = parser.add_argument_group("sampling")
     most = "as many as the context holds" if max_tokens is None else max_tokens
@@ -129,27 +119,6 @@ def _params(args):
         args.parser.error(str(e))
 
 
-def _load(args, source):
-    from .model import load
-
-    nodes = None
-    if args.nodes is not None:
-        try:
-            nodes = [int(n) for n in args.nodes.split(",")]
-        except ValueError:
-            args.parser.error(f"--nodes {args.nodes!r}: wanted numbers with commas between them, such as 0,1")
-    return load(
-        source,
-        n_ctx=args.n_ctx,
-        n_batch=args.n_batch,
-        threads=args.threads,
-        nodes=nodes,
-        placement=args.placement,
-        verify=not args.no_verify,
-        progress=False if args.quiet else None,
-    )
-
-
 # ---- commands ------------------------------------------------------------------------------------
 
 
@@ -161,7 +130,7 @@ def _add_run(parser):
     parser.add_argument("--system", metavar="TEXT", help="system message")
     parser.add_argument("--json", action="store_true", help="print one JSON object when all is done")
     _add_sampling(parser, 256)
-    _add_load(parser)
+    add_load(parser)
 
 
 def _run(args):
@@ -175,7 +144,7 @@ def _run(args):
         prompt = _stdin()
     if not prompt.strip() and not args.raw:  # a template would make a question of nothing
         raise ValueError("the prompt is empty")
-    with _load(args, source) as model:
+    with load(args, source) as model:
         # A model with a template was trained to answer; one without can only continue.
         if args.raw or not args.system and model.tokenizer.chat_template is None:
             stream = model.stream(prompt, params)
@@ -229,7 +198,7 @@ def _add_chat(parser):
     parser.add_argument("model", nargs="?", default=DEFAULT_MODEL, metavar="MODEL", help=f"default {DEFAULT_MODEL}")
     parser.add_argument("--system", metavar="TEXT", help="system message")
     _add_sampling(parser, None)
-    _add_load(parser)
+    add_load(parser)
 
 
 def _chat(args):
@@ -242,7 +211,7 @@ def _chat(args):
             import readline  # noqa: F401 - gives input() history and editing
         except ImportError:
             pass
-    with _load(args, args.model) as model, model.session() as session:
+    with load(args, args.model) as model, model.session() as session:
         if model.tokenizer.chat_template is None:
             raise ChatTemplateMissing(f"{model.path} has no chat template; numainfer run --raw continues plain text")
         if asks:
@@ -276,24 +245,6 @@ def _chat(args):
             messages.append({"role": "assistant", "content": stream.result().text})
 
 
-def _add_bench(parser):
-    parser.add_argument("model", metavar="MODEL")
-    parser.add_argument("-p", "--n-prompt", type=int, default=512, metavar="N", help="prompt tokens (default 512)")
-    parser.add_argument("-n", "--n-gen", type=int, default=128, metavar="N", help="tokens to generate (default 128)")
-    parser.add_argument("-r", "--repeats", type=int, default=3, metavar="N", help="runs; medians count (default 3)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    _add_load(parser)
-
-
-def _bench(args):
-    from .benchmark import bench
-
-    with _load(args, args.model) as model:
-        result = bench(model, args.n_prompt, args.n_gen, args.repeats)
-    print(json.dumps(result.to_dict()) if args.json else result)
-    return 0
-
-
 def _add_tokenize(parser):
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("text", metavar="TEXT", help="- reads stdin")
@@ -324,7 +275,7 @@ def _tokenize(args):
 _COMMANDS = {
     "run": ("answer a prompt, streaming", _add_run, _run),
     "chat": ("talk with a model", _add_chat, _chat),
-    "bench": ("measure prefill and decode beside the memory's read limit", _add_bench, _bench),
+    "bench": ("measure prefill and decode beside the memory's read limit", cli_bench.add_bench, cli_bench.bench),
     "topology": ("show NUMA nodes, cores and memory", cli_info.add_topology, cli_info.topology),
     "info": ("show a model file, and what it needs and gives on a machine, without loading it", cli_info.add_info, cli_info.info),
     "tokenize": ("show the tokens of a text", _add_tokenize, _tokenize),

@@ -15,18 +15,22 @@ def topology(args):
     """Show the machine."""
     from .machine import measure, survey
     from .placement import topology
+    from .summary import counted
 
     if args.threads is not None and not args.measure:
         args.parser.error("--threads goes with --measure")
-    machine = measure(args.threads) if args.measure else survey()
+    try:
+        machine = measure(args.threads) if args.measure else survey()
+    except ValueError as e:
+        args.parser.error(str(e))
     if args.json:
         print(json.dumps(machine.to_dict()))
         return 0
     print(topology())
     if args.measure:
-        for site in machine.sites:
-            print(f"  node {site.number}: {site.cores} workers read {site.read / 1e9:.1f} GB/s "
-                  f"and multiply-add {site.macs / 1e9:.0f} G/s")  # fmt: skip
+        for node, site in zip(topology().nodes, machine.sites):
+            print(f"  node {node.label}: {counted(site.cores, 'worker')}, {site.read / 1e9:.1f} GB/s read, "
+                  f"{site.macs / 1e9:.0f} G/s multiply-adds")  # fmt: skip
         print(machine)
     return 0
 
@@ -50,7 +54,7 @@ def info(args):
     from .errors import UnsupportedModel
     from .gguf_file import GGUFFile
     from .sources import resolve
-    from .summary import ModelConfig, short_bytes, short_count
+    from .summary import ModelConfig, counted, short_bytes, short_count
 
     machine = _machine(args)
     path = resolve(args.model)
@@ -71,7 +75,7 @@ def info(args):
         ("architecture", config.architecture),
         ("parameters", short_count(config.parameters)),
         ("tensors", f"{n_tensors}, {short_bytes(config.n_bytes)}: {types}"),
-        ("context", config.context_length and f"{config.context_length} tokens"),
+        ("context", config.context_length and counted(config.context_length, "token")),
         ("layers", config.block_count),
         ("width", config.embedding_length),
         ("feed-forward", config.feed_forward_length),
@@ -105,7 +109,10 @@ def _machine(args):
             return parse_machine(args.topology)
         except ValueError as e:
             args.parser.error(str(e))
-    return survey(args.threads, _nodes(args))
+    try:
+        return survey(args.threads, _nodes(args))
+    except ValueError as e:
+        args.parser.error(str(e))
 
 
 def _nodes(args):

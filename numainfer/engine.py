@@ -233,7 +233,7 @@ class Engine:
             sizes = [sizes[0] // len(chosen)] * len(chosen)
         self.placement = placement.Placement(
             policy, reason,
-            [placement.NodePlacement(n.number, tuple(c for c, i in zip(cpus, node_of) if i == j), sizes[j], 0)
+            [placement.NodePlacement(n.number, tuple(c for c, i in zip(cpus, node_of) if i == j), sizes[j], 0, pretend=n.pretend)
              for j, n in enumerate(chosen)],
             self.plan.kv_bytes // self.n_ctx, self.replicas)
         self.lane.core_plan()

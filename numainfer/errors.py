@@ -3,6 +3,9 @@
 A message names the thing, what was found and what was wanted; for a file it also gives the byte offset.
 """
 
+import os
+from collections.abc import Iterable
+
 
 class NumaInferError(Exception):
     """Base of all numainfer errors."""
@@ -23,7 +26,7 @@ class CorruptModel(NumaInferError, ValueError):
         Byte offset of the broken field, None where no single byte is to blame.
     """
 
-    def __init__(self, path, message, offset=None):
+    def __init__(self, path: str | os.PathLike[str], message: str, offset: int | None = None) -> None:
         self.path, self.offset = str(path), offset
         where = f" at byte {offset}" if offset is not None else ""
         super().__init__(f"{path}{where}: {message}")
@@ -42,7 +45,7 @@ class UnsupportedModel(NumaInferError, NotImplementedError):
         What would have worked.
     """
 
-    def __init__(self, key, value, supported=(), detail=""):
+    def __init__(self, key: str, value: object, supported: Iterable[object] = (), detail: str = "") -> None:
         self.key, self.value, self.supported = key, value, tuple(supported)
         known = f"; supported: {', '.join(map(str, self.supported))}" if self.supported else ""
         super().__init__(f"{key} = {value!r} is not supported{known}{'. ' + detail if detail else ''}")

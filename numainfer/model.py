@@ -1,28 +1,52 @@
 """Model: a loaded GGUF file and the verbs on it."""
 
+from __future__ import annotations
+
 import html
 import os
 import threading
 import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 import numpy as np
 
 from ._core import Cancelled
-from .arguments import integer, node_numbers, one_of, progress_way
+from .arguments import integer, names_near_misses, node_numbers, one_of, progress_way
 from .errors import ForkedProcess, ModelClosed
 from .prompts import split_prompts, to_ids
-from .results import Score
-from .sampling import resolve_params
+from .results import Completion, Score
+from .sampling import SamplingParams, check_sampling, resolve_params
 from .scheduler import MODES, generate_list
-from .session import Session
+from .session import CHAT_PARAMETERS, Session, check_generate
+from .signatures import FloatArray, Messages, Progress, Prompt, Prompts, SamplingOptions, Tools
 from .summary import ModelConfig, short_bytes, short_count
 from .turns import Turns
+
+if TYPE_CHECKING:
+    from .engine import Engine
+    from .placement import Placement
+    from .plan import Plan
+    from .stream import TokenStream
+    from .tokenizer import Tokenizer
 
 POOLINGS = ("mean", "last")
 
 
-def load(source, *, n_ctx=None, n_batch=512, threads=None, nodes=None, placement="auto", kv_type="f16", progress=None,
-         verify=True):  # fmt: skip
+@names_near_misses
+def load(
+    source: str | os.PathLike[str],
+    *,
+    n_ctx: int | None = None,
+    n_batch: int = 512,
+    threads: int | None = None,
+    nodes: Sequence[int] | None = None,
+    placement: str = "auto",
+    kv_type: str = "f16",
+    progress: Progress = None,
+    verify: bool | Literal["warn"] = True,
+) -> Model:
     """Open a GGUF model and place its weights on the NUMA nodes.
 
     Parameters
@@ -110,19 +134,38 @@ class Model:
     n_ctx, n_vocab : int
     """
 
-    def __init__(self, engine, tokenizer, config, metadata, path):
+    def __init__(
+        self, engine: Engine, tokenizer: Tokenizer, config: ModelConfig, metadata: Mapping[str, Any], path: Path
+    ) -> None:
         self._engine, self._pid, self._closing = engine, os.getpid(), False
-        self._sessions = weakref.WeakSet()
+        self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._turn = Turns()  # around each step
-        self._jobs = {}  # whose step each lane runs
+        self._jobs: dict[Any, Any] = {}  # whose step each lane runs
         self._job_lock = threading.RLock()  # cancel() may come in a signal handler
         self._step_seconds = None  # the scheduler's calibration
         self.tokenizer, self.config, self.metadata, self.path = tokenizer, config, metadata, path
-        self.n_ctx, self.n_vocab, self.n_batch = engine.n_ctx, engine.n_vocab, engine.n_batch
+        self.n_ctx: int = engine.n_ctx
+        self.n_vocab: int = engine.n_vocab
+        self.n_batch: int = engine.n_batch
 
     # ---- verbs -----------------------------------------------------------------------------------
 
-    def generate(self, prompt, params=None, *, mode="auto", progress=None, **sampling):
+    @overload
+    def generate(  # type: ignore[overload-overlap]
+        self, prompt: Prompt, params: SamplingParams | None = None, *, mode: str = "auto", progress: Progress = None,
+        **sampling: Unpack[SamplingOptions]
+    ) -> Completion: ...  # fmt: skip
+
+    @overload
+    def generate(
+        self, prompt: Prompts, params: SamplingParams | Sequence[SamplingParams] | None = None, *, mode: str = "auto",
+        progress: Progress = None, **sampling: Unpack[SamplingOptions]
+    ) -> list[Completion]: ...  # fmt: skip
+
+    def generate(
+        self, prompt: Prompt | Prompts, params: SamplingParams | Sequence[SamplingParams] | None = None, *,
+        mode: str = "auto", progress: Progress = None, **sampling: Unpack[SamplingOptions]
+    ) -> Completion | list[Completion]:  # fmt: skip
         """Continue a prompt, or each of a list of prompts.
 
         Parameters
@@ -164,17 +207,20 @@ class Model:
         and ``max_tokens`` (None: the whole context); the others wait, in order. A logits processor is called from
         another thread than the caller's.
         """
+        check_generate(sampling, "model", ("mode", "progress"))
         one_of("mode", mode, MODES)
         progress_way("progress", progress)
         self._check_usable()
         prompts, is_list = split_prompts("prompt", prompt)
         if is_list:
             return generate_list(self, prompts, params, mode, progress, sampling)
-        params = resolve_params(params, **sampling)
+        own = resolve_params(params, **sampling)  # type: ignore[arg-type]  # it refuses a list
         with self.session() as session:
-            return session._generate(prompts[0], params, reuse=False)
+            return session._generate(prompts[0], own, reuse=False)
 
-    def stream(self, prompt, params=None, **sampling):
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, **sampling: Unpack[SamplingOptions]
+    ) -> TokenStream:
         """Continue one prompt, piece by piece; parameters and errors as for `generate`.
 
         Returns
@@ -184,7 +230,28 @@ class Model:
         """
         return self._own_stream(lambda s: s._one_stream(prompt, resolve_params(params, **sampling), owned=True))
 
-    def chat(self, messages, params=None, *, tools=None, stream=False, **sampling):
+    @overload
+    def chat(
+        self, messages: Messages, params: SamplingParams | None = None, *, tools: Tools | None = None,
+        stream: Literal[False] = False, **sampling: Unpack[SamplingOptions]
+    ) -> Completion: ...  # fmt: skip
+
+    @overload
+    def chat(
+        self, messages: Messages, params: SamplingParams | None = None, *, tools: Tools | None = None,
+        stream: Literal[True], **sampling: Unpack[SamplingOptions]
+    ) -> TokenStream: ...  # fmt: skip
+
+    @overload
+    def chat(
+        self, messages: Messages, params: SamplingParams | None = None, *, tools: Tools | None = None,
+        stream: bool, **sampling: Unpack[SamplingOptions]
+    ) -> Completion | TokenStream: ...  # fmt: skip
+
+    def chat(
+        self, messages: Messages, params: SamplingParams | None = None, *, tools: Tools | None = None,
+        stream: bool = False, **sampling: Unpack[SamplingOptions]
+    ) -> Completion | TokenStream:  # fmt: skip
         """Answer a conversation, with the chat template of the file.
 
         Parameters
@@ -208,8 +275,9 @@ class Model:
         TypeError, ValueError, ContextOverflow, ModelClosed, ForkedProcess
             As for `generate`; ValueError also where the template refuses the messages.
         """
-        params = resolve_params(params, **sampling)
-        return self._own_stream(lambda s: s._chat(messages, params, tools, stream, owned=True))
+        check_sampling(sampling, CHAT_PARAMETERS)
+        own = resolve_params(params, **sampling)
+        return self._own_stream(lambda s: s._chat(messages, own, tools, stream, owned=True))
 
     def _own_stream(self, make):
         """A result of ``make(session)``; the session lives as long as the stream, if it is one."""
@@ -220,7 +288,7 @@ class Model:
             session.close()
             raise
 
-    def logits(self, ids, *, all=False):
+    def logits(self, ids: Prompt, *, all: bool = False) -> FloatArray:
         """Logits of the token after ``ids``.
 
         Parameters
@@ -236,7 +304,7 @@ class Model:
         with self.session() as session:
             return session.logits(ids, all=all)
 
-    def score(self, text):
+    def score(self, text: Prompt) -> Score:
         """How probable a text is.
 
         Parameters
@@ -255,7 +323,7 @@ class Model:
                 raise ValueError("text: found 1 token, wanted at least 2: the first has no probability")
             return Score(ids, session._logprobs(ids))
 
-    def embed(self, texts, *, pooling="mean"):
+    def embed(self, texts: Prompt | Prompts, *, pooling: str = "mean") -> FloatArray:
         """The model's last hidden states (after its last norm), pooled over each text.
 
         Parameters
@@ -280,7 +348,7 @@ class Model:
                 out[i] = session._pooled(ids, pooling)
         return out if is_list else out[0]
 
-    def session(self):
+    def session(self) -> Session:
         """A sequence whose KV cache is kept between calls.
 
         Returns
@@ -293,20 +361,20 @@ class Model:
     # ---- what it is ------------------------------------------------------------------------------
 
     @property
-    def placement(self):
+    def placement(self) -> Placement:
         """Where the weights and caches lie, node by node; print it."""
         return self._check_usable().placement
 
     @property
-    def plan(self):
+    def plan(self) -> Plan:
         """The forward pass as a list of ops with their barriers; print it."""
         return self._check_usable().plan
 
     @property
-    def closed(self):
+    def closed(self) -> bool:
         return self._engine is None
 
-    def close(self):
+    def close(self) -> None:
         """Free weights, caches and threads; sessions and streams that still exist raise ModelClosed from then on."""
         if self._engine is None:
             return
@@ -325,10 +393,10 @@ class Model:
         if engine is not None:
             engine.close()
 
-    def __enter__(self):
+    def __enter__(self) -> Model:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __del__(self):
@@ -349,10 +417,10 @@ class Model:
     def _name(self):
         return self.config.name or self.path.name
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"<Model {self._name}: {', '.join(f'{name} {value}' for name, value in self._facts())}>"
 
-    def _repr_html_(self):
+    def _repr_html_(self) -> str:
         facts = [(html.escape(name), html.escape(value)) for name, value in self._facts()]
         rows = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in facts)
         placement = "" if self.closed else getattr(self._engine.placement, "_repr_html_", str)()

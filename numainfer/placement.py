@@ -1,15 +1,18 @@
 """Where things are: the machine's nodes and CPUs, and a model's memory on them."""
 
+import html
 import math
 import os
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from . import _core
 from .errors import OutOfNodeMemory, PlacementError, PlacementWarning
+from .summary import counted
 
 POLICIES = ("auto", "replicate", "shard", "interleave", "local")
 RESERVE = 0.05  # of a node's memory that a model leaves free
@@ -28,12 +31,20 @@ class Node:
         CPUs to run on: one per physical core, SMT siblings left out.
     total, free : int
         Bytes of memory.
+    pretend : int or None
+        Index of a pretend node.
     """
 
     number: int
-    cpus: tuple
+    cpus: tuple[int, ...]
     total: int
     free: int
+    pretend: int | None = None
+
+    @property
+    def label(self) -> int:
+        """The number that ``load(..., nodes=)`` takes and that people see."""
+        return self.number if self.pretend is None else self.pretend
 
 
 @dataclass(frozen=True)
@@ -48,18 +59,25 @@ class Topology:
         Number of pretend nodes (NUMAINFER_FAKE_NODES), 0 for real ones.
     """
 
-    nodes: tuple
+    nodes: tuple[Node, ...]
     pretend: int = 0
 
-    def __str__(self):
-        lines = [f"{len(self.nodes)} {'pretend ' if self.pretend else ''}NUMA node{'s' * (len(self.nodes) != 1)}, kernels: {_core.isa()}"]
-        for i, node in enumerate(self.nodes):
-            lines.append(f"  node {i if self.pretend else node.number}: {len(node.cpus)} cores ({_ranges(node.cpus)}), "
+    def _head(self):
+        return f"{counted(len(self.nodes), 'pretend NUMA node' if self.pretend else 'NUMA node')}, kernels: {_core.isa()}"
+
+    def __str__(self) -> str:
+        lines = [self._head()]
+        for node in self.nodes:
+            lines.append(f"  node {node.label}: {counted(len(node.cpus), 'core')} ({_ranges(node.cpus)}), "
                          f"{_size(node.free)} free of {_size(node.total)}")
         return "\n".join(lines)
 
+    def _repr_html_(self) -> str:
+        rows = [(str(n.label), str(len(n.cpus)), _ranges(n.cpus), _size(n.free), _size(n.total)) for n in self.nodes]
+        return _html(self._head(), ("node", "cores", "CPUs", "free", "memory"), rows)
 
-def topology():
+
+def topology() -> Topology:
     """The nodes, cores and memory that this process may use, within its CPU affinity and cpuset.
 
     Returns
@@ -71,7 +89,7 @@ def topology():
     ValueError
         NUMAINFER_FAKE_NODES is not a number from 1 to 64.
     """
-    allowed = sorted(os.sched_getaffinity(0))
+    allowed = sorted(_allowed_cpus())
     by_node, seen = {}, set()
     for cpu in allowed:
         core = _siblings(cpu)
@@ -87,7 +105,7 @@ def topology():
     count, cpus = int(asked), [cpu for node in nodes for cpu in node.cpus]
     shares = [cpus[i * len(cpus) // count:(i + 1) * len(cpus) // count] or [cpus[i % len(cpus)]] for i in range(count)]
     real = [nodes[i % len(nodes)] for i in range(count)]
-    return Topology(tuple(Node(n.number, tuple(share), n.total, n.free) for n, share in zip(real, shares)), count)
+    return Topology(tuple(Node(n.number, tuple(share), n.total, n.free, i) for i, (n, share) in enumerate(zip(real, shares))), count)
 
 
 def node_memory(number):
@@ -99,6 +117,15 @@ def node_memory(number):
     except (OSError, StopIteration):
         pass
     return total, free
+
+
+def _allowed_cpus():
+    """CPUs that this process may use.
+
+    Under OMP_PROC_BIND OpenMP ties the thread that loads it to its first place; the other places count too then.
+    """
+    own, places = os.sched_getaffinity(0), _core.omp_places()
+    return own.union(*places) if own in places else own
 
 
 def _siblings(cpu):
@@ -158,7 +185,7 @@ def choose_workers(topology, threads=None, nodes=None):
     ValueError
         An unknown node, or more threads than cores, or fewer than nodes.
     """
-    known = {i if topology.pretend else node.number: node for i, node in enumerate(topology.nodes)}
+    known = {node.label: node for node in topology.nodes}
     if nodes is not None:
         unknown = [n for n in nodes if n not in known]
         if unknown or not nodes or len(set(nodes)) != len(nodes):
@@ -180,13 +207,22 @@ def choose_workers(topology, threads=None, nodes=None):
 
 @dataclass
 class NodePlacement:
-    """One node's share: bytes of weights, and of activations and scratch; share of weight pages found on it (None: not checked)."""
+    """One node's share: bytes of weights, and of activations and scratch; share of weight pages found on it (None: not checked).
+
+    ``number`` is the system's; ``pretend`` the index of a pretend node, None for a real one.
+    """
 
     number: int
-    cpus: tuple
+    cpus: tuple[int, ...]
     weights: int
     scratch: int
     verified: float | None = None
+    pretend: int | None = None
+
+    @property
+    def label(self) -> int:
+        """The node's number as people see it."""
+        return self.number if self.pretend is None else self.pretend
 
 
 @dataclass
@@ -206,11 +242,11 @@ class Placement:
 
     policy: str
     reason: str
-    nodes: list
+    nodes: list[NodePlacement]
     kv_bytes_per_token: int
-    _replicas: object = field(repr=False, default=None)
+    _replicas: Any = field(repr=False, default=None)
 
-    def verify(self, strict=True):
+    def verify(self, strict: bool = True) -> "Placement":
         """Look up the node of every resident page of the weights; move strays.  Returns self.
 
         Where the kernel refuses ``move_pages``, ``/proc/self/numa_maps`` tells instead, and strays stay where they are.
@@ -243,7 +279,7 @@ class Placement:
                 stray = int(counts.sum() - counts[node.number])
             node.verified = float(counts[node.number] / max(counts.sum(), 1))
             if stray:
-                message = f"{stray * page} bytes of node {node.number}'s weights lie on other nodes and could not be moved"
+                message = f"{stray * page} bytes of node {node.label}'s weights lie on other nodes and could not be moved"
                 if strict:
                     raise PlacementError(message)
                 notes.append(message)
@@ -260,12 +296,12 @@ class Placement:
             warnings.warn("; ".join(notes), PlacementWarning, stacklevel=2)
         return self
 
-    def rows(self):
+    def rows(self) -> list[tuple[str, ...]]:
         """Per node: number, cores, weights, scratch, verified, as text."""
-        return [(str(n.number), str(len(n.cpus)), _size(n.weights), _size(n.scratch),
+        return [(str(n.label), str(len(n.cpus)), _size(n.weights), _size(n.scratch),
                  "not checked" if n.verified is None else f"{n.verified:.1%}") for n in self.nodes]
 
-    def __str__(self):
+    def __str__(self) -> str:
         header = ("node", "cores", "weights", "scratch", "verified")
         rows = [header, *self.rows()]
         widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
@@ -273,10 +309,15 @@ class Placement:
         why = f" ({self.reason})" if self.reason else ""
         return f"{self.policy}{why}; KV cache {_size(self.kv_bytes_per_token)} per token\n{table}"
 
-    def _repr_html_(self):
-        cells = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in self.rows())
-        head = "".join(f"<th>{name}</th>" for name in ("node", "cores", "weights", "scratch", "verified"))
-        return f"<p>{self.policy} {self.reason}</p><table><tr>{head}</tr>{cells}</table>"
+    def _repr_html_(self) -> str:
+        reason = f" ({self.reason})" if self.reason else ""
+        return _html(f"{self.policy}{reason}", ("node", "cores", "weights", "scratch", "verified"), self.rows())
+
+
+def _html(title, head, rows):
+    """A table for a notebook."""
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<p>{html.escape(title)}</p><table><tr>{''.join(f'<th>{name}</th>' for name in head)}</tr>{body}</table>"
 
 
 def _count_pages(arena):
@@ -312,10 +353,9 @@ def choose_policy(asked, chosen, weight_bytes, other_bytes, standing=()):
     OutOfNodeMemory
         No policy that was asked for fits; nothing has been allocated.
     """
-    if len(chosen) == 1:  # every policy is the same single copy
-        asked, reason = "local", "one node"
-    else:
-        reason = ""
+    reason = ""
+    if len(chosen) == 1 and asked != "local":
+        asked, reason = "local", "one node: every policy is the same single copy"
     part = -(-weight_bytes // len(chosen))
     need = {"replicate": weight_bytes, "local": weight_bytes, "shard": part, "interleave": part} | dict.fromkeys(standing, 0)
     # Pretend nodes share the memory of the real one.
@@ -329,7 +369,7 @@ def choose_policy(asked, chosen, weight_bytes, other_bytes, standing=()):
             return "replicate", f"every node has room for its own {_size(weight_bytes)}"
         asked, reason = "shard", f"no room for {_size(weight_bytes)} on every node"
     if not fits(asked):
-        table = "; ".join(f"node {n.number}: need {_size((need[asked] + other_bytes) * sharers[n.number])}, "
+        table = "; ".join(f"node {n.label}: need {_size((need[asked] + other_bytes) * sharers[n.number])}, "
                           f"free {_size(max(int(n.free - RESERVE * n.total), 0))}" for n in chosen)
         raise OutOfNodeMemory(f"placement {asked!r} does not fit (with {RESERVE:.0%} kept free): {table}")
     return asked, reason

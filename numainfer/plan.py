@@ -6,6 +6,7 @@ ops that touch the same bytes, one of them writing, need a barrier between them:
 the bytes, across the team if they are shared.
 """
 
+import html
 from bisect import bisect_right
 from dataclasses import dataclass, field
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from . import _core
 from .errors import PlanError
+from .summary import counted
 from .weights import Matrix, Vector
 
 SHARED, PER_NODE = 0, 1
@@ -373,7 +375,7 @@ class Plan:
     # ---- looking -------------------------------------------------------------------------------------------------
 
     @property
-    def bytes_per_token(self):
+    def bytes_per_token(self) -> int:
         """Packed weight bytes that decoding one token reads, all nodes together."""
         return sum(w.packed_bytes for op in self.ops if op.name == "matmul" for w in op.weights)
 
@@ -381,13 +383,14 @@ class Plan:
         """Number of barriers per step: (node, team)."""
         return tuple(sum(op.barrier == level for op in self.ops) for level in (NODE, TEAM))
 
-    def __str__(self):
+    def __str__(self) -> str:
         layers = max(len(self.kv_layers), 1)
         node, team = self.barriers()
-        lines = [f"{len(self.ops)} ops, {len(self.kv_layers)} layers, {self.n_nodes} nodes; barriers per step: {team} team, {node} node "
+        lines = [f"{counted(len(self.ops), 'op')}, {counted(len(self.kv_layers), 'layer')}, {counted(self.n_nodes, 'node')}; "
+                 f"barriers per step: {team} team, {node} node "
                  f"({team / layers:.1f} and {node / layers:.1f} per layer)",
                  f"activations: {self.arena_bytes[SHARED]:,} bytes shared, {self.arena_bytes[PER_NODE]:,} per node, "
-                 f"{self.n_batch} tokens a step"]
+                 f"{counted(self.n_batch, 'token')} a step"]
         for i, op in enumerate(self.ops):
             operands = " ".join(
                 f"{operand}={tensor.name}[{tensor.width}]" for (operand, _, _), tensor in zip(_OPS[op.name][1], op.tensors) if tensor)
@@ -395,8 +398,13 @@ class Plan:
             lines.append(f"{i:4d} {('', 'node', 'TEAM')[op.barrier]:4} {op.name:10} {operands}  {weights}".rstrip())
         return "\n".join(lines)
 
-    def __repr__(self):
-        return f"<Plan of {len(self.ops)} ops, {len(self.kv_layers)} layers>"
+    def __repr__(self) -> str:
+        return f"<Plan of {counted(len(self.ops), 'op')}, {counted(len(self.kv_layers), 'layer')}>"
+
+    def _repr_html_(self) -> str:
+        *head, ops = str(self).split("\n", 2)
+        shown = "<br>".join(map(html.escape, head))
+        return f'<p>{shown}</p><pre style="max-height: 30em; overflow: auto">{html.escape(ops)}</pre>'
 
 
 __all__ = ["Attention", "Plan", "Tensor", "Vector"]

@@ -2,8 +2,12 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
+from .summary import counted
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -29,9 +33,9 @@ class Logprob:
     rank: int
     top: tuple["Logprob", ...] = ()
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         """A dict that ``json`` can write."""
-        plain = {"token_id": self.token_id, "text": self.text, "logprob": self.logprob, "rank": self.rank}
+        plain: dict[str, Any] = {"token_id": self.token_id, "text": self.text, "logprob": self.logprob, "rank": self.rank}
         return plain | ({"top": [t.to_dict() for t in self.top]} if self.top else {})
 
 
@@ -53,7 +57,7 @@ class Usage:
     cached_tokens: int = 0
 
     @property
-    def total_tokens(self):
+    def total_tokens(self) -> int:
         return self.prompt_tokens + self.completion_tokens
 
 
@@ -84,12 +88,12 @@ class Timings:
     time_to_first_token: float | None
 
     @property
-    def prompt_tokens_per_second(self):
+    def prompt_tokens_per_second(self) -> float | None:
         """float, or None where nothing was computed."""
         return _rate(self.prompt_tokens, self.prompt_seconds)
 
     @property
-    def generation_tokens_per_second(self):
+    def generation_tokens_per_second(self) -> float | None:
         """float, or None where nothing was generated after the first token."""
         return _rate(self.generated_tokens, self.generation_seconds)
 
@@ -127,21 +131,21 @@ class Completion:
     timings: Timings
     error: Exception | None = None
 
-    def __str__(self):
+    def __str__(self) -> str:
         return self.text
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         if self.error is not None:
             return f"<Completion, error: {type(self.error).__name__}: {self.error}>"
         text = self.text if len(self.text) <= 60 else f"{self.text[:57]}..."
-        return f"<Completion {text!r}, {len(self.token_ids)} tokens, {self.finish_reason or 'unfinished'}>"
+        return f"<Completion {text!r}, {counted(len(self.token_ids), 'token')}, {self.finish_reason or 'unfinished'}>"
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         """A dict that ``json`` can write, the rates included."""
         timings = dataclasses.asdict(self.timings)
         timings["prompt_tokens_per_second"] = self.timings.prompt_tokens_per_second
         timings["generation_tokens_per_second"] = self.timings.generation_tokens_per_second
-        plain = {"text": self.text, "token_ids": list(self.token_ids), "finish_reason": self.finish_reason}
+        plain: dict[str, Any] = {"text": self.text, "token_ids": list(self.token_ids), "finish_reason": self.finish_reason}
         if self.logprobs is not None:
             plain["logprobs"] = [p.to_dict() for p in self.logprobs]
         if self.error is not None:
@@ -170,7 +174,7 @@ class Chunk:
     finish_reason: str | None = None
     logprobs: tuple[Logprob, ...] | None = None
 
-    def __str__(self):
+    def __str__(self) -> str:
         return self.text
 
 
@@ -185,21 +189,21 @@ class Score:
         ``logprobs[i]``: natural log-probability of token ``i + 1`` after those before it. The first has none.
     """
 
-    token_ids: np.ndarray
-    logprobs: np.ndarray
+    token_ids: NDArray[np.int32]
+    logprobs: NDArray[np.float64]
 
     @property
-    def nll(self):
+    def nll(self) -> float:
         """Mean negative log-likelihood in nats per token, float."""
         return -float(self.logprobs.mean())
 
     @property
-    def perplexity(self):
+    def perplexity(self) -> float:
         """exp(nll), float; inf where that overflows."""
         try:
             return math.exp(self.nll)
         except OverflowError:
             return math.inf
 
-    def __repr__(self):
-        return f"<Score of {len(self.token_ids)} tokens: nll {self.nll:.4f}, perplexity {self.perplexity:.4g}>"
+    def __repr__(self) -> str:
+        return f"<Score of {counted(len(self.token_ids), 'token')}: nll {self.nll:.4f}, perplexity {self.perplexity:.4g}>"

@@ -7,12 +7,15 @@ import numbers
 import operator
 import secrets
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Unpack
 
 import numpy as np
 
 from . import _core
+from .arguments import check_names
 from .errors import NumaInferError
+from .signatures import FloatArray, LogitsProcessor, SamplingOptions, TokenIds
 
 MAX_LOGPROBS = 20
 """Most alternatives per token that ``logprobs`` may ask for (vLLM's default limit)."""
@@ -82,9 +85,9 @@ class SamplingParams:
     min_tokens: int = 0
     logprobs: int | None = None
     logit_bias: Mapping[int, float] | None = None
-    logits_processor: Callable | None = None
+    logits_processor: LogitsProcessor | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         def put(name, check, *limits):
             object.__setattr__(self, name, check(name, getattr(self, name), *limits))
 
@@ -114,14 +117,14 @@ class SamplingParams:
         if self.seed == -1:
             object.__setattr__(self, "seed", None)
 
-    def replace(self, **changes):
+    def replace(self, **changes: Unpack[SamplingOptions]) -> "SamplingParams":
         """A copy with these parameters changed, checked again.
 
         Returns
         -------
         SamplingParams
         """
-        _check_names(changes)
+        check_sampling(changes)
         return dataclasses.replace(self, **changes)
 
 
@@ -130,14 +133,16 @@ _generated_init = SamplingParams.__init__
 
 @functools.wraps(_generated_init)
 def _init(self, **parameters):
-    _check_names(parameters)  # the generated __init__ would not name the near miss
+    check_sampling(parameters)  # the generated __init__ would not name the near miss
     _generated_init(self, **parameters)
 
 
-SamplingParams.__init__ = _init
+SamplingParams.__init__ = _init  # type: ignore[method-assign]
 
 
-def resolve_params(params=None, **sampling):
+def resolve_params(
+    params: SamplingParams | None = None, **sampling: Unpack[SamplingOptions]
+) -> SamplingParams:
     """The parameters of a call ``generate(prompt, params, **sampling)``: ``params`` with the keywords laid over it.
 
     Parameters
@@ -163,15 +168,20 @@ def resolve_params(params=None, **sampling):
     return params.replace(**sampling) if sampling else params
 
 
-def _check_names(parameters):
-    known = [field.name for field in dataclasses.fields(SamplingParams)]
-    for name in parameters:
-        if name not in known:
-            import difflib  # only on the way to an error
+def check_sampling(given, others=()):
+    """Raise TypeError if a keyword is no field of SamplingParams.
 
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-            raise TypeError(f"unknown sampling parameter {name!r}: {hint}")
+    Parameters
+    ----------
+    given : iterable of str
+        Keywords that a call does not take itself.
+    others : iterable of str
+        Those that it does take: near misses of them count, too.
+    """
+    own = [field.name for field in dataclasses.fields(SamplingParams)]
+    wrong = [name for name in given if name not in own]
+    if wrong:
+        check_names("parameter" if others else "sampling parameter", wrong, [*others, *own])
 
 
 def _integer(name, value, least, most):
@@ -320,8 +330,11 @@ class Sampler:
         A token id outside [0, n_vocab).
     """
 
-    def __init__(self, params, n_vocab, prompt_ids=(), stop_ids=()):
-        self.params, self.n_vocab, self.token_ids = params, n_vocab, []
+    def __init__(
+        self, params: SamplingParams, n_vocab: int, prompt_ids: TokenIds = (), stop_ids: Sequence[int] = ()
+    ) -> None:
+        self.params, self.n_vocab = params, n_vocab
+        self.token_ids: list[int] = []
         self.seed = secrets.randbits(64) if params.seed is None else params.seed
         bias = params.logit_bias or {}
         self._sampler = _core.Sampler(
@@ -341,7 +354,7 @@ class Sampler:
             seed=self.seed,
         )
 
-    def sample(self, logits):
+    def sample(self, logits: FloatArray) -> tuple[int, TokenLogprob | None]:
         """Chooses the next token and counts it.
 
         Parameters
@@ -371,12 +384,12 @@ class Sampler:
         self.accept(token)
         return token, logprob
 
-    def accept(self, token_id):
+    def accept(self, token_id: int) -> None:
         """Counts a token that was chosen elsewhere."""
         self._sampler.accept(token_id)
         self.token_ids.append(token_id)
 
-    def distribution(self, logits):
+    def distribution(self, logits: FloatArray) -> tuple[np.ndarray, np.ndarray]:
         """What :meth:`sample` would draw from.
 
         Parameters

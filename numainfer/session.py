@@ -1,16 +1,34 @@
 """Session: a sequence of tokens and its KV cache, kept between calls."""
 
+from __future__ import annotations
+
 import weakref
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Literal, Unpack, overload
 
 import numpy as np
 
 from .arguments import integer
 from .errors import ModelClosed
 from .prompts import check_messages, split_prompts, to_ids
-from .sampling import resolve_params
+from .results import Completion
+from .sampling import SamplingParams, check_sampling, resolve_params
+from .signatures import FloatArray, Messages, Prompt, Prompts, SamplingOptions, Tools
 from .stream import TokenStream
+from .summary import counted
 
+if TYPE_CHECKING:
+    from .model import Model
+
+CHAT_PARAMETERS = ("tools", "stream")  # keywords of `chat` besides those of sampling
 _OUT_BYTES = 64 << 20  # most bytes of logits or hidden states per step: a 262k vocabulary takes 1 MiB a row
+
+
+def check_generate(sampling: Iterable[str], owner: str, own: tuple[str, ...] = ()) -> None:
+    """Refuse unknown keywords of ``generate``; one that other libraries have leads to the verb it stands for."""
+    if "stream" in sampling:
+        raise TypeError(f"unknown parameter 'stream': {owner}.stream(prompt) gives the answer piece by piece")
+    check_sampling(sampling, own)
 
 
 class Session:
@@ -30,7 +48,7 @@ class Session:
         How many of ``ids`` the KV cache holds, from the first. (Not the last token of an answer: it was not fed back.)
     """
 
-    def __init__(self, model):
+    def __init__(self, model: Model) -> None:
         self._model, self._kv = model, None
         self._ids, self._n_past = [], 0
         self._stream, self._turn = None, 0  # a weak reference to the stream that works on the sequence; which one it is
@@ -39,16 +57,31 @@ class Session:
 
     # ---- verbs -----------------------------------------------------------------------------------
 
-    def generate(self, prompt, params=None, **sampling):
+    @overload
+    def generate(  # type: ignore[overload-overlap]
+        self, prompt: Prompt, params: SamplingParams | None = None, **sampling: Unpack[SamplingOptions]
+    ) -> Completion: ...
+
+    @overload
+    def generate(
+        self, prompt: Prompts, params: SamplingParams | None = None, **sampling: Unpack[SamplingOptions]
+    ) -> list[Completion]: ...
+
+    def generate(
+        self, prompt: Prompt | Prompts, params: SamplingParams | None = None, **sampling: Unpack[SamplingOptions]
+    ) -> Completion | list[Completion]:
         """As ``Model.generate``, continuing from the common prefix; of a list, each from the one before.
 
         Returns
         -------
         Completion, or list of Completion
         """
+        check_generate(sampling, "session")
         return self._generate(prompt, resolve_params(params, **sampling), reuse=True)
 
-    def stream(self, prompt, params=None, **sampling):
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, **sampling: Unpack[SamplingOptions]
+    ) -> TokenStream:
         """As ``Model.stream``, continuing from the common prefix.
 
         Returns
@@ -57,16 +90,38 @@ class Session:
         """
         return self._one_stream(prompt, resolve_params(params, **sampling), owned=False)
 
-    def chat(self, messages, params=None, *, tools=None, stream=False, **sampling):
+    @overload
+    def chat(
+        self, messages: Messages, params: SamplingParams | None = None, *, tools: Tools | None = None,
+        stream: Literal[False] = False, **sampling: Unpack[SamplingOptions]
+    ) -> Completion: ...  # fmt: skip
+
+    @overload
+    def chat(
+        self, messages: Messages, params: SamplingParams | None = None, *, tools: Tools | None = None,
+        stream: Literal[True], **sampling: Unpack[SamplingOptions]
+    ) -> TokenStream: ...  # fmt: skip
+
+    @overload
+    def chat(
+        self, messages: Messages, params: SamplingParams | None = None, *, tools: Tools | None = None,
+        stream: bool, **sampling: Unpack[SamplingOptions]
+    ) -> Completion | TokenStream: ...  # fmt: skip
+
+    def chat(
+        self, messages: Messages, params: SamplingParams | None = None, *, tools: Tools | None = None,
+        stream: bool = False, **sampling: Unpack[SamplingOptions]
+    ) -> Completion | TokenStream:  # fmt: skip
         """As ``Model.chat``: give all messages so far; only what is new is computed.
 
         Returns
         -------
         Completion or TokenStream
         """
+        check_sampling(sampling, CHAT_PARAMETERS)
         return self._chat(messages, resolve_params(params, **sampling), tools, stream, owned=False)
 
-    def logits(self, ids, *, all=False):
+    def logits(self, ids: Prompt, *, all: bool = False) -> FloatArray:
         """As ``Model.logits``. With ``all`` every position is computed again.
 
         Returns
@@ -85,7 +140,7 @@ class Session:
             out[at : at + len(rows)] = rows
         return out
 
-    def fork(self):
+    def fork(self) -> Session:
         """A second session that starts where this one stands; the two go on independently.
 
         Returns
@@ -100,7 +155,7 @@ class Session:
         model._sessions.add(twin)
         return twin
 
-    def rewind(self, n):
+    def rewind(self, n: int) -> None:
         """Forget all but the first ``n`` tokens of ``ids``.
 
         Raises
@@ -115,35 +170,35 @@ class Session:
         self._n_past = min(self._n_past, n)
 
     @property
-    def ids(self):
+    def ids(self) -> list[int]:
         return list(self._ids)
 
     @property
-    def n_past(self):
+    def n_past(self) -> int:
         return self._n_past
 
     @property
-    def closed(self):
+    def closed(self) -> bool:
         return self._kv is None
 
-    def close(self):
+    def close(self) -> None:
         """Free the KV cache. Again, and after the model was closed, it does nothing."""
         kv, self._kv = self._kv, None
         if kv is not None:
             kv.close()
 
-    def __enter__(self):
+    def __enter__(self) -> Session:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __del__(self):
         if getattr(self, "_kv", None) is not None:
             self.close()
 
-    def __repr__(self):
-        return f"<Session, {len(self._ids)} tokens{', closed' if self.closed else ''}>"
+    def __repr__(self) -> str:
+        return f"<Session, {counted(len(self._ids), 'token')}{', closed' if self.closed else ''}>"
 
     # ---- shared with Model -----------------------------------------------------------------------
 

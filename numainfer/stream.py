@@ -2,11 +2,14 @@
 
 import threading
 import time
+from collections.abc import Iterator
 
 from .generation import Clock, Generation
+from .results import Chunk, Completion
+from .summary import counted
 
 
-class TokenStream:
+class TokenStream(Iterator[Chunk]):
     """An iterator of `Chunk`; each ``next`` computes as many tokens as it takes to have new text.
 
     ``cancel`` may be called from any thread. Leaving a ``with`` block, or dropping the stream, cancels it too. Ctrl-C
@@ -26,10 +29,10 @@ class TokenStream:
         self._cached_tokens = session._begin(ids, self)
         self._turn = session._turn
 
-    def __iter__(self):
+    def __iter__(self) -> "TokenStream":
         return self
 
-    def __next__(self):
+    def __next__(self) -> Chunk:
         if not self._running.acquire(blocking=False):
             raise RuntimeError("this stream is already being iterated, in another thread or further up the stack")
         try:
@@ -87,7 +90,7 @@ class TokenStream:
             if self._owns_session:
                 session.close()
 
-    def cancel(self):
+    def cancel(self) -> None:
         """End the answer, within 50 ms even while a step runs in another thread. A finished one stays as it is."""
         self._cancelled = True
         if self._running.acquire(blocking=False):
@@ -101,7 +104,7 @@ class TokenStream:
 
     close = cancel
 
-    def result(self):
+    def result(self) -> Completion:
         """What there is so far.
 
         Returns
@@ -112,25 +115,25 @@ class TokenStream:
         return self._generation.completion(self._clock, self._cached_tokens)
 
     @property
-    def running(self):
+    def running(self) -> bool:
         """Whether a ``next`` is under way just now."""
         return self._running.locked()
 
     @property
-    def cancelled(self):
+    def cancelled(self) -> bool:
         """Whether someone asked for an early end."""
         return self._cancelled
 
-    def __enter__(self):
+    def __enter__(self) -> "TokenStream":
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.cancel()
 
     def __del__(self):
         if hasattr(self, "_turn"):  # else the constructor raised
             self._release()
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         n, reason = len(self._generation.token_ids), self._generation.finish_reason
-        return f"<TokenStream, {n} tokens, {reason or 'unfinished'}>"
+        return f"<TokenStream, {counted(n, 'token')}, {reason or 'unfinished'}>"

@@ -1,6 +1,12 @@
 """ModelConfig: what a model file says of itself, in a few numbers."""
 
 import dataclasses
+from typing import Any
+
+
+def _printable(name):
+    """A name out of a file, fit for any terminal: no control characters, no half-decoded bytes."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in name) if isinstance(name, str) else None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -51,7 +57,7 @@ class ModelConfig:
         tokens = gguf.metadata.get("tokenizer.ggml.tokens")
         return cls(
             architecture=gguf.architecture,
-            name=gguf.metadata.get("general.name"),
+            name=_printable(gguf.metadata.get("general.name")),
             parameters=sum(t.n_elements for t in gguf.tensors.values()),
             n_bytes=gguf.n_bytes,
             types=dict(sorted(types.items(), key=lambda item: -item[1])),
@@ -61,17 +67,22 @@ class ModelConfig:
             feed_forward_length=get("feed_forward_length"),
             head_count=get("attention.head_count"),
             head_count_kv=get("attention.head_count_kv"),
-            vocab_size=get("vocab_size") or (None if tokens is None else len(tokens)),
+            vocab_size=get("vocab_size") or (len(tokens) if hasattr(tokens, "__len__") else None),
         )
 
     @property
-    def main_type(self):
+    def main_type(self) -> str | None:
         """Type of most of the bytes."""
         return next(iter(self.types), None)
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         """A dict that ``json`` can write."""
         return dataclasses.asdict(self)
+
+
+def counted(n: int, noun: str) -> str:
+    """(1, "token") -> "1 token"; (2, "token") -> "2 tokens"."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def short_count(n):

@@ -4,11 +4,17 @@ The words are cut and merged by an engine (`tokenizer_engines`); here are the th
 and EOS, bytes back to text, streaming, stop tokens and the chat template.
 """
 
+from __future__ import annotations
+
 import codecs
 import operator
+import os
 import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, overload
 
 from .errors import ChatTemplateMissing, CorruptModel
+from .signatures import Conversation, TokenIds, Tools
 from .tokenizer_engines import BYTE, CONTROL, UNKNOWN, USER_DEFINED, Vocabulary, is_utf8, make_engine, raw_bytes
 
 # Texts of tokens that end a turn or an answer in the families that people use; they count only as control tokens.
@@ -89,7 +95,17 @@ class Tokenizer:
         The metadata contradict each other.
     """
 
-    def __init__(self, metadata, path="tokenizer metadata"):
+    n_vocab: int
+    bos_token_id: int | None
+    eos_token_id: int | None
+    unk_token_id: int | None
+    pad_token_id: int | None
+    add_bos: bool
+    add_eos: bool
+    stop_token_ids: frozenset[int]
+    chat_templates: dict[str, str]
+
+    def __init__(self, metadata: Mapping[str, Any], path: str | os.PathLike[str] = "tokenizer metadata") -> None:
         self._vocab = vocab = Vocabulary(metadata, str(path))
         self._engine = make_engine(vocab)
         self.n_vocab = vocab.n
@@ -105,14 +121,14 @@ class Tokenizer:
         self._bytes = [None] * self.n_vocab
 
     @classmethod
-    def from_gguf(cls, path):
+    def from_gguf(cls, path: str | os.PathLike[str]) -> Tokenizer:
         """The tokenizer of a GGUF file; see the class for what it raises."""
         from .gguf_file import GGUFFile
 
         with GGUFFile(path) as file:
             return cls(file.metadata, path)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"<Tokenizer {self._vocab.model}, {self.n_vocab} tokens, stops at {sorted(self.stop_token_ids)}>"
 
     def _read_flags(self, metadata):
@@ -159,7 +175,7 @@ class Tokenizer:
 
     # Text to ids
 
-    def encode(self, text, *, add_special_tokens=True, parse_special=True):
+    def encode(self, text: str, *, add_special_tokens: bool = True, parse_special: bool = True) -> list[int]:
         """Token ids of a text.
 
         Parameters
@@ -206,11 +222,11 @@ class Tokenizer:
 
     # Ids to text
 
-    def token_text(self, token_id):
+    def token_text(self, token_id: int) -> str:
         """The token as the vocabulary spells it (``Ġthe``, ``▁the``, ``<0x0A>``)."""
         return self._vocab.tokens[self._check(token_id)]
 
-    def token_bytes(self, token_id):
+    def token_bytes(self, token_id: int) -> bytes:
         """The bytes that a token stands for; of special tokens, their text's."""
         i = self._check(token_id)
         known = self._bytes[i]
@@ -237,7 +253,9 @@ class Tokenizer:
             raise ValueError(f"token id {i} is out of range; the vocabulary has ids 0 to {self.n_vocab - 1}")
         return i
 
-    def decode(self, ids, *, skip_special_tokens=True, after=None):
+    def decode(
+        self, ids: Iterable[int] | TokenIds, *, skip_special_tokens: bool = True, after: int | None = None
+    ) -> str:
         """Text of token ids; bytes that are no UTF-8 become U+FFFD.
 
         Parameters
@@ -257,19 +275,33 @@ class Tokenizer:
         stream = self.stream(skip_special_tokens=skip_special_tokens, after=after)
         return "".join([*map(stream.put, ids), stream.flush()])
 
-    def stream(self, *, skip_special_tokens=True, after=None):
+    def stream(self, *, skip_special_tokens: bool = True, after: int | None = None) -> TokenDecoder:
         """An incremental decoder; parameters as for `decode`, whose text its pieces add up to."""
         return TokenDecoder(self, skip_special_tokens, after)
 
     # Chat
 
     @property
-    def chat_template(self):
+    def chat_template(self) -> str | None:
         """Source of the default chat template (Jinja), or None."""
         return self.chat_templates.get("default")
 
-    def apply_chat_template(self, messages, *, tools=None, add_generation_prompt=True, tokenize=False, template=None,
-                            **kw):
+    @overload
+    def apply_chat_template(
+        self, messages: Conversation, *, tools: Tools | None = None, add_generation_prompt: bool = True,
+        tokenize: Literal[False] = False, template: str | None = None, **kw: Any
+    ) -> str: ...
+
+    @overload
+    def apply_chat_template(
+        self, messages: Conversation, *, tools: Tools | None = None, add_generation_prompt: bool = True,
+        tokenize: Literal[True], template: str | None = None, **kw: Any
+    ) -> list[int]: ...
+
+    def apply_chat_template(
+        self, messages: Conversation, *, tools: Tools | None = None, add_generation_prompt: bool = True,
+        tokenize: bool = False, template: str | None = None, **kw: Any
+    ) -> str | list[int]:
         """The prompt for a conversation.
 
         Parameters
@@ -328,13 +360,13 @@ class Tokenizer:
 class TokenDecoder:
     """Turns ids into text one by one, holding back bytes until they make a whole character."""
 
-    def __init__(self, tokenizer, skip_special_tokens, after):
+    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool, after: int | None) -> None:
         self._tokenizer, self._skip = tokenizer, skip_special_tokens
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._strips = tokenizer._space_prefix
         self._at_start = after is None or tokenizer._check(after) in tokenizer._special
 
-    def put(self, token_id):
+    def put(self, token_id: int) -> str:
         """Text that became complete with this token; often the empty string."""
         piece = self._tokenizer.token_bytes(token_id)
         if token_id in self._tokenizer._special:
@@ -347,6 +379,6 @@ class TokenDecoder:
             self._at_start = False
         return self._utf8.decode(piece)
 
-    def flush(self):
+    def flush(self) -> str:
         """What is left: U+FFFD for a character that never became whole."""
         return self._utf8.decode(b"", final=True)

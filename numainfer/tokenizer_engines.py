@@ -255,6 +255,10 @@ def make_engine(vocab):
         if scores is None or len(scores) < vocab.n:
             raise CorruptModel(path, f"tokenizer.ggml.scores holds {len(scores) if scores is not None else 0} values "
                                      f"for {vocab.n} tokens")
+        import numpy as np
+
+        if np.isnan(np.asarray(scores, np.float32)).any():
+            raise CorruptModel(path, "tokenizer.ggml.scores holds NaN; wanted numbers")
         return SentencePieceEngine(vocab.tokens, scores[:vocab.n], vocab.types, vocab.unk_id, path)
     if vocab.unk_id is None:
         raise CorruptModel(path, "tokenizer.ggml.unknown_token_id is missing; a WordPiece vocabulary needs it")
@@ -264,6 +268,36 @@ def make_engine(vocab):
 
 
 MODELS = ("gpt2", "gemma4", "llama", "bert")
+
+
+def _is_array(value, strings):
+    if isinstance(value, (str, bytes)) or not hasattr(value, "__len__"):
+        return False
+    return not len(value) or isinstance(value[0], str) == strings
+
+
+_WANTED = {  # what a key must hold: in words, and whether a value is so
+    **dict.fromkeys(("tokens", "merges"), ("an array of strings", lambda v: _is_array(v, True))),
+    **dict.fromkeys(("scores", "token_type"), ("an array of numbers", lambda v: _is_array(v, False))),
+    **dict.fromkeys(("bos_token_id", "eos_token_id", "eot_token_id", "eom_token_id", "cls_token_id", "unknown_token_id",
+                     "seperator_token_id", "padding_token_id", "fim_pad_token_id", "fim_rep_token_id", "fim_sep_token_id"),
+                    ("an integer", lambda v: hasattr(v, "__index__") and not hasattr(v, "__len__") and v is not True
+                     and v is not False)),
+    **dict.fromkeys(("add_bos_token", "add_eos_token", "add_space_prefix", "remove_extra_whitespaces",
+                     "normalizer.lowercase", "normalizer.strip_accents"),
+                    ("a bool", lambda v: not hasattr(v, "__len__") and v in (0, 1))),
+}
+
+
+def check_kinds(metadata, path):
+    """Raise CorruptModel if a tokenizer key holds a value of another kind than the format says."""
+    for name, (words, fits) in _WANTED.items():
+        value = metadata.get(f"tokenizer.ggml.{name}")
+        if value is not None and not fits(value):
+            raise CorruptModel(path, f"tokenizer.ggml.{name} = {value!r:.100}; wanted {words}")
+    for key, value in metadata.items():
+        if (key == "tokenizer.chat_template" or key.startswith("tokenizer.chat_template.")) and not isinstance(value, str):
+            raise CorruptModel(path, f"{key} = {value!r:.100}; wanted a string")
 
 
 class Vocabulary:
@@ -286,6 +320,7 @@ class Vocabulary:
 
     def __init__(self, metadata, path):
         self.metadata, self.path = metadata, path
+        check_kinds(metadata, path)
         self.model = metadata.get("tokenizer.ggml.model")
         if not isinstance(self.model, str) or self.model not in MODELS:
             raise UnsupportedModel("tokenizer.ggml.model", self.model, MODELS)
@@ -310,18 +345,13 @@ class Vocabulary:
         value = self.metadata.get(key)
         if value is None or value == 0xFFFFFFFF:  # some converters write -1 for "none"
             return default if default is not None and default < self.n else None
-        if not hasattr(value, "__index__"):
-            raise CorruptModel(self.path, f"{key} = {value!r}; wanted an integer")
         if not 0 <= value < self.n:
             raise CorruptModel(self.path, f"{key} = {value}, but there are {self.n} tokens")
         return int(value)
 
     def strings(self, name):
-        """The array ``tokenizer.ggml.<name>``, or None; its elements are strings."""
-        values = self.metadata.get(f"tokenizer.ggml.{name}")
-        if values is None or not isinstance(values, (str, bytes)) and not (len(values) and type(values[0]) is not str):
-            return values
-        raise CorruptModel(self.path, f"tokenizer.ggml.{name} is no array of strings")
+        """The array ``tokenizer.ggml.<name>``, or None."""
+        return self.metadata.get(f"tokenizer.ggml.{name}")
 
     def _types(self):
         types = self.metadata.get("tokenizer.ggml.token_type")

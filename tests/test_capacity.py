@@ -206,7 +206,7 @@ def test_info_plans_for_another_machine(capsys):
     found = {p["policy"]: p for p in plan["placements"]}
     assert set(found) == set(POLICIES) and plan["machine"]["link"] == 90e9 and plan["demand"]["n_ctx"] == 4096
     assert found["replicate"]["sequences"] == 8 and found["replicate"]["apart"] > found["local"]["together"]
-    assert found["replicate"]["first"] == found["shard"]["first"] > found["interleave"]["first"] > found["local"]["first"]
+    assert found["replicate"]["first"] == found["shard"]["first"] > found["interleave"]["first"]
     assert found["shard"]["nodes"][0]["weights"] < 0.51 * found["replicate"]["nodes"][0]["weights"]
 
 

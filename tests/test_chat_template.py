@@ -9,7 +9,7 @@ import pytest
 from vectors import tokenizer
 
 from numainfer.chat_template import ChatTemplate
-from numainfer.errors import ChatTemplateMissing
+from numainfer.errors import ChatTemplateMissing, CorruptModel
 from numainfer.tokenizer import Tokenizer
 
 CHAT = [{"role": "user", "content": "Hi <b>"}, {"role": "assistant", "content": "Yes?"},
@@ -167,5 +167,7 @@ def test_bad_messages(smollm2, messages, error, words):
 
 
 def test_template_of_another_type(smollm2):
+    with pytest.raises(CorruptModel, match="chat_template = 3; wanted a string"):
+        Tokenizer({**smollm2._vocab.metadata, "tokenizer.chat_template": 3})
     with pytest.raises(TypeError, match="chat template is int"):
-        Tokenizer({**smollm2._vocab.metadata, "tokenizer.chat_template": 3}).apply_chat_template(CHAT)
+        ChatTemplate(3)

@@ -59,6 +59,9 @@ def test_run_reads_stdin(tiny_path):
     (["run", "TINY", "x", "--raw", "--system", "s"], 2, "--system"),
     (["run", "TINY", "x", "--nodes", "zero"], 2, "--nodes"),
     (["run", "TINY", "x", "--frobnicate"], 2, "frobnicate"),
+    (["run", "TINY", "x", "--temprature=1"], 2, "did you mean --temperature?"),
+    (["run", "TINY", " ", "-q"], 1, "the prompt is empty"),
+    (["run", "https://example.org/a/b.gguf", "x"], 1, "is a URL"),
     (["run", "TINY", "x", "--nodes", "77"], 1, "nodes"),
     (["run", "TINY", "x", "--threads", "100000"], 1, "threads"),
     (["run", "no-such-model.gguf", "x"], 1, "no-such-model.gguf"),
@@ -116,14 +119,6 @@ def test_tokenize(capsys):
     with_bos = json.loads(capsys.readouterr().out)
     assert main(["tokenize", "gemma3", "Hi", "--json", "--no-special"]) == 0
     assert json.loads(capsys.readouterr().out) == with_bos[1:]
-
-
-def test_bench_prints_one_object(tiny_path, capsys):
-    assert main(["bench", str(tiny_path), "-p", "20", "-n", "4", "-r", "1", "-t", "1", "--json", "-q"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["threads"] == 1 and found["pp"]["n"] == 20 and found["tg"]["n"] == 4
-    assert main(["bench", str(tiny_path), "-p", "20", "-n", "4", "-r", "1", "-q"]) == 0
-    assert "tokens/s" in capsys.readouterr().out
 
 
 def test_a_closed_pipe_is_quiet(tiny_path):

@@ -22,7 +22,7 @@
 #if defined(V16_AVX512)
 #include "avx512_attend.h"
 #define NI_ATT_NB(nq) 4
-#elif defined(V16_AVX2)
+#elif defined(V16_AVX2) || defined(V16_NEON)    /* NEON: 24 sums of 4 lanes, of 32 registers */
 #define NI_ATT_NB(nq) ((nq) == 1 ? 4 : (nq) <= 3 ? 2 : 1)
 #else
 #define NI_ATT_NB(nq) 1
@@ -34,7 +34,7 @@
 #else
 #define NI_ATT_AGAIN(nq, nb, p) ((void)0)
 #endif
-#if defined(V16_AVX2)
+#if defined(V16_AVX2) || defined(V16_NEON)
 #define NI_ATT_EACH(i, n) _Pragma("GCC unroll 8") for (int i = 0; i < (n); i++)
 #else
 #define NI_ATT_EACH(i, n) for (int i = 0; i < (n); i++)
@@ -137,7 +137,7 @@ static void NI_VEC(attend)(const float *q, int n_q, int64_t e, int64_t ev, const
     for (; tiles > 0; tiles--) {
         int n = (left + tiles - 1) / tiles;
 #define NI_ATT_CALL(nq) NI_VEC(att_tile)(nq, q, e, ev, k_chunk, v_chunk, lo, hi, cap, m, l, acc, scratch)
-#if defined(V16_AVX2)
+#if defined(V16_AVX2) || defined(V16_NEON)
         switch (n) {
         case 1: NI_ATT_CALL(1); break;
         case 2: NI_ATT_CALL(2); break;

@@ -6,6 +6,16 @@ const ni_kernels *ni_k = &ni_kernels_scalar;
 
 #if defined(__x86_64__)
 #define HAS(feature) __builtin_cpu_supports(feature)
+#elif defined(__aarch64__)
+#include <sys/auxv.h>
+#ifndef HWCAP_ASIMDDP           /* the kernel's numbers, for C libraries older than the CPUs */
+#define HWCAP_ASIMDDP (1ul << 20)
+#endif
+#ifndef HWCAP2_I8MM
+#define HWCAP2_I8MM (1ul << 13)
+#endif
+#define HWCAP(bit) ((getauxval(AT_HWCAP) & HWCAP_##bit) != 0)
+#define HWCAP2(bit) ((getauxval(AT_HWCAP2) & HWCAP2_##bit) != 0)
 #endif
 #define NI_ISA(name, has) static int runs_##name(void) { return has; }
 #include "isa.def"

@@ -1,6 +1,6 @@
-/* v16: sixteen float lanes, whatever the machine has: one zmm, two ymm, or a plain array.
+/* v16: sixteen float lanes, whatever the machine has: one zmm, two ymm, four NEON registers, or a plain array.
  *
- * Include after the file's `#pragma GCC target`. Every operation gives the same bits in all three forms: each is
+ * Include after the file's `#pragma GCC target`. Every operation gives the same bits in all forms: each is
  * either exact or one correctly rounded IEEE operation per lane, and sums over lanes use one fixed tree (v16_sum). max
  * and min are those of x86: `a > b ? a : b` and `a < b ? a : b`, so the second operand wins for NaN and for zeros of
  * either sign. Assumes the default rounding mode, subnormals on, -ffp-contract=off. Addresses need no alignment.
@@ -161,6 +161,12 @@ V16_FN void v16i_store_i8(int8_t *p, v16i a) {
     __m256i b = _mm256_permute4x64_epi64(_mm256_packs_epi32(a.lo, a.hi), 0xd8);
     _mm_storeu_si128((__m128i *)p, _mm_packs_epi16(_mm256_castsi256_si128(b), _mm256_extracti128_si256(b, 1)));
 }
+
+#elif defined(__aarch64__) && defined(__ARM_FEATURE_DOTPROD)
+/* Not wherever NEON is, which is everywhere: the scalar table must stay what the others are measured against. */
+#define V16_NEON 1
+#define V16_FN static inline __attribute__((always_inline, unused))
+#include "neon_v16.h"
 
 #else
 

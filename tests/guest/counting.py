@@ -15,7 +15,7 @@ import numpy as np
 from boot import CACHE, HERE, GuestError, Machine, prepare
 
 RECORD = np.dtype([("cpu", "u4"), ("page", "u4"), ("read", "u8"), ("written", "u8")])
-NODES = [(2, 512), (2, 512)]
+CPUS = 2  # per node
 PAGES_PER_MB = 256
 
 
@@ -56,26 +56,27 @@ def build_plugin():
 
 def count(model, policy, mode, timeout=400):
     """{"control": Traffic, "token": Traffic} of a token, and what count.py said."""
-    total = sum(mb for _, mb in NODES)
+    nodes = [(CPUS, max(512, 400 + (Path(model).stat().st_size >> 20) * 11 // 10))] * 2
+    total = sum(mb for _, mb in nodes)
     with tempfile.TemporaryDirectory(prefix="numainfer-counts-") as folder:
-        machine = Machine(NODES, plugin=[f"{build_plugin()},out={folder},mb={total}"], kernel_args="numa_balancing=disable")
+        machine = Machine(nodes, plugin=[f"{build_plugin()},out={folder},mb={total}"], kernel_args="numa_balancing=disable")
         result, = machine.run(["python", "tests/guest/count.py", str(model), policy, mode], timeout=timeout)
         said = json.loads(result.check().stdout)
         found = [np.fromfile(Path(folder, f"{i}.counts"), RECORD) for i in range(len(said["windows"]))]
-    place = _addresses(found[0], said, total)
-    return {name: _traffic(place(records), said["regions"]) for name, records in zip(said["windows"], found)}, said
+    place = _addresses(found[0], said, nodes)
+    return {name: _traffic(place(records), said["regions"], nodes) for name, records in zip(said["windows"], found)}, said
 
 
-def _addresses(control, said, total):
+def _addresses(control, said, nodes):
     """How the plugin's page numbers become the guest's.
 
     QEMU 7.2 adds a memory backend's offset twice (its place among all blocks, and in the machine): the second node's memory seems to
     begin at twice its address. The control window read weights' pages of every node, so only the right reading finds them.
     """
-    starts = np.cumsum([0] + [mb * PAGES_PER_MB for _, mb in NODES])
+    starts = np.cumsum([0] + [mb * PAGES_PER_MB for _, mb in nodes])
 
     def once(records):
-        return records[records["page"] < total * PAGES_PER_MB]
+        return records[records["page"] < starts[-1]]
 
     def twice(records):
         parts = []
@@ -85,23 +86,23 @@ def _addresses(control, said, total):
             parts.append(part)
         return np.concatenate(parts)
 
-    wanted = said["control_bytes"] * len(NODES)
+    wanted = said["control_bytes"] * len(nodes)
     for place in (twice, once):
-        traffic = _traffic(place(control), said["regions"])
+        traffic = _traffic(place(control), said["regions"], nodes)
         if wanted <= sum(n for name, n in traffic.reads.items() if name.startswith("weights")) <= 1.01 * wanted:
             return place
     raise GuestError(f"the control read {wanted} bytes of weights; the counts show {traffic}")
 
 
-def _traffic(records, regions):
+def _traffic(records, regions, nodes):
     """Sums of records whose pages are the guest's."""
     names = ["kernel", *regions]
-    owner = np.zeros(sum(mb for _, mb in NODES) * PAGES_PER_MB, int)
+    owner = np.zeros(sum(mb for _, mb in nodes) * PAGES_PER_MB, int)
     for i, name in reversed(list(enumerate(names[1:], 1))):  # the first name that claims a page has it
         for first, number in regions[name]:
             owner[first:first + number] = i
-    node_of_page = np.repeat(range(len(NODES)), [mb * PAGES_PER_MB for _, mb in NODES])
-    node_of_cpu = np.repeat(range(len(NODES)), [cpus for cpus, _ in NODES])
+    node_of_page = np.repeat(range(len(nodes)), [mb * PAGES_PER_MB for _, mb in nodes])
+    node_of_cpu = np.repeat(range(len(nodes)), [cpus for cpus, _ in nodes])
     remote = node_of_page[records["page"]] != node_of_cpu[records["cpu"]]
     kinds = owner[records["page"]]
 
@@ -117,7 +118,7 @@ def main(*models):
 
     table = csv.writer(sys.stdout)
     table.writerow(["model", "policy", "mode", "memory", "read", "read_remote", "written", "written_remote"])
-    for model in models or ("smollm2",):
+    for model in models or ("smollm2",):  # or bigger ones: what is read besides weights does not grow with them
         for policy, mode in (("replicate", "latency"), ("replicate", "throughput"), ("shard", "latency"), ("interleave", "latency")):
             token = count(sources.resolve(model), policy, mode)[0]["token"]
             for name in sorted(token.reads, key=token.reads.get, reverse=True):

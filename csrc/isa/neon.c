@@ -1,0 +1,14 @@
+/* The Arm NEON table, with the dot product of Armv8.2 (Graviton 2, Ampere Altra and later).  The pragma must stand
+ * before every include that holds code. */
+#if defined(__aarch64__)
+#pragma GCC target("arch=armv8.2-a+dotprod")
+#include "neon_dot.h"
+#include "neon_sdot.h"
+#include "neon_table.h"
+#include "neon_unpack.h"
+
+#define NI_VEC(name) name##_neon
+#include "vec_impl.h"
+
+const ni_kernels ni_kernels_neon = NI_NEON_TABLE("neon");
+#endif

@@ -1,0 +1,185 @@
+/* Decode with NEON: one token; the packed bytes are streamed once, one row group at a time.  A block's sums start at
+ * -offset * sum(x) where the format has an offset.
+ *
+ * Checked in emulation only: no Arm machine has timed these loops. */
+#ifndef NI_NEON_DOT_H
+#define NI_NEON_DOT_H
+#include "neon_util.h"
+
+/* acc = fma(isum, scale * d, acc) */
+NI_INLINE float32x4_t finish(int32x4_t isum, float32x4_t scale, float d, float32x4_t acc) {
+    return vfmaq_f32(acc, vcvtq_f32_s32(isum), vmulq_n_f32(scale, d));
+}
+
+/* Q4_0, Q4_1, Q5_0, Q5_1: blocks of 32. */
+NI_INLINE void dot_block32(const uint8_t *w, int bits, int offset, const ni_act *x, float *y) {
+    const int has_min = !offset, fifth = has_min ? 64 : 32, quants = fifth + (bits == 5 ? 64 : 0);
+    v16 acc = v16_set1(0), accm = acc;
+    for (int64_t b = 0; b < x->k / 32; b++, w += quants + 256) {
+        const int8x16_t x0 = vld1q_s8(x->q + 32 * b), x1 = vld1q_s8(x->q + 32 * b + 16);
+        const v16 d = v16_load_f16((const uint16_t *)w);
+        const int32x4_t start = vdupq_n_s32(offset ? -offset * (x->s[2 * b] + x->s[2 * b + 1]) : 0);
+        int32x4_t s[4];
+        uint8x16_t h[4];
+        QUADS(i) {
+            s[i] = start;
+            h[i] = bits == 5 ? vld1q_u8(w + fifth + 16 * i) : vdupq_n_u8(0);
+        }
+        QUADS(j) {
+            QUADS(i) {
+                const uint8x16_t v = vld1q_u8(w + quants + 64 * j + 16 * i);
+                s[i] = dot4(s[i], bits == 5 ? q5_low(v, h[i], j) : low_nibbles(v), x0, j);
+                s[i] = dot4(s[i], bits == 5 ? q5_high(v, h[i], j + 4) : high_nibbles(v), x1, j);
+            }
+            LOADS_STAY;
+        }
+        QUADS(i) acc.v[i] = finish(s[i], d.v[i], x->d[b], acc.v[i]);
+        if (has_min) accm = v16_fma(v16_load_f16((const uint16_t *)(w + 32)), v16_set1(x->m[b]), accm);
+    }
+    v16_store(y, has_min ? v16_add(acc, accm) : acc);
+}
+
+NI_INLINE void dot_block_q8_0(const uint8_t *w, const ni_act *x, float *y) {
+    const ni_record_q8_0 *in = (const ni_record_q8_0 *)w;
+    v16 acc = v16_set1(0);
+    for (int64_t b = 0; b < x->k / 32; b++, in++) {
+        const int8x16_t x0 = vld1q_s8(x->q + 32 * b), x1 = vld1q_s8(x->q + 32 * b + 16);
+        const v16 d = v16_load_f16(in->d);
+        int32x4_t s[4];
+        QUADS(i) s[i] = vdupq_n_s32(0);
+        QUADS(j) QUADS(i) s[i] = dot4(s[i], vld1q_u8(in->q[j] + 16 * i), x0, j);
+        QUADS(j) QUADS(i) s[i] = dot4(s[i], vld1q_u8(in->q[j + 4] + 16 * i), x1, j);
+        QUADS(i) acc.v[i] = finish(s[i], d.v[i], x->d[b], acc.v[i]);
+    }
+    v16_store(y, acc);
+}
+
+/* Q4_K, Q5_K.  Sub-blocks 2c and 2c + 1 share their vectors of nibbles, all sub-blocks the vectors of fifth bits. */
+NI_INLINE void dot_block256(const uint8_t *w, int bits, const ni_act *x, float *y) {
+    const int fifth = 64 + 256, quants = fifth + (bits == 5 ? 512 : 0);
+    v16 acc = v16_set1(0), accm = acc;
+    for (int64_t b = 0; b < x->k / 32; b += 8, w += quants + 2048) {
+        const v16 d = v16_load_f16((const uint16_t *)w), dmin = v16_load_f16((const uint16_t *)(w + 32));
+        v16 scale[8];
+        for (int s = 0; s < 8; s++) {
+            const uint8_t *p = w + 64 + 32 * s;
+            const v16 low = v16_mul(dmin, load_u8(p + 16));
+            scale[s] = v16_mul(d, load_u8(p));
+            QUADS(i) accm.v[i] = vfmsq_f32(accm.v[i], low.v[i], vdupq_n_f32(x->m[b + s]));
+        }
+        QUADS(c) {
+            const int8_t *xq = x->q + 32 * b + 64 * c;
+            int32x4_t lo[4], hi[4];
+            QUADS(i) lo[i] = hi[i] = vdupq_n_s32(0);
+#pragma GCC unroll 2
+            for (int e = 0; e < 2; e++) {
+                const int8x16_t x0 = vld1q_s8(xq + 16 * e), x1 = vld1q_s8(xq + 32 + 16 * e);
+                QUADS(j) {
+                    QUADS(i) {
+                        const int at = 64 * (4 * e + j) + 16 * i;
+                        const uint8x16_t v = vld1q_u8(w + quants + 512 * c + at);
+                        const uint8x16_t h = bits == 5 ? vld1q_u8(w + fifth + at) : v;
+                        lo[i] = dot4(lo[i], bits == 5 ? q5_low(v, h, 2 * c) : low_nibbles(v), x0, j);
+                        hi[i] = dot4(hi[i], bits == 5 ? q5_high(v, h, 2 * c + 1) : high_nibbles(v), x1, j);
+                    }
+                    LOADS_STAY;
+                }
+            }
+            QUADS(i) acc.v[i] = finish(lo[i], scale[2 * c].v[i], x->d[b + 2 * c], acc.v[i]);
+            QUADS(i) acc.v[i] = finish(hi[i], scale[2 * c + 1].v[i], x->d[b + 2 * c + 1], acc.v[i]);
+            LOADS_STAY;
+        }
+    }
+    v16_store(y, v16_add(acc, accm));
+}
+
+/* Q6_K.  The sums of a half's 8 sub-blocks grow side by side, for 16 rows too many for the registers: so 4 rows at a
+ * time, which touches every line of a half in the first turn and finds it in L1 in the other three. */
+NI_INLINE void dot_block_q6_k(const uint8_t *w, const ni_act *x, float *y) {
+    const ni_record_q6_k *in = (const ni_record_q6_k *)w;
+    float acc[NI_ROWS] = {0};
+    for (int64_t k = 0; k < x->k; k += 256, in++) {
+        const v16 d = v16_load_f16(in->d);
+        float scale[8][NI_ROWS];
+        for (int h = 0; h < 2; h++) {
+            const int8_t *xq = x->q + k + 128 * h;
+            const int16_t *sums = x->s + k / 16 + 8 * h;
+            for (int b = 0; b < 8; b++) v16_store(scale[b], v16_mul(d, load_i8(in->sc[8 * h + b])));
+#pragma GCC unroll 1
+            for (int r = 0; r < NI_ROWS; r += 4) {
+                int32x4_t s[8];
+#pragma GCC unroll 8
+                for (int b = 0; b < 8; b++) s[b] = vdupq_n_s32(-32 * sums[b]);
+#pragma GCC unroll 2
+                for (int e = 0; e < 2; e++)
+                    QUADS(i) {
+                        const uint8x16_t bits = vld1q_u8(in->high[8 * h + 4 * e + i] + 4 * r);
+                        QUADS(t) {
+                            const uint8x16_t v = vld1q_u8(in->q[16 * h + t % 2 * 8 + 4 * e + i] + 4 * r);
+                            const int8x16_t xb = vld1q_s8(xq + 32 * t + 16 * e);
+                            s[2 * t + e] = dot4(s[2 * t + e], q6_value(v, bits, t), xb, i);
+                        }
+                        LOADS_STAY;
+                    }
+                float32x4_t a = vld1q_f32(acc + r);
+#pragma GCC unroll 8
+                for (int b = 0; b < 8; b++)
+                    a = finish(s[b], vld1q_f32(scale[b] + r), x->d[k / 32 + 4 * h + b / 2], a);
+                vst1q_f32(acc + r, a);
+            }
+        }
+    }
+    v16_store(y, v16_load(acc));
+}
+
+/* F32, F16, BF16: `groups` row groups, `stride` bytes apart, side by side, so that the chains of fma overlap. */
+NI_INLINE void dot_float(const uint8_t *w, size_t stride, int groups, ni_type type, const ni_act *x, float *y) {
+    const int record = type == NI_F32 ? 64 : 32;
+    float32x4_t acc[4][4];
+#pragma GCC unroll 4
+    for (int g = 0; g < groups; g++) QUADS(i) acc[g][i] = vdupq_n_f32(0);
+    for (int64_t k = 0; k < x->k; k++, w += record)
+#pragma GCC unroll 4
+        for (int g = 0; g < groups; g++)
+            QUADS(i) {
+                const uint8_t *p = w + (size_t)g * stride + i * record / 4;
+                const float32x4_t v = type == NI_F32 ? vld1q_f32((const float *)p) :
+                                      type == NI_F16 ? v16_part_f16((const uint16_t *)p) :
+                                      load_bf16((const uint16_t *)p);
+                acc[g][i] = vfmaq_n_f32(acc[g][i], v, x->f[k]);
+            }
+#pragma GCC unroll 4
+    for (int g = 0; g < groups; g++) QUADS(i) vst1q_f32(y + NI_ROWS * g + 4 * i, acc[g][i]);
+}
+
+/* Defines dot_<name>, group by group. */
+#define NI_DOT(name, block, call, ...)                                                      \
+    static void dot_##name(const uint8_t *w, int64_t n_groups, const ni_act *x, float *y) { \
+        const size_t stride = (size_t)(x->k / (block)) * sizeof(ni_record_##name);          \
+        for (int64_t g = 0; g < n_groups; g++, w += stride, y += NI_ROWS)                   \
+            call(w, ##__VA_ARGS__, x, y);                                                   \
+    }
+
+/* The same, 4 groups at a time. */
+#define NI_DOT_FLOAT(name, record, type)                                                    \
+    static void dot_##name(const uint8_t *w, int64_t n_groups, const ni_act *x, float *y) { \
+        const size_t stride = (size_t)x->k * (record);                                      \
+        int64_t g = 0;                                                                      \
+        for (; g + 4 <= n_groups; g += 4, w += 4 * stride, y += 4 * NI_ROWS)                \
+            dot_float(w, stride, 4, type, x, y);                                            \
+        for (; g < n_groups; g++, w += stride, y += NI_ROWS)                                \
+            dot_float(w, stride, 1, type, x, y);                                            \
+    }
+
+NI_DOT_FLOAT(f32, 64, NI_F32)
+NI_DOT_FLOAT(f16, 32, NI_F16)
+NI_DOT_FLOAT(bf16, 32, NI_BF16)
+NI_DOT(q4_0, 32, dot_block32, 4, 8)
+NI_DOT(q4_1, 32, dot_block32, 4, 0)
+NI_DOT(q5_0, 32, dot_block32, 5, 16)
+NI_DOT(q5_1, 32, dot_block32, 5, 0)
+NI_DOT(q8_0, 32, dot_block_q8_0)
+NI_DOT(q4_k, 256, dot_block256, 4)
+NI_DOT(q5_k, 256, dot_block256, 5)
+NI_DOT(q6_k, 256, dot_block_q6_k)
+#endif

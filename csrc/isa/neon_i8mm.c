@@ -1,0 +1,13 @@
+/* The Arm NEON table with the int8 matrix product (Graviton 3, Grace, AmpereOne and later): neon.c but for gemm. */
+#if defined(__aarch64__)
+#pragma GCC target("arch=armv8.2-a+dotprod+i8mm")
+#include "neon_dot.h"
+#include "neon_smmla.h"
+#include "neon_table.h"
+#include "neon_unpack.h"
+
+#define NI_VEC(name) name##_neon_i8mm
+#include "vec_impl.h"
+
+const ni_kernels ni_kernels_neon_i8mm = NI_NEON_TABLE("neon_i8mm");
+#endif

@@ -1,0 +1,322 @@
+/* Compares every table of kernels that this CPU runs with the scalar table, bit for bit, without Python: for CPUs that
+ * are emulated.  Deterministic: the same build flags give the same inputs on every machine.
+ *
+ * Prints "tables NAMES", then per table and kernel "NAME KERNEL VALUES-COMPARED", then "scalar HASH": a hash of all
+ * scalar results, to be compared between machines.  Exits with 1 at the first table whose bits differ. */
+#include "../../csrc/formats/records.h"
+#include "../../csrc/isa/kernels.h"
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+enum { MOST_K = 1024, MOST_GROUPS = 6, MOST_TOKENS = 13, MOST_N = 2100 };
+
+static uint64_t state = 1, hash = 0xcbf29ce484222325u;
+
+static uint64_t draw(void) {   /* splitmix64 */
+    uint64_t z = state += 0x9e3779b97f4a7c15u;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return z ^ z >> 31;
+}
+static float uniform(float most) { return ((float)(draw() >> 40) * 0x1p-23f - 1.0f) * most; }
+static void floats(float *x, int64_t n, float most) { for (int64_t i = 0; i < n; i++) x[i] = uniform(most); }
+
+static void absorb(const void *p, size_t n) {   /* FNV-1a */
+    for (size_t i = 0; i < n; i++) hash = (hash ^ ((const uint8_t *)p)[i]) * 0x100000001b3u;
+}
+
+static void same(const void *found, const void *wanted, size_t n, size_t size, const char *table, const char *what,
+                 const char *part) {
+    for (size_t i = 0; i < n; i++)
+        if (memcmp((const char *)found + i * size, (const char *)wanted + i * size, size)) {
+            printf("%s %s: %s differs first at %zu of %zu\n", table, what, part, i, n);
+            exit(1);
+        }
+}
+
+#define GUARD 12345.0f
+static void bounds(float guard, const char *table, const char *what, const char *part) {
+    if (guard == GUARD) return;
+    printf("%s %s: %s writes too far\n", table, what, part);
+    exit(1);
+}
+
+/* ---- matmul ---- */
+
+static struct {
+    float f[MOST_TOKENS * MOST_K], d[MOST_TOKENS * MOST_K / 32], m[MOST_TOKENS * MOST_K / 32];
+    int8_t q[MOST_TOKENS * MOST_K];
+    int16_t s[MOST_TOKENS * MOST_K / 16];
+} x;
+
+typedef enum { RANDOM, LARGEST, EXTREME_SCALES, N_KINDS } kind;
+
+static void draw_activations(int64_t k, int n_tokens, kind how) {
+    const int64_t n = n_tokens * k;
+    floats(x.f, n, 2);
+    for (int64_t i = 0; i < n; i++) {
+        const int sign = draw() & 1 ? 1 : -1;
+        x.q[i] = (int8_t)(how == LARGEST ? 127 * (i / k % 3 == 0 ? 1 : i / k % 3 == 1 ? -1 : sign)
+                                         : (int)(draw() % 255) - 127);
+    }
+    for (int64_t b = 0; b < n / 16; b++) {
+        int s = 0;
+        for (int i = 0; i < 16; i++) s += x.q[16 * b + i];
+        x.s[b] = (int16_t)s;
+    }
+    for (int64_t b = 0; b < n / 32; b++) {
+        x.d[b] = 0.05f + uniform(0.049f);
+        x.m[b] = x.d[b] * (float)(x.s[2 * b] + x.s[2 * b + 1]);
+    }
+}
+
+/* Where the half floats of a file block are. */
+static int scales_at(ni_type t, int at[2]) {
+    at[0] = t == NI_Q6_K ? 208 : 0;
+    at[1] = 2;
+    return t == NI_Q4_1 || t == NI_Q5_1 || t == NI_Q4_K || t == NI_Q5_K ? 2 : t < NI_Q4_0 ? 0 : 1;
+}
+
+static void draw_group(ni_type t, int64_t k, int rows, kind how, uint8_t *packed) {
+    static const uint16_t extreme[] = {0x7bff, 0xfbff, 0x0001, 0x8001, 0x0000, 0x8000, 0xbc00, 0x0200};
+    static const uint8_t ends[] = {0x00, 0x7f, 0x80, 0xff};
+    static uint8_t file[NI_ROWS * MOST_K * 4];
+    const ni_format *f = &ni_formats[t];
+    const size_t row_bytes = (size_t)(k / f->block * f->block_bytes);
+    const uint8_t end = ends[draw() % 4];
+    int at[2];
+    const int n_scales = scales_at(t, at);
+    if (t == NI_F32) floats((float *)file, NI_ROWS * k, 2);
+    else
+        for (size_t i = 0; i < NI_ROWS * row_bytes; i++) file[i] = how == LARGEST ? end : (uint8_t)draw();
+    for (size_t i = 0; t == NI_F16 && i < NI_ROWS * row_bytes; i += 2) file[i + 1] &= 0xbf;   /* finite, below 2 */
+    for (size_t i = 0; t == NI_BF16 && i < NI_ROWS * row_bytes; i += 2) file[i + 1] &= 0xbf;
+    for (size_t b = 0; n_scales && b < NI_ROWS * row_bytes / (size_t)f->block_bytes; b++)
+        for (int i = 0; i < n_scales; i++) {
+            const uint16_t h = how == EXTREME_SCALES ? extreme[draw() % 8] : ni_f32_to_f16(uniform(0.02f));
+            memcpy(file + b * (size_t)f->block_bytes + at[i], &h, 2);
+        }
+    f->pack(file, row_bytes, rows, k, packed);
+}
+
+typedef struct {
+    _Alignas(64) uint8_t q[NI_SLAB * NI_ROWS];
+    float scale[NI_SLAB], min[NI_SLAB], f[NI_SLAB * NI_ROWS];
+} panel;
+
+/* acc of n_tokens, `chunk` tokens a call. */
+static void run_gemm(const ni_kernels *table, ni_type t, const uint8_t *group, int64_t k, int n_tokens, int chunk,
+                     float *acc, float *accm) {
+    static panel out;
+    for (int i = 0; i < n_tokens * NI_ROWS; i++) acc[i] = accm[i] = 0;
+    for (int64_t k0 = 0; k0 < k; k0 += NI_SLAB) {
+        const int64_t nk = k - k0 < NI_SLAB ? k - k0 : NI_SLAB;
+        ni_panel p = {out.q, out.scale, out.min, out.f};
+        memset(&out, 0xa5, sizeof out);
+        table->unpack[t](group, k0, nk, &p);
+        for (int i = 0; i < n_tokens; i += chunk) {
+            const int64_t b = i * (k / 32);
+            const ni_act part = {k, x.f + i * k, x.q + i * k, x.d + b, x.m + b, x.s + i * (k / 16)};
+            table->gemm[t](&p, k0, nk, &part, n_tokens - i < chunk ? n_tokens - i : chunk, acc + NI_ROWS * i,
+                           accm + NI_ROWS * i);
+        }
+    }
+}
+
+static void check_panels(const ni_kernels *table, ni_type t, const uint8_t *group, int64_t k) {
+    static panel a, b;
+    for (int64_t k0 = 0; k0 < k; k0 += NI_SLAB) {
+        const int64_t nk = k - k0 < NI_SLAB ? k - k0 : NI_SLAB;
+        memset(&a, 0xa5, sizeof a), memset(&b, 0xa5, sizeof b);   /* what lies beyond must stay as it is */
+        ni_panel pa = {a.q, a.scale, a.min, a.f}, pb = {b.q, b.scale, b.min, b.f};
+        table->unpack[t](group, k0, nk, &pa);
+        ni_kernels_scalar.unpack[t](group, k0, nk, &pb);
+        same(&a, &b, sizeof a, 1, table->name, ni_formats[t].name, "panel");
+    }
+}
+
+static size_t check_matmul(const ni_kernels *table, ni_type t, int64_t k, int n_groups, int n_tokens, kind how) {
+    static uint8_t packed[MOST_GROUPS * NI_ROWS * MOST_K * 4] __attribute__((aligned(64)));
+    enum { N = MOST_TOKENS * NI_ROWS };
+    static float want[N], wantm[N], got[N + 1], gotm[N + 1];
+    static float y[MOST_GROUPS * NI_ROWS + 1], want_y[MOST_GROUPS * NI_ROWS];
+    const char *name = ni_formats[t].name;
+    const size_t bytes = ni_group_bytes(t, k), n = (size_t)(n_tokens * NI_ROWS);
+    const int has_min = ni_formats[t].kind == NI_PANEL_MIN;
+    draw_activations(k, n_tokens, how);
+    for (int g = 0; g < n_groups; g++)
+        draw_group(t, k, g == n_groups - 1 ? 1 + (int)(draw() % NI_ROWS) : NI_ROWS, how, packed + (size_t)g * bytes);
+    for (int g = 0; g < n_groups; g++) {
+        const uint8_t *group = packed + (size_t)g * bytes;
+        check_panels(table, t, group, k);
+        run_gemm(&ni_kernels_scalar, t, group, k, n_tokens, n_tokens, want, wantm);
+        for (int i = 0; i < NI_ROWS; i++) want_y[NI_ROWS * g + i] = has_min ? want[i] + wantm[i] : want[i];
+        for (int chunk = n_tokens; chunk > 0; chunk = chunk > 5 ? 5 : chunk - 1) {
+            got[n] = gotm[n] = GUARD;
+            run_gemm(table, t, group, k, n_tokens, chunk, got, gotm);
+            same(got, want, n, 4, table->name, name, "gemm");
+            if (has_min) same(gotm, wantm, n, 4, table->name, name, "gemm's minimum");
+            bounds(got[n], table->name, name, "gemm"), bounds(gotm[n], table->name, name, "gemm");
+        }
+        if (table == &ni_kernels_scalar) absorb(want, n * 4), absorb(wantm, n * 4);
+    }
+    const ni_act act = {k, x.f, x.q, x.d, x.m, x.s};
+    y[n_groups * NI_ROWS] = GUARD;
+    table->dot[t](packed, n_groups, &act, y);
+    same(y, want_y, (size_t)(n_groups * NI_ROWS), 4, table->name, name, "dot");
+    bounds(y[n_groups * NI_ROWS], table->name, name, "dot");
+    return (size_t)n_groups * NI_ROWS * (size_t)(n_tokens + 1);
+}
+
+static void check_type(const ni_kernels *table, ni_type t) {
+    static const int64_t lengths[3][6] = {{1, 7, 33, 256, 300, 576}, {32, 64, 256, 288, 576, 1024}, {256, 512, 1024}};
+    const int block = ni_formats[t].block, row = block == 1 ? 0 : block == 32 ? 1 : 2, n = row == 2 ? 3 : 6;
+    size_t count = 0;
+    for (int i = 0; i < n; i++)
+        for (kind how = RANDOM; how < N_KINDS; how++)
+            count += check_matmul(table, t, lengths[row][i], 1 + (i + (int)how) % MOST_GROUPS, 1 + 5 * i % MOST_TOKENS,
+                                  how);
+    for (int i = 1; i <= MOST_TOKENS; i++)
+        count += check_matmul(table, t, lengths[row][1], 1 + i % MOST_GROUPS, i, i % 2 ? RANDOM : LARGEST);
+    printf("%s %s %zu\n", table->name, ni_formats[t].name, count);
+}
+
+/* ---- vector kernels ---- */
+
+static const float edges[] = {
+    0.0f, -0.0f, 1.0f, -1.0f, 1e-45f, -1e-45f, 1.1754944e-38f, 1e-30f, -1e-30f, 1e-8f, -0.3465f, 0.3466f, 10.0f, -10.0f,
+    87.0f, -87.2f, -87.3f, -87.31f, 88.5f, 88.72f, 88.73f, -88.72f, 90.0f, -104.0f, 1e4f, -1e4f, 1e30f, -1e30f,
+    -0x1.62e42ep+6f};   /* its exp(-x) is the last that is finite */
+
+/* Runs `call` with V, OUT as the table's kernels and output, then as the scalar table's; compares n values. */
+#define BOTH(what, T, n, ...)                                                        \
+    do {                                                                             \
+        static T out_[2][MOST_N + 1];                                                \
+        for (int i_ = 0; i_ < 2; i_++) {                                             \
+            const struct ni_vec_kernels *V = i_ ? &ni_kernels_scalar.vec : &table->vec; \
+            T *OUT = out_[i_];                                                       \
+            memset(OUT, 0x5a, sizeof out_[i_]);                                      \
+            __VA_ARGS__;                                                             \
+            (void)V;                                                                 \
+        }                                                                            \
+        same(out_[0], out_[1], MOST_N + 1, sizeof(T), table->name, what, "a value");  \
+        if (table == &ni_kernels_scalar) absorb(out_[1], (size_t)(n) * sizeof(T));    \
+        count += (size_t)(n);                                                        \
+    } while (0)
+
+static void check_maps(const ni_kernels *table) {
+    static const int sizes[] = {0, 1, 2, 15, 16, 17, 31, 33, 48, 100, 2051};
+    static float a[MOST_N], b[MOST_N];
+    const int n_edges = (int)(sizeof edges / sizeof *edges);
+    size_t count = 0;
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        const int n = sizes[i];
+        floats(a, MOST_N, 8), floats(b, MOST_N, 2);
+        for (int j = 0; j < n_edges; j++) a[(j + 3 * n) % (n > n_edges ? n : MOST_N)] = edges[j];
+        BOTH("silu_mul", float, n, V->silu_mul(a, b, n, OUT));
+        BOTH("gelu_mul", float, n, V->gelu_mul(a, b, n, OUT));
+        BOTH("softcap", float, n, V->softcap(a, 30.0f, n, OUT));
+        BOTH("softcap", float, n, V->softcap(a, 0.7f, n, OUT));
+        BOTH("scale_mul", float, n, V->scale_mul(b, 0.37f, a, n, OUT));
+        BOTH("scale_mul", float, n, V->scale_mul(b, 0.37f, NULL, n, OUT));
+        BOTH("add", float, n, V->add(a, b, n, OUT));
+        BOTH("sum_squares", float, 1, OUT[0] = V->sum_squares(b, n));
+        BOTH("to_f16", uint16_t, n, V->to_f16(a, n, OUT));
+        for (int e = -26; e < 18; e += 3) {   /* the range of halves, subnormals and overflow */
+            for (int j = 0; j < n; j++) a[j] = ldexpf(uniform(1), e);
+            BOTH("to_f16", uint16_t, n, V->to_f16(a, n, OUT));
+        }
+    }
+    for (int h = 0; h < 65536; h += 2048) {   /* all halves but NaN, there and back */
+        static uint16_t half[2048];
+        for (int i = 0; i < 2048; i++) half[i] = (uint16_t)((h + i) % 0x8000 > 0x7c00 ? 0 : h + i);
+        BOTH("from_f16", float, 2048, V->from_f16(half, 2048, OUT));
+        ni_kernels_scalar.vec.from_f16(half, 2048, a);
+        BOTH("to_f16", uint16_t, 2048, V->to_f16(a, 2048, OUT));
+        if (h == 0x7800 || h == 0xf800) continue;
+        for (int i = 0; i < 2048; i++) a[i] = i < 2047 ? a[i] / 2 + a[i + 1] / 2 : a[i];   /* the ties */
+        BOTH("to_f16", uint16_t, 2048, V->to_f16(a, 2048, OUT));
+    }
+    printf("%s maps %zu\n", table->name, count);
+}
+
+static void check_quantize(const ni_kernels *table) {
+    static float a[MOST_N];
+    static const float most[] = {1, 1e-30f, 1e30f, 3e38f, 0x1p-119f, 1e-39f, 0};
+    size_t count = 0;
+    for (size_t i = 0; i < sizeof most / sizeof *most + 1; i++) {
+        const int n = 32 * (1 + 9 * (int)i);
+        floats(a, n, i < sizeof most / sizeof *most ? most[i] : 1);
+        if (i == sizeof most / sizeof *most)   /* ties: scale 1, values and a half */
+            for (int j = 0; j < n; j++) a[j] = j % 32 ? (float)(j % 200 - 100) + 0.5f : 127.0f;
+        BOTH("quantize q", int8_t, n, V->quantize(a, n, OUT, NULL, NULL, NULL));
+        BOTH("quantize d", float, n / 32, V->quantize(a, n, NULL, OUT, NULL, NULL));
+        BOTH("quantize m", float, n / 32, V->quantize(a, n, NULL, NULL, OUT, NULL));
+        BOTH("quantize s", int16_t, n / 16, V->quantize(a, n, NULL, NULL, NULL, OUT));
+    }
+    printf("%s quantize %zu\n", table->name, count);
+}
+
+static void check_rope(const ni_kernels *table) {
+    static const int sizes[] = {0, 2, 6, 16, 20, 32, 48, 80, 128, 256};
+    float c[128], s[128], a[256];
+    size_t count = 0;
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        const int n = sizes[i];
+        floats(c, 128, 1), floats(s, 128, 1), floats(a, 256, 3);
+        BOTH("rope_norm", float, n, memcpy(OUT, a, sizeof a); V->rope_norm(OUT, c, s, n));
+        BOTH("rope_neox", float, n, memcpy(OUT, a, sizeof a); V->rope_neox(OUT, c, s, n));
+    }
+    printf("%s rope %zu\n", table->name, count);
+}
+
+static void check_attention(const ni_kernels *table) {
+    enum { E = 80, MOST_Q = 14 };
+    static float q[MOST_Q * E], scratch[MOST_Q * NI_CHUNK];
+    static uint16_t keys[NI_CHUNK * E], values[NI_CHUNK * E];
+    static const int64_t ends[][2] = {{64, 64}, {16, 48}, {80, 80}};
+    size_t count = 0;
+    for (int i = 0; i < NI_CHUNK * E; i++) keys[i] = ni_f32_to_f16(uniform(2)), values[i] = ni_f32_to_f16(uniform(2));
+    for (int n = 1; n <= MOST_Q; n++) {
+        const int64_t e = ends[n % 3][0], ev = ends[n % 3][1];
+        const float cap = n % 2 ? 0.0f : 1.5f;
+        int lo[MOST_Q], hi[MOST_Q];
+        floats(q, MOST_Q * E, n % 4 ? 0.3f : 20.0f);
+        for (int j = 0; j < n; j++) {
+            lo[j] = j % 5 ? (int)(draw() % NI_CHUNK) : 0;
+            hi[j] = j % 7 ? lo[j] + 1 + (int)(draw() % (uint64_t)(NI_CHUNK - lo[j])) : NI_CHUNK;
+        }
+        if (n > 3) lo[2] = hi[2] = 50;   /* sees nothing */
+        BOTH("attend", float, n * (ev + 2),
+             V->attend(q, n, e, ev, keys, values, lo, hi, cap, OUT + n * ev, OUT + n * (ev + 1), OUT, scratch));
+        floats(scratch, ev, 2);   /* what attend leaves there is its own affair */
+        BOTH("merge", float, ev + 2, for (int j = 0; j < ev; j++) OUT[j] = q[j]; OUT[ev] = (float)n; OUT[ev + 1] = 2;
+             V->merge(OUT + ev, OUT + ev + 1, OUT, 3.0f, 1.5f, scratch, ev - n));
+    }
+    /* The least factor that is not 0, alone. */
+    floats(scratch, 16, 0);
+    BOTH("merge", float, 18, for (int j = 0; j < 16; j++) OUT[j] = q[j]; OUT[16] = -87.3f; OUT[17] = 2;
+         V->merge(OUT + 16, OUT + 17, OUT, 0.0f, 0.0f, scratch, 16));
+    printf("%s attention %zu\n", table->name, count);
+}
+
+static const ni_kernels *named(const char *name) { return ni_isa_select(name) ? NULL : ni_k; }
+
+int main(void) {
+    char names[256], *next;
+    snprintf(names, sizeof names, "%s", ni_isa_available());
+    printf("tables %s\n", names);
+    for (char *name = strtok_r(names, ",", &next); name; name = strtok_r(NULL, ",", &next)) {
+        const ni_kernels *table = named(name);
+        if (!table) return 2;
+        state = 1;
+        for (ni_type t = 0; t < NI_N_TYPES; t++) check_type(table, t);
+        check_maps(table);
+        check_quantize(table);
+        check_rope(table);
+        check_attention(table);
+    }
+    printf("scalar %016llx\n", (unsigned long long)hash);
+    return 0;
+}
