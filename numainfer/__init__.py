@@ -25,11 +25,12 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
-    from .benchmark import bench
-    from .model import Model, load
-    from .placement import topology
-    from .sampling import SamplingParams
-    from .tokenizer import Tokenizer
+    from .benchmark import bench as bench
+    from .model import Model as Model
+    from .model import load as load
+    from .placement import topology as topology
+    from .sampling import SamplingParams as SamplingParams
+    from .tokenizer import Tokenizer as Tokenizer
 
 __version__ = "0.1.0"
 
@@ -67,13 +68,15 @@ __all__ = [
 ]
 
 
-def __getattr__(name):
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # a checker that saw it would take any name for known
+
+    def __getattr__(name):
+        if name not in _LAZY:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+        globals()[name] = value
+        return value
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return sorted(__all__)

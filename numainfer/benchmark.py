@@ -6,6 +6,7 @@ Speeds are of the model alone: ids in, logits out, without sampling and text.
 import dataclasses
 import statistics
 import time
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +14,10 @@ from . import _core
 from .arguments import integer
 from .bandwidth import ReadProbe
 from .errors import ContextOverflow
+from .summary import counted
+
+if TYPE_CHECKING:
+    from .model import Model
 
 PROMPT, GEN = "pp", "tg"  # as llama-bench names them: prompt processing, text generation
 _ARGUMENT = {PROMPT: "n_prompt", GEN: "n_gen"}
@@ -30,7 +35,7 @@ class Trial:
         return f"{self.kind}{self.n}" + (f" @ d{self.depth}" if self.depth else "")
 
     @property
-    def end(self):
+    def end(self) -> int:
         return self.depth + self.n
 
 
@@ -51,36 +56,36 @@ class Speed:
     """
 
     trial: Trial
-    samples: tuple
+    samples: tuple[float, ...]
     bytes_per_token: int = 0
-    limits: tuple = ()
+    limits: tuple[float, ...] = ()
 
     @property
-    def median(self):
+    def median(self) -> float:
         return statistics.median(self.samples)
 
     @property
-    def mean(self):
+    def mean(self) -> float:
         return statistics.fmean(self.samples)
 
     @property
-    def deviation(self):
+    def deviation(self) -> float:
         """Standard deviation of the samples; 0 of a single one."""
         return statistics.stdev(self.samples) if len(self.samples) > 1 else 0.0
 
     @property
-    def gb_per_second(self):
+    def gb_per_second(self) -> float:
         """10^9 bytes read per second, by the median."""
         return self.median * self.bytes_per_token / 1e9
 
     @property
-    def share(self):
+    def share(self) -> float | None:
         """Median over the repeats of bytes read per second, as a part of what could be read then; None for a prompt."""
         if not self.limits:
             return None
         return statistics.median(rate * self.bytes_per_token / limit for rate, limit in zip(self.samples, self.limits))
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         """Part of the object that ``numainfer bench --json`` prints."""
         found = {"n": self.trial.n, "depth": self.trial.depth, "tokens_per_second": self.median, "mean": self.mean,
                  "stdev": self.deviation, "samples": list(self.samples)}  # fmt: skip
@@ -114,26 +119,26 @@ class Bench:
     read_limit: float
 
     @property
-    def prompt_tokens_per_second(self):
+    def prompt_tokens_per_second(self) -> float:
         """Median, float."""
         return self.prompt.median
 
     @property
-    def gen_tokens_per_second(self):
+    def gen_tokens_per_second(self) -> float:
         """Median, float."""
         return self.gen.median
 
     @property
-    def bytes_per_token(self):
+    def bytes_per_token(self) -> int:
         """Bytes of weights, keys and values that a generated token reads."""
         return self.gen.bytes_per_token
 
     @property
-    def gb_per_second(self):
+    def gb_per_second(self) -> float:
         """10^9 bytes per second that generation reads, float."""
         return self.gen.gb_per_second
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         """The object that ``numainfer bench --json`` prints."""
         return {
             "model": self.model,
@@ -146,8 +151,8 @@ class Bench:
             "read_limit_gb_per_second": self.read_limit / 1e9,
         }
 
-    def __repr__(self):
-        lines = [f"{self.model}: {self.isa}, {self.threads} threads on {self.nodes} node{'s' * (self.nodes > 1)}, "
+    def __repr__(self) -> str:
+        lines = [f"{self.model}: {self.isa}, {counted(self.threads, 'thread')} on {counted(self.nodes, 'node')}, "
                  f"{self.placement}"]  # fmt: skip
         for name, speed in (("prompt", self.prompt), ("decode", self.gen)):
             if speed is not None:
@@ -159,7 +164,7 @@ class Bench:
         return "\n".join(lines)
 
 
-def bench(model, n_prompt=512, n_gen=128, repeats=3):
+def bench(model: "Model", n_prompt: int = 512, n_gen: int = 128, repeats: int = 3) -> Bench:
     """Measure prefill, decode and the memory's read limit in one run, taking turns.
 
     Parameters

@@ -22,7 +22,7 @@ from . import _core
 from .architectures import build, context_length
 from .placement import RESERVE
 from .plan import Plan
-from .summary import short_bytes
+from .summary import counted, short_bytes
 from .weights import Catalog, Matrix
 
 POLICIES = ("replicate", "shard", "interleave", "local")

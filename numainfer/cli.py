@@ -10,6 +10,7 @@ import warnings
 
 from . import __version__, cli_bench, cli_info
 from .cli_load import add_load, load
+from .summary import counted
 
 DEFAULT_MODEL = "smollm2"
 
@@ -96,12 +97,12 @@ def _command(argv):
 # ---- arguments -----------------------------------------------------------------------------------
 
 
-def _add_sampling(parser, max_tokens):
+def _add_sampling(parser, max_tokens, leave_out=()):
     group = parser.add_argument_group("sampling")
     most = "as many as the context holds" if max_tokens is None else max_tokens
     help_ = f"most tokens of the answer (default: {most})"
     group.add_argument("-n", "--max-tokens", type=int, default=max_tokens, metavar="N", help=help_)
-    for flag, kind, help_ in _SAMPLING:
+    for flag, kind, help_ in (row for row in _SAMPLING if row[0] not in leave_out):
         group.add_argument(flag, type=kind, metavar="X" if kind is float else "N", help=help_)
     group.add_argument("--stop", action="append", metavar="TEXT", help="end before this text; may be given again")
     group.add_argument("--ignore-eos", action="store_true", help="go on after the model's end token")
@@ -112,7 +113,7 @@ def _params(args):
     from .sampling import SamplingParams
 
     names = [flag[2:].replace("-", "_") for flag, _, _ in _SAMPLING]
-    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    given = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
     try:
         return SamplingParams(max_tokens=args.max_tokens, stop=args.stop or (), ignore_eos=args.ignore_eos, **given)
     except (TypeError, ValueError) as e:
@@ -188,16 +189,16 @@ def _speed_line(model, done):
         return "-" if value is None else f"{value:.1f}"
 
     t, engine = done.timings, model._engine
-    nodes = f"{len(engine.nodes)} node{'s' * (len(engine.nodes) > 1)}"
-    return (f"[{model.path.name}: prompt {t.prompt_tokens} tokens, {rate(t.prompt_tokens_per_second)} tokens/s; "
-            f"answer {len(done.token_ids)} tokens, {rate(t.generation_tokens_per_second)} tokens/s; "
-            f"{model.placement.policy} on {nodes}, {engine.threads} threads, {engine.isa}]")  # fmt: skip
+    return (f"[{model.path.name}: prompt {counted(t.prompt_tokens, 'token')}, {rate(t.prompt_tokens_per_second)} tokens/s; "
+            f"answer {counted(len(done.token_ids), 'token')}, {rate(t.generation_tokens_per_second)} tokens/s; "
+            f"{model.placement.policy} on {counted(len(engine.nodes), 'node')}, {counted(engine.threads, 'thread')}, "
+            f"{engine.isa}]")  # fmt: skip
 
 
 def _add_chat(parser):
     parser.add_argument("model", nargs="?", default=DEFAULT_MODEL, metavar="MODEL", help=f"default {DEFAULT_MODEL}")
     parser.add_argument("--system", metavar="TEXT", help="system message")
-    _add_sampling(parser, None)
+    _add_sampling(parser, None, ["--logprobs"])  # there is no --json to show them
     add_load(parser)
 
 

@@ -65,6 +65,13 @@ class Tensor:
             raise ModelClosed(f"tensor {self.name!r}: its file {self.path} is closed")
         return np.frombuffer(self._maps[self.shard], np.uint8, self.n_bytes, self.offset)
 
+    def check(self):
+        """Raise CorruptModel if the file has become too short for the data: reading it would be a SIGBUS."""
+        size = self._maps[self.shard].size() if self._maps else 0
+        if self.offset + self.n_bytes > size:
+            raise CorruptModel(self.path, f"tensor {self.name!r} lies in bytes {self.offset} to {self.offset + self.n_bytes}, "
+                                          f"but the file was cut to {size} bytes while it was read")  # fmt: skip
+
     def release(self, start, n_bytes):
         """Give the pages of data [start, start + n_bytes) back to the system: of the mapping, and of the page cache.
 

@@ -115,6 +115,8 @@ def to_ids(name, prompt, tokenizer, n_vocab, n_ctx):
     ContextOverflow
         More than n_ctx ids.
     """
+    if isinstance(prompt, str):
+        check_unicode(name, prompt)
     ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
     ids = check_ids(name, ids, n_vocab)
     if len(ids) == 0:
@@ -161,6 +163,15 @@ def check_messages(messages, tools):
     return [dict(message) for message in messages]
 
 
+def check_unicode(name, text):
+    """Raise ValueError if the str holds a lone surrogate, which no UTF-8 has."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as e:
+        raise ValueError(f"{name} holds the lone surrogate U+{ord(text[e.start]):04X} at index {e.start}; "
+                         "wanted valid Unicode") from None  # fmt: skip
+
+
 def _check_message(name, message):
     if not isinstance(message, Mapping):
         raise TypeError(f"{name}: found {type(message).__name__}, wanted a dict with role and content")
@@ -174,3 +185,9 @@ def _check_message(name, message):
             raise ValueError(f"{name}: has no 'content', found the keys {sorted(map(str, message))}")
     elif not isinstance(content, (str, list, tuple)):
         raise TypeError(f"{name}['content']: found {type(content).__name__}, wanted str or a list of parts")
+    elif isinstance(content, str):
+        check_unicode(f"{name}['content']", content)
+    else:
+        for i, part in enumerate(content):
+            if isinstance(part, Mapping) and isinstance(part.get("text"), str):
+                check_unicode(f"{name}['content'][{i}]['text']", part["text"])

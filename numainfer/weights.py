@@ -11,6 +11,7 @@ from . import _core
 from .errors import CorruptModel, UnsupportedModel
 
 _ALIGN = 64
+_LOOK = 4096
 _PIECE = 16 << 20  # bytes of the file per packing job: progress and Ctrl-C come between jobs
 
 
@@ -134,6 +135,14 @@ class _Block:
         return self._catalog.get(f"{self._prefix}{name}.weight")
 
 
+def _all_zero(data):
+    """Whether the uint8 array holds nothing but zeros; looks far into it only if it begins so.
+
+    Only a whole matrix is a sure sign: rows of zeros are padding (of a vocabulary, of a width).
+    """
+    return not data[:_LOOK].any() and not data[-_LOOK:].any() and not data.any()
+
+
 class Replicas:
     """Packed copies of weights: where each lies on each node.
 
@@ -196,10 +205,15 @@ class Replicas:
         total, done = sum(gguf.tensors[w.name].n_bytes for w in matrices), 0
         for w in matrices:
             tensor, data, entry = gguf.tensors[w.name], gguf.tensors[w.name].data, self.entry(w)
+            tensor.check()
+            if _all_zero(data):
+                raise CorruptModel(gguf.paths[tensor.shard], f"tensor {w.name!r}: all of its {tensor.n_bytes} bytes are zero, as in a "
+                                   "file that was not downloaded to its end; wanted weights", tensor.offset)
             row_bytes = tensor.n_bytes // w.n
             rows = max(_PIECE // row_bytes // _core.ROWS, 1) * _core.ROWS
             for row in range(0, w.n, rows):
                 end = min(row + rows, w.n)
+                tensor.check()  # each piece anew: someone may be writing the file
                 team.pack(entry, data.ctypes.data, row_bytes, row, end)
                 tensor.release(row * row_bytes, (end - row) * row_bytes)
                 done += (end - row) * row_bytes

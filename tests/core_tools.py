@@ -139,7 +139,7 @@ def pretend(monkeypatch, n_nodes, workers):
     real = placement.topology()
     cpus, nodes = team_shape(n_nodes, workers)
     shown = tuple(placement.Node(real.nodes[0].number, tuple(c for c, n in zip(cpus, nodes) if n == node),
-                                 real.nodes[0].total, real.nodes[0].free) for node in range(n_nodes))  # fmt: skip
+                                 real.nodes[0].total, real.nodes[0].free, node) for node in range(n_nodes))  # fmt: skip
     monkeypatch.setattr(placement, "topology", lambda: placement.Topology(shown, n_nodes))
 
 

@@ -128,6 +128,12 @@ def test_every_cut_of_the_tensor_data_is_told(llama, tmp_path):
             ni.load(tmp_path / "cut.gguf")
 
 
+def test_a_file_that_is_cut_while_it_is_loaded(tmp_path):
+    path = tiny(tmp_path, "llama", "Q8_0")
+    with pytest.raises(ni.CorruptModel, match="was cut to 10000 bytes while it was read"):
+        ni.load(path, progress=lambda *_: os.truncate(path, 10000))
+
+
 DOUBLE = "{% set ns = namespace(s=START) %}{% for i in range(60) %}{% set ns.s = STEP %}{% endfor %}"
 
 

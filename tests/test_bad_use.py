@@ -99,7 +99,26 @@ def test_sampling(model, sampling, error, says):
             verb("abc", **sampling)
 
 
+@pytest.mark.parametrize("call, says", [
+    (lambda m: m.chat("hi", streem=True), "unknown parameter 'streem': did you mean stream?"),
+    (lambda m: m.chat("hi", tool=[]), "did you mean tools?"),
+    (lambda m: m.chat("hi", max_token=5), "did you mean max_tokens?"),
+    (lambda m: m.generate("hi", stream=True), r"'stream': model\.stream\(prompt\)"),
+    (lambda m: m.generate(["hi"], stream=True), r"'stream': model\.stream\(prompt\)"),
+    (lambda m: m.generate("hi", progres=True), "did you mean progress?"),
+    (lambda m: m.session().generate("hi", stream=True), r"'stream': session\.stream\(prompt\)"),
+    (lambda m: m.session().chat("hi", streem=True), "did you mean stream?"),
+    (lambda m: ni.load(m.path, n_thread=5), "unknown parameter of load 'n_thread': did you mean threads?"),
+    (lambda m: ni.load(m.path, qqq=5), "known are source, n_ctx"),
+])  # fmt: skip
+def test_unknown_keywords_name_the_near_miss(model, call, says):
+    with pytest.raises(TypeError, match=says):
+        call(model)
+
+
 @pytest.mark.parametrize("messages, error, says", [
+    ([{"role": "user", "content": "ab\udc80"}], ValueError, r"messages\[0\]\['content'\] .* U\+DC80 at index 2"),
+    ([{"role": "user", "content": [{"type": "text", "text": "\ud800"}]}], ValueError, r"\['content'\]\[0\]\['text'\] .* index 0"),
     ([], ValueError, "empty"),
     (None, TypeError, "NoneType"),
     ({"role": "user", "content": "x"}, TypeError, "dict"),

@@ -298,7 +298,7 @@ def test_the_profile_as_table_json_and_trace(tiny_path, tmp_path, capsys):
     (["--profile", "--trace", "/no/such/folder/f"], 1, "/no/such/folder/f"),
     (["-p", "9999"], 1, "n_prompt = 9999"),
     (["-p", "8", "-n", "200", "-d", "100"], 1, "n_gen = 200 at depth 100"),
-    (["-t", "100000"], 1, "threads"),
+    (["-t", "100000"], 2, "threads"),
     (["no-such-model.gguf"], 1, "no-such-model.gguf"),
 ])  # fmt: skip
 def test_bad_arguments_are_named(args, status, says, tiny_path, capsys, monkeypatch):

@@ -99,7 +99,7 @@ def test_nodes_by_the_systems_numbers():
     made = Topology(nodes(2, 2, 2, numbers=(0, 2, 5)))
     chosen, cpus, node_of = choose_workers(made, nodes=[5, 0])
     assert [node.number for node in chosen] == [0, 5] and cpus == [0, 1, 4, 5] and node_of == [0, 0, 1, 1]
-    pretended = Topology(nodes(1, 1, 1, numbers=(0, 0, 0)), pretend=3)
+    pretended = Topology(tuple(Node(0, (i,), GB, GB, i) for i in range(3)), pretend=3)
     chosen, cpus, _ = choose_workers(pretended, nodes=[2, 1])
     assert cpus == [1, 2] and len(chosen) == 2
 
@@ -144,7 +144,32 @@ def test_auto_replicates_where_every_node_has_room():
     assert policy == "shard" and "no room for 60.0 GB on every node" in reason
     one_full = (nodes(4, 4)[0], Node(1, (4,), 128 * GB, 20 * GB))
     assert choose_policy("auto", one_full, 20 * GB, 0)[0] == "shard"
-    assert choose_policy("auto", nodes(4), 60 * GB, 10 * GB) == ("local", "one node")
+    assert choose_policy("auto", nodes(4), 60 * GB, 10 * GB) == ("local", "one node: every policy is the same single copy")
+
+
+def test_pretend_nodes_have_the_same_names_everywhere(tmp_path, monkeypatch):
+    pretend(monkeypatch, 2, 1)
+    shown = str(placement.topology())
+    assert "  node 0: 1 core (" in shown and "  node 1: 1 core (" in shown and "1 cores" not in shown
+    with open_engine(tiny(tmp_path, "llama", "Q8_0"), placement="shard") as engine:
+        assert [row.split()[0] for row in str(engine.placement).splitlines()[2:]] == ["0", "1"]
+        assert [row[0] for row in engine.placement.rows()] == ["0", "1"]
+
+
+def test_one_node_says_why_a_wish_came_to_nothing(tmp_path):
+    if len(topology().nodes) > 1:
+        pytest.skip("more than one node")
+    path = tiny(tmp_path, "llama", "Q8_0")
+    with open_engine(path, placement="shard") as engine:
+        assert str(engine.placement).startswith("local (one node: every policy is the same single copy)")
+    with open_engine(path, placement="local") as engine:
+        assert str(engine.placement).startswith("local;")
+
+
+def test_a_notebook_shows_the_topology():
+    shown = Topology((Node(3, (0, 1, 2, 5), 128 * GB, 100 * GB),))._repr_html_()
+    assert shown.startswith("<p>1 NUMA node, kernels: ")
+    assert "<td>3</td><td>4</td><td>0-2,5</td><td>100 GB</td><td>128 GB</td>" in shown
 
 
 def test_pretend_nodes_share_the_memory_of_the_real_one():

@@ -250,6 +250,13 @@ def test_print_shows_ops_operands_and_barriers(llama):
     assert repr(plan) == f"<Plan of {len(plan.ops)} ops, 3 layers>"
 
 
+def test_one_of_a_kind_and_a_notebook(llama):
+    plan = plan_of(llama, 1, n_batch=1)
+    text, shown = str(plan), plan._repr_html_()
+    assert ", 1 node; barriers" in text and "1 token a step" in text and "1 nodes" not in text
+    assert shown.startswith("<p>") and shown.endswith("</pre>") and shown.count("\n") + 1 == len(plan.ops)
+
+
 def test_bytes_per_token_counts_each_matrix_once(llama):
     """All matrices that decoding reads, tied output included, the rows of the embedding not."""
     plan = plan_of(llama, 2)

@@ -195,6 +195,37 @@ def test_a_load_that_fails_leaves_nothing_behind(tmp_path):
     assert out.strip() == "fine"
 
 
+@pytest.mark.parametrize("kind", ["Q4_K", "Q8_0", "F32"])
+def test_a_matrix_of_zeros_is_a_broken_download(tmp_path, kind):
+    path = tiny(tmp_path, "llama", kind)
+    with GGUFFile(path) as gguf:
+        last = max((t for t in gguf.tensors.values() if len(t.shape) == 2), key=lambda t: t.offset)
+        start, end = last.offset, last.offset + last.n_bytes
+    with open(path, "r+b") as file:
+        file.seek(start)
+        file.write(bytes(end - start))
+    with pytest.raises(CorruptModel, match=f"{re.escape(last.name)}.*all of its {last.n_bytes} bytes are zero") as caught:
+        with open_engine(path):
+            pass
+    assert caught.value.offset == start and caught.value.path == str(path)
+    with open(path, "r+b") as file:  # padding alone is none
+        file.seek(start + (end - start) // 2)
+        file.write(b"\1")
+    with open_engine(path):
+        pass
+
+
+def test_vectors_of_zeros_are_fine(tmp_path):
+    path = tiny(tmp_path, "llama", "Q8_0", biases=True)
+    with GGUFFile(path) as gguf:
+        bias = next(t for name, t in gguf.tensors.items() if name.endswith(".bias"))
+    with open(path, "r+b") as file:
+        file.seek(bias.offset)
+        file.write(bytes(bias.n_bytes))
+    with open_engine(path):
+        pass
+
+
 def test_interrupt_while_loading(tmp_path):
     """Ctrl-C between or within packing jobs ends the load with KeyboardInterrupt; the next load works."""
     path = tiny(tmp_path, "llama", "F32", layers=8)

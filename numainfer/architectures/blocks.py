@@ -8,6 +8,21 @@ from ..errors import CorruptModel, UnsupportedModel
 from ..plan import Attention
 
 
+# Keys that other engines know, and the values under which a file means the same without them.
+NEUTRAL = {
+    "expert_count": (0,),
+    "attention.causal": (True,),
+    "attention.clamp_kqv": (0.0,),
+    "attention.max_alibi_bias": (0.0,),
+    "attn_logit_softcapping": (0.0,),
+    "final_logit_softcapping": (0.0,),
+    "logit_scale": (0.0, 1.0),
+    "embedding_scale": (0.0, 1.0),
+    "residual_scale": (0.0, 1.0),
+    "rope.scaling.attn_factor": (1.0,),
+}
+
+
 class Hyperparameters:
     """Typed access to the keys of one architecture: ``c.int("block_count")`` reads ``llama.block_count``."""
 
@@ -33,10 +48,12 @@ class Hyperparameters:
         """A string."""
         return self.gguf.get(self.prefix + key, str, default=default)
 
-    def refuse(self, key, why):
-        """Raise UnsupportedModel if the file has the key."""
-        if self.prefix + key in self.gguf.metadata:
-            raise UnsupportedModel(self.prefix + key, self.gguf.metadata[self.prefix + key], detail=why)
+    def check_neutral(self):
+        """Raise UnsupportedModel if a key asks for something that no architecture here does; leaving it out would change results."""
+        for key, neutral in NEUTRAL.items():
+            found = self.gguf.metadata.get(self.prefix + key, neutral[0])
+            if found not in neutral:
+                raise UnsupportedModel(self.prefix + key, found, neutral)
 
     def attention(self, *, neox, eps):
         """The Attention that most architectures mean, from their head counts and widths."""
@@ -45,7 +62,7 @@ class Hyperparameters:
         key = self.int("attention.key_length", default=max(width // heads, 1), high=65536)
         return Attention(heads, kv_heads, key, self.int("attention.value_length", default=key, high=65536),
                          self.int("rope.dimension_count", default=key, low=0, high=65536), neox,
-                         scale=1.0 / math.sqrt(key), eps=eps)
+                         scale=self.float("attention.scale", default=0.0, low=0) or 1.0 / math.sqrt(key), eps=eps)
 
     def rope_frequencies(self, n_rot, base, factors=None):
         """Radians per position of each rotated pair (arXiv:2104.09864): base^(-2i/n_rot), (n_rot/2,) float64.

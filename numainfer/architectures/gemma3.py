@@ -12,8 +12,8 @@ from .blocks import Hyperparameters, Residual, embedding_matrix, output_matrix
 def build(p, weights):
     """Append Gemma 3's forward pass to plan `p`."""
     c = Hyperparameters(weights.gguf)
-    c.refuse("final_logit_softcapping", "Gemma 3 has no logit softcap")
-    eps = c.float("attention.layer_norm_rms_epsilon", low=0)
+    c.check_neutral()
+    eps = c.float("attention.layer_norm_rms_epsilon", low=0, high=1)
     blocks = c.int("block_count", high=4096)
     a = c.attention(neox=True, eps=eps)
     if blocks == 62:  # the 27 B model scales by the width per head, not by the head's own width

@@ -1,15 +1,16 @@
 """Llama (arXiv:2302.13971, 2407.21783) and what is built like it: GQA, rotary positions, SwiGLU, pre-norms."""
 
+from dataclasses import replace
+
 from .blocks import Hyperparameters, Residual, embedding_matrix, output_matrix
 
 
 def build(p, weights):
     """Append Llama's forward pass to plan `p`."""
     c = Hyperparameters(weights.gguf)
-    if c.int("expert_count", default=0, low=0):
-        c.refuse("expert_count", "mixtures of experts are not built yet")
-    eps = c.float("attention.layer_norm_rms_epsilon", low=0)
-    a = c.attention(neox=False, eps=eps)
+    c.check_neutral()
+    eps = c.float("attention.layer_norm_rms_epsilon", low=0, high=1)
+    a = replace(c.attention(neox=False, eps=eps), window=c.int("attention.sliding_window", default=0, low=0))  # Mistral 7B v0.1
     base, factors = c.float("rope.freq_base", default=10000.0, low=1), weights.get("rope_freqs.weight")
     frequencies = c.rope_frequencies(a.rope_dim, base, factors)
     rope = p.rope_table(weights.constant("rope", frequencies))

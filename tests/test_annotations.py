@@ -1,0 +1,39 @@
+"""What py.typed promises: the public functions and methods are annotated, and say what runs."""
+
+import dataclasses
+import inspect
+import typing
+
+import pytest
+
+import numainfer as ni
+from numainfer import benchmark, errors, placement, results, session, signatures, stream, tokenizer
+
+CLASSES = (
+    ni.Model, ni.SamplingParams, ni.Tokenizer, session.Session, stream.TokenStream, tokenizer.TokenDecoder, results.Completion,
+    results.Chunk, results.Logprob, results.Usage, results.Timings, results.Score, placement.Topology, placement.Node,
+    placement.Placement, placement.NodePlacement, benchmark.Bench, benchmark.Speed, errors.CorruptModel, errors.UnsupportedModel,
+)  # fmt: skip
+
+
+def public_functions():
+    yield from (ni.load, ni.topology, ni.bench)
+    for cls in CLASSES:
+        for name, member in vars(cls).items():
+            function = getattr(member, "fget", None) or getattr(member, "__func__", member)
+            named = not name.startswith("_") or name in ("__iter__", "__next__", "__enter__", "__exit__")
+            if named and inspect.isfunction(function):
+                yield function
+
+
+@pytest.mark.parametrize("function", list(public_functions()), ids=lambda f: f.__qualname__)
+def test_everything_public_is_annotated(function):
+    found = inspect.signature(function)
+    bare = [name for name, p in found.parameters.items() if p.annotation is p.empty and name not in ("self", "cls")]
+    assert not bare and found.return_annotation is not found.empty
+
+
+def test_sampling_options_are_the_fields_of_sampling_params():
+    fields = {f.name for f in dataclasses.fields(ni.SamplingParams)}
+    options, params = typing.get_type_hints(signatures.SamplingOptions), typing.get_type_hints(ni.SamplingParams)
+    assert options == {name: params[name] for name in fields}
