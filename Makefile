@@ -10,12 +10,12 @@ SOURCES := setup.py pyproject.toml $(wildcard numainfer/*.pyx numainfer/*.pxi cs
 TEST_APT := gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static
 APT := gcc libc6-dev make libnuma-dev python3-dev python3-venv
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
-PROMPT ?= Explain in two sentences what NUMA means for a server.
+PROMPT ?= Why is the sky blue?
 
 .PHONY: demo test test-numa lint bench wheel clean build
 
 demo: $(VENV)/model
-	$(BIN)/numainfer run smollm2 "$(PROMPT)"
+	$(BIN)/numainfer run smollm2 --max-tokens 60 "$(PROMPT)"
 
 test: $(VENV)/test-tools
 	$(BIN)/ruff check .
