@@ -3,6 +3,7 @@
 import logging
 import os
 import threading
+import weakref
 
 import numpy as np
 
@@ -31,6 +32,7 @@ class KV:
         self._engine, self._lock = engine, threading.RLock()  # a signal handler may close it anywhere in here
         self._users, self._closed = 0, False
         self.arena = _core.Arena(max(engine.plan.kv_bytes, 1))
+        engine.kvs.add(self)
 
     @property
     def address(self):
@@ -192,6 +194,7 @@ class Engine:
     def __init__(self, gguf, *, n_ctx=None, n_batch=512, threads=None, nodes=None, placement="auto", kv_type="f16",
                  progress=None, verify=True):
         self.lane = self.replicas = self._node_lanes = self._share = None
+        self.kvs = weakref.WeakSet()
         if kv_type not in KV_TYPES:
             raise ValueError(f"kv_type = {kv_type!r}; wanted one of {', '.join(KV_TYPES)}")
         try:
@@ -235,7 +238,7 @@ class Engine:
             policy, reason,
             [placement.NodePlacement(n.number, tuple(c for c, i in zip(cpus, node_of) if i == j), sizes[j], 0, pretend=n.pretend)
              for j, n in enumerate(chosen)],
-            self.plan.kv_bytes // self.n_ctx, self.replicas)
+            self.plan.kv_bytes // self.n_ctx, self.replicas, lambda kvs=self.kvs: [kv.arena for kv in list(kvs)])
         self.lane.core_plan()
         if verify:
             self.placement.verify(strict=verify != "warn")

@@ -40,7 +40,7 @@ def load(
     *,
     n_ctx: int | None = None,
     n_batch: int = 512,
-    threads: int | None = None,
+    threads: int | Sequence[int] | None = None,
     nodes: Sequence[int] | None = None,
     placement: str = "auto",
     kv_type: str = "f16",
@@ -59,8 +59,8 @@ def load(
         for it is used only as it fills.
     n_batch : int
         Most tokens per step; limits the memory for activations. Results do not depend on it.
-    threads : int or None
-        Worker threads over all nodes; None: one per physical core that this process may use.
+    threads : int, sequence of int, or None
+        Worker threads over all nodes, or a number for each node; None: one per physical core that this process may use.
     nodes : sequence of int, or None
         NUMA nodes to use, by the system's numbers; None: all with CPUs and memory.
     placement : {"auto", "replicate", "shard", "interleave", "local"}
@@ -91,7 +91,10 @@ def load(
         raise TypeError(f"source: found {type(source).__name__}, wanted a str or a path")
     n_ctx = None if n_ctx is None else integer("n_ctx", n_ctx, 1)
     n_batch = integer("n_batch", n_batch, 1)
-    threads = None if threads is None else integer("threads", threads, 1)
+    if isinstance(threads, (list, tuple)):
+        threads = [integer(f"threads[{i}]", n, 1) for i, n in enumerate(threads)]
+    else:
+        threads = None if threads is None else integer("threads", threads, 1)
     nodes = None if nodes is None else node_numbers("nodes", nodes)
     progress_way("progress", progress)
     if not isinstance(verify, bool) and verify != "warn":

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from . import _core
+from . import _core, pages
 from .errors import OutOfNodeMemory, PlacementError, PlacementWarning
 from .summary import counted
 
@@ -137,13 +137,13 @@ def _siblings(cpu):
 
 def _memory_node(number):
     """The node itself, or the nearest one that has memory and lets this process (its cpuset) use it."""
-    status = dict(line.split(":", 1) for line in _read("/proc/self/status").splitlines())
+    status = dict(line.split(":", 1) for line in pages.read("/proc/self/status").splitlines())
     allowed = _parse_ranges(status.get("Mems_allowed_list", "").strip() or str(number))
     usable = {n for n in allowed if _core.numa_node_memory(n)[0]}
-    distances = _read(f"/sys/devices/system/node/node{number}/distance").split()
+    distances = pages.read(f"/sys/devices/system/node/node{number}/distance").split()
     if number in usable or not usable or not distances:
         return number
-    return min((int(d), n) for d, n in zip(distances, _parse_ranges(_read("/sys/devices/system/node/online"))) if n in usable)[1]
+    return min((int(d), n) for d, n in zip(distances, _parse_ranges(pages.read("/sys/devices/system/node/online"))) if n in usable)[1]
 
 
 def _parse_ranges(text):
@@ -169,8 +169,8 @@ def choose_workers(topology, threads=None, nodes=None):
     Parameters
     ----------
     topology : Topology
-    threads : int, optional
-        Workers in all, spread evenly; by default one per core, or as many as the control group's quota feeds.
+    threads : int or list of int, optional
+        Workers in all, spread evenly, or on each node; by default one per core, or as many as the control group's quota feeds.
     nodes : list of int, optional
         Numbers of the nodes to use (indices of pretend ones); by default all.
 
@@ -192,6 +192,11 @@ def choose_workers(topology, threads=None, nodes=None):
             raise ValueError(f"nodes = {list(nodes)!r}; wanted different numbers among {sorted(known)}")
     chosen = [known[n] for n in (sorted(nodes) if nodes is not None else known)]
     cores = sum(len(node.cpus) for node in chosen)
+    if isinstance(threads, (list, tuple)):
+        if len(threads) != len(chosen) or any(not 1 <= n <= len(node.cpus) for n, node in zip(threads, chosen)):
+            raise ValueError(f"threads = {list(threads)!r}; wanted a number for each of nodes {[n.label for n in chosen]}, from 1 to its "
+                             f"cores, {[len(n.cpus) for n in chosen]}")
+        return _workers(chosen, threads)
     if threads is None:
         threads = max(min(cores, int(cpu_quota())) if cpu_quota() < cores else cores, len(chosen))
     if not len(chosen) <= threads <= cores:
@@ -201,6 +206,10 @@ def choose_workers(topology, threads=None, nodes=None):
         i = min((i for i, node in enumerate(chosen) if counts[i] < len(node.cpus)),
                 key=lambda i: (counts[i] > 0, counts[i] / len(chosen[i].cpus), i))
         counts[i] += 1
+    return _workers(chosen, counts)
+
+
+def _workers(chosen, counts):
     cpus = [cpu for node, count in zip(chosen, counts) for cpu in node.cpus[:count]]
     return chosen, cpus, [i for i, count in enumerate(counts) for _ in range(count)]
 
@@ -225,6 +234,9 @@ class NodePlacement:
         return self.number if self.pretend is None else self.pretend
 
 
+_COLUMNS = ("node", "cores", "weights", "huge pages", "verified", "KV", "scratch")
+
+
 @dataclass
 class Placement:
     """A model's memory on the nodes.
@@ -245,6 +257,19 @@ class Placement:
     nodes: list[NodePlacement]
     kv_bytes_per_token: int
     _replicas: Any = field(repr=False, default=None)
+    _kv_arenas: Any = field(repr=False, default=list)
+
+    def kv_bytes(self) -> dict[int, int]:
+        """Bytes of KV cache in use now, by the system's node number."""
+        arenas = self._kv_arenas()
+        found = pages.bytes_by_node(arenas)
+        return dict(found) if found or len(self.nodes) > 1 else {self.nodes[0].number: pages.resident(arenas)[0]}
+
+    def huge_share(self, node: NodePlacement) -> float:
+        """Share of a node's weights that lies in huge pages, 0 to 1."""
+        arenas = self._replicas.arenas
+        total, huge = pages.resident([arenas[self.nodes.index(node) % len(arenas)]])
+        return huge / max(total, 1)
 
     def verify(self, strict: bool = True) -> "Placement":
         """Look up the node of every resident page of the weights; move strays.  Returns self.
@@ -289,7 +314,7 @@ class Placement:
             done += ["/proc/self/numa_maps told where they lie"] * bool(refused)
             notes.append(f"the kernel refuses {' and '.join(['mbind'] * unbound + ['move_pages'] * bool(refused))}: {', '.join(done)}; "
                          "in a container add the SYS_NICE capability (docker run --cap-add SYS_NICE)")
-        if _read("/proc/sys/kernel/numa_balancing") not in ("", "0") and len(self.nodes) > 1:
+        if pages.read("/proc/sys/kernel/numa_balancing") not in ("", "0") and len(self.nodes) > 1:
             notes.append("kernel.numa_balancing is on: it moves pages that are not bound, and costs time; "
                          "switch it off with: sysctl kernel.numa_balancing=0")
         if notes:
@@ -297,21 +322,22 @@ class Placement:
         return self
 
     def rows(self) -> list[tuple[str, ...]]:
-        """Per node: number, cores, weights, scratch, verified, as text."""
-        return [(str(n.label), str(len(n.cpus)), _size(n.weights), _size(n.scratch),
-                 "not checked" if n.verified is None else f"{n.verified:.1%}") for n in self.nodes]
+        """Per node: number, cores, weights, their share in huge pages, share found on the node, KV cache, scratch, as text."""
+        kv = self.kv_bytes()
+        return [(str(n.label), str(len(n.cpus)), _size(n.weights), f"{self.huge_share(n):.0%}",
+                 "not checked" if n.verified is None else f"{n.verified:.1%}",
+                 _size(kv.get(n.number, 0)) if n.pretend is None else "-", _size(n.scratch)) for n in self.nodes]
 
     def __str__(self) -> str:
-        header = ("node", "cores", "weights", "scratch", "verified")
-        rows = [header, *self.rows()]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
+        rows = [_COLUMNS, *self.rows()]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
         table = "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows)
         why = f" ({self.reason})" if self.reason else ""
         return f"{self.policy}{why}; KV cache {_size(self.kv_bytes_per_token)} per token\n{table}"
 
     def _repr_html_(self) -> str:
         reason = f" ({self.reason})" if self.reason else ""
-        return _html(f"{self.policy}{reason}", ("node", "cores", "weights", "scratch", "verified"), self.rows())
+        return _html(f"{self.policy}{reason}", _COLUMNS, self.rows())
 
 
 def _html(title, head, rows):
@@ -326,22 +352,9 @@ def _count_pages(arena):
     if not isinstance(found, int):
         return *found, 0
     counts, page = np.zeros(_core.numa_max_node() + 1, np.int64), os.sysconf("SC_PAGESIZE")
-    for line in _read("/proc/self/numa_maps").splitlines():
-        start, *words = line.split()
-        if arena.address <= int(start, 16) < arena.address + arena.bytes:  # an arena's flags keep it from merging with neighbours
-            for word in words:
-                name, _, count = word.partition("=")
-                if name[0] == "N" and name[1:].isdecimal():
-                    counts[int(name[1:])] += int(count)
+    for node, n_bytes in pages.bytes_by_node([arena]).items():
+        counts[node] = n_bytes // page
     return counts if counts.any() else None, page, found
-
-
-def _read(path):
-    """Text of a file of the kernel, "" if there is none."""
-    try:
-        return Path(path).read_text().strip()
-    except OSError:
-        return ""
 
 
 def choose_policy(asked, chosen, weight_bytes, other_bytes, standing=()):

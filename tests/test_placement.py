@@ -270,6 +270,8 @@ def test_arenas_that_cannot_be(size, on, error, says):
 class Replica:
     """One arena of 10 pages of which some lie on other nodes."""
 
+    address = bytes = 0
+
     def __init__(self, counts, movable=0, bound=True):
         self.counts, self.movable, self.bound, self.moved = np.array(counts), movable, bound, None
 
@@ -343,3 +345,25 @@ def test_memory_of_a_loaded_model(smollm2, fake, policy, copies):
     assert after - before >= packed * copies * 0.99  # real copies, touched
     assert used - after < 40e6
     assert closed < used - packed * copies * 0.95  # given back
+
+
+def test_threads_per_node(tmp_path, monkeypatch):
+    nodes = (Node(0, (0, 1, 2), 10, 10), Node(3, (4, 5), 10, 10))
+    chosen, cpus, node_of = choose_workers(Topology(nodes), threads=[1, 2])
+    assert [n.number for n in chosen] == [0, 3] and cpus == [0, 4, 5] and node_of == [0, 1, 1]
+    for bad in ([1], [4, 1], [1, 3], [0, 1], [1, 1, 1]):
+        with pytest.raises(ValueError, match=r"wanted a number for each of nodes \[0, 3\]"):
+            choose_workers(Topology(nodes), threads=bad)
+
+
+def test_kv_memory_is_shown_as_it_fills(tmp_path):
+    with open_engine(tiny(tmp_path, "llama", "Q4_0")) as engine:
+        assert sum(engine.placement.kv_bytes().values()) == 0
+        kv = engine.new_kv()
+        engine.step([(kv, list(range(1, 20)), 0)], [])
+        used = sum(engine.placement.kv_bytes().values())
+        layers = len(engine.plan.kv_layers)
+        assert layers * 4096 <= used <= engine.plan.kv_bytes
+        assert "KV" in str(engine.placement) and 0 <= engine.placement.huge_share(engine.placement.nodes[0]) <= 1
+        kv.close()
+        assert sum(engine.placement.kv_bytes().values()) == 0
