@@ -18,7 +18,7 @@ class _Entry:
 def stands(key):
     """Whether somebody has these replicas, or is making them."""
     with _lock:
-        return key in _entries
+        return key in _entries and _entries[key].users > 0
 
 
 def _after_fork():
@@ -75,7 +75,9 @@ class Share:
         """Give up the share; the last one frees the memory."""
         with _lock:
             entry, self.replicas = self._entry, None
-            if entry is None:
+            if entry is None:  # interrupted in _join, perhaps just after the entry was made
+                if self._key in _entries and not _entries[self._key].users:
+                    del _entries[self._key]
                 return
             listed = _entries.get(self._key) is entry
             entry.users -= 1
@@ -88,4 +90,8 @@ class Share:
             entry.replicas.close()
 
     def __del__(self):
-        self.close()
+        try:
+            self.close()
+        except KeyboardInterrupt:  # it would be ignored here, and the share kept for ever
+            self.close()
+            raise
