@@ -21,6 +21,19 @@ log.addHandler(logging.NullHandler())
 KV_TYPES = ("f16",)
 
 
+def _report_runtimes():
+    """Log the OpenMP runtimes of the process where there are others beside ours: their pools may want the same CPUs."""
+    if not log.isEnabledFor(logging.INFO):
+        return
+    from threadpoolctl import threadpool_info  # takes 20 ms to import
+
+    found = [info for info in threadpool_info() if info["user_api"] == "openmp"]
+    if len(found) > 1:
+        log.info("%d OpenMP runtimes are in this process: %s. Workers are pinned one by one and do not depend on them, but threads "
+                 "of theirs that spin take CPU time from a step", len(found),
+                 ", ".join(f"{info['filepath']} ({info['num_threads']} threads)" for info in found))
+
+
 class KV:
     """The KV cache of one sequence: address space for n_ctx positions, of which pages are taken as they fill.
 
@@ -234,6 +247,7 @@ class Engine:
         sizes = [arena.bytes for arena in self.replicas.arenas]
         if policy == "interleave":
             sizes = [sizes[0] // len(chosen)] * len(chosen)
+        _report_runtimes()
         self.placement = placement.Placement(
             policy, reason,
             [placement.NodePlacement(n.number, tuple(c for c, i in zip(cpus, node_of) if i == j), sizes[j], 0, pretend=n.pretend)

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from core_tools import CPUS, Sheet, open_team, python, rig, same_bits, team_shape
+from tiny_models import tiny
 
 from numainfer import _core
 from numainfer.errors import ForkedProcess
@@ -321,3 +322,18 @@ def test_openmp_settings_of_the_user_change_nothing(settings):
         print(os.sched_getaffinity(0) == mine or os.environ.get("OMP_PROC_BIND"))
     """, **settings)
     assert out.strip() in ("True", "true")
+
+
+def test_other_openmp_runtimes_are_reported(tmp_path):
+    pytest.importorskip("cyllama", reason="the peer's wheel, which carries an OpenMP runtime of its own, is not installed")
+    code = """
+import logging, sys
+logging.basicConfig(level=logging.INFO, stream=sys.stdout)
+if sys.argv[2] == "other":
+    import cyllama.llama.llama_cpp
+import numainfer as ni
+ni.load(sys.argv[1]).close()
+"""
+    path = tiny(tmp_path, "llama", "Q4_0")
+    assert "2 OpenMP runtimes are in this process" in python(code, path, "other")
+    assert "OpenMP" not in python(code, path, "alone")
