@@ -236,7 +236,7 @@ class Engine:
         self.bytes_per_token = self.plan.bytes_per_token
         kv_bytes = self.plan.kv_bytes if n_ctx else 0  # the model's own context is address space, not a promise
         others = sum(self.plan.arena_bytes) + kv_bytes // len(chosen)
-        bounds = self._shard_bounds()
+        bounds = self._shard_bounds() if policy in ("auto", "shard") and len(chosen) > 1 else {}
         keys = {p: self._store_key(gguf, p, bounds) for p in placement.POLICIES[1:]}
         standing = {p for p, key in keys.items() if store.stands(key)}
         weight_bytes = sum(w.packed_bytes for w in self.plan.weights)
@@ -294,9 +294,13 @@ class Engine:
     def node_lanes(self):
         """A lane per node, for work that needs no other node: the throughput mode.  One lane where there is one copy."""
         if self._node_lanes is None:
-            whole = len(self.nodes) == 1 or self.placement.policy not in ("replicate", "local")
+            whole = self.placement.policy != "replicate"
             self._node_lanes = [self.lane] if whole else [Lane(self, [i]) for i in range(len(self.nodes))]
         return self._node_lanes
+
+    def _lanes(self):
+        """Every lane there is, once: on one node the two modes share theirs."""
+        return list(dict.fromkeys(lane for lane in [self.lane, *(self._node_lanes or [])] if lane))
 
     def check_open(self):
         """Raise ModelClosed or ForkedProcess if the engine cannot run."""
@@ -320,14 +324,14 @@ class Engine:
 
     def cancel(self):
         """Ask the running steps to end; from any thread."""
-        for lane in {id(lane): lane for lane in [self.lane, *(self._node_lanes or [])] if lane}.values():
+        for lane in self._lanes():
             lane.team.cancel()
 
     def close(self):
         """End the workers and give all memory back."""
-        lanes = {id(lane): lane for lane in [self.lane, *(self._node_lanes or [])] if lane}
+        lanes = self._lanes()
         self.lane = self._node_lanes = None
-        for lane in lanes.values():
+        for lane in lanes:
             lane.close()
         self.replicas = None
         if self._share is not None:

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import math
 import numbers
-import operator
 import secrets
 import threading
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Unpack
 import numpy as np
 
 from . import _core
-from .arguments import check_names
+from .arguments import check_names, integer
 from .errors import NumaInferError
 from .signatures import FloatArray, LogitsProcessor, SamplingOptions, TokenIds
 
@@ -93,7 +92,7 @@ class SamplingParams:
 
         put("max_tokens", _optional_integer, 1, 2**31 - 1)
         put("temperature", _real, 0.0, math.inf)
-        put("top_k", _integer, -1, 2**31 - 1)
+        put("top_k", integer, -1, 2**31 - 1)
         put("top_p", _real, 0.0, 1.0)
         put("min_p", _real, 0.0, 1.0)
         put("repetition_penalty", _real, 0.0, math.inf)
@@ -103,7 +102,7 @@ class SamplingParams:
         put("stop", _stop_strings)
         put("stop_token_ids", _token_ids)
         put("ignore_eos", _boolean)
-        put("min_tokens", _integer, 0, 2**31 - 1)
+        put("min_tokens", integer, 0, 2**31 - 1)
         put("logprobs", _optional_integer, 0, MAX_LOGPROBS)
         put("logit_bias", _logit_bias)
         put("logits_processor", _optional_callable)
@@ -184,20 +183,8 @@ def check_sampling(given, others=()):
         check_names("parameter" if others else "sampling parameter", wrong, [*others, *own])
 
 
-def _integer(name, value, least, most):
-    if isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} = {value!r}: found a bool, wanted an int")
-    try:
-        value = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} = {value!r}: found {type(value).__name__}, wanted an int") from None
-    if not least <= value <= most:
-        raise ValueError(f"{name} = {value}: must be from {least} to {most}")
-    return value
-
-
 def _optional_integer(name, value, least, most):
-    return None if value is None else _integer(name, value, least, most)
+    return None if value is None else integer(name, value, least, most)
 
 
 def _real(name, value, least, most):
@@ -247,7 +234,7 @@ def _stop_strings(name, value):
 
 def _token_ids(name, value):
     ids = _items(name, value, "a sequence of int")
-    return tuple(_integer(f"{name}[{i}]", item, 0, 2**31 - 1) for i, item in enumerate(ids))
+    return tuple(integer(f"{name}[{i}]", item, 0, 2**31 - 1) for i, item in enumerate(ids))
 
 
 def _logit_bias(name, value):
@@ -256,7 +243,7 @@ def _logit_bias(name, value):
     if not isinstance(value, Mapping):
         raise TypeError(f"{name} = {value!r}: found {type(value).__name__}, wanted a mapping of token id to number")
     return {
-        _integer(f"{name} key", token, 0, 2**31 - 1): _real(f"{name}[{token!r}]", bias, -100.0, 100.0)
+        integer(f"{name} key", token, 0, 2**31 - 1): _real(f"{name}[{token!r}]", bias, -100.0, 100.0)
         for token, bias in value.items()
     }
 
