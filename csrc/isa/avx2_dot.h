@@ -10,6 +10,7 @@
 #ifndef NI_AVX2_DOT_H
 #define NI_AVX2_DOT_H
 #include "avx2_util.h"
+#include "dot_groups.h"
 
 /* Q4_0, Q4_1, Q5_0, Q5_1: blocks of 32. */
 NI_INLINE void dot_block32(const uint8_t *w, int bits, int offset, const ni_act *x, float *y) {
@@ -208,25 +209,6 @@ NI_INLINE void dot_float(const uint8_t *w, size_t stride, int groups, ni_type ty
 #pragma GCC unroll 8
     for (int i = 0; i < n; i++) _mm256_storeu_ps(y + 8 * i, acc[i]);
 }
-
-/* Defines dot_<name>, group by group. */
-#define NI_DOT(name, record, block, call, ...)                                              \
-    static void dot_##name(const uint8_t *w, int64_t n_groups, const ni_act *x, float *y) { \
-        const size_t stride = (size_t)(x->k / (block)) * (record);                          \
-        for (int64_t g = 0; g < n_groups; g++, w += stride, y += NI_ROWS)                   \
-            call(w, ##__VA_ARGS__, x, y);                                                   \
-    }
-
-/* The same, 4 groups at a time. */
-#define NI_DOT_FLOAT(name, record, type)                                                    \
-    static void dot_##name(const uint8_t *w, int64_t n_groups, const ni_act *x, float *y) { \
-        const size_t stride = (size_t)x->k * (record);                                      \
-        int64_t g = 0;                                                                      \
-        for (; g + 4 <= n_groups; g += 4, w += 4 * stride, y += 4 * NI_ROWS)                \
-            dot_float(w, stride, 4, type, x, y);                                            \
-        for (; g < n_groups; g++, w += stride, y += NI_ROWS)                                \
-            dot_float(w, stride, 1, type, x, y);                                            \
-    }
 
 NI_DOT_FLOAT(f32, REC_F32, NI_F32)
 NI_DOT_FLOAT(f16, REC_F16, NI_F16)

@@ -3,6 +3,7 @@
 #ifndef NI_AVX512_DOT_H
 #define NI_AVX512_DOT_H
 #include "avx512_util.h"
+#include "dot_groups.h"
 
 /* No load moves across.  Left alone, gcc reorders a record's loads and the prefetchers lose the thread (Q5_K: 12 %). */
 #define LOADS_STAY __asm__ volatile("" ::: "memory")
@@ -183,25 +184,6 @@ NI_INLINE void dot_float(const uint8_t *w, size_t stride, int groups, ni_type ty
 #pragma GCC unroll 8
     for (int i = 0; i < groups; i++) _mm512_storeu_ps(y + NI_ROWS * i, acc[i]);
 }
-
-/* Defines dot_<name>, group by group. */
-#define NI_DOT(name, record, block, call, ...)                                              \
-    static void dot_##name(const uint8_t *w, int64_t n_groups, const ni_act *x, float *y) { \
-        const size_t stride = (size_t)(x->k / (block)) * (record);                          \
-        for (int64_t g = 0; g < n_groups; g++, w += stride, y += NI_ROWS)                   \
-            call(w, ##__VA_ARGS__, x, y);                                                   \
-    }
-
-/* The same, 4 groups at a time. */
-#define NI_DOT_FLOAT(name, record, type)                                                    \
-    static void dot_##name(const uint8_t *w, int64_t n_groups, const ni_act *x, float *y) { \
-        const size_t stride = (size_t)x->k * (record);                                      \
-        int64_t g = 0;                                                                      \
-        for (; g + 4 <= n_groups; g += 4, w += 4 * stride, y += 4 * NI_ROWS)                \
-            dot_float(w, stride, 4, type, x, y);                                            \
-        for (; g < n_groups; g++, w += stride, y += NI_ROWS)                                \
-            dot_float(w, stride, 1, type, x, y);                                            \
-    }
 
 NI_DOT_FLOAT(f32, REC_F32, NI_F32)
 NI_DOT_FLOAT(f16, REC_F16, NI_F16)

@@ -5,6 +5,7 @@
 #ifndef NI_NEON_DOT_H
 #define NI_NEON_DOT_H
 #include "neon_util.h"
+#include "dot_groups.h"
 
 /* acc = fma(isum, scale * d, acc) */
 NI_INLINE float32x4_t finish(int32x4_t isum, float32x4_t scale, float d, float32x4_t acc) {
@@ -152,34 +153,15 @@ NI_INLINE void dot_float(const uint8_t *w, size_t stride, int groups, ni_type ty
     for (int g = 0; g < groups; g++) QUADS(i) vst1q_f32(y + NI_ROWS * g + 4 * i, acc[g][i]);
 }
 
-/* Defines dot_<name>, group by group. */
-#define NI_DOT(name, block, call, ...)                                                      \
-    static void dot_##name(const uint8_t *w, int64_t n_groups, const ni_act *x, float *y) { \
-        const size_t stride = (size_t)(x->k / (block)) * sizeof(ni_record_##name);          \
-        for (int64_t g = 0; g < n_groups; g++, w += stride, y += NI_ROWS)                   \
-            call(w, ##__VA_ARGS__, x, y);                                                   \
-    }
-
-/* The same, 4 groups at a time. */
-#define NI_DOT_FLOAT(name, record, type)                                                    \
-    static void dot_##name(const uint8_t *w, int64_t n_groups, const ni_act *x, float *y) { \
-        const size_t stride = (size_t)x->k * (record);                                      \
-        int64_t g = 0;                                                                      \
-        for (; g + 4 <= n_groups; g += 4, w += 4 * stride, y += 4 * NI_ROWS)                \
-            dot_float(w, stride, 4, type, x, y);                                            \
-        for (; g < n_groups; g++, w += stride, y += NI_ROWS)                                \
-            dot_float(w, stride, 1, type, x, y);                                            \
-    }
-
 NI_DOT_FLOAT(f32, 64, NI_F32)
 NI_DOT_FLOAT(f16, 32, NI_F16)
 NI_DOT_FLOAT(bf16, 32, NI_BF16)
-NI_DOT(q4_0, 32, dot_block32, 4, 8)
-NI_DOT(q4_1, 32, dot_block32, 4, 0)
-NI_DOT(q5_0, 32, dot_block32, 5, 16)
-NI_DOT(q5_1, 32, dot_block32, 5, 0)
-NI_DOT(q8_0, 32, dot_block_q8_0)
-NI_DOT(q4_k, 256, dot_block256, 4)
-NI_DOT(q5_k, 256, dot_block256, 5)
-NI_DOT(q6_k, 256, dot_block_q6_k)
+NI_DOT(q4_0, sizeof(ni_record_q4_0), 32, dot_block32, 4, 8)
+NI_DOT(q4_1, sizeof(ni_record_q4_1), 32, dot_block32, 4, 0)
+NI_DOT(q5_0, sizeof(ni_record_q5_0), 32, dot_block32, 5, 16)
+NI_DOT(q5_1, sizeof(ni_record_q5_1), 32, dot_block32, 5, 0)
+NI_DOT(q8_0, sizeof(ni_record_q8_0), 32, dot_block_q8_0)
+NI_DOT(q4_k, sizeof(ni_record_q4_k), 256, dot_block256, 4)
+NI_DOT(q5_k, sizeof(ni_record_q5_k), 256, dot_block256, 5)
+NI_DOT(q6_k, sizeof(ni_record_q6_k), 256, dot_block_q6_k)
 #endif
