@@ -8,6 +8,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 SOURCES = [str(p) for folder in ("csrc", "csrc/ops", "csrc/formats", "csrc/isa") for p in sorted(Path(folder).glob("*.c"))]
+BINDINGS = [str(p) for p in sorted(Path("numainfer").glob("*.pxi"))]
 HEADERS = [str(p) for p in sorted(Path("csrc").rglob("*")) if p.suffix in (".h", ".def")]
 
 # The baseline runs on every x86-64 server; ISA files raise their own target.  No fused multiply-add but where the code says so,
@@ -38,7 +39,7 @@ class Build(build_ext):
 setup(
     cmdclass={"build_ext": Build},
     ext_modules=cythonize(
-        [Extension("numainfer._core", ["numainfer/_core.pyx", *SOURCES], depends=[*HEADERS, "numainfer/_sample.pxi"],
+        [Extension("numainfer._core", ["numainfer/_core.pyx", *SOURCES], depends=[*HEADERS, *BINDINGS],
                    extra_compile_args=FLAGS + BASELINE, extra_link_args=["-fopenmp"], libraries=["numa", "m"])],
         compiler_directives={"language_level": 3},
     )

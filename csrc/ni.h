@@ -37,8 +37,6 @@ typedef struct {
  * them over the nodes (n > 1), or leave them to first touch (n = 0).  huge: ask for transparent huge pages. */
 int ni_arena_open(ni_arena *a, size_t bytes, const int *os_nodes, int n, int huge, ni_status *st);
 void ni_arena_close(ni_arena *a);
-/* Gives the pages of a range back to the system; the range reads as zeros afterwards. */
-void ni_arena_discard(ni_arena *a, size_t offset, size_t bytes);
 /* Counts resident pages of [base, base + bytes) by node: counts[0 .. n_nodes-1], page size in *page.  Pages not touched are not counted.
  * Returns 0, or the errno of a kernel that refuses to tell. */
 int ni_arena_count(const ni_arena *a, int64_t *counts, int n_nodes, int64_t *page);

@@ -70,11 +70,6 @@ void ni_arena_close(ni_arena *a) {
     *a = (ni_arena){0};
 }
 
-void ni_arena_discard(ni_arena *a, size_t offset, size_t bytes) {
-    size_t page = (size_t)sysconf(_SC_PAGESIZE), from = (offset + page - 1) / page * page, to = (offset + bytes) / page * page;
-    if (to > from) madvise((uint8_t *)a->base + from, to - from, MADV_DONTNEED);
-}
-
 /* Asks (nodes == NULL) or moves, a batch of pages at a time. */
 static int each_batch(const ni_arena *a, int64_t *counts, int n_nodes, const int *target) {
     size_t page = (size_t)sysconf(_SC_PAGESIZE), n_pages = a->bytes / page;

@@ -1,5 +1,7 @@
 """Models that tests share: each is loaded once per run."""
 
+import threading
+
 import pytest
 from tiny_models import tiny
 
@@ -31,3 +33,38 @@ def tiny_model(tiny_path):
     """That llama, loaded for this test alone: it may be closed and broken."""
     with ni.load(tiny_path) as model:
         yield model
+
+
+@pytest.fixture(scope="session")
+def tiny_pair(tmp_path_factory):
+    """A tiny llama and a tiny Gemma 3."""
+    folder = tmp_path_factory.mktemp("pair")
+    return {"llama": tiny(folder, "llama", "Q8_0"), "gemma3": tiny(folder, "gemma3", "Q4_0", heads=4, kv_heads=2)}
+
+
+@pytest.fixture
+def load_tiny(tiny_pair, monkeypatch):
+    """``load_tiny(pretend nodes, name, ...)``; the test must leave no lane's thread and no KV memory."""
+    models, caches = [], []
+
+    def load(nodes=1, name="llama", **options):
+        monkeypatch.setenv("NUMAINFER_FAKE_NODES", str(nodes))
+        model = ni.load(tiny_pair[name], **options)
+        models.append(model)
+        make = model._engine.new_kv
+
+        def new_kv():
+            caches.append(make())
+            return caches[-1]
+
+        model._engine.new_kv = new_kv
+        return model
+
+    yield load
+    for thread in threading.enumerate():
+        if thread.name.startswith("numainfer-lane"):
+            thread.join(1)
+            assert not thread.is_alive()
+    assert [kv for kv in caches if kv.address] == []
+    for model in models:
+        model.close()

@@ -1,0 +1,90 @@
+# Binds csrc/numa.c: nodes and memory bound to them.
+
+def numa_available():
+    return bool(ni_numa_available())
+
+
+def numa_max_node():
+    return ni_numa_max_node()
+
+
+def numa_node_of_cpu(int cpu):
+    return ni_numa_node_of_cpu(cpu)
+
+
+def numa_node_memory(int node):
+    """(total, free) bytes of a node."""
+    cdef int64_t total, left
+    ni_numa_node_memory(node, &total, &left)
+    return total, left
+
+
+def omp_places():
+    """The CPUs of each place that OpenMP binds threads to, as sets; none unless OMP_PROC_BIND and the like ask for that."""
+    cdef int n
+    cdef int[::1] view
+    found = []
+    for i in range(ni_omp_n_places()):
+        n = ni_omp_place(i, NULL, 0)
+        cpus = np.empty(max(n, 1), np.intc)
+        view = cpus
+        ni_omp_place(i, &view[0], n)
+        found.append(set(cpus[:n].tolist()))
+    return found
+
+
+cdef class Arena:
+    """Zeroed memory bound to a node, interleaved over several, or left to first touch; freed by close().
+
+    Attributes: address, bytes, bound (whether the kernel accepted the binding).
+    """
+    cdef ni_arena a
+
+    def __init__(self, size_t n_bytes, nodes=(), bint huge=False):
+        cdef ni_status st
+        cdef int *wanted = _ints(nodes)
+        cdef int e = ni_arena_open(&self.a, n_bytes, wanted, len(nodes), huge, &st)
+        free(wanted)
+        if e:
+            _fail(&st)
+
+    def __dealloc__(self):
+        ni_arena_close(&self.a)
+
+    def close(self):
+        ni_arena_close(&self.a)
+
+    @property
+    def address(self):
+        return <uintptr_t>self.a.base
+
+    @property
+    def bytes(self):
+        return self.a.bytes
+
+    @property
+    def bound(self):
+        return bool(self.a.bound)
+
+    def count(self, int n_nodes):
+        """Resident pages per node, and the page size; an int (errno) where the kernel refuses to tell."""
+        counts = np.zeros(n_nodes, np.int64)
+        cdef int64_t[::1] view = counts
+        cdef int64_t page
+        cdef int e
+        with nogil:
+            e = ni_arena_count(&self.a, &view[0], n_nodes, &page)
+        return e if e else (counts, page)
+
+    def move(self, int node):
+        """Move stray pages to the node; returns 0 or an errno."""
+        cdef int e
+        with nogil:
+            e = ni_arena_move(&self.a, node)
+        return e
+
+    def read(self, size_t offset, size_t n_bytes):
+        """A copy of some bytes, for tests."""
+        if offset + n_bytes > self.a.bytes:
+            raise ValueError(f"bytes {offset} to {offset + n_bytes} of an arena of {self.a.bytes}")
+        return (<char *>self.a.base)[offset:offset + n_bytes]

@@ -1,0 +1,140 @@
+# Binds csrc/plan.c, and what a plan is built from.
+
+def matmul_cut(shapes, int n_workers):
+    """Row groups of matrices (code, n, k) of one stage by worker: int64 array (n_workers, matrices, 2)."""
+    cdef ni_weight w[3]
+    cdef const ni_weight *p[3]
+    cdef int64_t g0[3]
+    cdef int64_t g1[3]
+    cdef int n = len(shapes)
+    if not 1 <= n <= 3:
+        raise ValueError(f"a stage has one to three matrices, found {n}")
+    for j, (code, rows, k) in enumerate(shapes):
+        w[j].type, w[j].n, w[j].k = code, rows, k
+        p[j] = &w[j]
+    found = np.empty((n_workers, n, 2), np.int64)
+    for worker in range(n_workers):
+        ni_matmul_cut(p, n, n_workers, worker, g0, g1)
+        for j in range(n):
+            found[worker, j] = g0[j], g1[j]
+    return found
+
+
+def kv_chunk_bytes(int64_t e, int64_t ev):
+    """Bytes of one chunk of one kv-head: keys and values of CHUNK positions."""
+    return ni_kv_chunk_bytes(e, ev)
+
+
+cdef class Plan:
+    """A plan that a team runs.
+
+    ops, tensors: arrays of OP_DTYPE, TENSOR_DTYPE; weights: (code, n, k, addresses per node, bounds) each, code -1 for
+    plain bytes, bounds None but for shards; arena_bytes: (shared, per node); node_map, os_nodes: per node of the team, its index in the weights' addresses
+    and its number for the system.
+    """
+    cdef ni_plan *p
+    cdef ni_weight *weights
+    cdef int n_weights, n_ops
+    cdef Team team
+    cdef object keep
+
+    def __init__(self, Team team, ops, tensors, weights, arena_bytes, int max_tokens, node_map, os_nodes):
+        cdef ni_status st
+        cdef ni_plan_spec spec
+        cdef ni_team *t = team.usable()
+        self.team, self.n_weights, self.n_ops = team, len(weights), len(ops)
+        self.weights = <ni_weight *>calloc(max(len(weights), 1), sizeof(ni_weight))
+        for i, weight in enumerate(weights):
+            _fill_weight(&self.weights[i], weight)
+        ops = np.ascontiguousarray(ops, OP_DTYPE)
+        tensors = np.ascontiguousarray(tensors, TENSOR_DTYPE)
+        cdef const uint8_t[::1] o = ops.view(np.uint8).reshape(-1)
+        cdef const uint8_t[::1] x = tensors.view(np.uint8).reshape(-1)
+        spec.n_ops, spec.ops = len(ops), <const ni_op *>&o[0]
+        spec.n_tensors, spec.tensors = len(tensors), <const ni_tensor *>&x[0]
+        spec.n_weights, spec.weights = len(weights), self.weights
+        spec.arena_bytes[0], spec.arena_bytes[1] = arena_bytes[0], arena_bytes[1]
+        spec.max_tokens = max_tokens
+        cdef int *m = _ints(node_map)
+        cdef int *d = _ints(os_nodes)
+        with nogil:
+            self.p = ni_plan_open(t, &spec, m, d, &st)
+        free(m)
+        free(d)
+        if self.p == NULL:
+            _fail(&st)
+
+    def __dealloc__(self):
+        ni_plan_close(self.p)
+        if self.weights != NULL:
+            for i in range(self.n_weights):
+                _free_weight(&self.weights[i])
+            free(self.weights)
+
+    def close(self):
+        ni_plan_close(self.p)
+        self.p = NULL
+
+    @property
+    def bytes(self):
+        """Bytes of activations and scratch that the plan may touch."""
+        return ni_plan_bytes(self.p) if self.p != NULL else 0
+
+    def run(self, const int32_t[::1] ids, segments, const int32_t[::1] out_rows, float[:, ::1] out, uint64_t shuffle_seed=0):
+        """Run a step: ids (T,), segments of SEGMENT_DTYPE covering them in order, out_rows (R,), out (R, width).
+
+        With a shuffle_seed the calling thread plays all workers, one after another, in random order between barriers.
+        """
+        cdef ni_status st
+        cdef ni_step s
+        cdef ni_team *t = self.team.usable()
+        if self.p == NULL:
+            raise ValueError("the plan is closed")
+        segments = np.ascontiguousarray(segments, SEGMENT_DTYPE)
+        cdef const uint8_t[::1] g = segments.view(np.uint8).reshape(-1)
+        if ids.shape[0] == 0 or out.shape[0] != out_rows.shape[0]:
+            raise ValueError(f"a step needs tokens and a row of output per wanted row; found {ids.shape[0]} tokens, "
+                             f"{out.shape[0]} rows for {out_rows.shape[0]}")
+        s.n_tokens, s.n_segments, s.n_out = ids.shape[0], len(segments), out_rows.shape[0]
+        s.ids, s.segments = &ids[0], <const ni_segment *>&g[0]
+        s.out_rows = &out_rows[0] if out_rows.shape[0] else NULL
+        s.out = &out[0, 0] if out_rows.shape[0] else NULL
+        if shuffle_seed:
+            with nogil:
+                ni_plan_run_shuffled(t, self.p, &s, shuffle_seed)
+            return
+        if ni_plan_start(t, self.p, &s, &st):
+            _fail(&st)
+        self.team.finish()
+
+    def set_timing(self, bint on):
+        """Whether steps note when ops begin and end; between steps only."""
+        cdef ni_status st
+        if self.p == NULL:
+            raise ValueError("the plan is closed")
+        if ni_plan_set_timing(self.p, on, &st):
+            _fail(&st)
+
+    def stamps(self):
+        """Times of the last step with timing on: int64 (workers, 1 + 2 ops), nanoseconds of ``time.monotonic_ns``'s clock.
+
+        Of each worker: when it began the step, then of each op when it began (past the barrier before it) and ended.
+        """
+        cdef ni_status st
+        if self.p == NULL:
+            raise ValueError("the plan is closed")
+        found = np.empty((ni_plan_workers(self.p), 1 + 2 * self.n_ops), np.int64)
+        cdef int64_t[:, ::1] view = found
+        if ni_plan_stamps(self.p, &view[0, 0], &st):
+            _fail(&st)
+        return found
+
+    def times(self):
+        """Nanoseconds worker 0 spent per op and in the barrier before it, since last asked."""
+        if self.p == NULL:
+            raise ValueError("the plan is closed")
+        ops, barriers = np.zeros(self.n_ops, np.int64), np.zeros(self.n_ops, np.int64)
+        cdef int64_t[::1] o = ops
+        cdef int64_t[::1] b = barriers
+        ni_plan_times(self.p, &o[0], &b[0])
+        return ops, barriers

@@ -1,0 +1,138 @@
+# Binds csrc/team.c, and the jobs that a team runs besides plans: packing, copying, measuring.
+
+cdef class Team:
+    """Pinned worker threads; see csrc/ni.h.  cpus, nodes: one per worker, node indices ascending from 0."""
+    cdef ni_team *p
+    cdef object pid
+    cdef readonly int n_nodes
+
+    def __init__(self, cpus, nodes):
+        cdef ni_status st
+        if len(cpus) != len(nodes) or not len(cpus):
+            raise ValueError(f"a team needs a CPU and a node for each worker; found {len(cpus)} and {len(nodes)}")
+        cdef int n = len(cpus), n_nodes = max(nodes) + 1
+        cdef int *c = _ints(cpus)
+        cdef int *d = _ints(nodes)
+        with nogil:
+            self.p = ni_team_open(c, d, n, n_nodes, &st)
+        free(c)
+        free(d)
+        if self.p == NULL:
+            _fail(&st)
+        self.pid, self.n_nodes = os.getpid(), n_nodes
+
+    def __dealloc__(self):
+        ni_team_close(self.p)
+
+    def close(self):
+        cdef ni_team *p = self.p
+        self.p = NULL
+        with nogil:
+            ni_team_close(p)
+
+    cdef ni_team *usable(self) except NULL:
+        if self.p == NULL:
+            raise ValueError("the team is closed")
+        if self.pid != os.getpid():
+            raise ForkedProcess(f"this model was loaded by process {self.pid}; its threads do not exist in the forked process "
+                                f"{os.getpid()}. Load the model after the fork, or start the process with the 'spawn' method")
+        return self.p
+
+    def __len__(self):
+        return ni_team_size(self.usable())
+
+    def cpus(self):
+        """CPU on which each worker was last seen, -1 before its first job."""
+        cdef int n = ni_team_size(self.usable())
+        cdef int *seen = <int *>malloc(sizeof(int) * n)
+        ni_team_cpus(self.p, seen)
+        found = [seen[i] for i in range(n)]
+        free(seen)
+        return found
+
+    def cancel(self):
+        """Ask the running job to end early; from any thread."""
+        if self.p != NULL:
+            ni_team_cancel(self.p)
+
+    cdef int finish(self) except -1:
+        """Wait for the job; signals are looked at every 10 ms, and one that raises cancels the job first."""
+        cdef ni_team *p = self.p
+        cdef int done = 0
+        while not done:
+            with nogil:
+                done = ni_team_wait(p, 10)
+            if not done:
+                try:
+                    PyErr_CheckSignals()
+                except BaseException:
+                    with nogil:
+                        ni_team_cancel(p)
+                        while not ni_team_wait(p, 1000):
+                            pass
+                    raise
+        if ni_team_cancelled(p):
+            raise Cancelled("the step was cancelled")
+        return 0
+
+    def pack(self, weight, uintptr_t src, size_t row_bytes, int64_t row0, int64_t row1):
+        """Pack rows row0 to row1 of a file's matrix at `src` into each node's copy, by that node's threads.
+
+        weight: (code, n, k, addresses per node, bounds or None), as `Plan` takes them.
+        """
+        cdef ni_status st
+        cdef ni_weight w
+        _fill_weight(&w, weight)
+        try:
+            if ni_pack_start(self.usable(), &w, <const uint8_t *>src, row_bytes, row0, row1, &st):
+                _fail(&st)
+            self.finish()
+        finally:
+            _free_weight(&w)
+
+    def copy(self, const uint8_t[::1] src, addresses):
+        """Copy bytes into each node's copy, by one of that node's threads."""
+        cdef ni_status st
+        cdef void **copy = _pointers(addresses)
+        try:
+            if ni_copy_start(self.usable(), &src[0], src.shape[0], copy, &st):
+                _fail(&st)
+            self.finish()
+        finally:
+            free(copy)
+
+    def read_time(self, addresses, size_t n_bytes, int streams):
+        """Nanoseconds to read n_bytes at each node's address, by that node's workers; streams = 0 writes instead."""
+        cdef ni_status st
+        cdef ni_team *t = self.usable()
+        cdef void **node = _pointers(addresses)
+        cdef int64_t ns
+        with nogil:
+            ns = ni_read_time(t, node, n_bytes, streams, &st)
+        free(node)
+        if ns < 0:
+            _fail(&st)
+        return ns
+
+    def barrier_time(self, int64_t n, bint team=True):
+        """Nanoseconds for n barriers in a row: the team's, or each node's own."""
+        cdef ni_status st
+        cdef ni_team *t = self.usable()
+        cdef int64_t ns
+        with nogil:
+            ns = ni_barrier_time(t, n, team, &st)
+        if ns < 0:
+            _fail(&st)
+        if ni_team_cancelled(t):
+            raise Cancelled("the measurement was cancelled")
+        return ns
+
+    def copy_kv(self, layers, uintptr_t src, uintptr_t dst, int64_t n_pos):
+        """Copy the first n_pos positions of a KV memory to another of the same layout."""
+        cdef ni_status st
+        layers = np.ascontiguousarray(layers, KV_LAYER_DTYPE)
+        cdef const uint8_t[::1] view = layers.view(np.uint8).reshape(-1)
+        if ni_kv_copy_start(self.usable(), <const ni_kv_layer *>&view[0], len(layers), <const uint8_t *>src,
+                            <uint8_t *>dst, n_pos, &st):
+            _fail(&st)
+        self.finish()
