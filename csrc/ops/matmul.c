@@ -48,6 +48,8 @@ static void few_tokens(const ni_ctx *c, const ni_weight *w, const uint8_t *packe
 static void many_tokens(const ni_ctx *c, const ni_weight *w, const uint8_t *packed, const ni_act *x, int64_t n_tokens, int64_t g0,
                         int64_t g1, float *y, panel_memory *mem) {
     size_t group_bytes = ni_group_bytes(w->type, w->k);
+    const uint8_t *end = packed + (size_t)g1 * group_bytes;
+    const ptrdiff_t ahead = (ptrdiff_t)ni_group_bytes(w->type, NI_SLAB);
     ni_panel panel = {mem->q, mem->scale, mem->min, mem->f};
     float *acc = (float *)(mem + 1), *accm = acc + n_tokens * NI_ROWS;
     int with_min = ni_formats[w->type].kind == NI_PANEL_MIN;
@@ -56,6 +58,9 @@ static void many_tokens(const ni_ctx *c, const ni_weight *w, const uint8_t *pack
         for (int64_t k0 = 0; k0 < w->k; k0 += NI_SLAB) {
             int64_t nk = ni_min(NI_SLAB, w->k - k0);
             ni_k->unpack[w->type](packed + (size_t)g * group_bytes, k0, nk, &panel);
+            /* A dozen tokens last less than the memory takes to answer: ask for the next slab now.  Groups lie one after the other. */
+            const uint8_t *next = packed + (size_t)g * group_bytes + ni_group_bytes(w->type, k0 + nk);
+            for (const uint8_t *stop = end - next > ahead ? next + ahead : end; next < stop; next += 64) __builtin_prefetch(next, 0, 2);
             ni_k->gemm[w->type](&panel, k0, nk, x, (int)n_tokens, acc, accm);
         }
         int64_t row = g * NI_ROWS, rows = ni_min(NI_ROWS, w->n - row);
