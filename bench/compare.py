@@ -1,10 +1,12 @@
 """Our speed as a ratio to llama.cpp's, both measured alternately in one run.
 
-    python bench/compare.py [smollm2 gemma3 1b-q4_k FILE.gguf ...] [-p 512] [-n 128] [-r 5] [-t 2] [--json]
+    python bench/compare.py [smollm2 gemma3 1b-q4_k FILE.gguf ...] [-p 512] [-n 128] [-r 5] [-t 2] [--isa avx2] [--json]
+    python bench/compare.py --table
 
 Each engine is loaded in a process of its own and stays loaded. A round is: their prompt, ours, their decode, ours; what
 is compared are medians over the rounds, so a machine that slows down slows both. Bare times from different runs say
-nothing. A row per model is appended to bench/results/compare.csv.
+nothing. Beside our decode stands its share of what the same threads can read, measured before and after each. A row per
+model is appended to bench/results/compare.csv; ``--table`` prints the newest of them as README shows them.
 """
 
 import argparse
@@ -22,7 +24,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
 from models import find_model
-from peers import open_llama_cpp
+from peers import PEERS, find_peer, open_peer
 from worker import Worker
 
 RESULTS = HERE / "results" / "compare.csv"
@@ -30,31 +32,55 @@ MAX_FOREIGN = 0.03  # share of all processor time that other processes may take
 PAUSE = 0.05  # seconds: an OpenMP pool may spin for some milliseconds after its last step
 
 
-def compare(path, n_prompt=512, n_gen=128, repeats=5, threads=2, ours=True, flash_attention=None):
+def compare(path, n_prompt=512, n_gen=128, repeats=5, threads=2, ours=True, flash_attention=None, peer=None, isa=None):
     """Measure one model.
+
+    Parameters
+    ----------
+    path : path-like
+    n_prompt, n_gen : int
+        Tokens of the prompt, and tokens decoded one by one in an empty context.
+    repeats, threads : int
+    ours : bool
+        False: the peer alone.
+    flash_attention : bool, optional
+        The peer's; by default it chooses.
+    peer : str, optional
+        One of ``peers.PEERS``; by default the first that is installed.
+    isa : str, optional
+        Our kernels; by default the best of this machine.
 
     Returns
     -------
     dict
-        "model"; per engine "llama.cpp" and "numainfer": ``info()`` plus "pp" and "tg", medians in tokens per second,
-        and "pp_spread", "tg_spread", (largest - smallest) / median; "pp_ratio", "tg_ratio", ours / llama.cpp's;
-        "foreign", the share of all processor time that went to other processes meanwhile.
+        "model"; per engine "peer" and "numainfer": ``info()`` plus "pp" and "tg", medians in tokens per second, and
+        "pp_spread", "tg_spread", (largest - smallest) / median; of ours also "bytes_per_token" (weights, keys and values)
+        and "share" of the read limit, median; "pp_ratio", "tg_ratio", ours / the peer's; "foreign", the share of all
+        processor time that went to other processes meanwhile.
     """
     n_ctx = max(n_prompt, n_gen) + 8
-    engines = {"llama.cpp": open_llama_cpp(path, threads=threads, n_ctx=n_ctx, flash_attention=flash_attention)}
+    engines = {"peer": open_peer(path, peer, threads=threads, n_ctx=n_ctx, flash_attention=flash_attention)}
     try:
         if ours:
-            engines["numainfer"] = Worker("ours:Ours", str(path), threads=threads, n_ctx=n_ctx)
+            env = {"NUMAINFER_ISA": isa} if isa else {}
+            engines["numainfer"] = Worker("ours:Ours", str(path), threads=threads, n_ctx=n_ctx, env=env)
+            size, shares = engines["numainfer"].bytes_per_token(n_gen), []
         rates = {name: {"pp": [], "tg": []} for name in engines}
         for engine in engines.values():  # first touch of weights, buffers and caches
             engine.time_prefill(min(n_prompt, 64))
             engine.time_decode(4)
         before, used = time.perf_counter(), _busy_seconds() - sum(e.cpu_seconds() for e in engines.values())
         for _ in range(repeats):
-            for kind, verb, n in (("pp", "time_prefill", n_prompt), ("tg", "time_decode", n_gen)):
-                for name, engine in engines.items():
-                    rates[name][kind].append(n / engine.call(verb, n))
-                    time.sleep(PAUSE)
+            for name, engine in engines.items():
+                rates[name]["pp"].append(n_prompt / engine.time_prefill(n_prompt))
+                time.sleep(PAUSE)
+            for name, engine in engines.items():
+                limits = [engine.read_limit()] if name == "numainfer" else []
+                rates[name]["tg"].append(n_gen / engine.time_decode(n_gen))
+                if limits:
+                    limits.append(engine.read_limit())
+                    shares.append(rates[name]["tg"][-1] * size / statistics.fmean(limits))
+                time.sleep(PAUSE)
         used = _busy_seconds() - sum(e.cpu_seconds() for e in engines.values()) - used
         result = {"model": Path(path).name, "n_prompt": n_prompt, "n_gen": n_gen, "repeats": repeats,
                   "foreign": max(0.0, used / (time.perf_counter() - before) / os.cpu_count())}
@@ -67,8 +93,9 @@ def compare(path, n_prompt=512, n_gen=128, repeats=5, threads=2, ours=True, flas
         for engine in engines.values():
             engine.close()
     if ours:
+        result["numainfer"] |= {"bytes_per_token": size, "share": statistics.median(shares)}
         for kind in ("pp", "tg"):
-            result[f"{kind}_ratio"] = result["numainfer"][kind] / result["llama.cpp"][kind]
+            result[f"{kind}_ratio"] = result["numainfer"][kind] / result["peer"][kind]
     return result
 
 
@@ -77,7 +104,7 @@ def record(result, path=RESULTS):
 
     Older rows stay; columns that they did not have are empty for them.
     """
-    ours, peer = result["numainfer"], result["llama.cpp"]
+    ours, peer = result["numainfer"], result["peer"]
     row = {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%MZ"),
         "commit": _commit(),
@@ -95,20 +122,41 @@ def record(result, path=RESULTS):
         "pp_peer": f"{peer['pp']:.1f}",
         "tg_ours": f"{ours['tg']:.2f}",
         "tg_peer": f"{peer['tg']:.2f}",
+        "bytes_per_token": ours["bytes_per_token"],
+        "read_share": f"{ours['share']:.3f}",
         "version": ours["version"],
-        "peer": f"llama.cpp {peer['version']}",
+        "peer": f"{peer['engine']} {peer['version']}",
         "peer_isa": peer["isa"],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = []
-    if path.exists():
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    rows.append(row)
+    rows = [*_recorded(path), row]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, dict.fromkeys([*row, *(key for old in rows for key in old)]))
         writer.writeheader()
         writer.writerows(rows)
+
+
+def _recorded(path):
+    """Rows of the CSV, oldest first."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def readme_table(path=RESULTS):
+    """The newest row of every model, kernels, threads and peer that is recorded, as a table in Markdown."""
+    keys = ("model", "isa", "threads", "peer")
+    rows = {tuple(row[key] for key in keys): row for row in _recorded(path)}
+    lines = ["| model | kernels | threads | prompt | x | decode | x | of read limit | against | commit |",
+             "|---|---|---|---|---|---|---|---|---|---|"]
+    for key in sorted(rows, key=lambda key: (key[0].lower(), *key)):
+        row = rows[key]
+        share = f"{float(row['read_share']):.0%}" if row.get("read_share") else ""
+        lines.append(f"| {row['model'].removesuffix('.gguf')} | {row['isa']} | {row['threads']} | {row['n_prompt']} | "
+                     f"{float(row['pp_ratio']):.1f} | {row['n_gen']} | {float(row['tg_ratio']):.1f} | {share} | "
+                     f"{row['peer']} | {row['commit']} |")
+    return "\n".join(lines)
 
 
 def _busy_seconds():
@@ -135,19 +183,20 @@ def _cpu():
 def table(results):
     """The results as text, a line per model."""
     width = max(len(r["model"]) for r in results)
-    columns = f"{'ours':>8} {'llama.cpp':>10} {'ratio':>8}"
-    lines = [f"{'':{width}}  {'prompt, tokens/s':^28}   {'decode, tokens/s':^28}",
-             f"{'model':{width}}  {columns}   {columns}"]
+    columns = f"{'ours':>8} {'peer':>8} {'ratio':>6}"
+    lines = [f"{'':{width}}  {'prompt, tokens/s':^24}   {'decode, tokens/s':^24}      read",
+             f"{'model':{width}}  {columns}   {columns}  MB/token  of limit"]
     for r in results:
-        cells = []
+        cells, mine = [], r.get("numainfer")
         for kind in ("pp", "tg"):
-            peer, ours = r["llama.cpp"][kind], r.get("numainfer", {}).get(kind)
-            cells.append(f"{ours:8.1f} {peer:10.1f} {ours / peer:8.2f}" if ours else f"{'-':>8} {peer:10.1f} {'-':>8}")
-        lines.append(f"{r['model']:{width}}  " + "   ".join(cells))
-    for name in ("numainfer", "llama.cpp"):
+            peer = r["peer"][kind]
+            cells.append(f"{mine[kind]:8.1f} {peer:8.1f} {mine[kind] / peer:6.2f}" if mine else f"{'-':>8} {peer:8.1f} {'-':>6}")
+        read = f"{mine['bytes_per_token'] / 1e6:8.1f} {mine['share']:9.0%}" if mine else ""
+        lines.append(f"{r['model']:{width}}  {'   '.join(cells)}  {read}".rstrip())
+    for name in ("numainfer", "peer"):
         if info := results[0].get(name):
-            lines.append(f"{name}: {info['version']}; {info['isa']}; {info['threads']} threads")
-    engines = [r[name] for r in results for name in ("numainfer", "llama.cpp") if name in r]
+            lines.append(f"{name}: {info['engine']} {info['version']}; {info['isa']}; {info['threads']} threads")
+    engines = [r[name] for r in results for name in ("numainfer", "peer") if name in r]
     spread = max(engine[f"{kind}_spread"] for engine in engines for kind in ("pp", "tg"))
     lines.append(f"medians of {results[0]['repeats']} interleaved rounds; largest spread {spread:.0%}")
     foreign = max(r["foreign"] for r in results)
@@ -165,16 +214,23 @@ def main(argv=None):
     parser.add_argument("-n", "--gen", type=int, default=128, help="tokens decoded one by one")
     parser.add_argument("-r", "--repeats", type=int, default=5)
     parser.add_argument("-t", "--threads", type=int, default=2)
-    parser.add_argument("--flash-attention", choices=["on", "off"], help="llama.cpp's; by default it chooses")
-    parser.add_argument("--peer-only", action="store_true", help="measure llama.cpp alone, record nothing")
+    parser.add_argument("--peer", choices=PEERS, help="the package to compare with; by default the first installed")
+    parser.add_argument("--isa", help="our kernels, such as avx2; by default the best of this machine")
+    parser.add_argument("--flash-attention", choices=["on", "off"], help="the peer's; by default it chooses")
+    parser.add_argument("--peer-only", action="store_true", help="measure the peer alone, record nothing")
     parser.add_argument("--no-record", action="store_true", help="leave the CSV alone")
     parser.add_argument("--json", action="store_true", help="one JSON object per model instead of the table")
+    parser.add_argument("--table", action="store_true", help="measure nothing, print what was recorded last as README shows it")
     args = parser.parse_args(argv)
+    if args.table:
+        print(readme_table())
+        return
+    peer = find_peer(args.peer)
     flash = None if args.flash_attention is None else args.flash_attention == "on"
     results = []
     for name in args.models:
         path = find_model(name)
-        result = compare(path, args.prompt, args.gen, args.repeats, args.threads, not args.peer_only, flash)
+        result = compare(path, args.prompt, args.gen, args.repeats, args.threads, not args.peer_only, flash, peer, args.isa)
         results.append(result)
         if not args.peer_only and not args.no_record and result["foreign"] <= MAX_FOREIGN:
             record(result)

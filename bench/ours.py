@@ -1,4 +1,4 @@
-"""numainfer as the benches see it: the peer's verbs, through the public API only.  Lives in a ``Worker``."""
+"""numainfer as the benches see it: the peer's verbs through the public API, and what the memory gives.  Lives in a ``Worker``."""
 
 import time
 
@@ -24,7 +24,7 @@ class Ours:
         import numainfer
 
         self._model = numainfer.load(path, threads=threads, n_ctx=n_ctx)
-        self._threads = threads
+        self._threads, self._probe = threads, None
         self._n_vocab = self._model.logits([3]).shape[-1]
 
     def info(self):
@@ -33,6 +33,20 @@ class Ours:
         from numainfer import _core
 
         return {"engine": "numainfer", "version": numainfer.__version__, "isa": _core.isa(), "threads": self._threads}
+
+    def bytes_per_token(self, n):
+        """Bytes of weights, keys and values that a token reads, on average over ``time_decode(n)``; as ``numainfer bench``."""
+        from numainfer.benchmark import GEN, Trial, bytes_per_token
+
+        return round(bytes_per_token(self._model, Trial(GEN, n)))
+
+    def read_limit(self):
+        """Bytes per second that the model's own workers can read now, each from its own node."""
+        from numainfer.bandwidth import ReadProbe
+
+        if self._probe is None:
+            self._probe = ReadProbe(self._model)
+        return self._probe.sample()
 
     def logits(self, ids):
         """Logits after each of ``ids``, float32 (n, n_vocab)."""

@@ -13,6 +13,7 @@ from .errors import CorruptModel, UnsupportedModel
 _ALIGN = 64
 _LOOK = 4096
 _PIECE = 16 << 20  # bytes of the file per packing job: progress and Ctrl-C come between jobs
+_BEHIND = 64 << 20  # bytes of the file that are packed before their pages are given back: that costs the same for few as for many
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,6 +204,7 @@ class Replicas:
         matrices = sorted((w for w in self.weights if isinstance(w, Matrix)),
                           key=lambda w: (gguf.tensors[w.name].shard, gguf.tensors[w.name].offset))
         total, done = sum(gguf.tensors[w.name].n_bytes for w in matrices), 0
+        released = {}  # by shard: offset in the file up to which pages were given back
         for w in matrices:
             tensor, data, entry = gguf.tensors[w.name], gguf.tensors[w.name].data, self.entry(w)
             tensor.check()
@@ -215,11 +217,14 @@ class Replicas:
                 end = min(row + rows, w.n)
                 tensor.check()  # each piece anew: someone may be writing the file
                 team.pack(entry, data.ctypes.data, row_bytes, row, end)
-                tensor.release(row * row_bytes, (end - row) * row_bytes)
+                at, before = tensor.offset + end * row_bytes, released.setdefault(tensor.shard, tensor.offset)
+                if at - before >= _BEHIND:
+                    tensor.release(before - tensor.offset, at - before)
+                    released[tensor.shard] = at
                 done += (end - row) * row_bytes
                 if progress:
                     progress(done, total)
-        # The page cache holds runs of pages that straddle the pieces; only a release of the whole drops them.
+        # The rest; and the page cache holds runs of pages that straddle the pieces: only a release of the whole drops them.
         for last in {t.shard: t for t in sorted(gguf.tensors.values(), key=lambda t: t.offset)}.values():
             last.release(-last.offset, last.offset + last.n_bytes)
 

@@ -1,5 +1,5 @@
 /* F32, F16 and BF16: a record is one value of each of the 16 rows. */
-#include "records.h"
+#include "pack.h"
 
 void ni_decode_f32(const uint8_t *blocks, int64_t n_blocks, float *out) { memcpy(out, blocks, 4 * (size_t)n_blocks); }
 
@@ -21,6 +21,7 @@ static inline __attribute__((always_inline)) void transpose(const uint8_t *src, 
     uint8_t line[NI_ROWS][LINE] __attribute__((aligned(64)));
     memset(line, 0, sizeof line);
     for (int64_t i = 0; i < k; i += per_line) {
+        ni_fetch_share(src + NI_ROWS * (row_bytes + (size_t)i * size), NI_ROWS * LINE);
         const int64_t n = k - i < per_line ? k - i : per_line;
         for (int r = 0; r < rows; r++) {
             const uint8_t *from = src + (size_t)r * row_bytes + (size_t)i * size;

@@ -36,11 +36,12 @@ static inline uint32_t transpose_high(uint32_t u) {
     return swap_bits(u, 0x0c0c0c0cu, 2);   /* 1 and 2 */
 }
 
+/* All rows are gathered before the first is worked on, so that the compiler may take several at a time. */
 static inline void interleave_high(const uint8_t *const in[NI_ROWS], size_t offset, uint8_t *restrict out) {
-    for (int r = 0; r < NI_ROWS; r++) {
-        const uint32_t u = transpose_high(ni_load_u32(in[r] + offset));
-        memcpy(out + 4 * r, &u, 4);
-    }
+    uint32_t u[NI_ROWS];
+    for (int r = 0; r < NI_ROWS; r++) u[r] = ni_load_u32(in[r] + offset);
+    for (int r = 0; r < NI_ROWS; r++) u[r] = transpose_high(u[r]);
+    memcpy(out, u, sizeof u);
 }
 
 static inline void pack_q5_0(const uint8_t *const in[NI_ROWS], ni_record_q5_0 *out) {
