@@ -1,5 +1,6 @@
 """The engine: packed weights on every node, and lanes of workers that run steps over them.  Internal; `Model` is its user."""
 
+import contextlib
 import logging
 import os
 import threading
@@ -100,7 +101,14 @@ class Lane:
     def __init__(self, engine, nodes):
         self._engine, self.nodes, self._plans = engine, nodes, {}
         workers = [(cpu, nodes.index(node)) for cpu, node in zip(engine.cpus, engine.node_of) if node in nodes]
+        self._cpus = {cpu for cpu, _ in workers}
         self.team = _core.Team([cpu for cpu, _ in workers], [node for _, node in workers])
+
+    def keep_caller(self):
+        """Keep the calling thread on the lane's nodes: what it reads and what memory it takes from now on is near then."""
+        near = self._cpus.union(*(placement.node_cpus(self._engine.nodes[i]) for i in self.nodes))
+        with contextlib.suppress(OSError):  # refused, it only reads from further away
+            os.sched_setaffinity(0, near)
 
     def core_plan(self, hidden=False):
         """The plan as the core runs it; made when first wanted."""

@@ -128,6 +128,12 @@ def _allowed_cpus():
     return own.union(*places) if own in places else own
 
 
+def node_cpus(number):
+    """The node's CPUs that this thread may use, SMT siblings too; empty where the system does not tell."""
+    text = pages.read(f"/sys/devices/system/node/node{number}/cpulist").strip()
+    return os.sched_getaffinity(0).intersection(_parse_ranges(text) if text else ())
+
+
 def _siblings(cpu):
     try:
         return Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text().strip()

@@ -212,6 +212,8 @@ class _LaneWork:
         self.n_tokens = 0
 
     def __call__(self):
+        if self._lane is not None:
+            self._lane.keep_caller()
         try:
             while self._admit():
                 self._step()
@@ -341,6 +343,8 @@ def _measure(model, lanes, crew):
         seconds = [0.0] * len(lanes)
 
         def work(i, rows=rows, seconds=seconds):
+            if lanes[i] is not None:
+                lanes[i].keep_caller()
             kv, times = model._new_kv(lanes[i]), []
             try:
                 for _ in range(4):

@@ -1,12 +1,13 @@
 """Lists of prompts: the same bits as one by one, in order, in bounded memory, on every lane."""
 
+import os
 import threading
 
 import pytest
 from scheduler_tools import LENGTHS, facts, one_by_one, prompts_of, spy_steps
 
 import numainfer as ni
-from numainfer import scheduler
+from numainfer import placement, scheduler
 
 MODES = ("latency", "throughput", "auto")
 
@@ -146,6 +147,24 @@ def test_node_lanes_run_at_the_same_time(load_tiny, monkeypatch):
     spy_steps(monkeypatch, wait)
     model.generate(prompts_of([4] * 8), max_tokens=4, mode="throughput")
     assert len(met) == 2
+
+
+def test_a_lanes_thread_stays_with_its_workers(load_tiny, monkeypatch):
+    """A pretend node has no CPUs of its own in the system's lists, so that the workers' are what is left."""
+    monkeypatch.setattr(placement, "node_cpus", lambda number: set())
+    model, found, mine = load_tiny(2), set(), os.sched_getaffinity(0)
+
+    def look(token_ids, logits):
+        found.add(frozenset(os.sched_getaffinity(0)))
+        return logits
+
+    model.generate(prompts_of([4] * 8), max_tokens=2, mode="throughput", logits_processor=look)
+    # One lane may have done it all before the other came.
+    assert found and found <= {frozenset(lane.team.cpus()) for lane in model._engine.node_lanes()}
+    assert os.sched_getaffinity(0) == mine
+    found.clear()
+    model.generate(prompts_of([4] * 8), max_tokens=2, mode="latency", logits_processor=look)
+    assert found == {frozenset(mine)}
 
 
 def test_lanes_share_the_work(load_tiny, monkeypatch):

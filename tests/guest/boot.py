@@ -63,10 +63,13 @@ class Machine:
         More words for the kernel's command line.
     plugin : list of str, optional
         ``-plugin`` arguments of QEMU, one string each.
+    slow_clock : str, optional
+        A library to load before QEMU's own, which tells QEMU the time; the machine then has no clock but QEMU's: no TSC.
     """
 
-    def __init__(self, nodes, *, distances=None, threads_per_core=1, kernel_args="", plugin=()):
+    def __init__(self, nodes, *, distances=None, threads_per_core=1, kernel_args="", plugin=(), slow_clock=None):
         self.nodes, self.distances, self.kernel_args, self.plugin = list(nodes), dict(distances or {}), kernel_args, plugin
+        self.slow_clock = slow_clock
         self.threads = threads_per_core
         if sum(mb for _, mb in nodes) > 3000 or any(cpus % threads_per_core for cpus, _ in nodes) or self.nodes.count((0, 0)) > 1:
             raise ValueError(f"nodes = {nodes}: wanted at most 3000 MB together (below the hole for PCI), whole cores, "
@@ -104,8 +107,9 @@ class Machine:
 
     def _boot(self, share, console, timeout):
         # The caller's priority is too good for an emulator that shares its machine.
+        preload = {"LD_PRELOAD": str(self.slow_clock)} if self.slow_clock else {}
         process = subprocess.Popen(["nice", "-n", "19", *self.command(share, console)], stdin=subprocess.DEVNULL,
-                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | preload)
         try:
             said, _ = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
@@ -131,7 +135,8 @@ class Machine:
     def command(self, share, console):
         """QEMU's command line."""
         kernel, initramfs = prepare()
-        line = ["qemu-system-x86_64", "-machine", "pc", "-accel", "tcg,thread=multi", "-cpu", CPU_MODEL, "-nodefaults",
+        cpu = CPU_MODEL + (",-tsc" if self.slow_clock else "")  # QEMU takes it from the host's
+        line = ["qemu-system-x86_64", "-machine", "pc", "-accel", "tcg,thread=multi", "-cpu", cpu, "-nodefaults",
                 "-display", "none", "-monitor", "none", "-no-reboot", "-serial", f"file:{console}", "-kernel", str(kernel),
                 "-initrd", str(initramfs), "-append",
                 f"console=ttyS0 quiet panic=-1 random.trust_cpu=on mitigations=off {self._left_out()} {self.kernel_args}",

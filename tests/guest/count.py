@@ -1,12 +1,16 @@
-"""Runs inside the guest under plugin/remote.c: decodes a token between the markers and says which memory is what.
+"""Runs inside the guest under plugin/remote.c: generates a few tokens, counts one of them, and says which memory is what.
 
-``count.py MODEL POLICY MODE``, MODE "latency" (all nodes together) or "throughput" (every node's lane at once, a token of its own).
-Windows of counting: first a control, weights read across the link by threads of the other node; then the token. Prints JSON:
-``control_bytes`` (that the threads of each node read from another), ``windows`` (their names), ``regions`` (name -> physical pages
-as [first, number] pairs).
+``count.py numainfer MODEL POLICY MODE``, MODE "latency" (all nodes together) or "throughput" (every node's lane at once, a sequence
+of its own), or ``count.py llama.cpp MODEL STRATEGY CACHE``, STRATEGY "none" or "distribute" (its NUMA strategies), CACHE "cold" or
+"warm" (the file has been read before, on node 0).
+
+Windows of counting: first a control, in which CPUs of each node read another node's memory; then a token in its stride, with all
+that process and kernel do meanwhile. Prints JSON: ``regions`` (window -> name -> physical pages as [first, number] pairs),
+``control_bytes``, ``seconds`` of the token by the guest's clock, ``nodes``, and of numainfer ``weight_bytes`` per token.
 """
 
 import json
+import mmap
 import os
 import sys
 import threading
@@ -14,10 +18,54 @@ import time
 from pathlib import Path
 
 import numpy as np
-from checks import PROMPT, open_engine
-from inside import PAGE, Markers, frames
+from checks import PROMPT
+from inside import NODES, Markers, frames, node_numbers, numbers
 
 CONTROL_BYTES = 1 << 20
+BEFORE = 3  # tokens of the answer before the one that is counted
+
+
+class Counter:
+    """The windows, and what there is to say about them."""
+
+    def __init__(self):
+        self._markers = Markers()
+        self.said = {"regions": {}, "nodes": node_numbers(), "control_bytes": CONTROL_BYTES}
+
+    def control(self):
+        """Each node's memory is read from the next node."""
+        nodes, found = node_numbers(), []
+        for node in nodes:
+            on_node(node, lambda: found.append(np.frombuffer(mmap.mmap(-1, CONTROL_BYTES), np.int64) + 1))
+        self._markers.start()
+        time.sleep(0.05)  # by then all CPUs have left their old translations
+        for node, array in zip(nodes[1:] + nodes[:1], found):
+            on_node(node, array.sum)
+        self._markers.stop()
+        # Now, for pages may move later.
+        self.said["regions"]["control"] = {"control": runs(np.concatenate([frames(a.ctypes.data, a.nbytes) for a in found]))}
+
+    def begin(self):
+        self.said["seconds"] = -time.perf_counter()
+        self._markers.start()
+
+    def end(self):
+        self.said["seconds"] += time.perf_counter()
+        self._markers.stop()
+
+    def tell(self, **known):
+        """What the process's memory is, after `end`; known: name -> physical page numbers of what has a name of its own."""
+        self.said["regions"]["token"] = {name: runs(pages) for name, pages in (known | mappings()).items()}
+
+
+def on_node(node, work):
+    """Call it on the node's CPUs; in this thread, for the stacks of threads that have ended are used again."""
+    everywhere = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, numbers((NODES / f"node{node}" / "cpulist").read_text()))
+    try:
+        work()
+    finally:
+        os.sched_setaffinity(0, everywhere)
 
 
 def runs(pages):
@@ -27,12 +75,10 @@ def runs(pages):
     return [[int(pages[a]), int(b - a)] for a, b in zip(starts, [*starts[1:], len(pages)])]
 
 
-def regions(engine, kvs):
-    """Physical pages of this process by what they are for; the first name that claims a page has it."""
-    found = {f"weights {node}": frames(arena.address, arena.bytes) for node, arena in zip(engine.nodes, engine.replicas.arenas)}
-    found["kv"] = np.concatenate([frames(kv.arena.address, kv.arena.bytes) for kv in kvs])
+def mappings():
+    """Physical page numbers of this process's memory, by what its mappings are for."""
     policies = dict(line.split()[:2] for line in Path("/proc/self/numa_maps").read_text().splitlines())
-    others = {}
+    found = {}
     for line in Path("/proc/self/maps").read_text().splitlines():
         span, _, _, _, inode, *name = line.split(maxsplit=5)
         first, last = (int(end, 16) for end in span.split("-"))
@@ -44,48 +90,67 @@ def regions(engine, kvs):
             label = f"file {Path(name[0].strip()).name.split('.')[0]}"
         else:
             label = name[0].strip("[] ") if name else f"anonymous {(last - first) >> 10} KB"
-        others.setdefault(label, []).append(frames(first, last - first))
-    found |= {label: np.concatenate(parts) for label, parts in others.items()}
-    return {name: runs(pages) for name, pages in found.items()}
+        found.setdefault(label, []).append(frames(first, last - first))
+    return {label: np.concatenate(parts) for label, parts in found.items()}
 
 
-def main(path, policy, mode):
-    engine = open_engine(path, placement=policy, verify="warn")
+def numainfer(counter, path, policy, mode):
+    """A token of `Model.generate`, from the choice of one token to the logits of the next."""
+    import numainfer
+
+    model = numainfer.load(path, n_ctx=64, n_batch=16, placement=policy, verify="warn")
+    engine = model._engine
     lanes = [engine.lane] if mode == "latency" else engine.node_lanes()
-    kvs = [engine.new_kv() for _ in lanes]
-    tokens = [int(lane.step([(kv, PROMPT, 0)], [7])[0].argmax()) for lane, kv in zip(lanes, kvs)]
+    counter.said |= {"nodes": engine.nodes, "weight_bytes": engine.bytes_per_token}
 
-    def decode(position):
-        """A token on every lane at once: no lane waits for another.  The callers stay on their lane's node, with their stacks."""
-        def call(lane, kv, token):
-            os.sched_setaffinity(0, lane.team.cpus())
-            lane.step([(kv, [token], position)], [0])
+    def end():
+        counter.end()
+        known = {f"weights {node}": frames(arena.address, arena.bytes) for node, arena in zip(engine.nodes, engine.replicas.arenas)}
+        counter.tell(**known, kv=np.concatenate([frames(kv.arena.address, kv.arena.bytes) for kv in list(engine.kvs)]))
 
-        threads = [threading.Thread(target=call, args=work) for work in zip(lanes, kvs, tokens)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+    # The sequences meet when the window begins and when it ends, and nowhere in between.
+    meetings = {BEFORE: threading.Barrier(len(lanes), counter.begin), BEFORE + 1: threading.Barrier(len(lanes), end)}
 
-    decode(8)
-    markers, windows = Markers(), []
+    def look(token_ids, logits):
+        if len(token_ids) in meetings:
+            meetings[len(token_ids)].wait()
+        return logits
 
-    def window(name, work):
-        markers.start()
-        time.sleep(0.05)  # by then all CPUs have left their old translations
-        work()
-        markers.stop()
-        time.sleep(0.05)
-        windows.append(name)
+    answers = model.generate([PROMPT] * len(lanes), max_tokens=BEFORE + 2, ignore_eos=True, mode=mode, logits_processor=look)
+    for answer in answers:
+        if answer.error is not None:
+            raise answer.error
 
-    addresses = [arena.address for arena in engine.replicas.arenas]
-    team, streams = engine.lane.team, 1
-    n_bytes = min(CONTROL_BYTES, min(arena.bytes for arena in engine.replicas.arenas) // PAGE * PAGE)
-    across = addresses[1:] + addresses[:1] if len(addresses) > 1 else addresses * len(engine.nodes)
-    window("control", lambda: team.read_time(across, n_bytes, streams))
-    window("token", lambda: decode(9))
-    print(json.dumps({"windows": windows, "control_bytes": n_bytes, "regions": regions(engine, kvs), "nodes": engine.nodes,
-                      "weight_bytes": engine.bytes_per_token}))
+
+def llama_cpp(counter, path, strategy, cache):
+    """A token of llama.cpp with a thread per CPU: a call of its decode, and the choice of the next token."""
+    sys.path.append("bench")
+    import cyllama.llama.llama_cpp as native
+    from peers import LlamaCpp
+
+    Path("/proc/sys/vm/drop_caches").write_text("3")
+    if cache == "warm":
+        on_node(0, Path(path).read_bytes)
+    if strategy != "none":
+        native.ggml_backend_load_all()
+        native.llama_numa_init({"distribute": 1}[strategy])
+    llama = LlamaCpp(path, threads=os.cpu_count(), n_ctx=64, n_ubatch=16)
+    llama._decode(PROMPT, 0)
+    for i in range(BEFORE + 1):
+        token = int(np.argmax(llama._context.get_logits_ith(-1)))
+        if i == BEFORE:
+            counter.begin()
+        llama._decode([token], len(PROMPT) + i)
+    np.argmax(llama._context.get_logits_ith(-1))
+    counter.end()
+    counter.tell()
+
+
+def main(engine, *words):
+    counter = Counter()
+    counter.control()
+    {"numainfer": numainfer, "llama.cpp": llama_cpp}[engine](counter, *words)
+    print(json.dumps(counter.said))
 
 
 if __name__ == "__main__":

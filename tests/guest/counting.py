@@ -1,6 +1,7 @@
 """Bytes read and written, by CPU and page, of a token decoded in the two-node machine: what crosses the link, and what it was.
 
-``python tests/guest/counting.py [MODEL ...]`` prints CSV.
+``python tests/guest/counting.py [--llama.cpp] [MODEL ...]`` prints CSV, of numainfer's or llama.cpp's tokens; lines of totals go to
+stderr.
 """
 
 import csv
@@ -12,11 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from boot import CACHE, HERE, GuestError, Machine, prepare
+from boot import CACHE, HERE, REPOSITORY, GuestError, Machine, prepare
 
 RECORD = np.dtype([("cpu", "u4"), ("page", "u4"), ("read", "u8"), ("written", "u8")])
 CPUS = 2  # per node
 PAGES_PER_MB = 256
+SLOW = 250  # an emulated CPU that is watched reads 20 MB of weights a second; by a clock that is so much slower, 5 GB
+OURS = (("replicate", "latency"), ("replicate", "throughput"), ("shard", "latency"), ("interleave", "latency"))
+LLAMA_CPP = (("none", "cold"), ("none", "warm"), ("distribute", "cold"), ("distribute", "warm"))
 
 
 @dataclass
@@ -35,11 +39,8 @@ class Traffic:
     remote_writes: dict
 
     def share(self, kind=""):
-        """Remote bytes read over all bytes read, of the process's memory whose name begins with `kind`; "": of all of it.
-
-        The kernel's part is left out: its timer ticks by the wall clock, in which an emulated CPU does a thirtieth of its work.
-        """
-        chosen = [name for name in self.reads if name.startswith(kind) and name != "kernel"]
+        """Remote bytes read over all bytes read, of memory whose name begins with `kind`; "": of all, the kernel's too."""
+        chosen = [name for name in self.reads if name.startswith(kind)]
         return sum(self.remote_reads.get(name, 0) for name in chosen) / max(sum(self.reads[name] for name in chosen), 1)
 
 
@@ -54,24 +55,26 @@ def build_plugin():
     return library
 
 
-def count(model, policy, mode, timeout=400):
-    """{"control": Traffic, "token": Traffic} of a token, and what count.py said."""
+def count(model, *how, engine="numainfer", timeout=500):
+    """{"control": Traffic, "token": Traffic} of a token, and what count.py said; how: its other words."""
     nodes = [(CPUS, max(512, 400 + (Path(model).stat().st_size >> 20) * 11 // 10))] * 2
-    total = sum(mb for _, mb in nodes)
+    total, library = sum(mb for _, mb in nodes), build_plugin()
     with tempfile.TemporaryDirectory(prefix="numainfer-counts-") as folder:
-        machine = Machine(nodes, plugin=[f"{build_plugin()},out={folder},mb={total}"], kernel_args="numa_balancing=disable")
-        result, = machine.run(["python", "tests/guest/count.py", str(model), policy, mode], timeout=timeout)
+        # Of the clocks left, the PM timer is the one that CPUs do not queue for.
+        machine = Machine(nodes, plugin=[f"{library},out={folder},mb={total},slow={SLOW}"], slow_clock=library,
+                          kernel_args="numa_balancing=disable clocksource=acpi_pm")
+        result, = machine.run(["python", "tests/guest/count.py", engine, str(model), *how], timeout=timeout)
         said = json.loads(result.check().stdout)
-        found = [np.fromfile(Path(folder, f"{i}.counts"), RECORD) for i in range(len(said["windows"]))]
+        found = [np.fromfile(Path(folder, f"{i}.counts"), RECORD) for i in range(len(said["regions"]))]
     place = _addresses(found[0], said, nodes)
-    return {name: _traffic(place(records), said["regions"], nodes) for name, records in zip(said["windows"], found)}, said
+    return {name: _traffic(place(records), regions, nodes) for (name, regions), records in zip(said["regions"].items(), found)}, said
 
 
 def _addresses(control, said, nodes):
     """How the plugin's page numbers become the guest's.
 
     QEMU 7.2 adds a memory backend's offset twice (its place among all blocks, and in the machine): the second node's memory seems to
-    begin at twice its address. The control window read weights' pages of every node, so only the right reading finds them.
+    begin at twice its address. The control window read known pages of every node, so only the right reading finds them.
     """
     starts = np.cumsum([0] + [mb * PAGES_PER_MB for _, mb in nodes])
 
@@ -86,12 +89,13 @@ def _addresses(control, said, nodes):
             parts.append(part)
         return np.concatenate(parts)
 
-    wanted = said["control_bytes"] * len(nodes)
+    wanted, seen = said["control_bytes"] * len(nodes), []
     for place in (twice, once):
-        traffic = _traffic(place(control), said["regions"], nodes)
-        if wanted <= sum(n for name, n in traffic.reads.items() if name.startswith("weights")) <= 1.01 * wanted:
+        traffic = _traffic(place(control), said["regions"]["control"], nodes)
+        if wanted <= traffic.reads.get("control", 0) <= 1.01 * wanted:
             return place
-    raise GuestError(f"the control read {wanted} bytes of weights; the counts show {traffic}")
+        seen.append(traffic.reads)
+    raise GuestError(f"the control read {wanted} bytes; the counts show {' or '.join(map(str, seen))}")
 
 
 def _traffic(records, regions, nodes):
@@ -113,19 +117,32 @@ def _traffic(records, regions, nodes):
     return Traffic(by_name("read", kinds >= 0), by_name("read", remote), by_name("written", kinds >= 0), by_name("written", remote))
 
 
-def main(*models):
-    from numainfer import sources
+def model_path(name):
+    """Path of a model; random ones of ``bench/models.py``, such as "1b-q4_0", are written on first use."""
+    if str(REPOSITORY / "bench") not in sys.path:
+        sys.path.append(str(REPOSITORY / "bench"))
+    from models import find_model
 
-    table = csv.writer(sys.stdout)
-    table.writerow(["model", "policy", "mode", "memory", "read", "read_remote", "written", "written_remote"])
-    for model in models or ("smollm2",):  # or bigger ones: what is read besides weights does not grow with them
-        for policy, mode in (("replicate", "latency"), ("replicate", "throughput"), ("shard", "latency"), ("interleave", "latency")):
-            token = count(sources.resolve(model), policy, mode)[0]["token"]
+    return find_model(name)
+
+
+def main(*words):
+    engine, ways = ("llama.cpp", LLAMA_CPP) if "--llama.cpp" in words else ("numainfer", OURS)
+    models = [word for word in words if not word.startswith("-")]
+    table = csv.writer(sys.stdout, lineterminator="\n")
+    table.writerow(["engine", "model", "placement", "mode", "memory", "read", "read_remote", "written", "written_remote"])
+    for model in models or ("smollm2",):  # or "1b-q4_0": what is read besides weights does not grow with them
+        path = model_path(model)
+        for way in ways:
+            windows, said = count(path, *way, engine=engine)
+            token = windows["token"]
             for name in sorted(token.reads, key=token.reads.get, reverse=True):
-                table.writerow([model, policy, mode, name, token.reads[name], token.remote_reads.get(name, 0), token.writes.get(name, 0),
-                                token.remote_writes.get(name, 0)])
-            table.writerow([model, policy, mode, "all", *(sum(part.values()) for part in
-                                                          (token.reads, token.remote_reads, token.writes, token.remote_writes))])
+                table.writerow([engine, path.name, *way, name, token.reads[name], token.remote_reads.get(name, 0),
+                                token.writes.get(name, 0), token.remote_writes.get(name, 0)])
+            table.writerow([engine, path.name, *way, "all", *(sum(part.values()) for part in (
+                token.reads, token.remote_reads, token.writes, token.remote_writes))])
+            print(f"{model} {' '.join(way)}: {token.share():.3%} of {sum(token.reads.values())} bytes came from the other node, in "
+                  f"{said['seconds'] * 1000:.0f} ms of the guest's clock", file=sys.stderr)
             sys.stdout.flush()
 
 

@@ -5,7 +5,7 @@ import json
 import checks
 import pytest
 from boot import Machine
-from counting import count
+from counting import CPUS, count, model_path
 from tiny_models import tiny
 
 from numainfer import sources
@@ -77,18 +77,20 @@ def test_check(reports, machine, check):
     assert not report["error"], report["error"]
 
 
-# Throughput mode shall come to 0.001; left are the callers' Python, the plan's tables and the library's constants, which both nodes
-# read from one place: a fixed 1 MB a token, much beside the 100 MB of this model.
-@pytest.mark.parametrize(("mode", "most"), [("latency", 0.01), ("throughput", 0.005)])
-def test_what_crosses_the_link(models, mode, most):
-    """A token of a real model: no weight and no key or value comes from the other node, and little else does."""
-    windows, said = count(models["big"], "replicate", mode)
+@pytest.mark.parametrize("mode", ["latency", "throughput"])
+def test_what_crosses_the_link(mode):
+    """A token of a 1 B model, all that process and kernel do included: no weight and no key or value comes from the other node, and
+    little else does.  That is some hundred KB a token whatever the model's size, so that of a model of 100 MB it is a larger share."""
+    windows, said = count(model_path("1b-q4_0"), "replicate", mode)
     token = windows["token"]
-    print(json.dumps({mode: {"share": token.share(), "read": token.reads, "remote": token.remote_reads}}, indent=1))
-    assert windows["control"].share("weights") == 1.0, "the counter does not see what was read across the link"
+    print(json.dumps({mode: {"share": token.share(), "seconds": said["seconds"], "read": token.reads, "remote": token.remote_reads}},
+                     indent=1))
+    assert windows["control"].share("control") == 1.0, "the counter does not see what was read across the link"
     parts = len(said["nodes"]) if mode == "latency" else 1
     for node in said["nodes"]:  # each reads its part of its own copy
         assert token.reads[f"weights {node}"] >= 0.9 * said["weight_bytes"] / parts
     assert token.share("weights") == 0.0
     assert token.share("kv") == 0.0
-    assert token.share() <= most, token
+    # No faster than a real core with the memory to itself, so that the kernel's part, which comes with time, is not too small.
+    assert said["weight_bytes"] / parts / CPUS / said["seconds"] < 20e9
+    assert token.share() <= {"latency": 0.01, "throughput": 0.001}[mode], token

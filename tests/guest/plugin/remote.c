@@ -1,18 +1,27 @@
 /* A QEMU plugin that counts, for every virtual CPU and every 4 KB page of guest memory, the bytes read and written.
  *
- *   -plugin remote.so,out=FOLDER,mb=N      N: megabytes of guest memory
+ *   -plugin remote.so,out=FOLDER,mb=N[,slow=K]      N: megabytes of guest memory
  *
  * Counting happens between two marker instructions that the guest executes: an 8-byte no-op with a number in it
  * (0f 1f 84 00 <imm32>). START clears the counters; STOP writes FOLDER/<k>.counts, k = 0, 1, ...: an array of `record`.
  * Until the first START the guest runs without instrumentation, at the emulator's full speed.
  *
+ * With slow=K, and this library in LD_PRELOAD too, QEMU's clock runs K times slower while counting: an emulated CPU does so much less
+ * in a second than a real one that a token would have dozens of timer ticks for each one it really has. What the guest takes its time
+ * from must come from that clock: no TSC, which QEMU takes from the host's.
+ *
  * The declarations are those of version 1 of QEMU's plugin interface (QEMU 4.2 to 8.2), as far as they are used here.
  */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <poll.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #define EXPORT __attribute__((visibility("default")))
 
@@ -58,6 +67,49 @@ static volatile bool counting, instrumenting;
 static uint64_t n_pages;          /* addresses as the plugin interface gives them: see README.md, "Addresses" */
 static count *counts[MAX_CPUS];   /* n_pages each; a row has one writer, its CPU's thread */
 
+/* ---- the clock: told = since + (true - from) / slow ---------------------------------------------------------------------------- */
+
+typedef struct { int64_t from, since; int slow; } pace;
+
+static pace paces[2] = {{0, 0, 1}};      /* one is read while the other is written: changes are seconds apart */
+static _Atomic(pace *) current = paces;
+static int slow_while_counting = 1;
+
+static int64_t true_ns(clockid_t which) {
+    static int (*real)(clockid_t, struct timespec *);
+    if (!real) real = dlsym(RTLD_NEXT, "clock_gettime");
+    struct timespec t;
+    return real(which, &t) ? -1 : t.tv_sec * 1000000000ll + t.tv_nsec;
+}
+
+static int64_t told_ns(void) {
+    pace p = *atomic_load(&current);
+    return p.since + (true_ns(CLOCK_MONOTONIC) - p.from) / p.slow;
+}
+
+static void set_pace(int slow) {
+    pace *next = &paces[atomic_load(&current) == paces];
+    *next = (pace){true_ns(CLOCK_MONOTONIC), told_ns(), slow};
+    atomic_store(&current, next);
+}
+
+EXPORT int clock_gettime(clockid_t which, struct timespec *t) {
+    int64_t ns = which == CLOCK_MONOTONIC ? told_ns() : true_ns(which);
+    *t = (struct timespec){ns / 1000000000, ns % 1000000000};
+    return ns < 0 ? -1 : 0;
+}
+
+/* QEMU's main loop waits here for the guest's next timer. */
+EXPORT int ppoll(struct pollfd *fds, nfds_t n, const struct timespec *timeout, const sigset_t *mask) {
+    static int (*real)(struct pollfd *, nfds_t, const struct timespec *, const sigset_t *);
+    if (!real) real = dlsym(RTLD_NEXT, "ppoll");
+    if (!timeout) return real(fds, n, NULL, mask);
+    int64_t ns = (timeout->tv_sec * 1000000000ll + timeout->tv_nsec) * atomic_load(&current)->slow;
+    return real(fds, n, &(struct timespec){ns / 1000000000, ns % 1000000000}, mask);
+}
+
+/* ---- counting ------------------------------------------------------------------------------------------------------------------ */
+
 static void on_access(unsigned cpu, access_info info, uint64_t vaddr, void *nothing) {
     if (!counting || cpu >= (unsigned)n_cpus) return;
     struct qemu_plugin_hwaddr *where = qemu_plugin_get_hwaddr(info, vaddr);
@@ -90,11 +142,13 @@ static void on_marker(unsigned cpu, void *number) {
     if ((uintptr_t)number == START && !counting) {
         for (int i = 0; i < n_cpus; i++) memset(counts[i], 0, n_pages * sizeof *counts[i]);
         counting = true;
+        set_pace(slow_while_counting);
         /* Throws all translated code away, once: the next reset would free callbacks that another CPU may be about to call. */
         if (!instrumenting) qemu_plugin_reset(self, translate_anew);
         instrumenting = true;
     } else if ((uintptr_t)number == STOP && counting) {
         counting = false;
+        set_pace(1);
         dump();
     }
 }
@@ -118,10 +172,11 @@ EXPORT int qemu_plugin_install(plugin_id id, const struct guest_info *guest, int
     n_cpus = guest->system.max_cpus;
     for (int i = 0; i < argc; i++) {
         if (!strncmp(argv[i], "out=", 4)) folder = argv[i] + 4;
+        else if (!strncmp(argv[i], "slow=", 5)) slow_while_counting = atoi(argv[i] + 5);
         else if (!strncmp(argv[i], "mb=", 3)) n_pages = 2 * strtoull(argv[i] + 3, NULL, 10) << (20 - PAGE_SHIFT);
     }
-    if (!guest->system_emulation || n_cpus > MAX_CPUS || !folder || !n_pages) {
-        fprintf(stderr, "remote: wanted a machine of at most %d CPUs, out=FOLDER and mb=N\n", MAX_CPUS);
+    if (!guest->system_emulation || n_cpus > MAX_CPUS || !folder || !n_pages || slow_while_counting < 1) {
+        fprintf(stderr, "remote: wanted a machine of at most %d CPUs, out=FOLDER, mb=N and slow=K of at least 1\n", MAX_CPUS);
         return 1;
     }
     for (int i = 0; i < n_cpus; i++)
