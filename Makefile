@@ -6,8 +6,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(wildcard numainfer/*.pyx numainfer/*.pxi csrc/*.[ch] csrc/*/*.[ch] csrc/*/*.def)
-# The cross compiler and qemu-user run the Arm kernels.
-TEST_APT := gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static
+# The cross compiler and qemu-user run the Arm kernels; SIMDe emulates those of every CPU.
+TEST_APT := gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static libsimde-dev
 APT := gcc libc6-dev make libnuma-dev python3-dev python3-venv
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 PROMPT ?= Why is the sky blue?

@@ -10,14 +10,11 @@ import sys
 import tempfile
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tests"))
-from _cvec import FLAGS, TARGETS, available
+from _cvec import FLAGS, TABLE, available
 
 D = 2048
 SOURCE = r"""
-%(target)s
-#define NI_VEC(name) name##_bench
-#include "isa/vec_impl.h"
-#include <stdio.h>
+%(table)s#include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
 
@@ -111,10 +108,9 @@ int main(void) {
 
 def main(names):
     for isa in names or available():
-        target = f'#pragma GCC target("{TARGETS[isa]}")' if TARGETS[isa] else ""
         with tempfile.TemporaryDirectory() as folder:
             src, exe = pathlib.Path(folder, "bench.c"), pathlib.Path(folder, "bench")
-            src.write_text(SOURCE % {"target": target, "d": D})
+            src.write_text(SOURCE % {"table": TABLE.format(isa=isa), "d": D})
             flags = [f for f in FLAGS if f not in ("-shared", "-fPIC", "-Werror", "-Wextra")]
             subprocess.run(["gcc", *flags, str(src), "-o", str(exe), "-lm"], check=True)
             print(f"{isa}, D = {D}, one core", flush=True)

@@ -1,4 +1,4 @@
-"""Builds the vector kernels of csrc/isa/vec_impl.h, one library per instruction set, and binds them by ctypes."""
+"""Builds the vector kernels of the core's tables, one library per instruction set, and binds them by ctypes."""
 
 import atexit
 import ctypes
@@ -11,24 +11,22 @@ import tempfile
 
 import numpy as np
 
+from numainfer import _core
+
 CSRC = pathlib.Path(__file__).resolve().parent.parent / "csrc"
 X86 = platform.machine() in ("x86_64", "AMD64")
 FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra",
-         "-Werror", "-fPIC", "-shared", f"-I{CSRC}"] + (["-march=x86-64-v2"] if X86 else [])
-TARGETS = {
-    "scalar": "",
-    "avx2": "avx2,fma,f16c",
-    "avx512": "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl",
-}
+         "-Wno-unused-parameter", "-Werror", "-fPIC", "-shared", f"-I{CSRC}"] + (["-march=x86-64-v2"] if X86 else [])
+# A table alone: its matrix kernels, which nobody calls here, may want the formats.
+TABLE = """#pragma weak ni_formats
+#include "isa/{isa}.c"
+"""
 CHUNK = 256
 
 # exp and tanh are inline functions of the kernels; the shims show them to the tests, 16 values at a time.
-SOURCE = """
-{target}
-#define NI_VEC(name) name##_test
-#include "isa/vec_impl.h"
-extern const struct ni_vec_kernels vec;
-const struct ni_vec_kernels vec = NI_VEC_TABLE;
+SOURCE = TABLE + """
+extern const struct ni_vec_kernels *const vec;
+const struct ni_vec_kernels *const vec = &ni_kernels_{isa}.vec;
 void test_exp(const float *x, int64_t n, float *y);
 void test_tanh(const float *x, int64_t n, float *y);
 void test_exp(const float *x, int64_t n, float *y) {{
@@ -70,24 +68,15 @@ def _folder():
 
 @functools.cache
 def available():
-    """Names of the instruction sets that this CPU can run, "scalar" first."""
-    if not X86:
-        return ["scalar"]
-    tests = " + ".join(f'(__builtin_cpu_supports("{f}") ? {1 << i} : 0)' for i, f in enumerate(
-        ["avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl"]))
-    src, exe = _folder() / "cpu.c", _folder() / "cpu"
-    src.write_text(f"int main(void) {{ return {tests}; }}\n")
-    subprocess.run(["gcc", str(src), "-o", str(exe)], check=True)
-    bits = subprocess.run([str(exe)], check=False).returncode
-    return ["scalar"] + ["avx2"] * (bits & 3 == 3) + ["avx512"] * (bits == 63)
+    """Names of the core's tables that this CPU runs, "scalar" first."""
+    return _core.isa_available()[::-1]
 
 
 @functools.cache
 def load(isa):
     """Return the `Kernels` compiled for one instruction set."""
     src, lib = _folder() / f"{isa}.c", _folder() / f"{isa}.so"
-    target = f'#pragma GCC target("{TARGETS[isa]}")' if TARGETS[isa] else ""
-    src.write_text(SOURCE.format(target=target))
+    src.write_text(SOURCE.format(isa=isa))
     subprocess.run(["gcc", *FLAGS, str(src), "-o", str(lib), "-lm"], check=True)
     return Kernels(isa, ctypes.CDLL(str(lib)))
 
@@ -97,7 +86,7 @@ class Kernels:
 
     def __init__(self, isa, lib):
         self.isa, self.lib = isa, lib
-        self.table = _Table.in_dll(lib, "vec")
+        self.table = ctypes.POINTER(_Table).in_dll(lib, "vec").contents
 
     @staticmethod
     def _ptr(a, dtype, size=None):

@@ -7,18 +7,13 @@ says nothing about their speed.  Needs Debian's gcc-aarch64-linux-gnu, libc6-dev
 import pathlib
 import platform
 import shutil
-import subprocess
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from _ckernels import CSRC, FLAGS, TYPES, X86_FLAGS
+from _ckernels import CSRC
+from _compare import COMPARE, KERNELS, check_counts, compile_all, link, native, run
 
 ARM = platform.machine() == "aarch64"
-COMPARE = pathlib.Path(__file__).resolve().parent / "cross" / "compare.c"
-KERNELS = sorted([*CSRC.glob("formats/*.c"), *CSRC.glob("isa/*.c")])
 CORE = sorted([*CSRC.glob("*.c"), *CSRC.glob("ops/*.c")])
-WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter"]
-CHECKS = [*TYPES, "maps", "quantize", "rope", "attention"]
 # Emulated CPU -> the tables that it runs: no dot product; dot product; dot product and int8 matrix product.
 CPUS = {"cortex-a72": ["scalar"], "neoverse-n1": ["neon", "scalar"], "max": ["neon_i8mm", "neon", "scalar"]}
 
@@ -41,66 +36,25 @@ def emulator():
     return path
 
 
-def compile_all(compiler, sources, folder, *flags):
-    """Compiles C files in parallel; returns the objects' paths."""
-
-    def one(source):
-        target = folder / f"{source.parent.name}_{source.stem}.o"
-        command = [compiler, *FLAGS, *WARNINGS, *flags, "-c", str(source), "-o", str(target)]
-        done = subprocess.run(command, text=True, capture_output=True, check=False)
-        assert done.returncode == 0, f"{compiler} {source.name}:\n{done.stderr}"
-        return str(target)
-
-    with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(one, sources))
-
-
-def link(compiler, objects, folder, *flags):
-    subprocess.run([compiler, *flags, "-o", str(folder / "compare"), *objects, "-lm"], check=True)
-    return str(folder / "compare")
-
-
-def run(*command):
-    """Runs the driver; returns the tables' names, {(table, check): values compared} and the hash of scalar results."""
-    done = subprocess.run(command, text=True, capture_output=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    first, *counts, last = (line.split() for line in done.stdout.splitlines())
-    assert first[0] == "tables" and last[0] == "scalar"
-    return first[1].split(","), {(table, check): int(n) for table, check, n in counts}, last[1]
-
-
-@pytest.fixture(scope="module")
-def here(tmp_path_factory):
-    """What the driver says on this machine."""
-    folder = tmp_path_factory.mktemp("native")
-    flags = X86_FLAGS if platform.machine() == "x86_64" else []
-    return run(link("gcc", compile_all("gcc", [*KERNELS, COMPARE], folder, "-O1", *flags), folder))
-
-
 @pytest.fixture(scope="module")
 def arm_driver(compiler, emulator, tmp_path_factory):
     folder = tmp_path_factory.mktemp("aarch64")
     return link(compiler, compile_all(compiler, [*KERNELS, COMPARE], folder), folder, "-static")
 
 
-def check_counts(tables, counts):
-    assert list(counts) == [(table, check) for table in tables for check in CHECKS]
-    assert all(n > 1000 for n in counts.values())
-
-
-def test_every_table_of_this_machine_has_the_scalar_bits(here):
-    tables, counts, _ = here
+def test_every_table_of_this_machine_has_the_scalar_bits():
+    tables, counts, _ = native()
     assert tables[-1] == "scalar"
     check_counts(tables, counts)
 
 
 @pytest.mark.parametrize("cpu", CPUS)
-def test_every_table_of_an_arm_cpu_has_the_bits_of_this_machine(cpu, arm_driver, emulator, here):
+def test_every_table_of_an_arm_cpu_has_the_bits_of_this_machine(cpu, arm_driver, emulator):
     """The CPU gets the tables it can run, no others (else it stops at an illegal instruction), with the same bits."""
     tables, counts, digest = run(emulator, "-cpu", cpu, arm_driver)
     assert tables == CPUS[cpu]
     check_counts(tables, counts)
-    assert digest == here[2]
+    assert digest == native()[2]
 
 
 def test_the_core_compiles_for_arm(compiler, tmp_path):

@@ -1,6 +1,8 @@
-/* The AVX2 table (with FMA and F16C).  The pragma must stand before every include that holds code. */
-#if defined(__x86_64__)
-#pragma GCC target("avx2,fma,f16c,bmi2")
+/* The AVX2 table (with FMA and F16C). */
+#include "target.h"
+#if NI_X86
+NI_TARGET("avx2,fma,f16c,bmi2")
+#define V16_AVX2
 #include "avx2_dot.h"
 #include "avx2_gemm.h"
 #include "avx2_unpack.h"

@@ -1,11 +1,11 @@
-/* Small pieces of the AVX2 matmul kernels.  Included by avx2.c only, after its target pragma.
+/* Small pieces of the AVX2 matmul kernels.  Included after the file's target.
  *
  * A row group's 16 rows are two halves of 8 rows, one ymm register each.  A vector of 64 quant bytes is thus two loads,
  * and every function that takes a half (0 or 1) expects pointers already moved to it. */
 #ifndef NI_AVX2_UTIL_H
 #define NI_AVX2_UTIL_H
-#include <immintrin.h>
 #include <string.h>
+#include "intrinsics.h"
 #include "kernels.h"
 
 #define NI_INLINE static inline __attribute__((always_inline))

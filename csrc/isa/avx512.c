@@ -1,9 +1,10 @@
-/* The AVX-512 table: F, BW, VL, DQ and VNNI, as Intel's servers have them since 2019 and AMD's since 2022.  The
- * pragma must stand before every include that holds code.
+/* The AVX-512 table: F, BW, VL, DQ and VNNI, as Intel's servers have them since 2019 and AMD's since 2022.
  *
  * Measured on Zen 4, whose 512-bit operations take two 256-bit pipes for a cycle: what they save is instructions. */
-#if defined(__x86_64__)
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c,bmi2")
+#include "target.h"
+#if NI_X86
+NI_TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c,bmi2")
+#define V16_AVX512
 #include "avx512_dot.h"
 #include "avx512_gemm.h"
 #include "avx512_unpack.h"

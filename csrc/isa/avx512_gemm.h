@@ -14,7 +14,11 @@
 enum { TILE = 12 };   /* tokens */
 
 /* Keeps gcc from holding every product or broadcast in a register of its own. */
+#if defined(NI_SIMDE)   /* no register holds them there */
+#define IN_ORDER(v) ((void)(v))
+#else
 #define IN_ORDER(v) __asm__ volatile("" : "+v"(v))
+#endif
 
 /* Activations of a tile.  The quants are copied one block of 32 ahead, spread among the multiply-adds: a burst of
  * stores would fill the store queue and stall. */

@@ -1,11 +1,11 @@
-/* Small pieces of the AVX-512 matmul kernels.  Included by avx512.c only, after its target pragma.
+/* Small pieces of the AVX-512 matmul kernels.  Included by avx512.c only, after its target.
  *
  * A row group's 16 rows are the 16 lanes of one zmm register: a vector of 64 quant bytes is one load, and vpdpbusd adds
  * the 4 products of a k-group (unsigned weight x signed activation) to each row's 32-bit sum, which cannot overflow. */
 #ifndef NI_AVX512_UTIL_H
 #define NI_AVX512_UTIL_H
-#include <immintrin.h>
 #include <string.h>
+#include "intrinsics.h"
 #include "kernels.h"
 
 #define NI_INLINE static inline __attribute__((always_inline))

@@ -4,9 +4,13 @@
 
 const ni_kernels *ni_k = &ni_kernels_scalar;
 
-#if defined(__x86_64__)
+#if defined(NI_SIMDE)           /* runs anywhere */
+#define HAS(feature) 1
+#define HWCAP(bit) 1
+#define HWCAP2(bit) 1
+#elif NI_X86
 #define HAS(feature) __builtin_cpu_supports(feature)
-#elif defined(__aarch64__)
+#elif NI_ARM
 #include <sys/auxv.h>
 #ifndef HWCAP_ASIMDDP           /* the kernel's numbers, for C libraries older than the CPUs */
 #define HWCAP_ASIMDDP (1ul << 20)

@@ -9,6 +9,7 @@
 #ifndef NI_KERNELS_H
 #define NI_KERNELS_H
 #include "../formats/formats.h"
+#include "target.h"
 
 /* Activations of some tokens that a matmul reads.  Quantised in blocks of 32: x ~ d * q, |q| <= 127.
  * For token t: f + t*k, q + t*k, d + t*(k/32), m + t*(k/32), s + t*(k/16).  Parts that no kernel in use needs are NULL. */

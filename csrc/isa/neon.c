@@ -1,7 +1,8 @@
-/* The Arm NEON table, with the dot product of Armv8.2 (Graviton 2, Ampere Altra and later).  The pragma must stand
- * before every include that holds code. */
-#if defined(__aarch64__)
-#pragma GCC target("arch=armv8.2-a+dotprod")
+/* The Arm NEON table, with the dot product of Armv8.2 (Graviton 2, Ampere Altra and later). */
+#include "target.h"
+#if NI_ARM
+NI_TARGET("arch=armv8.2-a+dotprod")
+#define V16_NEON
 #include "neon_dot.h"
 #include "neon_sdot.h"
 #include "neon_table.h"

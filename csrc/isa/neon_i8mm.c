@@ -1,6 +1,8 @@
 /* The Arm NEON table with the int8 matrix product (Graviton 3, Grace, AmpereOne and later): neon.c but for gemm. */
-#if defined(__aarch64__)
-#pragma GCC target("arch=armv8.2-a+dotprod+i8mm")
+#include "target.h"
+#if NI_ARM
+NI_TARGET("arch=armv8.2-a+dotprod+i8mm")
+#define V16_NEON
 #include "neon_dot.h"
 #include "neon_smmla.h"
 #include "neon_table.h"

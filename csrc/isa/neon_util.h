@@ -1,11 +1,11 @@
-/* Small pieces of the NEON matmul kernels.  Included after the file's target pragma.
+/* Small pieces of the NEON matmul kernels.  Included after the file's target.
  *
  * A row group's 16 rows are 4 registers of 4 rows ("quads").  A vector of 64 quant bytes is 4 loads, and sdot adds the
  * 4 products of a k-group to each row's 32-bit sum, with the activations of a k-group taken from a lane of a register
  * that holds four of them.  sdot is signed x signed: unsigned quants are at most 63, so they are signed bytes too. */
 #ifndef NI_NEON_UTIL_H
 #define NI_NEON_UTIL_H
-#include <arm_neon.h>
+#include "intrinsics.h"
 #include "kernels.h"
 #include "../formats/records.h"
 #include "v16.h"

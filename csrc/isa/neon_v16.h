@@ -3,7 +3,6 @@
  * vmaxq and vminq treat NaN and zeros of either sign otherwise than the contract does: compare and select instead. */
 #ifndef NI_NEON_V16_H
 #define NI_NEON_V16_H
-#include <arm_neon.h>
 
 typedef struct { float32x4_t v[4]; } v16;
 typedef struct { int32x4_t v[4]; } v16i;

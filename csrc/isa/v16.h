@@ -1,9 +1,10 @@
 /* v16: sixteen float lanes, whatever the machine has: one zmm, two ymm, four NEON registers, or a plain array.
  *
- * Include after the file's `#pragma GCC target`. Every operation gives the same bits in all forms: each is
- * either exact or one correctly rounded IEEE operation per lane, and sums over lanes use one fixed tree (v16_sum). max
- * and min are those of x86: `a > b ? a : b` and `a < b ? a : b`, so the second operand wins for NaN and for zeros of
- * either sign. Assumes the default rounding mode, subnormals on, -ffp-contract=off. Addresses need no alignment.
+ * The file defines V16_AVX512, V16_AVX2 or V16_NEON first, or none for the array. Every operation gives the same bits
+ * in all forms: each is either exact or one correctly rounded IEEE operation per lane, and sums over lanes use one
+ * fixed tree (v16_sum). max and min are those of x86: `a > b ? a : b` and `a < b ? a : b`, so the second operand wins
+ * for NaN and for zeros of either sign. Assumes the default rounding mode, subnormals on, -ffp-contract=off. Addresses
+ * need no alignment.
  */
 #ifndef NI_V16_H
 #define NI_V16_H
@@ -11,10 +12,14 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
-#define V16_AVX2 1
+#include "intrinsics.h"
+
+#if defined(V16_AVX512)
+#define V16_AVX2
+#endif
+
+#if defined(V16_AVX2)
 #define V16_FN static inline __attribute__((always_inline, unused))
-#include <immintrin.h>
 
 /* Lanes l and l+8, then l+4, then l+2, then l+1: the one tree of every lane sum. */
 V16_FN float v16_sum_halves(__m256 lo, __m256 hi) {
@@ -31,8 +36,7 @@ V16_FN float v16_hmax_halves(__m256 lo, __m256 hi) {
 }
 #endif
 
-#if defined(V16_AVX2) && defined(__AVX512F__)
-#define V16_AVX512 1
+#if defined(V16_AVX512)
 
 typedef __m512 v16;
 typedef __m512i v16i;
@@ -162,9 +166,7 @@ V16_FN void v16i_store_i8(int8_t *p, v16i a) {
     _mm_storeu_si128((__m128i *)p, _mm_packs_epi16(_mm256_castsi256_si128(b), _mm256_extracti128_si256(b, 1)));
 }
 
-#elif defined(__aarch64__) && defined(__ARM_FEATURE_DOTPROD)
-/* Not wherever NEON is, which is everywhere: the scalar table must stay what the others are measured against. */
-#define V16_NEON 1
+#elif defined(V16_NEON)
 #define V16_FN static inline __attribute__((always_inline, unused))
 #include "neon_v16.h"
 

@@ -1,7 +1,7 @@
 /* The vector kernels of struct ni_vec_kernels, written once over v16 and compiled once per instruction set.
  *
- * A file isa/<isa>.c sets its target by `#pragma GCC target(...)` ("avx2,fma,f16c"; "avx512f,avx512bw,..." on top of
- * them), defines NI_VEC(name) as name##_<isa>, includes this file and initialises its table's .vec with NI_VEC_TABLE.
+ * A file isa/<isa>.c sets its target (NI_TARGET) and its form of v16, defines NI_VEC(name) as name##_<isa>, includes this
+ * file and initialises its table's .vec with NI_VEC_TABLE.
  * To be compiled with -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math.
  *
  * Inputs are finite floats unless a kernel says more.  Element-wise kernels may work in place (out equal to an input);

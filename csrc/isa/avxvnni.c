@@ -1,0 +1,38 @@
+/* The AVX-VNNI table: AVX2 with vpdpbusd on ymm registers (Intel's client CPUs since 2021 and servers since 2023, AMD's
+ * since 2024).  Only what multiplies quants differs from the AVX2 table. */
+#include "target.h"
+#if NI_X86 && __GNUC__ >= 11   /* older ones do not know it */
+NI_TARGET("avxvnni,avx2,fma,f16c,bmi2")
+#define V16_AVX2
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wunused-function"   /* the AVX2 kernels that are not taken over */
+#include "avx2_dot.h"
+#include "avx2_gemm.h"
+#include "avx2_unpack.h"
+#pragma GCC diagnostic pop
+#include "avxvnni_dot.h"
+#include "avxvnni_gemm.h"
+
+#define NI_VEC(name) name##_avxvnni
+#include "vec_impl.h"
+
+const ni_kernels ni_kernels_avxvnni = {
+    .name = "avxvnni",
+    .dot = {[NI_F32] = dot_f32, [NI_F16] = dot_f16, [NI_BF16] = dot_bf16,
+            [NI_Q4_0] = dot_vnni_q4_0, [NI_Q4_1] = dot_vnni_q4_1, [NI_Q5_0] = dot_vnni_q5_0,
+            [NI_Q5_1] = dot_vnni_q5_1, [NI_Q8_0] = dot_vnni_q8_0, [NI_Q4_K] = dot_vnni_q4_k,
+            [NI_Q5_K] = dot_vnni_q5_k, [NI_Q6_K] = dot_q6_k},
+    .unpack = {[NI_F32] = unpack_f32, [NI_F16] = unpack_f16, [NI_BF16] = unpack_bf16,
+               [NI_Q4_0] = unpack_q4_0, [NI_Q4_1] = unpack_q4_1, [NI_Q5_0] = unpack_q5_0, [NI_Q5_1] = unpack_q5_1,
+               [NI_Q8_0] = unpack_q8_0, [NI_Q4_K] = unpack_q4_k, [NI_Q5_K] = unpack_q5_k, [NI_Q6_K] = unpack_q6_k},
+    /* Formats with the same kind of panel share their kernel. */
+    .gemm = {[NI_F32] = gemm_f32, [NI_F16] = gemm_f32, [NI_BF16] = gemm_f32,
+             [NI_Q4_0] = gemm_vnni_q4_0, [NI_Q4_1] = gemm_vnni_min, [NI_Q5_0] = gemm_vnni_q5_0,
+             [NI_Q5_1] = gemm_vnni_min, [NI_Q8_0] = gemm_vnni_q8_0, [NI_Q4_K] = gemm_vnni_min,
+             [NI_Q5_K] = gemm_vnni_min, [NI_Q6_K] = gemm_q6_k},
+    /* Measured on Zen 4, where vpdpbusd has another encoding. */
+    .few = {[NI_F32] = 12, [NI_F16] = 12, [NI_BF16] = 12, [NI_Q4_0] = 5, [NI_Q4_1] = 6, [NI_Q5_0] = 2, [NI_Q5_1] = 2,
+            [NI_Q8_0] = 4, [NI_Q4_K] = 6, [NI_Q5_K] = 2},
+    .vec = NI_VEC_TABLE,
+};
+#endif

@@ -1,0 +1,69 @@
+"""Builds and runs cross/compare.c, which compares all tables of kernels that a CPU runs, bit for bit, without Python."""
+
+import atexit
+import functools
+import pathlib
+import platform
+import shutil
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+
+from _ckernels import CSRC, FLAGS, TYPES, X86_FLAGS
+
+CROSS = pathlib.Path(__file__).resolve().parent / "cross"
+COMPARE = CROSS / "compare.c"
+KERNELS = sorted([*CSRC.glob("formats/*.c"), *CSRC.glob("isa/*.c")])
+WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter"]
+MACHINE = X86_FLAGS if platform.machine() == "x86_64" else []
+CHECKS = [*TYPES, "maps", "quantize", "rope", "attention"]
+
+
+def compile_all(compiler, sources, folder, *flags):
+    """Compiles C files in parallel; returns the objects' paths."""
+
+    def one(source):
+        target = folder / f"{source.parent.name}_{source.stem}.o"
+        command = [compiler, *FLAGS, *WARNINGS, *flags, "-c", str(source), "-o", str(target)]
+        done = subprocess.run(command, text=True, capture_output=True, check=False)
+        assert done.returncode == 0, f"{compiler} {source.name}:\n{done.stderr}"
+        return str(target)
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(one, sources))
+
+
+def link(compiler, objects, folder, *flags):
+    """Links the driver; returns its path."""
+    subprocess.run([compiler, *flags, "-o", str(folder / "compare"), *objects, "-lm"], check=True)
+    return str(folder / "compare")
+
+
+def run(*command):
+    """Runs the driver; returns the tables' names, {(table, check): values compared} and the hash of scalar results."""
+    done = subprocess.run(command, text=True, capture_output=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    first, *counts, last = (line.split() for line in done.stdout.splitlines())
+    assert first[0] == "tables" and last[0] == "scalar"
+    return first[1].split(","), {(table, check): int(n) for table, check, n in counts}, last[1]
+
+
+def check_counts(tables, counts):
+    """Asserts that every check compared something in every table."""
+    assert list(counts) == [(table, check) for table in tables for check in CHECKS]
+    assert all(n > 1000 for n in counts.values())
+
+
+@functools.cache
+def native_objects():
+    """Paths of the driver's objects for this machine."""
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="numainfer-compare-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return compile_all("gcc", [*KERNELS, COMPARE], folder, "-O1", *MACHINE)
+
+
+@functools.cache
+def native():
+    """What the driver says on this machine."""
+    objects = native_objects()
+    return run(link("gcc", objects, pathlib.Path(objects[0]).parent))
