@@ -152,32 +152,50 @@ NI_INLINE void tile_q6(const ni_panel *p, int64_t nk, gemm_tokens a, int M, floa
     }
 }
 
-/* The even (k0, k2) and odd (k1, k3) bytes of every k-group as pairs of 16 bits. */
-NI_INLINE __m256i even16(__m256i v) { return _mm256_srai_epi16(_mm256_slli_epi16(v, 8), 8); }
-NI_INLINE __m256i odd16(__m256i v) { return _mm256_srai_epi16(v, 8); }
+/* The first two or the last two bytes of every dword as words. */
+NI_INLINE __m256i words_of(__m256i v, int first) {
+    const int at = first ? 0x01800080 : 0x03800280;   /* 0x80: a zero */
+    const __m256i order = _mm256_add_epi32(_mm256_set1_epi32(at), _mm256_setr_epi32(0, 0x04000400, 0x08000800, 0x0c000c00,
+                                                                                   0, 0x04000400, 0x08000800, 0x0c000c00));
+    return _mm256_srai_epi16(_mm256_shuffle_epi8(v, order), 8);
+}
 
-/* Q8_0, p->q widened to 16 bits: [nk / 4][even, odd][2 halves].  vpmaddwd on them needs 4 instructions
- * per 8 rows and k-group like |w| * sign(x, w), but only half of them compete for the multipliers. */
+/* A block of 32 activations as words: 16 dwords, each half a k-group. */
+NI_INLINE void widen_x(int32_t x[16], const int8_t *q) {
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; i++) {
+        const __m128i v = _mm_loadu_si128((const __m128i *)(q + 16 * i));
+        _mm256_store_si256((__m256i *)(x + 8 * i), _mm256_cvtepi8_epi16(v));
+    }
+}
+
+/* Q8_0, p->q widened to 16 bits: [nk / 4][first, second half of the k-group][2 halves].  vpmaddwd on them needs 4
+ * instructions per 8 rows and k-group like |w| * sign(x, w), but only half of them compete for the multipliers.
+ * The activations are widened a block ahead, spread among the multiply-adds: a burst of stores would stall.
+ *
+ * Measured on Zen 4: without the float part it would be 11 % faster, with the activations already widened 3 %.  Pairs
+ * (w0 + x2)(w2 + x0) - w0 w2 - x0 x2 halve the multiplications, but their additions take as long. */
 NI_INLINE void tile_q8(const ni_panel *p, int64_t nk, gemm_tokens a, int M, float *acc) {
-    const __m256i *wide = (const __m256i *)p->q;
+    const __m256i *w = (const __m256i *)p->q;
     const float *scale = p->scale;
-    int32_t x[6][2][NI_SLAB / 4];
+    _Alignas(32) int32_t x[2][6][16];
 #pragma GCC unroll 6
-    for (int m = 0; m < M; m++)
-        for (int64_t i = 0; i < nk / 4; i += 8) {
-            const __m256i v = load32(a.q + m * a.k + 4 * i);
-            _mm256_storeu_si256((__m256i *)(x[m][0] + i), even16(v));
-            _mm256_storeu_si256((__m256i *)(x[m][1] + i), odd16(v));
-        }
-    KEEP_IN_MEMORY;
-    for (int64_t b = 0; b < nk / 32; b++) {
+    for (int m = 0; m < M; m++) widen_x(x[0][m], a.q + m * a.k);
+    const int8_t *q = a.q, *last = q + nk - 32;
+    for (int64_t b = 0; b < nk / 32; b++, w += 32) {
+        const int32_t (*now)[16] = x[b % 2];
+        int32_t (*next)[16] = x[(b + 1) % 2];
+        q = q < last ? q + 32 : q;
         __m256i s[6][2];
 #pragma GCC unroll 16
         for (int j = 0; j < 16; j++) {
-            const __m256i w0 = wide[32 * b + 2 * j], w1 = wide[32 * b + 2 * j + 1];
+            const __m256i w0 = w[2 * j], w1 = w[2 * j + 1];
+#pragma GCC unroll 6
+            for (int m = 0; m < M; m++)
+                if (m * 16 / M == j) widen_x(next[m], q + m * a.k);
 #pragma GCC unroll 6
             for (int m = 0; m < M; m++) {
-                const __m256i xb = _mm256_set1_epi32(x[m][j % 2][8 * b + j / 2]);
+                const __m256i xb = _mm256_set1_epi32(now[m][j]);
                 __m256i v0 = _mm256_madd_epi16(w0, xb), v1 = _mm256_madd_epi16(w1, xb);
                 s[m][0] = j ? _mm256_add_epi32(s[m][0], v0) : v0;
                 s[m][1] = j ? _mm256_add_epi32(s[m][1], v1) : v1;
@@ -263,8 +281,8 @@ static void gemm_q8_0(const ni_panel *p, int64_t k0, int64_t nk, const ni_act *x
 #pragma GCC unroll 2
         for (int64_t h = 0; h < 2; h++) {
             const __m256i v = load32(p->q + 64 * i + 32 * h);
-            wide[4 * i + h] = even16(v);
-            wide[4 * i + 2 + h] = odd16(v);
+            wide[4 * i + h] = words_of(v, 1);
+            wide[4 * i + 2 + h] = words_of(v, 0);
         }
     const ni_panel widened = {.q = (uint8_t *)wide, .scale = p->scale};
     gemm_q8_0_wide(&widened, k0, nk, x, n_tokens, acc, accm);
