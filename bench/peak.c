@@ -46,17 +46,17 @@ typedef struct {
         _Pragma("GCC unroll 24") for (int c = 0; c < chains; c++) { OPAQUE(sum[c]); OPAQUE(wide[c]); } \
     }
 
-/* Unsigned quants: a pair of products is at most 2 * 127 * max_q, so 16 bits hold 8 pairs of 4-bit quants, 4 of 5-bit
- * and 2 of 6-bit. */
-#define UNSIGNED(name, pairs)                                                                 \
+/* Unsigned quants: a pair of products is at most 2 * 127 * max_q, so 16 bits hold 8 pairs of 4-bit quants and 4 of
+ * 5-bit; 4 of 6-bit too, in sums that may wrap because they start with what makes up for the offset of 32. */
+#define UNSIGNED(name, pairs, first)                                                          \
     MIX(name, "avx2", __m256i, 6, pairs, {                                                    \
         v = _mm256_maddubs_epi16(w, x);                                                       \
-        sum[c] = s ? _mm256_add_epi16(sum[c], v) : v;                                         \
+        sum[c] = s ? _mm256_add_epi16(sum[c], v) : first;                                     \
         if (s == pairs - 1) wide[c] = _mm256_add_epi32(wide[c], _mm256_madd_epi16(sum[c], ones)); \
     })
-UNSIGNED(avx2_4_bits, 8)
-UNSIGNED(avx2_5_bits, 4)
-UNSIGNED(avx2_6_bits, 2)
+UNSIGNED(avx2_4_bits, 8, v)
+UNSIGNED(avx2_5_bits, 4, v)
+UNSIGNED(avx2_6_bits, 4, _mm256_add_epi16(ones, v))
 /* Signed 8 bits: one pair fills 16 bits; or all in words. */
 MIX(avx2_sign, "avx2", __m256i, 10, 1, {
     v = _mm256_madd_epi16(_mm256_maddubs_epi16(w, _mm256_sign_epi8(x, w)), ones);
@@ -81,7 +81,7 @@ static const mix mixes[] = {
 #endif
     {"avx2", " Q4_0 Q4_1 Q4_K ", "8*vpmaddubsw+7*vpaddw+vpmaddwd+vpaddd", 6 * 8 * 32, avx2_4_bits},
     {"avx2", " Q5_0 Q5_1 Q5_K ", "4*vpmaddubsw+3*vpaddw+vpmaddwd+vpaddd", 6 * 4 * 32, avx2_5_bits},
-    {"avx2", " Q6_K ", "2*vpmaddubsw+vpaddw+vpmaddwd+vpaddd", 6 * 2 * 32, avx2_6_bits},
+    {"avx2", " Q6_K ", "4*vpmaddubsw+4*vpaddw+vpmaddwd+vpaddd", 6 * 4 * 32, avx2_6_bits},
     {"avx2", " Q8_0 ", "vpsignb+vpmaddubsw+vpmaddwd+vpaddd", 10 * 32, avx2_sign},
     {"avx2", " Q8_0 ", "vpmaddwd+vpaddd", 12 * 16, avx2_words},
     {"avx2", FLOATS, "vfmadd", 12 * 8, avx2_float},

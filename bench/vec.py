@@ -49,11 +49,12 @@ extern struct ni_vec_kernels vec;       /* not static: called as the program cal
 struct ni_vec_kernels vec = NI_VEC_TABLE;
 
 enum { D = %(d)d, STEPS = 1000, CHAINS = 6 };
-static float x[D], y[D], w[D], sink, q[64 * 576], acc[64 * 576], m[64], l[64], scratch[64 * NI_CHUNK];
+static float x[D], y[D], w[D], sink, q[64 * 576], acc[64 * 576], m[64], l[64], scratch[64 * (NI_CHUNK + 576)];
 static int8_t q8[D];
 static float d[D / 32], mn[D / 32];
 static int16_t s[D / 16];
-static uint16_t h[D], keys[NI_CHUNK * 576], values[NI_CHUNK * 576];
+static uint16_t h[D];
+static uint8_t keys[NI_CHUNK * 576 * 2], values[NI_CHUNK * 576 * 2];
 static int lo[64], hi[64];
 
 static void peak(void) {
@@ -69,10 +70,6 @@ static void peak(void) {
 int main(void) {
     for (int i = 0; i < D; i++) x[i] = (i * 37 %% 101 - 50) * 0.04f, y[i] = x[D - 1 - i], w[i] = 0.5f;
     for (int i = 0; i < 64 * 576; i++) q[i] = (i * 31 %% 97 - 48) * 0.01f;
-    for (int i = 0; i < NI_CHUNK * 576; i++) {
-        float k = (i * 29 %% 89 - 44) * 0.02f;
-        vec.to_f16(&k, 1, keys + i), vec.to_f16(&k, 1, values + i);
-    }
     for (int j = 0; j < 64; j++) hi[j] = NI_CHUNK;
     OP("quantize", vec.quantize(x, D, q8, d, mn, s));
     OP("sum_squares", sink = vec.sum_squares(x, D));
@@ -91,16 +88,23 @@ int main(void) {
     double t, most;
     TIME(most, peak());
     most = 16.0 * STEPS * CHAINS / most;
-    printf("peak %%.1f GFMA/s; attend, %%d positions:\n", most / 1e9, NI_CHUNK);
+    printf("peak %%.1f GFMA/s; attend, %%d positions in L2:\n", most / 1e9, NI_CHUNK);
+    static const char *const names[] = {
+#define NI_KV(name) #name,
+#include "isa/kv.def"
+    };
     static const int es[] = {64, 128, 256, 576}, ns[] = {1, 2, 3, 4, 8, 32, 64};
-    for (int a = 0; a < 4; a++)
-        for (int b = 0; b < 7; b++) {
-            int e = es[a], n = ns[b];
-            TIME(t, vec.attend(q, n, e, e, keys, values, lo, hi, 0.0f, m, l, acc, scratch));
-            double rate = 2.0 * NI_CHUNK * e * n / t;
-            printf("e=%%-4d n_q=%%-3d %%9.0f ns %%7.1f GFMA/s %%3.0f %%%% of peak %%6.1f GB/s of keys and values\n", e, n,
-                   1e9 * t, rate / 1e9, 100 * rate / most, 4.0 * NI_CHUNK * e / t / 1e9);
-        }
+    for (ni_kv_type type = 0; type < NI_N_KV_TYPES; type++)
+        for (int a = 0; a < 4; a++)
+            for (int b = 0; b < 7; b++) {
+                int e = es[a], n = ns[b];
+                for (int i = 0; i < 576; i++) w[i] = (i * 29 %% 89 - 44) * 0.02f;
+                for (int i = 0; i < NI_CHUNK; i++) vec.kv[type].store_key(w, e, keys, i), vec.kv[type].store_value(w, e, values, i);
+                TIME(t, vec.kv[type].attend(q, n, e, e, keys, values, lo, hi, 0.0f, m, l, acc, scratch));
+                double rate = 2.0 * NI_CHUNK * e * n / t, read = (double)ni_kv_chunk_bytes(type, e, e);
+                printf("%%-5s e=%%-4d n_q=%%-3d %%9.0f ns %%7.1f GFMA/s %%3.0f %%%% of peak %%6.1f GB/s of keys and values\n",
+                       names[type], e, n, 1e9 * t, rate / 1e9, 100 * rate / most, read / t / 1e9);
+            }
     return 0;
 }
 """

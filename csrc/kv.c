@@ -3,6 +3,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+static const char *const names[] = {
+#define NI_KV(name) #name,
+#include "isa/kv.def"
+#undef NI_KV
+};
+
+const char *ni_kv_name(int type) { return type < 0 || type >= NI_N_KV_TYPES ? NULL : names[type]; }
+
 typedef struct {
     const ni_kv_layer *layers;
     int n_layers;
@@ -16,7 +24,7 @@ static void copy(const ni_worker *me, void *arg) {
     int64_t used = (job->n_pos + NI_CHUNK - 1) / NI_CHUNK, unit = 0;
     for (int l = 0; l < job->n_layers; l++) {
         const ni_kv_layer *layer = &job->layers[l];
-        size_t bytes = ni_kv_chunk_bytes(layer->e, layer->ev);
+        size_t bytes = ni_kv_chunk_bytes((ni_kv_type)layer->type, layer->e, layer->ev);
         for (int64_t g = 0; g < layer->n_heads; g++)
             for (int64_t j = 0; j < used; j++) {
                 if (ni_kv_node(g, j, layer->n_heads, me->n_nodes) != me->node || unit++ % me->size != me->rank) continue;

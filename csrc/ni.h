@@ -112,7 +112,7 @@ typedef struct {
     int32_t selected;       /* 1: works on the rows whose logits are wanted, 0: on all tokens */
     int32_t t[6];           /* tensors, -1: none */
     int32_t w[4];           /* weights, -1: none */
-    int32_t i[10];          /* integers, by op */
+    int32_t i[11];          /* integers, by op */
     float f[4];             /* floats, by op */
 } ni_op;
 
@@ -167,14 +167,15 @@ const char *ni_op_signature(int code);
 
 /* ---- kv.c: the KV cache of one sequence ---------------------------------------------------------------------- */
 
-/* Layout: per layer, per kv-head, per chunk of NI_CHUNK positions: keys [NI_CHUNK/16][e][16], then values [NI_CHUNK][ev], as halves. */
+/* Names of the types in order of ni_kv_type; NULL past the end. */
+const char *ni_kv_name(int type);
+
+/* Layout: per layer, per kv-head, per chunk of NI_CHUNK positions: keys, then values, as isa/kv_layout.h has it. */
 typedef struct {
     int64_t layer_offset;   /* bytes from the base */
-    int32_t n_heads, e, ev;
+    int32_t n_heads, e, ev, type;
     int64_t n_chunks;       /* reserved per head */
 } ni_kv_layer;
-
-static inline size_t ni_kv_chunk_bytes(int64_t e, int64_t ev) { return (size_t)NI_CHUNK * (size_t)(e + ev) * 2; }
 
 /* The node index that holds, appends and reads chunk j of kv-head g: heads are dealt to nodes in blocks where they divide evenly, else chunks go round. */
 static inline int ni_kv_node(int64_t g, int64_t j, int64_t n_heads, int n_nodes) {

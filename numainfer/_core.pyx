@@ -106,9 +106,12 @@ cdef extern from "../csrc/ni.h":
     const char *ni_op_signature(int)
     ctypedef struct ni_kv_layer:
         int64_t layer_offset
-        int32_t n_heads, e, ev
+        int32_t n_heads, e, ev, type
         int64_t n_chunks
-    size_t ni_kv_chunk_bytes(int64_t, int64_t)
+    ctypedef enum ni_kv_type:
+        pass
+    size_t ni_kv_chunk_bytes(ni_kv_type, int64_t, int64_t)
+    const char *ni_kv_name(int)
     int ni_kv_copy_start(ni_team *, const ni_kv_layer *, int, const uint8_t *, uint8_t *, int64_t, ni_status *) nogil
 
 
@@ -116,11 +119,11 @@ ROWS, SLAB, CHUNK = NI_ROWS, NI_SLAB, NI_CHUNK
 BARRIERS = ("none", "node", "team")
 
 OP_DTYPE = np.dtype([("code", "i4"), ("barrier", "i4"), ("selected", "i4"), ("t", "i4", 6), ("w", "i4", 4),
-                     ("i", "i4", 10), ("f", "f4", 4)])
+                     ("i", "i4", 11), ("f", "f4", 4)])
 TENSOR_DTYPE = np.dtype([("storage", "i4"), ("width", "i4"), ("f", "i8"), ("q", "i8"), ("d", "i8"), ("m", "i8"),
                          ("s", "i8")])
 SEGMENT_DTYPE = np.dtype([("base", "u8"), ("row0", "i8"), ("n", "i8"), ("pos0", "i8")])
-KV_LAYER_DTYPE = np.dtype([("layer_offset", "i8"), ("n_heads", "i4"), ("e", "i4"), ("ev", "i4"), ("pad", "i4"),
+KV_LAYER_DTYPE = np.dtype([("layer_offset", "i8"), ("n_heads", "i4"), ("e", "i4"), ("ev", "i4"), ("type", "i4"),
                            ("n_chunks", "i8")])
 if (OP_DTYPE.itemsize != sizeof(ni_op) or TENSOR_DTYPE.itemsize != sizeof(ni_tensor)
         or SEGMENT_DTYPE.itemsize != sizeof(ni_segment) or KV_LAYER_DTYPE.itemsize != sizeof(ni_kv_layer)):

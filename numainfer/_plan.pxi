@@ -20,9 +20,17 @@ def matmul_cut(shapes, int n_workers):
     return found
 
 
-def kv_chunk_bytes(int64_t e, int64_t ev):
-    """Bytes of one chunk of one kv-head: keys and values of CHUNK positions."""
-    return ni_kv_chunk_bytes(e, ev)
+def kv_types():
+    """Names of the types of KV memory, in order of their numbers."""
+    found = []
+    while (name := ni_kv_name(len(found))) is not NULL:
+        found.append((<bytes>name).decode())
+    return tuple(found)
+
+
+def kv_chunk_bytes(int type, int64_t e, int64_t ev):
+    """Bytes of one chunk of one kv-head: keys and values of CHUNK positions, in the type of that number."""
+    return ni_kv_chunk_bytes(<ni_kv_type>type, e, ev)
 
 
 cdef class Plan:

@@ -56,6 +56,8 @@ class Demand:
         Per step of a team on one node.
     weight_type : str
         Of most of the bytes read.
+    kv_type : str
+        Of the cache.
     """
 
     weights: int
@@ -71,6 +73,7 @@ class Demand:
     team_barriers: int
     alone_barriers: int
     weight_type: str = ""
+    kv_type: str = "f16"
 
     def kv_read(self, past):
         """Bytes of keys and values that a token reads with `past` positions behind it."""
@@ -85,7 +88,7 @@ class Demand:
         return self.exchange + sum(part * (min(past, window or past) // _core.CHUNK + 1) for _, window, part in self.kv_layers)
 
 
-def demand(gguf, n_nodes, n_ctx=None, n_batch=512):
+def demand(gguf, n_nodes, n_ctx=None, n_batch=512, kv_type="f16"):
     """Demand of an open GGUF file on n_nodes nodes; reads the header and the small vectors.
 
     Parameters
@@ -96,6 +99,8 @@ def demand(gguf, n_nodes, n_ctx=None, n_batch=512):
         Default: the context that the model was trained with.
     n_batch : int
         Most tokens per step.
+    kv_type : str
+        One of `plan.KV_TYPES`.
 
     Raises
     ------
@@ -104,8 +109,8 @@ def demand(gguf, n_nodes, n_ctx=None, n_batch=512):
     """
     n_ctx = n_ctx or context_length(gguf)
     catalog, n_batch = Catalog(gguf), min(n_batch, n_ctx)
-    plan = build(Plan(n_nodes, n_batch, n_ctx), catalog)
-    alone = build(Plan(1, n_batch, n_ctx), catalog) if n_nodes > 1 else plan
+    plan = build(Plan(n_nodes, n_batch, n_ctx, kv_type=kv_type), catalog)
+    alone = build(Plan(1, n_batch, n_ctx, kv_type=kv_type), catalog) if n_nodes > 1 else plan
     multiplied = [w for op in plan.ops if op.name == "matmul" for w in op.weights]
     results = {id(t) for op in plan.ops if op.name == "matmul" for t in op.tensors[1:]}
     read = [t for op in plan.ops if op.name != "matmul" for t in op.tensors if id(t) in results]
@@ -121,13 +126,15 @@ def demand(gguf, n_nodes, n_ctx=None, n_batch=512):
         macs=sum(w.n * w.k for w in multiplied),
         n_ctx=n_ctx,
         kv_bytes=plan.kv_bytes,
-        kv_layers=tuple((g * (e + ev) * 2, window, heads * (ev + 16) * 4) for heads, g, e, ev, _, _, window, *_ in attention),
+        kv_layers=tuple((g * _core.kv_chunk_bytes(plan.kv_type, e, ev) // _core.CHUNK, window, heads * (ev + 16) * 4)
+                        for heads, g, e, ev, _, _, window, *_ in attention),
         activations=sum(plan.arena_bytes),
         exchange=sum(4 * t.width for t in read),
         node_barriers=node,
         team_barriers=team,
         alone_barriers=sum(alone.barriers()),
         weight_type=max(types, key=types.get),
+        kv_type=kv_type,
     )
 
 
@@ -311,7 +318,7 @@ def report(demand, machine, forecasts):
             sizes = (node.weights, node.kv, node.activations, node.need, node.room)
             rows.append((name, label, *map(short_bytes, sizes), "yes" if node.fits else "no"))
     lines += table(rows)
-    lines.append(f"KV: one sequence, {short_bytes(demand.kv_bytes // demand.n_ctx)} per token"
+    lines.append(f"KV in {demand.kv_type}: one sequence, {short_bytes(demand.kv_bytes // demand.n_ctx)} per token"
                  + ("" if one else ", spread over the nodes; in throughput mode each lies whole on one"))
     if not machine.measured:
         return "\n".join(lines)

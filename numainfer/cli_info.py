@@ -37,10 +37,12 @@ def topology(args):
 
 def add_info(parser):
     """Arguments of ``info``."""
+    from .cli_load import add_kv_type
     from .machine import GRAMMAR
 
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("-c", "--ctx", "--n-ctx", type=int, metavar="N", help="plan for N tokens (default: the model's context)")
+    add_kv_type(parser)
     parser.add_argument("-s", "--sequences", type=int, metavar="N", help="sequences that decode at once (default: 16 per node)")
     parser.add_argument("-t", "--threads", type=int, metavar="N", help="worker threads (default: one per core)")
     parser.add_argument("--nodes", metavar="LIST", help="NUMA nodes to use, such as 0,1 (default: all)")
@@ -51,11 +53,17 @@ def add_info(parser):
 
 def info(args):
     """Show a model file and what it needs and gives on a machine."""
+    from .arguments import one_of
     from .errors import UnsupportedModel
     from .gguf_file import GGUFFile
+    from .plan import KV_TYPES
     from .sources import resolve
     from .summary import ModelConfig, counted, short_bytes, short_count
 
+    try:
+        one_of("--kv-type", args.kv_type, KV_TYPES)
+    except ValueError as e:
+        args.parser.error(str(e))
     machine = _machine(args)
     path = resolve(args.model)
     with GGUFFile(path) as gguf:
@@ -129,7 +137,7 @@ def _plan(args, gguf, machine):
     from .capacity import POLICIES, demand, forecast
     from .machine import measure
 
-    need = demand(gguf, len(machine.sites), args.ctx)
+    need = demand(gguf, len(machine.sites), args.ctx, kv_type=args.kv_type)
     if args.topology is None and not args.no_measure:
         machine = measure(args.threads, _nodes(args), need.weight_type)
     return need, machine, [forecast(need, machine, policy, args.sequences) for policy in POLICIES]

@@ -5,6 +5,7 @@ def add_load(parser, threads=None):
     """The group "loading".  ``threads``: keywords of another -t/--threads than a single number."""
     group = parser.add_argument_group("loading")
     group.add_argument("-c", "--n-ctx", type=int, metavar="N", help="most tokens of a sequence (default: the model's)")
+    add_kv_type(group)
     group.add_argument("--n-batch", type=int, default=512, metavar="N", help="most tokens per step (default 512)")
     one = {"type": int, "metavar": "N", "help": "worker threads (default: one per core)"}
     group.add_argument("-t", "--threads", **(threads or one))
@@ -12,6 +13,11 @@ def add_load(parser, threads=None):
     group.add_argument("--placement", default="auto", help="auto, replicate, shard, interleave or local")
     group.add_argument("--no-verify", action="store_true", help="do not look up where the pages lie")
     group.add_argument("-q", "--quiet", action="store_true", help="no progress bar, no line about speed")
+
+
+def add_kv_type(parser):
+    """The argument --kv-type; its value is checked where it is used, for the list of types is the core's."""
+    parser.add_argument("--kv-type", default="f16", metavar="TYPE", help="numbers of the KV cache: f16 (default), bf16 or q8_0")
 
 
 def load(args, source, **more):
@@ -28,6 +34,7 @@ def load(args, source, **more):
     options = {
         "n_ctx": args.n_ctx,
         "n_batch": args.n_batch,
+        "kv_type": args.kv_type,
         "threads": args.threads,
         "nodes": nodes,
         "placement": args.placement,

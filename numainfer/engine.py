@@ -12,14 +12,13 @@ from . import _core, placement, store
 from ._core import Cancelled
 from .architectures import build, context_length
 from .errors import ModelClosed
-from .plan import Plan
+from .plan import KV_TYPES, Plan
 from .weights import Catalog, Replicas
 
 __all__ = ["KV", "KV_TYPES", "Cancelled", "Engine", "Lane"]
 
 log = logging.getLogger("numainfer")
 log.addHandler(logging.NullHandler())
-KV_TYPES = ("f16",)
 
 
 def _report_runtimes():
@@ -200,7 +199,7 @@ class Engine:
     placement : str
         One of `placement.POLICIES`.
     kv_type : str
-        "f16".
+        One of `plan.KV_TYPES`.
     progress : callable, optional
         ``progress(done_bytes, total_bytes)``.
     verify : bool or "warn"
@@ -218,6 +217,7 @@ class Engine:
         self.kvs = weakref.WeakSet()
         if kv_type not in KV_TYPES:
             raise ValueError(f"kv_type = {kv_type!r}; wanted one of {', '.join(KV_TYPES)}")
+        self.kv_type = kv_type
         try:
             self._open(gguf, n_ctx, n_batch, threads, nodes, placement, progress, verify)
         except BaseException:
@@ -276,7 +276,7 @@ class Engine:
 
     def build(self, n_nodes, hidden=False):
         """The model's plan for a team on n_nodes nodes."""
-        return build(Plan(n_nodes, self.n_batch, self.n_ctx, hidden=hidden), self._catalog)
+        return build(Plan(n_nodes, self.n_batch, self.n_ctx, hidden=hidden, kv_type=self.kv_type), self._catalog)
 
     def _shard_bounds(self):
         """Row groups of each matrix where the nodes' workers begin: by name, (n_nodes + 1,)."""

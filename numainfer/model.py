@@ -67,8 +67,9 @@ def load(
         Where the weights go: a copy on every node; one copy, each node holding its rows of every matrix; one copy page by
         page over all nodes; or one copy on one node. auto: replicate if every node has room, else shard;
         ``print(model.placement)`` says why.
-    kv_type : {"f16"}
-        Number format of the KV cache.
+    kv_type : {"f16", "bf16", "q8_0"}
+        Number format of the KV cache. q8_0, 8 bits with a scale for 32 values, takes 17/32 of the memory of f16; bf16 takes as much
+        and holds larger numbers, less precisely.
     progress : None, bool or callable
         A progress bar: None decides by whether someone is watching; a callable gets (done_bytes, total_bytes).
     verify : bool or "warn"
@@ -140,7 +141,7 @@ class Model:
     def __init__(
         self, engine: Engine, tokenizer: Tokenizer, config: ModelConfig, metadata: Mapping[str, Any], path: Path
     ) -> None:
-        self._engine, self._pid, self._closing = engine, os.getpid(), False
+        self._pid, self._closing = os.getpid(), False
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._turn = Turns()  # around each step
         self._jobs: dict[Any, Any] = {}  # whose step each lane runs
@@ -150,6 +151,7 @@ class Model:
         self.n_ctx: int = engine.n_ctx
         self.n_vocab: int = engine.n_vocab
         self.n_batch: int = engine.n_batch
+        self._engine = engine  # last: what Ctrl-C leaves half made has nothing to close
 
     # ---- verbs -----------------------------------------------------------------------------------
 

@@ -19,8 +19,10 @@ from .weights import Matrix, Vector
 
 SHARED, PER_NODE = 0, 1
 NONE, NODE, TEAM = 0, 1, 2
-FLOAT, OFFSET, MINIMUM = 0, 1, 2  # panel kinds of csrc/formats/formats.h
+FLOAT, OFFSET, MINIMUM, SIGNED, NESTED = range(5)  # panel kinds of csrc/formats/formats.h
+_SUMS = {OFFSET: "s", MINIMUM: "m", NESTED: "s"}  # the form beside "q" that a kind needs
 _KV_UNIT = 4096
+KV_TYPES = _core.kv_types()
 _ALIGN = 64
 
 
@@ -115,10 +117,12 @@ class Plan:
         Decoding sequences per step whose attention is spread over workers chunk by chunk.
     hidden : bool
         The result is the last normed hidden state, not the logits.
+    kv_type : str
+        One of `KV_TYPES`.
     """
 
-    def __init__(self, n_nodes, n_batch, n_ctx, parts=16, hidden=False):
-        self.n_nodes, self.n_batch, self.n_ctx = n_nodes, n_batch, n_ctx
+    def __init__(self, n_nodes, n_batch, n_ctx, parts=16, hidden=False, kv_type="f16"):
+        self.n_nodes, self.n_batch, self.n_ctx, self.kv_type = n_nodes, n_batch, n_ctx, KV_TYPES.index(kv_type)
         self.n_chunks = -(-n_ctx // _core.CHUNK)
         self._parts, self._hidden = min(parts, n_batch), hidden
         self.ops, self.tensors, self.weights, self.kv_layers = [], [], [], []
@@ -195,7 +199,7 @@ class Plan:
         q = self._near(q)
         offset = self._kv_layer(a)
         ints = (a.heads, a.kv_heads, a.key_length, a.value_length, a.rope_dim if rope is not None else 0, int(a.neox),
-                a.window, offset // _KV_UNIT, self.n_chunks, self._parts)
+                a.window, offset // _KV_UNIT, self.n_chunks, self._parts, self.kv_type)
         # Each head stays with one node where heads divide evenly; else its chunks go round, and all nodes read them.
         kv = self._tensor(f"kv {len(self.kv_layers) - 1}", 0, PER_NODE if a.kv_heads % self.n_nodes == 0 else SHARED)
         parts = self._tensor("parts", 0, SHARED, "f")
@@ -265,17 +269,15 @@ class Plan:
         if w.kind == FLOAT:
             h.forms.add("f")
         else:
-            h.forms.add("q")
-            if w.kind in (OFFSET, MINIMUM):
-                h.forms.add({OFFSET: "s", MINIMUM: "m"}[w.kind])
+            h.forms |= {"q"} | ({_SUMS[w.kind]} if w.kind in _SUMS else set())
 
     def _kv_layer(self, a):
         offset = self.kv_bytes
         if max(offset // _KV_UNIT, self.n_chunks) >= 2**31:
             raise PlanError(f"attend: the KV memory of {len(self.kv_layers)} layers for {self.n_ctx} positions takes {offset} bytes; "
                             f"wanted less than {_KV_UNIT * 2**31}")
-        self.kv_layers.append((offset, a.kv_heads, a.key_length, a.value_length, 0, self.n_chunks))
-        n_bytes = a.kv_heads * self.n_chunks * _core.kv_chunk_bytes(a.key_length, a.value_length)
+        self.kv_layers.append((offset, a.kv_heads, a.key_length, a.value_length, self.kv_type, self.n_chunks))
+        n_bytes = a.kv_heads * self.n_chunks * _core.kv_chunk_bytes(self.kv_type, a.key_length, a.value_length)
         self.kv_bytes += -(-n_bytes // _KV_UNIT) * _KV_UNIT
         return offset
 
@@ -407,4 +409,4 @@ class Plan:
         return f'<p>{shown}</p><pre style="max-height: 30em; overflow: auto">{html.escape(ops)}</pre>'
 
 
-__all__ = ["Attention", "Plan", "Tensor", "Vector"]
+__all__ = ["KV_TYPES", "Attention", "Plan", "Tensor", "Vector"]

@@ -19,7 +19,7 @@ X86_FLAGS = ["-march=x86-64-v2"]
 
 TYPES = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")  # order of ni_type
 ROWS, SLAB = 16, 256
-FLOAT, OFFSET, MIN, SIGNED = range(4)  # ni_panel_kind
+FLOAT, OFFSET, MIN, SIGNED, NESTED = range(5)  # ni_panel_kind
 
 _ptr, _i64, _int, _size = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_size_t
 

@@ -16,7 +16,7 @@ COMPARE = CROSS / "compare.c"
 KERNELS = sorted([*CSRC.glob("formats/*.c"), *CSRC.glob("isa/*.c")])
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter"]
 MACHINE = X86_FLAGS if platform.machine() == "x86_64" else []
-CHECKS = [*TYPES, "maps", "quantize", "rope", "attention"]
+CHECKS = [*TYPES, "maps", "quantize", "rope", "storing", "attention"]
 
 
 def compile_all(compiler, sources, folder, *flags):

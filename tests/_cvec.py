@@ -5,6 +5,7 @@ import ctypes
 import functools
 import pathlib
 import platform
+import re
 import shutil
 import subprocess
 import tempfile
@@ -22,6 +23,7 @@ TABLE = """#pragma weak ni_formats
 #include "isa/{isa}.c"
 """
 CHUNK = 256
+KV_TYPES = re.findall(r"^NI_KV\((\w+)\)", (CSRC / "isa" / "kv.def").read_text(), re.MULTILINE)
 
 # exp and tanh are inline functions of the kernels; the shims show them to the tests, 16 values at a time.
 SOURCE = TABLE + """
@@ -50,13 +52,23 @@ SIGNATURES = [  # the members of struct ni_vec_kernels, in order: name, result, 
     ("rope_neox", None, (_P, _P, _P, _N)),
     ("to_f16", None, (_P, _N, _P)),
     ("from_f16", None, (_P, _N, _P)),
-    ("attend", None, (_P, _I, _N, _N, _P, _P, _P, _P, _F, _P, _P, _P, _P)),
     ("merge", None, (_P, _P, _P, _F, _F, _P, _N)),
 ]
 
 
+KV_SIGNATURES = [  # of struct ni_kv_kernels, of which there is one for each type after those
+    ("store_key", None, (_P, _N, _P, _I)),
+    ("store_value", None, (_P, _N, _P, _I)),
+    ("attend", None, (_P, _I, _N, _N, _P, _P, _P, _P, _F, _P, _P, _P, _P)),
+]
+
+
+class _Kv(ctypes.Structure):
+    _fields_ = [(name, ctypes.CFUNCTYPE(result, *args)) for name, result, args in KV_SIGNATURES]
+
+
 class _Table(ctypes.Structure):
-    _fields_ = [(name, ctypes.CFUNCTYPE(result, *args)) for name, result, args in SIGNATURES]
+    _fields_ = [(name, ctypes.CFUNCTYPE(result, *args)) for name, result, args in SIGNATURES] + [("kv", _Kv * len(KV_TYPES))]
 
 
 @functools.cache
@@ -165,17 +177,30 @@ class Kernels:
         assert out[-1] == 12345.0
         return out[:-1]
 
-    def attend(self, q, k_chunk, v_chunk, lo, hi, cap=0.0):
-        """q (n, e), k_chunk (16, e, 16) and v_chunk (256, ev) halves as uint16 -> m (n,), l (n,), acc (n, ev)."""
-        (n, e), ev = q.shape, v_chunk.shape[1]
+    def store(self, kv_type, part, x, memory=None, positions=None):
+        """Stores rows of x (256, width), all or those at `positions`, as "key" or "value"; returns the chunk's bytes (uint8)."""
+        kernel = getattr(self.table.kv[KV_TYPES.index(kv_type)], f"store_{part}")
+        n_bytes = kv_bytes(kv_type, x.shape[1])
+        out = np.full(n_bytes + 64, 0x5A, np.uint8)
+        if memory is not None:
+            out[:n_bytes] = memory
+        x = np.ascontiguousarray(x, np.float32)
+        for pos in range(CHUNK) if positions is None else positions:
+            kernel(x[pos].ctypes.data, x.shape[1], out.ctypes.data, int(pos))
+        assert (out[n_bytes:] == 0x5A).all(), f"store_{part} of {kv_type} wrote beyond its chunk"
+        return out[:n_bytes]
+
+    def attend(self, kv_type, q, keys, values, ev, lo, hi, cap=0.0):
+        """q (n, e), keys and values as `store` gives them -> m (n,), l (n,), acc (n, ev)."""
+        n, e = q.shape
         lo, hi = np.ascontiguousarray(lo, np.int32), np.ascontiguousarray(hi, np.int32)
         m, den, acc = np.empty(n, np.float32), np.empty(n, np.float32), np.full((n + 1, ev), np.float32(12345.0))
-        scratch = np.full(n * CHUNK + 1, np.float32(np.nan))
+        scratch = np.full(n * (CHUNK + e) + 1, np.float32(np.nan))
         scratch[-1] = 12345.0
-        self.table.attend(self._ptr(q, np.float32), n, e, ev, self._ptr(k_chunk, np.uint16, CHUNK * e),
-                          self._ptr(v_chunk, np.uint16, CHUNK * ev), self._ptr(lo, np.int32, n),
-                          self._ptr(hi, np.int32, n), cap, m.ctypes.data, den.ctypes.data, acc.ctypes.data,
-                          scratch.ctypes.data)
+        self.table.kv[KV_TYPES.index(kv_type)].attend(
+            self._ptr(q, np.float32), n, e, ev, self._ptr(keys, np.uint8, kv_bytes(kv_type, e)),
+            self._ptr(values, np.uint8, kv_bytes(kv_type, ev)), self._ptr(lo, np.int32, n), self._ptr(hi, np.int32, n), cap,
+            m.ctypes.data, den.ctypes.data, acc.ctypes.data, scratch.ctypes.data)
         assert (acc[n] == 12345.0).all() and scratch[-1] == 12345.0, "attend wrote outside its buffers"
         return m, den, acc[:n]
 
@@ -185,3 +210,18 @@ class Kernels:
         self.table.merge(m.ctypes.data, den.ctypes.data, acc.ctypes.data, float(other[0]), float(other[1]),
                          self._ptr(np.ascontiguousarray(other[2]), np.float32, acc.size), acc.size)
         return m, den, acc
+
+
+def bits(a):
+    a = np.ascontiguousarray(a)
+    return a.view({4: np.uint32, 2: np.uint16, 1: np.uint8}[a.dtype.itemsize])
+
+
+def same(a, b):
+    """Assert that two arrays have the same bits."""
+    np.testing.assert_array_equal(bits(a), bits(b))
+
+
+def kv_bytes(kv_type, width):
+    """Bytes of a chunk's keys or values."""
+    return CHUNK * (width + 2 * -(-width // 32) if kv_type == "q8_0" else 2 * width)

@@ -169,12 +169,12 @@ def logits(engine, ids, chunks=None, kv=None, start=0, **more):
     return np.concatenate(out)
 
 
-def twin_logits(path, ids):
-    """Logits (n, n_vocab) in float64 of a model whose keys and values are kept as halves, as the engine keeps them."""
+def twin_logits(path, ids, kv_type="f16"):
+    """Logits (n, n_vocab) in float64 of a model whose keys and values are kept in a type of KV memory, as the engine keeps them."""
     exact = ref.attention
 
     def attention(q, k, v, *args, **more):
-        return exact(q, *(x.astype(np.float16).astype(x.dtype) for x in (k, v)), *args, **more)
+        return exact(q, *(ref.stored(x, kv_type) for x in (k, v)), *args, **more)
 
     with patch.object(ref, "attention", attention):
         return ReferenceModel(path, dtype=np.float64).logits(ids)

@@ -152,6 +152,29 @@ def log_softmax(x):
     return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
 
 
+def stored(x, kv_type):
+    """Keys or values as KV memory of a type gives them back.
+
+    Parameters
+    ----------
+    x : ndarray (..., E)
+        E a multiple of 16.
+    kv_type : {"f16", "bf16", "q8_0"}
+        q8_0: `quantise_q8` of 32 values, or of the last 16, with the scale rounded to a half.
+    """
+    if kv_type == "f16":
+        return x.astype(np.float16).astype(x.dtype)
+    x32 = np.ascontiguousarray(x, dtype=np.float32)
+    if kv_type == "bf16":
+        u = x32.view(np.uint32)
+        return ((u + np.uint32(0x7FFF) + (u >> 16 & 1)) & np.uint32(0xFFFF0000)).view(np.float32).astype(x.dtype)
+    if kv_type != "q8_0":
+        raise ValueError(f"stored: kv_type is {kv_type!r}")
+    width = x.shape[-1]
+    q, scale = quantise_q8(np.pad(x32, [(0, 0)] * (x.ndim - 1) + [(0, -width % Q8_BLOCK)]))
+    return (q * np.repeat(scale.astype(np.float16).astype(x.dtype), Q8_BLOCK, axis=-1))[..., :width]
+
+
 def attention(q, k, v, scale=None, first=0, window=0, cap=0.0):
     """Causal grouped-query attention.
 

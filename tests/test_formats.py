@@ -9,6 +9,7 @@ from _ckernels import (
     CSRC,
     FLOAT,
     MIN,
+    NESTED,
     OFFSET,
     ROWS,
     SIGNED,
@@ -59,7 +60,7 @@ def test_table(name):
     assert fmt.record_bytes % 32 == 0
     kind, sub, offset, max_q = {
         "Q4_0": (OFFSET, 32, 8, 15), "Q4_1": (MIN, 32, 0, 15), "Q5_0": (OFFSET, 32, 16, 31), "Q5_1": (MIN, 32, 0, 31),
-        "Q8_0": (SIGNED, 32, 0, 0), "Q4_K": (MIN, 32, 0, 15), "Q5_K": (MIN, 32, 0, 31), "Q6_K": (OFFSET, 16, 32, 63),
+        "Q8_0": (SIGNED, 32, 0, 0), "Q4_K": (MIN, 32, 0, 15), "Q5_K": (MIN, 32, 0, 31), "Q6_K": (NESTED, 16, 32, 63),
     }.get(name, (FLOAT, 0, 0, 0))  # fmt: skip
     assert (fmt.kind, fmt.sub, fmt.offset, fmt.max_q) == (kind, sub, offset, max_q)
 

@@ -8,6 +8,7 @@ import pytest
 from _ckernels import (
     FLOAT,
     MIN,
+    NESTED,
     ROWS,
     SLAB,
     TYPES,
@@ -89,6 +90,8 @@ def unpack(isa, name, group, k0, nk):
     parts = {"q": q[: nk * ROWS], "scale": scale[: nk // fmt.sub * ROWS]}
     if fmt.kind == MIN:
         parts["min"] = low[: nk // fmt.sub * ROWS]
+    if fmt.kind == NESTED:
+        parts["min"] = low[:ROWS]
     return panel, buffers, parts
 
 
@@ -200,6 +203,20 @@ def test_extreme_quants(name, byte, q):
     for at, d in scales.items():
         blocks[:, at : at + 2] = d
     check_all(name, rows, Activations(rng, 5, k, np.resize(q, k)))
+
+
+@pytest.mark.parametrize("sc", [-128, 127])
+@pytest.mark.parametrize("q", [127, -127])
+def test_largest_sums_of_q6_k(sc, q):
+    """All q - 32 are -32: sums of 8 products just fit 16 bits, sums of 32 with their scales just fit a float."""
+    rng = np.random.default_rng(16)
+    rows = random_blocks(rng, "Q6_K", ROWS, 512)
+    blocks = rows.reshape(-1, 210)
+    blocks[:, :192] = 0
+    blocks[:, 192:208] = np.int8(sc).view(np.uint8)
+    check_all("Q6_K", rows, Activations(rng, 5, 512, np.full(512, q)))
+    blocks[:, :96:3] = 0xFF  # some at the other end: sums wrap on the way
+    check_all("Q6_K", rows, Activations(rng, 5, 512, np.full(512, q)))
 
 
 @pytest.mark.parametrize("name", QUANTISED)

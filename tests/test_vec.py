@@ -1,8 +1,8 @@
-"""Vector and attention kernels: the same bits in every instruction set, and right against NumPy in float64."""
+"""Vector kernels: the same bits in every instruction set, and right against NumPy in float64."""
 
 import numpy as np
 import pytest
-from _cvec import CHUNK, available, load
+from _cvec import available, load, same
 
 SIZES = [0, 1, 2, 15, 16, 17, 31, 32, 33, 48, 100, 576, 2048, 2051]
 EDGES = np.array([0.0, -0.0, 1.0, -1.0, 1e-45, -1e-45, 1.1754944e-38, 1e-30, -1e-30, 1e-8, 0.1, -0.3465, 0.3466, 10.0,
@@ -21,15 +21,6 @@ def fast(request):
 
 
 SCALAR = load("scalar")
-
-
-def bits(a):
-    a = np.ascontiguousarray(a)
-    return a.view({4: np.uint32, 2: np.uint16, 1: np.uint8}[a.dtype.itemsize])
-
-
-def same(a, b):
-    np.testing.assert_array_equal(bits(a), bits(b))
 
 
 def randoms(seed, n, scale=1.0):
@@ -244,163 +235,3 @@ def test_rope(vec, kind, n_rot):
     want = np.empty_like(x)
     want[pairs[0]], want[pairs[1]] = a * cos - b * sin, a * sin + b * cos
     same(vec.rope(kind, x, cos, sin), want)
-
-
-# ---- attention ----------------------------------------------------------------------------------------------------
-
-def attention_case(seed, n_q, e, ev):
-    """Random q, chunk and ranges, some of one position, some of all."""
-    rng = np.random.default_rng(seed)
-    q = (rng.standard_normal((n_q, e)) * 2 / np.sqrt(e)).astype(np.float32)
-    k = rng.standard_normal((CHUNK, e)).astype(np.float16)
-    v = rng.standard_normal((CHUNK, ev)).astype(np.float16)
-    lo = rng.integers(0, CHUNK, n_q)
-    hi = lo + 1 + (rng.random(n_q) * (CHUNK - lo)).astype(int)
-    lo[::5], hi[::7] = 0, CHUNK
-    return q, k, v, lo, hi
-
-
-def packed(k):
-    """Keys (256, e) -> (16, e, 16) halves: 16 positions side by side."""
-    return np.ascontiguousarray(k.reshape(CHUNK // 16, 16, -1).transpose(0, 2, 1)).view(np.uint16)
-
-
-def attend(vec, q, k, v, lo, hi, cap=0.0):
-    return vec.attend(np.ascontiguousarray(q), packed(k), np.ascontiguousarray(v).view(np.uint16), lo, hi, cap)
-
-
-def attend_twin(q, k, v, lo, hi, cap=0.0):
-    """One query at a time in float64: the parts m, l, acc."""
-    q, k, v = (a.astype(np.float64) for a in (q, k, v))
-    m, den, acc = [], [], []
-    for x, a, b in zip(q, lo, hi, strict=True):
-        s = k[a:b] @ x
-        s = cap * np.tanh(s / cap) if cap else s
-        p = np.exp(s - s.max())
-        m.append(s.max()), den.append(p.sum()), acc.append(p @ v[a:b])
-    return np.array(m), np.array(den), np.array(acc)
-
-
-def check_attention(got, want):
-    np.testing.assert_allclose(got[0], want[0], rtol=2e-6, atol=2e-6)
-    np.testing.assert_allclose(got[1], want[1], rtol=1e-5)
-    np.testing.assert_allclose(got[2], want[2], rtol=2e-5, atol=2e-5)
-
-
-@pytest.mark.parametrize("cap", [0.0, 1.5])
-@pytest.mark.parametrize(("e", "ev"), [(64, 64), (128, 128), (16, 48), (80, 112), (576, 512)])
-@pytest.mark.parametrize("n_q", [1, 2, 3, 4, 5, 6, 7, 8, 13, 40])
-def test_attend(vec, n_q, e, ev, cap):
-    case = attention_case(n_q * 1000 + e, n_q, e, ev)
-    got = attend(vec, *case, cap)
-    check_attention(got, attend_twin(*case, cap))
-    for g, w in zip(got, attend(SCALAR, *case, cap), strict=True):
-        same(g, w)
-
-
-def fma_chain(a, b):
-    """Sum of a[i] * b[i] over the first axis, in order, each step rounded once (in all but absurdly rare cases)."""
-    total = np.zeros(np.broadcast_shapes(a.shape[1:], b.shape[1:]), np.float32)
-    for x, y in zip(a.astype(np.longdouble), b.astype(np.longdouble), strict=True):
-        total = (x * y + total).astype(np.float32)
-    return total
-
-
-def test_attend_follows_the_order_of_the_contract(vec):
-    q, k, v, lo, hi = attention_case(7, 9, 64, 32)
-    for j, (m, den, acc) in enumerate(zip(*attend(vec, q, k, v, lo, hi), strict=True)):
-        s = fma_chain(q[j][:, None], k.T)
-        s[: lo[j]] = s[hi[j]:] = -np.inf
-        p = vec.exp(s - s.max())
-        lanes = np.zeros(16, np.float32)
-        for block in p.reshape(-1, 16):
-            lanes += block
-        while lanes.size > 1:
-            lanes = lanes[: lanes.size // 2] + lanes[lanes.size // 2:]
-        same(m, s.max())
-        same(den, lanes[0])
-        same(acc, fma_chain(p[:, None], v))
-
-
-def test_attend_of_a_query_does_not_depend_on_its_company(vec):
-    q, k, v, lo, hi = attention_case(8, 40, 64, 96)
-    whole = attend(vec, q, k, v, lo, hi)
-    for part in [slice(j, j + 1) for j in range(40)] + [slice(a, a + n) for n in (2, 3, 4, 5, 6, 9, 31) for a in (0, 7)]:
-        for g, w in zip(attend(vec, q[part], k, v, lo[part], hi[part]), whole, strict=True):
-            same(g, w[part])
-
-
-def test_attend_does_not_see_masked_positions(vec):
-    """Other finite memory at masked positions, and anything at all where no query looks, changes no bit."""
-    q, k, v, lo, hi = attention_case(9, 12, 64, 64)
-    lo, hi = lo % 100 + 30, hi % 100 + 131
-    lo[3], hi[3] = 77, 78
-    first = attend(vec, q, k, v, lo, hi)
-    for j in range(12):
-        k2, v2 = k.copy(), v.copy()
-        k2[: lo[j]], k2[hi[j]:], v2[: lo[j]], v2[hi[j]:] = 60000, -60000, 60000, -60000
-        for g, w in zip(attend(vec, q, k2, v2, lo, hi), first, strict=True):
-            same(g[j], w[j])
-    for a in (k, v):
-        a[: lo.min()], a[hi.max():] = np.nan, np.inf
-    for g, w in zip(attend(vec, q, k, v, lo, hi), first, strict=True):
-        same(g, w)
-
-
-def test_attend_with_far_scores(vec):
-    """Probabilities that underflow count as nothing."""
-    q, k, v, lo, hi = attention_case(10, 8, 32, 32)
-    q *= 100
-    (m, den, acc), want = attend(vec, q, k, v, lo, hi), attend_twin(q, k, v, lo, hi)
-    check_attention((m / 100, den, acc), (want[0] / 100, *want[1:]))
-
-
-def test_attend_sums_that_round_to_minus_zero(vec):
-    """1 - 1.16 units of the least subnormal rounds to -0, which adding a masked position would turn into +0."""
-    q, k, v, _, _ = attention_case(12, 2, 16, 16)
-    q[:], q[:, 0] = 0, 1
-    k[:], v[:] = 0, 1
-    k[:3, 0], v[0], v[1], v[2] = (0, -87.25, -86.5), 0, 2.0**-24, -(2.0**-24)
-    lo, hi = np.array([0, 0]), np.array([3, 9])
-    both, alone = attend(vec, q, k, v, lo, hi), attend(vec, q[:1], k, v, lo[:1], hi[:1])
-    assert (alone[2] == 0).all()
-    same(both[2][:1], alone[2])
-
-
-@pytest.mark.parametrize("ev", [16, 64, 100])
-def test_merge(vec, ev):
-    """Chunks folded one by one give the attention over all of them; the float operations are the contract's."""
-    e, n = 48, 5
-    cases = [attention_case(20 + i, 1, e, 112) for i in range(n)]
-    q = cases[0][0]
-    part = (np.float32(-np.inf), np.float32(0), np.zeros(ev, np.float32))
-    for _, k, v, lo, hi in cases:
-        m, den, acc = attend(vec, q, k, v, lo, hi)
-        other = (m[0], den[0], acc[0, :ev])
-        top = max(part[0], other[0])
-        a, b = vec.exp(np.float32([part[0] - top, other[0] - top])).astype(np.float64)
-        got = vec.merge(part, other)
-        for g, w in zip(got, SCALAR.merge(part, other), strict=True):
-            same(g, w)
-        # A product of floats is exact in float64; the sum there errs 2^-53, far less than one float rounding.
-        want = part[2].astype(np.float64) * a + (other[2] * np.float32(b)).astype(np.float64)
-        np.testing.assert_allclose(got[2], want, rtol=1.2e-7, atol=1e-30)
-        assert got[0] == top
-        part = got
-    ks, vs = (np.concatenate([c[i][c[3][0]: c[4][0]] for c in cases]) for i in (1, 2))
-    want = attend_twin(q, ks, vs[:, :ev], [0], [len(ks)])
-    check_attention(tuple(np.array([x]) for x in part), want)
-
-
-def test_a_query_that_sees_nothing_leaves_the_others_alone(vec):
-    q, k, v, lo, hi = attention_case(11, 4, 32, 32)
-    first = attend(vec, q, k, v, lo, hi)
-    lo[2] = hi[2] = 50
-    got = attend(vec, q, k, v, lo, hi)
-    for g, w in zip(got, first, strict=True):
-        same(g[[0, 1, 3]], w[[0, 1, 3]])
-    assert got[0][2] == -np.inf and got[1][2] == 0 and (got[2][2] == 0).all()
-    none = tuple(g[2] for g in got)
-    for part in (tuple(g[0] for g in first), none):
-        for g, w in zip(vec.merge(part, none), part, strict=True):
-            same(g, w)

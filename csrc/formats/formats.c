@@ -16,7 +16,7 @@ const ni_format ni_formats[NI_N_TYPES] = {
     [NI_Q8_0] = {"Q8_0", 8, 32, BYTES(q8_0), NI_PANEL_SIGNED, 32, 0, 0, FUNCTIONS(q8_0)},
     [NI_Q4_K] = {"Q4_K", 12, 256, BYTES(q4_k), NI_PANEL_MIN, 32, 0, 15, FUNCTIONS(q4_k)},
     [NI_Q5_K] = {"Q5_K", 13, 256, BYTES(q5_k), NI_PANEL_MIN, 32, 0, 31, FUNCTIONS(q5_k)},
-    [NI_Q6_K] = {"Q6_K", 14, 256, BYTES(q6_k), NI_PANEL_OFFSET, 16, 32, 63, FUNCTIONS(q6_k)},
+    [NI_Q6_K] = {"Q6_K", 14, 256, BYTES(q6_k), NI_PANEL_NESTED, 16, 32, 63, FUNCTIONS(q6_k)},
 };
 
 /* Sizes that the layout in formats.h promises. */
@@ -29,4 +29,4 @@ CHECK(q5_1, 24, 64 + 64 + 256);
 CHECK(q8_0, 34, 32 + 512);
 CHECK(q4_k, 144, 64 + 256 + 2048);
 CHECK(q5_k, 176, 64 + 256 + 512 + 2048);
-CHECK(q6_k, 210, 32 + 256 + 2048 + 1024);
+CHECK(q6_k, 210, 32 + 256 + 16 * 192);

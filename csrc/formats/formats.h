@@ -23,13 +23,12 @@
  *   Q5_K  256  d, dmin, (sc, mn) as Q4_K | 8 vectors of fifth bits: vector i, bit s of byte (r, b): fifth bit of
  *              value k = 4i + b of sub-block s | 32 vectors as Q4_K                            value as Q4_K
  *   Q6_K  256  d f16x16 | 16 x sc i8x16, sub-block s of 16 values
- *              | 32 vectors of low nibbles: vector 16h + 8p + i (h = 0..1 half, p = 0..1, i = 0..7): low nibble: k-group
- *              i of the 32 values at 128h + 32p, high nibble: k-group i of the 32 values at 128h + 64 + 32p
- *              | 16 vectors of high bits: vector 8h + i: bits 2t, 2t+1 of byte (r, b) belong to value
- *              k = 128h + 32t + 4i + b, t = 0..3                                               value = (d * sc) * (q - 32)
+ *              | 16 x 3 vectors, sub-block s: bits 0-5 of vector j = 0..2 are kg j; kg 3 is in the upper two bits of the
+ *              three, its bits 4-5 in vector 0, 2-3 in vector 1, 0-1 in vector 2               value = (d * sc) * (q - 32)
  *
- * These are the dwords of the GGUF blocks, interleaved over the rows, but for the fifth bits of Q5_0/Q5_1 (transposed) and the 6-bit scales
- * of Q4_K/Q5_K (widened to bytes).  Rows missing from the last group are zero bytes.
+ * These are the dwords of the GGUF blocks, interleaved over the rows, but for the fifth bits of Q5_0/Q5_1 (transposed), the
+ * bits of Q6_K (set anew, in the order of k and for the fewest instructions) and the 6-bit scales of Q4_K/Q5_K (widened to
+ * bytes).  Rows missing from the last group are zero bytes.
  */
 #ifndef NI_FORMATS_H
 #define NI_FORMATS_H
@@ -49,7 +48,8 @@ typedef enum {
     NI_PANEL_FLOAT,   /* float weights and activations */
     NI_PANEL_OFFSET,  /* unsigned q minus a constant offset: isum - offset * sum(x) */
     NI_PANEL_MIN,     /* unsigned q, plus a minimum: a second accumulator takes min * (d_x * sum(x)) */
-    NI_PANEL_SIGNED   /* signed q */
+    NI_PANEL_SIGNED,  /* signed q */
+    NI_PANEL_NESTED   /* unsigned q minus an offset; whole-number scales of sub-blocks under one float scale per 256 */
 } ni_panel_kind;
 
 typedef struct {
@@ -60,7 +60,7 @@ typedef struct {
     int record_bytes;          /* bytes per packed record: one block of NI_ROWS rows */
     ni_panel_kind kind;
     int sub;                   /* values that share one scale in a panel: 32, 16 for Q6_K, 0 for float types */
-    int offset;                /* for NI_PANEL_OFFSET */
+    int offset;                /* for NI_PANEL_OFFSET and NI_PANEL_NESTED */
     int max_q;                 /* largest unsigned quant: 15, 31, 63; 0 otherwise */
     /* Decodes n_blocks blocks of the file to floats; bit-equal to gguf.quants. */
     void (*decode)(const uint8_t *blocks, int64_t n_blocks, float *out);

@@ -20,12 +20,31 @@ void ni_decode_q6_k(const uint8_t *blocks, int64_t n_blocks, float *out) {
     }
 }
 
+typedef uint32_t dwords[NI_ROWS];
+
+/* Bits of every byte, n places up (down if negative); the caller masks off what comes from neighbouring bytes. */
+static inline uint32_t up(uint32_t x, int n) { return n >= 0 ? x << n : x >> -n; }
+
 static inline void pack_q6_k(const uint8_t *const in[NI_ROWS], ni_record_q6_k *out) {
     ni_interleave_u16(in, offsetof(ni_block_q6_k, d), out->d);
     for (int r = 0; r < NI_ROWS; r++)
         for (int s = 0; s < 16; s++) out->sc[s][r] = (int8_t)in[r][offsetof(ni_block_q6_k, sc) + (size_t)s];
-    ni_interleave(in, offsetof(ni_block_q6_k, q), 32, out->q);
-    ni_interleave(in, offsetof(ni_block_q6_k, high), 16, out->high);
+    dwords low[2][2][8], high[2][8];
+    ni_interleave(in, offsetof(ni_block_q6_k, q), 32, (ni_vector *)low);
+    ni_interleave(in, offsetof(ni_block_q6_k, high), 16, (ni_vector *)high);
+#pragma GCC unroll 16   /* for shifts by constants */
+    for (int s = 0; s < 16; s++) {
+        const int t = s % 8 / 2, nibble = 4 * (t / 2), bits = 2 * t;   /* quarter, and where its bits lie in the file's bytes */
+        const dwords *l = low[s / 8][t % 2] + s % 2 * 4, *h = high[s / 8] + s % 2 * 4;
+        dwords v[3];
+        for (int r = 0; r < NI_ROWS; r++) {
+            const uint32_t last[3] = {up(h[3][r], 6 - bits), up(l[3][r], 4 - nibble), up(l[3][r], 6 - nibble)};
+#pragma GCC unroll 3
+            for (int j = 0; j < 3; j++)
+                v[j][r] = (up(l[j][r], -nibble) & 0x0f0f0f0f) | (up(h[j][r], 4 - bits) & 0x30303030) | (last[j] & 0xc0c0c0c0);
+        }
+        memcpy(out->v[s], v, sizeof v);
+    }
 }
 
 NI_DEFINE_PACK(q6_k, 256)
@@ -34,13 +53,14 @@ void ni_unpack_row_q6_k(const uint8_t *group, int r, int64_t k, float *out) {
     const ni_record_q6_k *in = (const ni_record_q6_k *)group;
     for (int64_t b = 0; b < k / 256; b++) {
         const float d = ni_f16_to_f32(in[b].d[r]);
-        for (int quarter = 0; quarter < 8; quarter++, out += 32) {
-            const int h = quarter / 4, t = quarter % 4;
-            for (int l = 0; l < 32; l++) {
-                const int byte = 4 * r + l % 4;
-                const int low = in[b].q[16 * h + 8 * (t % 2) + l / 4][byte] >> 4 * (t / 2) & 15;
-                const int high = in[b].high[8 * h + l / 4][byte] >> 2 * t & 3;
-                out[l] = d * (float)in[b].sc[2 * quarter + l / 16][r] * (float)((low | high << 4) - 32);
+        for (int s = 0; s < 16; s++, out += 16) {
+            const float scale = d * (float)in[b].sc[s][r];
+            for (int l = 0; l < 4; l++) {
+                const int v0 = in[b].v[s][0][4 * r + l], v1 = in[b].v[s][1][4 * r + l], v2 = in[b].v[s][2][4 * r + l];
+                out[l] = scale * (float)((v0 & 63) - 32);
+                out[l + 4] = scale * (float)((v1 & 63) - 32);
+                out[l + 8] = scale * (float)((v2 & 63) - 32);
+                out[l + 12] = scale * (float)((v0 >> 6 << 4 | v1 >> 6 << 2 | v2 >> 6) - 32);
             }
         }
     }

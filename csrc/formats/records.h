@@ -27,7 +27,7 @@ typedef struct { uint16_t d[NI_ROWS]; ni_vector q[8]; } ni_record_q8_0;
 typedef struct { uint8_t sc[NI_ROWS], mn[NI_ROWS]; } ni_scale_pair;
 typedef struct { uint16_t d[NI_ROWS], dmin[NI_ROWS]; ni_scale_pair s[8]; ni_vector q[32]; } ni_record_q4_k;
 typedef struct { uint16_t d[NI_ROWS], dmin[NI_ROWS]; ni_scale_pair s[8]; ni_vector high[8], q[32]; } ni_record_q5_k;
-typedef struct { uint16_t d[NI_ROWS]; int8_t sc[16][NI_ROWS]; ni_vector q[32], high[16]; } ni_record_q6_k;
+typedef struct { uint16_t d[NI_ROWS]; int8_t sc[16][NI_ROWS]; ni_vector v[16][3]; } ni_record_q6_k;
 
 /* A half of a file block. */
 static inline uint16_t ni_load_u16(const uint8_t *p) {

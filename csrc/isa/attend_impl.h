@@ -2,7 +2,7 @@
  *
  * Both halves are small matrix products whose sums stay in registers: a tile of up to NI_ATT_Q queries meets 16 nb
  * positions (scores: one float per lane is one position, keys lie 16 positions side by side) or 16 nb columns
- * (values). A key or value vector is converted from halves once per tile; queries and probabilities are broadcast.
+ * (values). A key or value vector is converted to floats once per tile; queries and probabilities are broadcast.
  * Every sum runs over e, or over the positions, in order, in a lane of its own: its bits depend neither on the tile
  * nor on nb.
  *
@@ -16,11 +16,11 @@
 #include "kernels.h"
 
 #define NI_ATT_Q 6      /* queries per tile: 12 sums of 8 lanes fill AVX2's 16 registers */
+#define NI_ATT_AHEAD (128 << 10)    /* bytes, at most: what a prefetch may bring into L2 before it is used */
 
 /* Blocks of 16 that a tile of nq queries takes at a time: enough sums in flight to hide the latency of the fma.
  * Where sums are arrays in memory there is nothing to gain from that, nor from unrolling for each nq. */
 #if defined(V16_AVX512)
-#include "avx512_attend.h"
 #define NI_ATT_NB(nq) 4
 #elif defined(V16_AVX2) || defined(V16_NEON)    /* NEON: 24 sums of 4 lanes, of 32 registers */
 #define NI_ATT_NB(nq) ((nq) == 1 ? 4 : (nq) <= 3 ? 2 : 1)
@@ -31,8 +31,11 @@
  * see through makes it broadcast again for the second block instead of spilling. */
 #if defined(V16_AVX2) && !defined(V16_AVX512)
 #define NI_ATT_AGAIN(nq, nb, p) do { if ((nq) == 3 && (nb) > 1) __asm__ volatile("" : "+r"(p)); } while (0)
+/* The compiler would compute all products of a row before it adds them, and spill the sums. */
+#define NI_ATT_KEEP(a) __asm__("" : "+x"((a).lo), "+x"((a).hi))
 #else
 #define NI_ATT_AGAIN(nq, nb, p) ((void)0)
+#define NI_ATT_KEEP(a) ((void)0)
 #endif
 #if defined(V16_AVX2) || defined(V16_NEON)
 #define NI_ATT_EACH(i, n) _Pragma("GCC unroll 8") for (int i = 0; i < (n); i++)
@@ -40,11 +43,29 @@
 #define NI_ATT_EACH(i, n) for (int i = 0; i < (n); i++)
 #endif
 
+/* Values follow their chunk's keys, the next chunk's keys follow the values: while one half is read, the other half, or the next
+ * chunk's, is on its way.  Where several blocks are read at once, no fixed shorter distance would suit them all. */
+V16_FN int64_t NI_VEC(att_ahead)(const ni_kv_type type, int64_t width) {
+    const int64_t half = NI_CHUNK * ni_kv_bytes(type, width);
+    return half < NI_ATT_AHEAD ? half : NI_ATT_AHEAD;
+}
+#define NI_ATT_PREFETCH(p, ahead) __builtin_prefetch((const char *)(p) + (ahead), 0, 2)
+
+#if defined(V16_AVX512)
+#include "avx512_attend.h"
+#endif
+
+V16_FN v16 NI_VEC(att_load)(const ni_kv_type type, const uint16_t *p) {
+    return type == NI_KV_bf16 ? v16_load_bf16(p) : v16_load_f16(p);
+}
+
 /* s[j * NI_CHUNK + 16 b + l] = q_j . k_(16 b + l) for nq queries and nb blocks of 16 positions. */
-V16_FN void NI_VEC(att_scores)(const int nq, const int nb, const float *q, int64_t e, const uint16_t *k, float *s) {
+V16_FN void NI_VEC(att_scores)(const ni_kv_type type, const int nq, const int nb, const float *q, int64_t e,
+                               const uint16_t *k, float *s) {
+    const int64_t ahead = NI_VEC(att_ahead)(type, e);
 #if defined(V16_AVX512)
     if (nq <= NI_ATT_FEW) {
-        NI_VEC(att_few)(nq, nb, q, e, 0, e, k, 16 * e, 16, s, NI_CHUNK, 0);
+        NI_VEC(att_few)(type, nq, nb, q, e, 0, e, k, 16 * e, ahead, s, NI_CHUNK, 0);
         return;
     }
 #endif
@@ -53,7 +74,8 @@ V16_FN void NI_VEC(att_scores)(const int nq, const int nb, const float *q, int64
         NI_ATT_EACH(b, nb) sum[j][b] = v16_set1(0.0f);
     for (int64_t i = 0; i < e; i++) {
         NI_ATT_EACH(b, nb) {
-            v16 key = v16_load_f16(k + ((int64_t)b * e + i) * 16);
+            NI_ATT_PREFETCH(k + ((int64_t)b * e + i) * 16, ahead);
+            v16 key = NI_VEC(att_load)(type, k + ((int64_t)b * e + i) * 16);
             const float *x = q + i;
             NI_ATT_AGAIN(nq, nb, x);
             NI_ATT_EACH(j, nq) sum[j][b] = v16_fma(v16_set1(x[j * e]), key, sum[j][b]);
@@ -63,12 +85,13 @@ V16_FN void NI_VEC(att_scores)(const int nq, const int nb, const float *q, int64
         NI_ATT_EACH(b, nb) v16_store(s + j * NI_CHUNK + 16 * b, sum[j][b]);
 }
 
-/* out[j * ev + 16 b + l] = sum over i = i0 .. i1-1 of p[j * NI_CHUNK + i] * v[i * ev + 16 b + l]. */
-V16_FN void NI_VEC(att_values)(const int nq, const int nb, const float *p, int i0, int i1, const uint16_t *v,
-                               int64_t ev, float *out) {
+/* out[j * ev + 16 b + l] = sum over i = i0 .. i1-1 of p[j * NI_CHUNK + i] * v[(b * NI_CHUNK + i) * 16 + l]. */
+V16_FN void NI_VEC(att_values)(const ni_kv_type type, const int nq, const int nb, const float *p, int i0, int i1,
+                               const uint16_t *v, int64_t ev, float *out) {
+    const int64_t ahead = NI_VEC(att_ahead)(type, ev);
 #if defined(V16_AVX512)
     if (nq <= NI_ATT_FEW) {
-        NI_VEC(att_few)(nq, nb, p, NI_CHUNK, i0, i1, v, 16, ev, out, ev, 1);
+        NI_VEC(att_few)(type, nq, nb, p, NI_CHUNK, i0, i1, v, 16 * NI_CHUNK, ahead, out, ev, 1);
         return;
     }
 #endif
@@ -77,7 +100,8 @@ V16_FN void NI_VEC(att_values)(const int nq, const int nb, const float *p, int i
         NI_ATT_EACH(b, nb) sum[j][b] = v16_set1(0.0f);
     for (int i = i0; i < i1; i++) {
         NI_ATT_EACH(b, nb) {
-            v16 value = v16_load_f16(v + i * ev + 16 * b);
+            NI_ATT_PREFETCH(v + (b * NI_CHUNK + i) * 16, ahead);
+            v16 value = NI_VEC(att_load)(type, v + (b * NI_CHUNK + i) * 16);
             const float *x = p + i;
             NI_ATT_AGAIN(nq, nb, x);
             NI_ATT_EACH(j, nq) sum[j][b] = v16_fma(v16_set1(x[j * NI_CHUNK]), value, sum[j][b]);
@@ -88,6 +112,8 @@ V16_FN void NI_VEC(att_values)(const int nq, const int nb, const float *p, int i
         NI_ATT_EACH(b, nb)
             v16_store(out + j * ev + 16 * b, v16_add(sum[j][b], v16_set1(0.0f)));
 }
+
+#include "attend_q8_0.h"
 
 /* Scores of one query in place -> probabilities; positions outside lo .. hi of the tile's blocks b0 .. b1 become 0. */
 V16_FN void NI_VEC(att_softmax)(float *s, int b0, int b1, int lo, int hi, float cap, float *m, float *l) {
@@ -109,34 +135,47 @@ V16_FN void NI_VEC(att_softmax)(float *s, int b0, int b1, int lo, int hi, float 
     *l = v16_sum(sum);
 }
 
-/* attend for nq <= NI_ATT_Q queries; nq is a constant in each caller. */
-V16_FN void NI_VEC(att_tile)(const int nq, const float *q, int64_t e, int64_t ev, const uint16_t *k, const uint16_t *v,
-                             const int *lo, const int *hi, float cap, float *m, float *l, float *acc, float *s) {
+V16_FN void NI_VEC(att_tile_scores)(const ni_kv_type type, const int nq, const float *q, int64_t e, const uint16_t *k, int b,
+                                    int b1, float *s) {
     const int nb = NI_ATT_NB(nq);
+    for (; b + nb <= b1; b += nb) NI_VEC(att_scores)(type, nq, nb, q, e, k + 16 * b * e, s + 16 * b);
+    for (; b < b1; b++) NI_VEC(att_scores)(type, nq, 1, q, e, k + 16 * b * e, s + 16 * b);
+}
+
+V16_FN void NI_VEC(att_tile_values)(const ni_kv_type type, const int nq, const float *p, int i0, int i1, const uint16_t *v,
+                                    int64_t ev, float *acc) {
+    const int nb = NI_ATT_NB(nq);
+    int64_t c = 0;
+    for (; c + 16 * nb <= ev; c += 16 * nb) NI_VEC(att_values)(type, nq, nb, p, i0, i1, v + c * NI_CHUNK, ev, acc + c);
+    for (; c < ev; c += 16) NI_VEC(att_values)(type, nq, 1, p, i0, i1, v + c * NI_CHUNK, ev, acc + c);
+}
+
+/* attend for nq <= NI_ATT_Q queries; type and nq are constants in each caller. */
+V16_FN void NI_VEC(att_tile)(const ni_kv_type type, const int nq, const float *q, int64_t e, int64_t ev, const uint8_t *k,
+                             const uint8_t *v, const int *lo, const int *hi, float cap, float *m, float *l, float *acc, float *s) {
     int i0 = NI_CHUNK, i1 = 0;
     for (int j = 0; j < nq; j++) {
         i0 = lo[j] < i0 ? lo[j] : i0;
         i1 = hi[j] > i1 ? hi[j] : i1;
     }
-    int b = i0 / 16, b0 = b, b1 = (i1 + 15) / 16;
-    for (; b + nb <= b1; b += nb) NI_VEC(att_scores)(nq, nb, q, e, k + 16 * b * e, s + 16 * b);
-    for (; b < b1; b++) NI_VEC(att_scores)(nq, 1, q, e, k + 16 * b * e, s + 16 * b);
+    const int b0 = i0 / 16, b1 = (i1 + 15) / 16;
+    if (type == NI_KV_q8_0) NI_VEC(q8_tile_scores)(nq, q, e, k, b0, b1, s);
+    else NI_VEC(att_tile_scores)(type, nq, q, e, (const uint16_t *)k, b0, b1, s);
     for (int j = 0; j < nq; j++) NI_VEC(att_softmax)(s + j * NI_CHUNK, b0, b1, lo[j], hi[j], cap, m + j, l + j);
-    int64_t c = 0;
-    for (; c + 16 * nb <= ev; c += 16 * nb) NI_VEC(att_values)(nq, nb, s, i0, i1, v + c, ev, acc + c);
-    for (; c < ev; c += 16) NI_VEC(att_values)(nq, 1, s, i0, i1, v + c, ev, acc + c);
+    if (type == NI_KV_q8_0) NI_VEC(q8_tile_values)(nq, s, b0, b1, lo, hi, i0, i1, v, ev, acc);
+    else NI_VEC(att_tile_values)(type, nq, s, i0, i1, (const uint16_t *)v, ev, acc);
 }
 
 /* See kernels.h.  e and ev are multiples of 16.  A query that sees nothing (lo >= hi) gets m = -inf, l = 0, acc = 0,
  * which merge() takes as no part at all.  Key memory of the blocks of 16 positions in use must be readable. */
-static void NI_VEC(attend)(const float *q, int n_q, int64_t e, int64_t ev, const uint16_t *k_chunk,
-                           const uint16_t *v_chunk, const int *lo, const int *hi, float cap, float *m, float *l,
-                           float *acc, float *scratch) {
+V16_FN void NI_VEC(attend_any)(const ni_kv_type type, const float *q, int n_q, int64_t e, int64_t ev, const uint8_t *keys,
+                               const uint8_t *values, const int *lo, const int *hi, float cap, float *m, float *l, float *acc,
+                               float *scratch) {
     /* Tiles of nearly equal size: 8 queries are 4 + 4, not 6 + 2. */
     int left = n_q, tiles = (n_q + NI_ATT_Q - 1) / NI_ATT_Q;
     for (; tiles > 0; tiles--) {
         int n = (left + tiles - 1) / tiles;
-#define NI_ATT_CALL(nq) NI_VEC(att_tile)(nq, q, e, ev, k_chunk, v_chunk, lo, hi, cap, m, l, acc, scratch)
+#define NI_ATT_CALL(nq) NI_VEC(att_tile)(type, nq, q, e, ev, keys, values, lo, hi, cap, m, l, acc, scratch)
 #if defined(V16_AVX2) || defined(V16_NEON)
         switch (n) {
         case 1: NI_ATT_CALL(1); break;
@@ -153,6 +192,17 @@ static void NI_VEC(attend)(const float *q, int n_q, int64_t e, int64_t ev, const
         q += n * e, acc += n * ev, lo += n, hi += n, m += n, l += n, left -= n;
     }
 }
+
+#define NI_ATTEND(type)                                                                                                      \
+    static void NI_VEC(attend_##type)(const float *q, int n_q, int64_t e, int64_t ev, const uint8_t *keys,                    \
+                                      const uint8_t *values, const int *lo, const int *hi, float cap, float *m, float *l,    \
+                                      float *acc, float *scratch) {                                                          \
+        NI_VEC(attend_any)(NI_KV_##type, q, n_q, e, ev, keys, values, lo, hi, cap, m, l, acc, scratch);                      \
+    }
+NI_ATTEND(f16)
+NI_ATTEND(bf16)
+NI_ATTEND(q8_0)
+#undef NI_ATTEND
 
 /* See kernels.h.  A part with m1 = -inf is empty; (m, l, acc) may start as (-inf, 0, 0). */
 static void NI_VEC(merge)(float *m, float *l, float *acc, float m1, float l1, const float *acc1, int64_t n) {

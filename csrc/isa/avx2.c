@@ -23,7 +23,7 @@ const ni_kernels ni_kernels_avx2 = {
              [NI_Q4_0] = gemm_q4_0, [NI_Q4_1] = gemm_q4_1, [NI_Q5_0] = gemm_q5_0, [NI_Q5_1] = gemm_q5_1,
              [NI_Q8_0] = gemm_q8_0, [NI_Q4_K] = gemm_q4_1, [NI_Q5_K] = gemm_q5_1, [NI_Q6_K] = gemm_q6_k},
     .few = {[NI_F32] = 12, [NI_F16] = 12, [NI_BF16] = 12, [NI_Q4_0] = 12, [NI_Q4_1] = 12, [NI_Q5_0] = 2, [NI_Q5_1] = 2,
-            [NI_Q8_0] = 14, [NI_Q4_K] = 10, [NI_Q5_K] = 2},
+            [NI_Q8_0] = 14, [NI_Q4_K] = 10, [NI_Q5_K] = 2, [NI_Q6_K] = 3},
     .vec = NI_VEC_TABLE,
 };
 #endif

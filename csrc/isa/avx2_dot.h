@@ -5,8 +5,8 @@
  * a record's order is not the order of use, its lines are touched in order first.  Float types are the exception: one
  * FMA chain per 8 rows needs several groups in flight.
  *
- * 16-bit sums stay exact: a pair of products is at most 2 * 127 * max_q, so 8 k-groups of 4-bit quants fit, 4 of 5-bit
- * and 2 of 6-bit. */
+ * 16-bit sums stay exact: a pair of products is at most 2 * 127 * max_q, so 8 k-groups of 4-bit quants fit and 4 of
+ * 5-bit.  For Q6_K see q6_starts. */
 #ifndef NI_AVX2_DOT_H
 #define NI_AVX2_DOT_H
 #include "avx2_util.h"
@@ -141,53 +141,72 @@ NI_INLINE void dot_block256(const uint8_t *w, int bits, const ni_act *x, float *
     _mm256_storeu_ps(y + 8, _mm256_add_ps(acc[1], accm[1]));
 }
 
-/* Q6_K.  One vector of high bits serves four sub-blocks, whose sums wait in `sum` for their turn in the float order. */
-NI_INLINE void dot_block_q6_k(const uint8_t *w, const ni_act *x, float *y) {
-    const int low = 32 + 256, high = low + 2048;
-    __m256 acc[2];
-    acc[0] = acc[1] = _mm256_setzero_ps();
-    for (int64_t k = 0; k < x->k; k += 256, w += REC_Q6_K) {
-        touch(w, REC_Q6_K);
-        for (int h = 0; h < 2; h++) {
-            const int8_t *xq = x->q + k + 128 * h;
-            __m256i sum[8][2];
+/* Q6_K: 8 products q * x do not fit a 16-bit sum, but 8 products (q - 32) * x do: at most 8 * 32 * 127.  So sums that
+ * start at -32 * (sum of the 8 x) come out right, however they wrap on the way.
+ *
+ * Writes these starts for n / 16 sub-blocks, of the even and the odd pairs side by side; n is a multiple of 128. */
+NI_INLINE void q6_starts(const int8_t *q, int64_t n, int32_t *start) {
+    for (int64_t k = 0; k < n; k += 128) {
+        __m256i t[4], u[2];
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) t[i] = _mm256_maddubs_epi16(_mm256_set1_epi8(32), load32(q + k + 32 * i));
+#pragma GCC unroll 2
+        for (int i = 0; i < 2; i++)
+            u[i] = _mm256_add_epi16(_mm256_unpacklo_epi32(t[2 * i], t[2 * i + 1]),
+                                    _mm256_unpackhi_epi32(t[2 * i], t[2 * i + 1]));
+        __m256i s = _mm256_add_epi16(_mm256_unpacklo_epi64(u[0], u[1]), _mm256_unpackhi_epi64(u[0], u[1]));
+        s = _mm256_permutevar8x32_epi32(s, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+        _mm256_storeu_si256((__m256i *)(start + k / 16), _mm256_sub_epi16(_mm256_setzero_si256(), s));
+    }
+}
+
+/* n values; start: q6_starts of them. */
+NI_INLINE void dot_block_q6_k(const uint8_t *w, int64_t n, const int8_t *q, const float *d, const int32_t *start,
+                              __m256 acc[2]) {
+    for (int64_t k = 0; k < n; k += 256, w += REC_Q6_K) {
+        __m256 total[2];
+        total[0] = total[1] = _mm256_setzero_ps();
+        for (int64_t s = 0; s < 16; s += 2) {
+            const int8_t *xq = q + k + 16 * s;
+            __m256i sum[2];
 #pragma GCC unroll 2
             for (int e = 0; e < 2; e++)
 #pragma GCC unroll 2
                 for (int i = 0; i < 2; i++) {
-                    __m256i s[4], part[4];
+                    __m256i v[4], part = _mm256_set1_epi32(start[k / 16 + s + e]);
+                    q6_values(w + 288 + 192 * (s + e) + 32 * i, v);
 #pragma GCC unroll 4
                     for (int j = 0; j < 4; j++) {
-                        const uint8_t *p = w + 32 * i + 64 * (4 * e + j);
-                        const __m256i l0 = load32(p + low + 1024 * h), l1 = load32(p + low + 1024 * h + 512);
-                        const __m256i hb = load32(p + high + 512 * h);
-#pragma GCC unroll 4
-                        for (int t = 0; t < 4; t++) {
-                            const __m256i xb = bcast4(xq + 32 * t + 16 * e + 4 * j);
-                            const __m256i v = _mm256_maddubs_epi16(q6_value(l0, l1, hb, t), xb);
-                            if (j == 2) part[t] = widen(s[t]);
-                            s[t] = j % 2 ? _mm256_add_epi16(s[t], v) : v;
-                            IN_ORDER(s[t]);
-                        }
+                        part = _mm256_add_epi16(part, _mm256_maddubs_epi16(v[j], bcast4(xq + 16 * e + 4 * j)));
+                        IN_ORDER(part);
                     }
-#pragma GCC unroll 4
-                    for (int t = 0; t < 4; t++) sum[2 * t + e][i] = _mm256_add_epi32(part[t], widen(s[t]));
+                    part = _mm256_madd_epi16(part, q6_scales(w + 32 + 16 * (s + e) + 8 * i));
+                    sum[i] = e ? _mm256_add_epi32(sum[i], part) : part;
                 }
-#pragma GCC unroll 8
-            for (int b = 0; b < 8; b++) {
-                const __m256i off = offset16(x->s + k / 16 + 8 * h + b, 32);
-                const __m256 dx = _mm256_broadcast_ss(x->d + k / 32 + 4 * h + b / 2);
+            const __m256 dx = _mm256_broadcast_ss(d + k / 32 + s / 2);
 #pragma GCC unroll 2
-                for (int i = 0; i < 2; i++) {
-                    const __m256 d = load_f16(w + 16 * i), sc = load_i8(w + 32 + 16 * (8 * h + b) + 8 * i);
-                    acc[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_sub_epi32(sum[b][i], off)),
-                                             _mm256_mul_ps(_mm256_mul_ps(d, sc), dx), acc[i]);
-                }
-            }
+            for (int i = 0; i < 2; i++) total[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[i]), dx, total[i]);
         }
+#pragma GCC unroll 2
+        for (int i = 0; i < 2; i++) acc[i] = _mm256_fmadd_ps(total[i], load_f16(w + 16 * i), acc[i]);
     }
-    _mm256_storeu_ps(y, acc[0]);
-    _mm256_storeu_ps(y + 8, acc[1]);
+}
+
+/* The starts are taken once for all groups, unless K is so long that they do not fit the stack's share. */
+static void dot_q6_k(const uint8_t *w, int64_t n_groups, const ni_act *x, float *y) {
+    enum { MOST = 16384 };
+    int32_t start[MOST / 16];
+    for (int64_t g = 0; g < n_groups; g++, y += NI_ROWS) {
+        __m256 acc[2];
+        acc[0] = acc[1] = _mm256_setzero_ps();
+        for (int64_t k = 0, n; k < x->k; k += n, w += n / 256 * REC_Q6_K) {
+            n = x->k - k < MOST ? x->k - k : MOST;
+            if (g == 0 || x->k > MOST) q6_starts(x->q + k, n, start);
+            dot_block_q6_k(w, n, x->q + k, x->d + k / 32, start, acc);
+        }
+        _mm256_storeu_ps(y, acc[0]);
+        _mm256_storeu_ps(y + 8, acc[1]);
+    }
 }
 
 /* F32, F16, BF16: `groups` row groups, `stride` bytes apart, side by side. */
@@ -220,5 +239,4 @@ NI_DOT(q5_1, REC_Q5_1, 32, dot_block32, 5, 0)
 NI_DOT(q8_0, REC_Q8_0, 32, dot_block_q8_0)
 NI_DOT(q4_k, REC_Q4_K, 256, dot_block256, 4)
 NI_DOT(q5_k, REC_Q5_K, 256, dot_block256, 5)
-NI_DOT(q6_k, REC_Q6_K, 256, dot_block_q6_k)
 #endif

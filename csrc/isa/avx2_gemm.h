@@ -109,46 +109,61 @@ NI_INLINE void tile_q5(const ni_panel *p, int64_t nk, gemm_tokens a, int M, int 
     }
 }
 
-/* Q6_K: 2 k-groups fit 16 bits and a sub-block has 4.  The 8 weight vectors stay, the tokens pass by. */
-NI_INLINE void tile_q6(const ni_panel *p, int64_t nk, gemm_tokens a, int M, float *acc) {
-    const uint8_t *w = p->q;
-    const float *scale = p->scale;
-    int32_t off[6][NI_SLAB / 16];
+/* Q6_K, a block of 256, prepared for all tokens.
+ *
+ * As in q6_starts, 16-bit sums of 8 products may wrap where they start right.  Here the weights become signed and the
+ * activations x + 128, so that the start, -128 * (sum of the 8 weights), is the same for all tokens. */
+typedef struct {
+    __m256i q[NI_SLAB / 4][2];        /* q - 32 */
+    __m256i start[NI_SLAB / 16][2];
+    __m256i sc[NI_SLAB / 16][2];      /* every scale twice, 16 bits each */
+} q6_panel;
+
+NI_INLINE void tile_q6(const q6_panel *p, const float *d, gemm_tokens a, int M, float *acc) {
+    uint8_t x[6][NI_SLAB];
+    float total[6 * NI_ROWS];
+    const __m256i flip = _mm256_set1_epi8((char)0x80);
 #pragma GCC unroll 6
     for (int m = 0; m < M; m++)
-#pragma GCC unroll 2
-        for (int i = 0; i < NI_SLAB / 16; i += 8) {
-            __m256i s = _mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i *)(a.s + m * a.k16 + i)));
-            _mm256_storeu_si256((__m256i *)(off[m] + i), _mm256_slli_epi32(s, 5));
-        }
-    for (int64_t b = 0; b < nk / 16; b++, w += 256) {
-        __m256i v[4][2];
-#pragma GCC unroll 4
-        for (int j = 0; j < 4; j++) {
-            v[j][0] = load32(w + 64 * j);
-            v[j][1] = load32(w + 64 * j + 32);
+        for (int i = 0; i < NI_SLAB; i += 32)
+            _mm256_storeu_si256((__m256i *)(x[m] + i), _mm256_xor_si256(load32(a.q + m * a.k + i), flip));
+    for (int i = 0; i < 2 * M; i++) _mm256_storeu_ps(total + 8 * i, _mm256_setzero_ps());
+    for (int64_t b = 0; b < NI_SLAB / 32; b++) {
+        __m256i s[6][2], first[6][2];
+#pragma GCC unroll 8
+        for (int j = 0; j < 8; j++) {
+            const __m256i w0 = p->q[8 * b + j][0], w1 = p->q[8 * b + j][1];
+#pragma GCC unroll 6
+            for (int m = 0; m < M; m++) {
+                const __m256i xb = bcast4((const int8_t *)x[m] + 32 * b + 4 * j);
+                __m256i v0 = _mm256_maddubs_epi16(xb, w0), v1 = _mm256_maddubs_epi16(xb, w1);
+                if (j == 4) {
+                    first[m][0] = _mm256_madd_epi16(s[m][0], p->sc[2 * b][0]);
+                    first[m][1] = _mm256_madd_epi16(s[m][1], p->sc[2 * b][1]);
+                }
+                s[m][0] = _mm256_add_epi16(j % 4 ? s[m][0] : p->start[2 * b + j / 4][0], v0);
+                s[m][1] = _mm256_add_epi16(j % 4 ? s[m][1] : p->start[2 * b + j / 4][1], v1);
+                IN_ORDER(s[m][0]);
+                IN_ORDER(s[m][1]);
+            }
         }
 #pragma GCC unroll 6
         for (int m = 0; m < M; m++) {
-            const int8_t *xq = a.q + m * a.k + 16 * b;
-            __m256i xb = bcast4(xq);
-            __m256i s0 = _mm256_maddubs_epi16(v[0][0], xb), s1 = _mm256_maddubs_epi16(v[0][1], xb);
-            xb = bcast4(xq + 4);
-            s0 = _mm256_add_epi16(s0, _mm256_maddubs_epi16(v[1][0], xb));
-            s1 = _mm256_add_epi16(s1, _mm256_maddubs_epi16(v[1][1], xb));
-            xb = bcast4(xq + 8);
-            __m256i u0 = _mm256_maddubs_epi16(v[2][0], xb), u1 = _mm256_maddubs_epi16(v[2][1], xb);
-            xb = bcast4(xq + 12);
-            u0 = _mm256_add_epi16(u0, _mm256_maddubs_epi16(v[3][0], xb));
-            u1 = _mm256_add_epi16(u1, _mm256_maddubs_epi16(v[3][1], xb));
-            const __m256i o = _mm256_set1_epi32(off[m][b]);
-            const __m256 dx = _mm256_broadcast_ss(a.d + m * a.k32 + b / 2);
-            s0 = _mm256_sub_epi32(_mm256_add_epi32(widen(s0), widen(u0)), o);
-            s1 = _mm256_sub_epi32(_mm256_add_epi32(widen(s1), widen(u1)), o);
-            finish(s0, scale + NI_ROWS * b, dx, acc + NI_ROWS * m);
-            finish(s1, scale + NI_ROWS * b + 8, dx, acc + NI_ROWS * m + 8);
-            KEEP_IN_MEMORY;
+            const __m256 dx = _mm256_broadcast_ss(a.d + m * a.k32 + b);
+#pragma GCC unroll 2
+            for (int i = 0; i < 2; i++) {
+                const __m256i sum = _mm256_add_epi32(first[m][i], _mm256_madd_epi16(s[m][i], p->sc[2 * b + 1][i]));
+                float *to = total + NI_ROWS * m + 8 * i;
+                _mm256_storeu_ps(to, _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), dx, _mm256_loadu_ps(to)));
+            }
         }
+        KEEP_IN_MEMORY;
+    }
+    const __m256 d0 = _mm256_loadu_ps(d), d1 = _mm256_loadu_ps(d + 8);
+    for (int m = 0; m < M; m++, acc += NI_ROWS) {
+        _mm256_storeu_ps(acc, _mm256_fmadd_ps(_mm256_loadu_ps(total + NI_ROWS * m), d0, _mm256_loadu_ps(acc)));
+        _mm256_storeu_ps(acc + 8,
+                         _mm256_fmadd_ps(_mm256_loadu_ps(total + NI_ROWS * m + 8), d1, _mm256_loadu_ps(acc + 8)));
     }
 }
 
@@ -270,7 +285,28 @@ NI_GEMM(q4_0, 6, 0, tile_q4(p, nk, a, m_, 8, out))
 NI_GEMM(q4_1, 6, 1, tile_q4(p, nk, a, m_, 0, out))
 NI_GEMM(q5_0, 6, 0, tile_q5(p, nk, a, m_, 16, out))
 NI_GEMM(q5_1, 6, 1, tile_q5(p, nk, a, m_, 0, out))
-NI_GEMM(q6_k, 6, 0, tile_q6(p, nk, a, m_, out))
+
+NI_GEMM(q6_k_signed, 6, 0, tile_q6((const q6_panel *)p->q, p->min, a, m_, out))
+
+static void gemm_q6_k(const ni_panel *p, int64_t k0, int64_t nk, const ni_act *x, int n_tokens,
+                      float *acc, float *accm) {
+    q6_panel own;
+    for (int s = 0; s < NI_SLAB / 16; s++)
+#pragma GCC unroll 2
+        for (int i = 0; i < 2; i++) {
+            __m256i sum = _mm256_setzero_si256();
+#pragma GCC unroll 4
+            for (int j = 4 * s; j < 4 * s + 4; j++) {
+                own.q[j][i] = _mm256_sub_epi8(load32(p->q + 64 * j + 32 * i), _mm256_set1_epi8(32));
+                sum = _mm256_sub_epi16(sum, _mm256_maddubs_epi16(_mm256_set1_epi8((char)128), own.q[j][i]));
+            }
+            own.start[s][i] = sum;
+            const __m256i v = _mm256_cvtps_epi32(_mm256_loadu_ps(p->scale + NI_ROWS * s + 8 * i));
+            own.sc[s][i] = _mm256_blend_epi16(v, _mm256_slli_epi32(v, 16), 0xaa);
+        }
+    const ni_panel with = {.q = (uint8_t *)&own, .min = p->min};
+    gemm_q6_k_signed(&with, k0, nk, x, n_tokens, acc, accm);
+}
 
 NI_GEMM(q8_0_wide, 6, 0, tile_q8(p, nk, a, m_, out))
 

@@ -75,24 +75,17 @@ NI_UNPACK(q5_k, unpack_block256(group, k0, nk, 5, p))
 
 static void unpack_q6_k(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) {
     const uint8_t *w = group + k0 / 256 * REC_Q6_K;
-    for (int64_t b = 0; b < nk / 16; b += 16, w += REC_Q6_K) {
-        touch(w, REC_Q6_K);
+    (void)nk;   /* a slab is one block */
+    for (int half = 0; half < 2; half++) _mm256_storeu_ps(p->min + 8 * half, load_f16(w + 16 * half));
+    for (int i = 0; i < 32; i++) _mm256_storeu_ps(p->scale + 8 * i, load_i8(w + 32 + 8 * i));
+    for (int s = 0; s < 16; s++)
+#pragma GCC unroll 2
         for (int half = 0; half < 2; half++) {
-            const __m256 d = load_f16(w + 16 * half);
-            for (int s = 0; s < 16; s++)
-                _mm256_storeu_ps(p->scale + NI_ROWS * (b + s) + 8 * half,
-                                 _mm256_mul_ps(d, load_i8(w + 32 + 16 * s + 8 * half)));
-            for (int h = 0; h < 2; h++)
-                for (int i = 0; i < 8; i++) {
-                    const uint8_t *low = w + 288 + 1024 * h + 64 * i + 32 * half;
-                    const __m256i l0 = load32(low), l1 = load32(low + 512);
-                    const __m256i hb = load32(w + 288 + 2048 + 512 * h + 64 * i + 32 * half);
-                    uint8_t *q = p->q + 256 * b + 2048 * h + 64 * i + 32 * half;
+            __m256i v[4];
+            q6_values(w + 288 + 192 * s + 32 * half, v);
 #pragma GCC unroll 4
-                    for (int t = 0; t < 4; t++) store32(q + 512 * t, q6_value(l0, l1, hb, t));
-                }
+            for (int j = 0; j < 4; j++) store32(p->q + 256 * s + 64 * j + 32 * half, v[j]);
         }
-    }
 }
 
 static void unpack_f32(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) {

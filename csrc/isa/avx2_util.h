@@ -59,11 +59,6 @@ NI_INLINE __m256i offset32(const int16_t *s, int offset) {
     return _mm256_madd_epi16(_mm256_set1_epi32(v), _mm256_set1_epi16((short)offset));
 }
 
-/* offset * (sum of 16 activations). */
-NI_INLINE __m256i offset16(const int16_t *s, int offset) {
-    return _mm256_madd_epi16(_mm256_set1_epi16(*s), _mm256_set1_epi32(offset));
-}
-
 /* Adds pairs of 16-bit sums to 32 bits. */
 NI_INLINE __m256i widen(__m256i s) { return _mm256_madd_epi16(s, _mm256_set1_epi16(1)); }
 
@@ -84,9 +79,22 @@ NI_INLINE __m256i q5_high(__m256i v, __m256i h, int g) {
     return _mm256_or_si256(high_nibbles(v), move_bits(h, g, 4, 1));
 }
 
-/* Q6_K: the four k-groups i of a half of 128 values, from its two low vectors and its vector of high bits. */
-NI_INLINE __m256i q6_value(__m256i l0, __m256i l1, __m256i h, int t) {
-    __m256i low = t == 0 ? low_nibbles(l0) : t == 1 ? low_nibbles(l1) : t == 2 ? high_nibbles(l0) : high_nibbles(l1);
-    return _mm256_or_si256(low, move_bits(h, 2 * t, 4, 2));
+/* Q6_K: the 4 k-groups of a sub-block, from its 3 vectors. */
+NI_INLINE void q6_values(const uint8_t *p, __m256i v[4]) {
+    const __m256i a = load32(p), b = load32(p + 64), c = load32(p + 128), mask = _mm256_set1_epi8(63);
+    v[0] = _mm256_and_si256(a, mask);
+    v[1] = _mm256_and_si256(b, mask);
+    v[2] = _mm256_and_si256(c, mask);
+    v[3] = _mm256_or_si256(_mm256_srli_epi16(_mm256_andnot_si256(mask, c), 2), _mm256_andnot_si256(mask, b));
+    v[3] = _mm256_or_si256(_mm256_srli_epi16(v[3], 2), _mm256_andnot_si256(mask, a));
+    v[3] = _mm256_srli_epi16(v[3], 2);
+}
+
+/* Q6_K: the scales of 8 rows as 16 bits, each twice, to multiply pairs of 16-bit sums with. */
+NI_INLINE __m256i q6_scales(const uint8_t *p) {
+    const __m256i v = _mm256_broadcastsi128_si256(_mm_loadl_epi64((const __m128i *)p));
+    const __m256i twice = _mm256_setr_epi8(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3,
+                                           4, 4, 4, 4, 5, 5, 5, 5, 6, 6, 6, 6, 7, 7, 7, 7);
+    return _mm256_srai_epi16(_mm256_shuffle_epi8(v, twice), 8);
 }
 #endif

@@ -25,7 +25,7 @@ const ni_kernels ni_kernels_avx512 = {
              [NI_Q4_0] = gemm_q4_0, [NI_Q4_1] = gemm_min, [NI_Q5_0] = gemm_q5_0, [NI_Q5_1] = gemm_min,
              [NI_Q8_0] = gemm_q8_0, [NI_Q4_K] = gemm_min, [NI_Q5_K] = gemm_min, [NI_Q6_K] = gemm_q6_k},
     .few = {[NI_F32] = 3, [NI_F16] = 6, [NI_BF16] = 4, [NI_Q4_0] = 5, [NI_Q4_1] = 4, [NI_Q5_0] = 2, [NI_Q5_1] = 2,
-            [NI_Q8_0] = 4, [NI_Q4_K] = 6, [NI_Q5_K] = 2, [NI_Q6_K] = 2},
+            [NI_Q8_0] = 4, [NI_Q4_K] = 6, [NI_Q5_K] = 2, [NI_Q6_K] = 3},
     .vec = NI_VEC_TABLE,
 };
 #endif

@@ -8,10 +8,15 @@
 
 #define NI_ATT_FEW 3    /* queries, at most */
 
-/* out[j * out_stride + 16 b + l] = sum over i = i0 .. i1-1 of x[j * x_stride + i] * m[b * block + i * row + l] for
+V16_FN __m256 NI_VEC(att_load_half)(const ni_kv_type type, const uint16_t *p) {
+    const __m128i h = _mm_loadu_si128((const __m128i *)p);
+    return type == NI_KV_bf16 ? _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16)) : _mm256_cvtph_ps(h);
+}
+
+/* out[j * out_stride + 16 b + l] = sum over i = i0 .. i1-1 of x[j * x_stride + i] * m[b * block + 16 i + l] for
  * nq queries and nb blocks of 16 lanes l.  +0 is added to the sums if `clean`. */
-V16_FN void NI_VEC(att_few)(const int nq, const int nb, const float *x, int64_t x_stride, int64_t i0,
-                            int64_t i1, const uint16_t *m, int64_t block, int64_t row, float *out,
+V16_FN void NI_VEC(att_few)(const ni_kv_type type, const int nq, const int nb, const float *x, int64_t x_stride,
+                            int64_t i0, int64_t i1, const uint16_t *m, int64_t block, int64_t ahead, float *out,
                             int64_t out_stride, const int clean) {
     __m256 sum[NI_ATT_FEW][8];
 #pragma GCC unroll 8
@@ -21,8 +26,9 @@ V16_FN void NI_VEC(att_few)(const int nq, const int nb, const float *x, int64_t 
     for (int64_t i = i0; i < i1; i++)
 #pragma GCC unroll 8
         for (int h = 0; h < 2 * nb; h++) {
-            const uint16_t *p = m + h / 2 * block + i * row + 8 * (h % 2);
-            const __m256 v = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+            const uint16_t *p = m + h / 2 * block + 16 * i + 8 * (h % 2);
+            if (h % 2 == 0) NI_ATT_PREFETCH(p, ahead);
+            const __m256 v = NI_VEC(att_load_half)(type, p);
 #pragma GCC unroll 8
             for (int j = 0; j < nq; j++)
                 sum[j][h] = _mm256_fmadd_ps(_mm256_set1_ps(x[j * x_stride + i]), v, sum[j][h]);

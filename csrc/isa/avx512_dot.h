@@ -84,41 +84,25 @@ NI_INLINE void dot_block256(const uint8_t *w, int bits, const ni_act *x, float *
     _mm512_storeu_ps(y, _mm512_add_ps(acc, accm));
 }
 
-/* Q6_K.  The high bits of a half wait in registers, its 8 sums grow side by side, and the low nibbles pass in order. */
 NI_INLINE void dot_block_q6_k(const uint8_t *w, const ni_act *x, float *y) {
-    const int low = 32 + 256, high = low + 2048;
     __m512 acc = _mm512_setzero_ps();
     for (int64_t k = 0; k < x->k; k += 256, w += REC_Q6_K) {
-        touch(w, REC_Q6_K);
-        LOADS_STAY;
-        const __m512 d = load_f16(w);
-        for (int h = 0; h < 2; h++) {
-            const int8_t *xq = x->q + k + 128 * h;
-            const uint8_t *p = w + 1024 * h;
-            __m512i sum[8];
-#pragma GCC unroll 8
-            for (int b = 0; b < 8; b++)
-                sum[b] = start_at(x->s + k / 16 + 8 * h + b / 2 * 2, b % 2 ? 0 : -32, b % 2 ? -32 : 0);
-            __m512i hb[8];
-#pragma GCC unroll 8
-            for (int i = 0; i < 8; i++) hb[i] = load64(w + high + 512 * h + 64 * i);
-            LOADS_STAY;
+        __m512 total = _mm512_setzero_ps();
+        for (int64_t s = 0; s < 16; s += 2) {
+            const int8_t *xq = x->q + k + 16 * s;
+            const int16_t *sums = x->s + k / 16 + s;
+            __m512i part[2] = {start_at(sums, -32, 0), start_at(sums, 0, -32)};
 #pragma GCC unroll 2
-            for (int t = 0; t < 2; t++)
-#pragma GCC unroll 8
-                for (int i = 0; i < 8; i++) {
-                    const __m512i v = load64(p + low + 512 * t + 64 * i);
-                    __m512i *s0 = &sum[2 * t + i / 4], *s1 = s0 + 4;
-                    *s0 = _mm512_dpbusd_epi32(*s0, q6_value(v, hb[i], t), bcast4(xq + 32 * t + 4 * i));
-                    *s1 = _mm512_dpbusd_epi32(*s1, q6_value(v, hb[i], t + 2), bcast4(xq + 64 + 32 * t + 4 * i));
-                    LOADS_STAY;
-                }
-#pragma GCC unroll 8
-            for (int b = 0; b < 8; b++) {
-                const __m512 scale = _mm512_mul_ps(d, load_i8(w + 32 + 16 * (8 * h + b)));
-                acc = finish(sum[b], _mm512_mul_ps(scale, _mm512_set1_ps(x->d[k / 32 + 4 * h + b / 2])), acc);
+            for (int e = 0; e < 2; e++) {
+                __m512i v[4];
+                q6_values(w + 288 + 192 * (s + e), v);
+#pragma GCC unroll 4
+                for (int j = 0; j < 4; j++) part[e] = _mm512_dpbusd_epi32(part[e], v[j], bcast4(xq + 16 * e + 4 * j));
             }
+            const __m512 isum = q6_isum(part[0], part[1], load_i8(w + 32 + 16 * s), load_i8(w + 48 + 16 * s));
+            total = _mm512_fmadd_ps(isum, _mm512_set1_ps(x->d[k / 32 + s / 2]), total);
         }
+        acc = _mm512_fmadd_ps(total, load_f16(w), acc);
     }
     _mm512_storeu_ps(y, acc);
 }

@@ -6,7 +6,7 @@
  * tokens lie K bytes apart, and 12 lines at a power of two would fight for the 8 ways of one set of L1.
  *
  * A block of 32 costs 8 vpdpbusd, a product of scales and a fma per token, all on the same two pipes of Zen 4: at best
- * 10 cycles (Q6_K: 12; with minimums: 11).  Measured: 11.0 (13.1; 12.1), float weights 1.05 cycles per 16 fma. */
+ * 10 cycles (with minimums and Q6_K: 11).  Measured: 11.0 (12.3; 12.5), float weights 1.05 cycles per 16 fma. */
 #ifndef NI_AVX512_GEMM_H
 #define NI_AVX512_GEMM_H
 #include "avx512_util.h"
@@ -53,62 +53,117 @@ NI_INLINE void start_sums(tile_x *x, const ni_act *a, int64_t t, int64_t k0, int
     }
 }
 
-/* Multiplies the panel's slab with M tokens, sub-blocks of `sub` values.
+/* Multiplies the panel's slab with M tokens: all types but Q6_K.
  *
  * Unsigned weights: the sums start at -offset * (sum of the activations).  Signed ones (Q8_0): the activations are made
  * unsigned, x + 128, and the sums start at w_start[b] = -128 * (sum of the weights), the same for all tokens. */
-NI_INLINE void tile_quants(const ni_panel *p, int64_t k0, int64_t nk, const ni_act *a, int64_t t, int M, int sub,
+NI_INLINE void tile_quants(const ni_panel *p, int64_t k0, int64_t nk, const ni_act *a, int64_t t, int M,
                            int offset, const __m512i *w_start, float *out) {
     tile_x x;
     const int8_t *q = a->q + t * a->k + k0, *last = q + nk - 32;
     const char flip = (char)(w_start ? 0x80 : 0);
     for (int m = 0; m < M; m++) copy_block(x.q[0][m], q + m * a->k, flip);
     copy_scales(&x, a, t, k0, nk, M);
-    if (offset) start_sums(&x, a, t, k0, nk, M, sub, offset);
+    if (offset) start_sums(&x, a, t, k0, nk, M, 32, offset);
     const uint8_t *w = p->q;
     const float *scale = p->scale;
     __m512 acc[TILE];
 #pragma GCC unroll 16
     for (int m = 0; m < M; m++) acc[m] = _mm512_loadu_ps(out + NI_ROWS * m);
-    for (int64_t b = 0; b < nk / 32; b++) {
+    for (int64_t b = 0; b < nk / 32; b++, w += 512, scale += NI_ROWS) {
         const int8_t (*xq)[32] = x.q[b % 2];
         int8_t (*next)[32] = x.q[(b + 1) % 2];
         q = q < last ? q + 32 : q;
         const int8_t *from = q;
-#pragma GCC unroll 2
-        for (int e = 0; e < 32 / sub; e++, w += 16 * sub, scale += NI_ROWS) {
-            __m512i s[TILE];
+        __m512i s[TILE];
+#pragma GCC unroll 16
+        for (int m = 0; m < M; m++)
+            s[m] = w_start ? w_start[b] : offset ? _mm512_set1_epi32(x.start[m][b]) : _mm512_setzero_si512();
+#pragma GCC unroll 8
+        for (int j = 0; j < 8; j++) {
+            const __m512i v = load64(w + 64 * j);
 #pragma GCC unroll 16
             for (int m = 0; m < M; m++)
-                s[m] = w_start ? w_start[b] :
-                       offset ? _mm512_set1_epi32(x.start[m][32 / sub * b + e]) : _mm512_setzero_si512();
-#pragma GCC unroll 8
-            for (int j = 0; j < sub / 4; j++) {
-                const __m512i v = load64(w + 64 * j);
-#pragma GCC unroll 16
-                for (int m = 0; m < M; m++)
-                    if (m * 8 / M == e * sub / 4 + j) {
-                        copy_block(next[m], from, flip);
-                        from += a->k;
-                    }
-#pragma GCC unroll 16
-                for (int m = 0; m < M; m++) {
-                    const __m512i xb = bcast4(xq[m] + sub * e + 4 * j);
-                    s[m] = w_start ? _mm512_dpbusd_epi32(s[m], xb, v) : _mm512_dpbusd_epi32(s[m], v, xb);
-                    IN_ORDER(s[m]);
+                if (m * 8 / M == j) {
+                    copy_block(next[m], from, flip);
+                    from += a->k;
                 }
-            }
-            const __m512 sc = _mm512_loadu_ps(scale);
 #pragma GCC unroll 16
             for (int m = 0; m < M; m++) {
-                const __m512 both = _mm512_mul_ps(sc, _mm512_set1_ps(x.d[m][b]));
-                acc[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(s[m]), both, acc[m]);
-                IN_ORDER(acc[m]);
+                const __m512i xb = bcast4(xq[m] + 4 * j);
+                s[m] = w_start ? _mm512_dpbusd_epi32(s[m], xb, v) : _mm512_dpbusd_epi32(s[m], v, xb);
+                IN_ORDER(s[m]);
             }
+        }
+        const __m512 sc = _mm512_loadu_ps(scale);
+#pragma GCC unroll 16
+        for (int m = 0; m < M; m++) {
+            const __m512 both = _mm512_mul_ps(sc, _mm512_set1_ps(x.d[m][b]));
+            acc[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(s[m]), both, acc[m]);
+            IN_ORDER(acc[m]);
         }
     }
 #pragma GCC unroll 16
     for (int m = 0; m < M; m++) _mm512_storeu_ps(out + NI_ROWS * m, acc[m]);
+}
+
+/* Q6_K, a block of 256.  Two sub-blocks meet in one float, so half of the tokens go first: 2 x 6 integer sums. */
+NI_INLINE void tile_q6(const ni_panel *p, int64_t k0, const ni_act *a, int64_t t, int M, float *out) {
+    tile_x x;
+    const int8_t *q = a->q + t * a->k + k0, *last = q + NI_SLAB - 32;
+    for (int m = 0; m < M; m++) copy_block(x.q[0][m], q + m * a->k, 0);
+    copy_scales(&x, a, t, k0, NI_SLAB, M);
+    start_sums(&x, a, t, k0, NI_SLAB, M, 16, 32);
+    const uint8_t *w = p->q;
+    const float *scale = p->scale;
+    __m512 total[TILE];
+#pragma GCC unroll 16
+    for (int m = 0; m < M; m++) total[m] = _mm512_setzero_ps();
+    for (int64_t b = 0; b < NI_SLAB / 32; b++, w += 512, scale += 2 * NI_ROWS) {
+        const int8_t (*xq)[32] = x.q[b % 2];
+        int8_t (*next)[32] = x.q[(b + 1) % 2];
+        q = q < last ? q + 32 : q;
+        const int8_t *from = q;
+        const __m512 sc0 = _mm512_loadu_ps(scale), sc1 = _mm512_loadu_ps(scale + NI_ROWS);
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; half++) {
+            const int m0 = half ? (M + 1) / 2 : 0, m1 = half ? M : (M + 1) / 2;
+            __m512i s[2][TILE / 2];
+#pragma GCC unroll 8
+            for (int m = m0; m < m1; m++) {
+                s[0][m - m0] = _mm512_set1_epi32(x.start[m][2 * b]);
+                s[1][m - m0] = _mm512_set1_epi32(x.start[m][2 * b + 1]);
+            }
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; j++) {
+#pragma GCC unroll 16
+                for (int m = 0; m < M; m++)
+                    if (m * 8 / M == half * 4 + j) {
+                        copy_block(next[m], from, 0);
+                        from += a->k;
+                    }
+#pragma GCC unroll 2
+                for (int e = 0; e < 2; e++) {
+                    const __m512i v = load64(w + 256 * e + 64 * j);
+#pragma GCC unroll 8
+                    for (int m = m0; m < m1; m++) {
+                        s[e][m - m0] = _mm512_dpbusd_epi32(s[e][m - m0], v, bcast4(xq[m] + 16 * e + 4 * j));
+                        IN_ORDER(s[e][m - m0]);
+                    }
+                }
+            }
+#pragma GCC unroll 8
+            for (int m = m0; m < m1; m++) {
+                const __m512 isum = q6_isum(s[0][m - m0], s[1][m - m0], sc0, sc1);
+                total[m] = _mm512_fmadd_ps(isum, _mm512_set1_ps(x.d[m][b]), total[m]);
+                IN_ORDER(total[m]);
+            }
+        }
+    }
+    const __m512 d = _mm512_loadu_ps(p->min);
+#pragma GCC unroll 16
+    for (int m = 0; m < M; m++, out += NI_ROWS)
+        _mm512_storeu_ps(out, _mm512_fmadd_ps(total[m], d, _mm512_loadu_ps(out)));
 }
 
 /* acc[m] = fma(w, x, acc[m]) for n values of 16 rows: minimums (w: min, x: m, n: sub-blocks). */
@@ -200,10 +255,10 @@ NI_INLINE void q8_starts(const ni_panel *p, int64_t nk, __m512i *start) {
 }
 
 NI_GEMM(f32, 8, 0, (void)accm, tile_f32(p, k0, nk, x, t, m_, out))
-NI_GEMM(q4_0, TILE, 0, (void)accm, tile_quants(p, k0, nk, x, t, m_, 32, 8, NULL, out))
-NI_GEMM(q5_0, TILE, 0, (void)accm, tile_quants(p, k0, nk, x, t, m_, 32, 16, NULL, out))
-NI_GEMM(min, TILE, 1, (void)accm, tile_quants(p, k0, nk, x, t, m_, 32, 0, NULL, out))
-NI_GEMM(q6_k, TILE, 0, (void)accm, tile_quants(p, k0, nk, x, t, m_, 16, 32, NULL, out))
+NI_GEMM(q4_0, TILE, 0, (void)accm, tile_quants(p, k0, nk, x, t, m_, 8, NULL, out))
+NI_GEMM(q5_0, TILE, 0, (void)accm, tile_quants(p, k0, nk, x, t, m_, 16, NULL, out))
+NI_GEMM(min, TILE, 1, (void)accm, tile_quants(p, k0, nk, x, t, m_, 0, NULL, out))
+NI_GEMM(q6_k, TILE, 0, (void)accm; (void)nk, tile_q6(p, k0, x, t, m_, out))
 NI_GEMM(q8_0, TILE, 0, (void)accm; __m512i start[NI_SLAB / 32]; q8_starts(p, nk, start),
-        tile_quants(p, k0, nk, x, t, m_, 32, 0, start, out))
+        tile_quants(p, k0, nk, x, t, m_, 0, start, out))
 #endif

@@ -87,25 +87,16 @@ static void unpack_q5_k(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *
 
 static void unpack_q6_k(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) {
     const uint8_t *w = group + k0 / 256 * REC_Q6_K;
-    for (int64_t b = 0; b < nk / 16; b += 16, w += REC_Q6_K) {
-        const __m512 d = load_f16(w);
-        for (int s = 0; s < 16; s++)
-            _mm512_storeu_ps(p->scale + NI_ROWS * (b + s), _mm512_mul_ps(d, load_i8(w + 32 + 16 * s)));
-        for (int h = 0; h < 2; h++) {
-            const uint8_t *low = w + 288 + 1024 * h;
-            uint8_t *q = p->q + 256 * b + 2048 * h;
-            __m512i hb[8];
-#pragma GCC unroll 8
-            for (int i = 0; i < 8; i++) hb[i] = load64(w + 288 + 2048 + 512 * h + 64 * i);
-#pragma GCC unroll 8
-            for (int i = 0; i < 16; i++) {
-                const __m512i v = load64(low + 64 * i);
-                store64(q + 64 * i, q6_value(v, hb[i % 8], i / 8));
-                store64(q + 1024 + 64 * i, q6_value(v, hb[i % 8], i / 8 + 2));
-            }
-        }
+    (void)nk;   /* a slab is one block */
+    _mm512_storeu_ps(p->min, load_f16(w));
+    for (int s = 0; s < 16; s++) {
+        __m512i v[4];
+        _mm512_storeu_ps(p->scale + NI_ROWS * s, load_i8(w + 32 + 16 * s));
+        q6_values(w + 288 + 192 * s, v);
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) store64(p->q + 256 * s + 64 * j, v[j]);
     }
-    fetch_next(w, nk / 256 * REC_Q6_K);
+    fetch_next(w + REC_Q6_K, REC_Q6_K);
 }
 
 static void unpack_f32(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) {

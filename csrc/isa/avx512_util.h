@@ -73,8 +73,19 @@ NI_INLINE __m512i join(__m512i nibble, __m512i bits, int max_q) {
 NI_INLINE __m512i q5_low(__m512i v, __m512i h, int g) { return join(v, move_bits(h, g, 4), 31); }
 NI_INLINE __m512i q5_high(__m512i v, __m512i h, int g) { return q5_low(_mm512_srli_epi16(v, 4), h, g); }
 
-/* Q6_K: the values of quarter t of a half, from low nibbles (those of t and t - 2 share a vector) and high bits. */
-NI_INLINE __m512i q6_value(__m512i v, __m512i h, int t) {
-    return join(t >= 2 ? _mm512_srli_epi16(v, 4) : v, move_bits(h, 2 * t, 4), 63);
+/* Q6_K: the 4 k-groups of a sub-block, from its 3 vectors. */
+NI_INLINE void q6_values(const uint8_t *p, __m512i v[4]) {
+    const __m512i a = load64(p), b = load64(p + 64), c = load64(p + 128), mask = _mm512_set1_epi8(63);
+    v[0] = _mm512_and_si512(a, mask);
+    v[1] = _mm512_and_si512(b, mask);
+    v[2] = _mm512_and_si512(c, mask);
+    v[3] = _mm512_ternarylogic_epi32(_mm512_set1_epi8(0x30), _mm512_srli_epi16(a, 2), _mm512_srli_epi16(b, 4), 0xca);
+    v[3] = _mm512_ternarylogic_epi32(_mm512_set1_epi8(0x3c), v[3], _mm512_srli_epi16(c, 6), 0xca);
+    v[3] = _mm512_and_si512(v[3], mask);
+}
+
+/* Q6_K: s0 * sc0 + s1 * sc1.  All of it whole numbers below 2^24, so floats are exact. */
+NI_INLINE __m512 q6_isum(__m512i s0, __m512i s1, __m512 sc0, __m512 sc1) {
+    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(s1), sc1, _mm512_mul_ps(_mm512_cvtepi32_ps(s0), sc0));
 }
 #endif

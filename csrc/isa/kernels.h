@@ -9,6 +9,7 @@
 #ifndef NI_KERNELS_H
 #define NI_KERNELS_H
 #include "../formats/formats.h"
+#include "kv_layout.h"
 #include "target.h"
 
 /* Activations of some tokens that a matmul reads.  Quantised in blocks of 32: x ~ d * q, |q| <= 127.
@@ -27,8 +28,8 @@ typedef struct {
  * Float formats use f: [k][NI_ROWS] floats instead. */
 typedef struct {
     uint8_t *q;
-    float *scale;
-    float *min;         /* added: value = scale * q + min (so -(dmin * mn) for the K-quants) */
+    float *scale;       /* Q6_K: sc, a whole number */
+    float *min;         /* added: value = scale * q + min (so -(dmin * mn) for the K-quants); Q6_K: [NI_ROWS], its d */
     float *f;
 } ni_panel;
 
@@ -39,13 +40,16 @@ typedef struct ni_kernels {
 
     /* Decode: y[16 g + r] for n_groups row groups, one token.  Streams the packed bytes once, in order.
      *
-     * Quantised: per sub-block b (32 values; 16 for Q6_K), in order:
+     * Quantised, but for Q6_K: per sub-block b of 32 values, in order:
      *   isum = sum q * xq                          (minus offset * s where the format has an offset)
      *   acc  = fma((float)isum, scale_b * d_x, acc)
      *   accm = fma(min_b, m_x, accm)               (formats with a minimum only)
      *   y = acc, or acc + accm for formats with a minimum.
      *   scale_b = d, or d * sc; min_b = m, or -(dmin * mn).
-     * For Q6_K two sub-blocks share one d_x.
+     * Q6_K: per block of 256, whose sub-blocks of 16 have scales sc, total starts at 0; per 32 values, in order:
+     *   isum  = sum sc * (q - 32) * xq             (below 2^24, so the float is exact)
+     *   total = fma((float)isum, d_x, total)
+     *   then acc = fma(total, d, acc); y = acc.
      * Float: acc = fma(w, x, acc) for k = 0, 1, 2 ...; y = acc. */
     void (*dot[NI_N_TYPES])(const uint8_t *w, int64_t n_groups, const ni_act *x, float *y);
 
@@ -83,21 +87,30 @@ typedef struct ni_kernels {
         /* Half floats to and from floats, n any. */
         void (*to_f16)(const float *x, int64_t n, uint16_t *y);
         void (*from_f16)(const uint16_t *x, int64_t n, float *y);
-        /* Attention of n_q queries (q: [n_q][e], already scaled) with one chunk of n_pos <= NI_CHUNK positions of one kv-head.
-         * k_chunk: [NI_CHUNK/16][e][16] halves (16 positions side by side); v_chunk: [NI_CHUNK][ev] halves.
-         * Query j sees positions lo[j] <= i < hi[j] of the chunk (lo < hi).  Scores: fma over e = 0, 1 ..; capped if cap > 0;
-         * m = max; p = exp(score - m); l = sum p (16 lanes, fixed tree); acc[e] = fma(p_i, v_i[e], acc[e]) for i = 0, 1, ...
-         * Writes part m[j], l[j], acc[j][ev] (acc starts at 0).  Masked positions count exactly as if they were not there.
-         * scratch: n_q * NI_CHUNK floats. */
-        void (*attend)(const float *q, int n_q, int64_t e, int64_t ev, const uint16_t *k_chunk, const uint16_t *v_chunk,
-                       const int *lo, const int *hi, float cap, float *m, float *l, float *acc, float *scratch);
         /* Folds part (m1, l1, acc1) into (m, l, acc) of n values:
          *   mn = max(m, m1), a = exp(m - mn), b = exp(m1 - mn); l = fma(l, a, l1*b); acc = fma(acc, a, acc1*b); m = mn */
         void (*merge)(float *m, float *l, float *acc, float m1, float l1, const float *acc1, int64_t n);
+        /* By type of the KV memory; kv_layout.h says how a chunk of one kv-head lies. */
+        struct ni_kv_kernels {
+            /* Stores position pos of the chunk.  f16, bf16: rounded to nearest, ties to even.  q8_0: d and q as quantize gives them,
+             * d then rounded to a half. */
+            void (*store_key)(const float *key, int64_t e, uint8_t *keys, int pos);
+            void (*store_value)(const float *value, int64_t ev, uint8_t *values, int pos);
+            /* Attention of n_q queries (q: [n_q][e], already scaled) with one chunk of one kv-head.
+             * Query j sees positions lo[j] <= i < hi[j] of the chunk (lo < hi).  Scores s; capped if cap > 0; m = max s;
+             * p = exp(s - m); l = sum p (16 lanes, fixed tree); acc = sum p_i v_i.
+             *   f16, bf16: s = fma(q[x], k[x], s) for x = 0, 1 ...;  acc[x] = fma(p_i, v_i[x], acc[x]) for i = 0, 1, ...
+             *   q8_0, for each block of 32 values (or the last 16) in order:
+             *     (xq, xd) = the query's block in 16 bits;  s = fma((float)sum of xq * kq, kd * xd, s)
+             *     (wq, wd) = all w_i = p_i * vd_i of the chunk in 16 bits;  acc[x] = (float)sum of wq_i * vq_i[x] * wd
+             *   where 16 bits means: top = max |w|, q = rint(w * (32767 / top)), d = top / 32767; all 0 if top < 2^-100.
+             * Writes part m[j], l[j], acc[j][ev].  Masked positions count exactly as if they were not there.
+             * scratch: n_q * (NI_CHUNK + e) floats. */
+            void (*attend)(const float *q, int n_q, int64_t e, int64_t ev, const uint8_t *keys, const uint8_t *values,
+                           const int *lo, const int *hi, float cap, float *m, float *l, float *acc, float *scratch);
+        } kv[NI_N_KV_TYPES];
     } vec;
 } ni_kernels;
-
-#define NI_CHUNK 256    /* positions of a KV chunk: attention is cut by shape, never by team size */
 
 #define NI_ISA(name, has) extern const ni_kernels ni_kernels_##name;
 #include "isa.def"

@@ -94,43 +94,34 @@ NI_INLINE void dot_block256(const uint8_t *w, int bits, const ni_act *x, float *
     v16_store(y, v16_add(acc, accm));
 }
 
-/* Q6_K.  The sums of a half's 8 sub-blocks grow side by side, for 16 rows too many for the registers: so 4 rows at a
- * time, which touches every line of a half in the first turn and finds it in L1 in the other three. */
 NI_INLINE void dot_block_q6_k(const uint8_t *w, const ni_act *x, float *y) {
     const ni_record_q6_k *in = (const ni_record_q6_k *)w;
-    float acc[NI_ROWS] = {0};
+    v16 acc = v16_set1(0);
     for (int64_t k = 0; k < x->k; k += 256, in++) {
-        const v16 d = v16_load_f16(in->d);
-        float scale[8][NI_ROWS];
-        for (int h = 0; h < 2; h++) {
-            const int8_t *xq = x->q + k + 128 * h;
-            const int16_t *sums = x->s + k / 16 + 8 * h;
-            for (int b = 0; b < 8; b++) v16_store(scale[b], v16_mul(d, load_i8(in->sc[8 * h + b])));
-#pragma GCC unroll 1
-            for (int r = 0; r < NI_ROWS; r += 4) {
-                int32x4_t s[8];
-#pragma GCC unroll 8
-                for (int b = 0; b < 8; b++) s[b] = vdupq_n_s32(-32 * sums[b]);
+        v16 total = v16_set1(0);
+        for (int64_t b = 0; b < 8; b++) {
+            int32x4_t isum[4];
 #pragma GCC unroll 2
-                for (int e = 0; e < 2; e++)
-                    QUADS(i) {
-                        const uint8x16_t bits = vld1q_u8(in->high[8 * h + 4 * e + i] + 4 * r);
-                        QUADS(t) {
-                            const uint8x16_t v = vld1q_u8(in->q[16 * h + t % 2 * 8 + 4 * e + i] + 4 * r);
-                            const int8x16_t xb = vld1q_s8(xq + 32 * t + 16 * e);
-                            s[2 * t + e] = dot4(s[2 * t + e], q6_value(v, bits, t), xb, i);
-                        }
-                        LOADS_STAY;
-                    }
-                float32x4_t a = vld1q_f32(acc + r);
-#pragma GCC unroll 8
-                for (int b = 0; b < 8; b++)
-                    a = finish(s[b], vld1q_f32(scale[b] + r), x->d[k / 32 + 4 * h + b / 2], a);
-                vst1q_f32(acc + r, a);
+            for (int e = 0; e < 2; e++) {
+                const int64_t s = 2 * b + e;
+                const int8x16_t xq = vld1q_s8(x->q + k + 16 * s);
+                const int16x8_t sc0 = vmovl_s8(vld1_s8(in->sc[s])), sc1 = vmovl_s8(vld1_s8(in->sc[s] + 8));
+                QUADS(i) {
+                    const int16x8_t sc = i < 2 ? sc0 : sc1;
+                    const int32x4_t scale = vmovl_s16(i % 2 ? vget_high_s16(sc) : vget_low_s16(sc));
+                    int32x4_t part = vdupq_n_s32(-32 * x->s[k / 16 + s]);
+                    uint8x16_t v[4];
+                    q6_values(in->v[s][0] + 16 * i, v);
+                    QUADS(j) part = dot4(part, v[j], xq, j);
+                    isum[i] = e ? vmlaq_s32(isum[i], part, scale) : vmulq_s32(part, scale);
+                }
+                LOADS_STAY;
             }
+            QUADS(i) total.v[i] = vfmaq_n_f32(total.v[i], vcvtq_f32_s32(isum[i]), x->d[k / 32 + b]);
         }
+        acc = v16_fma(total, v16_load_f16(in->d), acc);
     }
-    v16_store(y, v16_load(acc));
+    v16_store(y, acc);
 }
 
 /* F32, F16, BF16: `groups` row groups, `stride` bytes apart, side by side, so that the chains of fma overlap. */

@@ -14,6 +14,21 @@ NI_INLINE int32_t start_of(const int16_t *s, int sub, int offset) {
     return !offset ? 0 : -offset * (sub == 32 ? s[0] + s[1] : s[0]);
 }
 
+/* 4 rows and one token: continues y by the integer sums of a sub-block of 32, or of 16 with a scale of its own (Q6_K),
+ * where `part` keeps the first (e = 0) for the second: whole numbers below 2^24, so floats are exact. */
+NI_INLINE void finish_rows(int32x4_t isum, float32x4_t scale, float d, int sub, int e, float *part, float *y) {
+    const float32x4_t v = vcvtq_f32_s32(isum);
+    if (sub == 32) vst1q_f32(y, vfmaq_f32(vld1q_f32(y), v, vmulq_n_f32(scale, d)));
+    else if (e == 0) vst1q_f32(part, vmulq_f32(v, scale));
+    else vst1q_f32(y, vfmaq_n_f32(vld1q_f32(y), vfmaq_f32(vld1q_f32(part), v, scale), d));
+}
+
+/* Q6_K: acc = fma(total, d, acc), M tokens. */
+NI_INLINE void add_totals(const float *total, const float *d, int M, float *acc) {
+    for (int i = 0; i < M * NI_ROWS; i += 4)
+        vst1q_f32(acc + i, vfmaq_f32(vld1q_f32(acc + i), vld1q_f32(total + i), vld1q_f32(d + i % NI_ROWS)));
+}
+
 /* acc[m] = fma(w, x, acc[m]) for n values of 16 rows: float weights, or minimums (w: min, x: m, n: sub-blocks). */
 NI_INLINE void tile_float(const float *w, int64_t n, const float *x, int64_t x_stride, int M, float *out) {
     float32x4_t acc[FLOAT_TILE][4];

@@ -14,35 +14,39 @@ NI_INLINE void tile_quants(const ni_panel *p, int64_t k0, int64_t nk, const ni_a
     const float *d = a->d + (t * k + k0) / 32, *scale = p->scale;
     const int16_t *sums = offset ? a->s + (t * k + k0) / 16 : NULL;
     const uint8_t *w = p->q;
-    for (int64_t v = 0; v < nk; v += sub, w += NI_ROWS * sub, scale += NI_ROWS) {
-        int32x4_t s[TILE][4];
-#pragma GCC unroll 4
-        for (int m = 0; m < M; m++)
-            QUADS(i) s[m][i] = vdupq_n_s32(offset ? start_of(sums + (m * k + v) / 16, sub, offset) : 0);
+    float part[TILE * NI_ROWS], total[TILE * NI_ROWS] = {0}, *to = sub == 32 ? out : total;
+    for (int64_t b = 0; b < nk; b += 32)
 #pragma GCC unroll 2
-        for (int j = 0; j < sub / 16; j++) {
-            int8x16_t x[TILE];
+        for (int e = 0; e < 32 / sub; e++, w += NI_ROWS * sub, scale += NI_ROWS) {
+            const int64_t v = b + sub * e;
+            int32x4_t s[TILE][4];
 #pragma GCC unroll 4
-            for (int m = 0; m < M; m++) x[m] = vld1q_s8(q + m * k + v + 16 * j);
-            QUADS(g) {
-                QUADS(i) {
-                    const uint8x16_t b = vld1q_u8(w + 64 * (4 * j + g) + 16 * i);
+            for (int m = 0; m < M; m++)
+                QUADS(i) s[m][i] = vdupq_n_s32(offset ? start_of(sums + (m * k + v) / 16, sub, offset) : 0);
+#pragma GCC unroll 2
+            for (int j = 0; j < sub / 16; j++) {
+                int8x16_t x[TILE];
 #pragma GCC unroll 4
-                    for (int m = 0; m < M; m++) s[m][i] = dot4(s[m][i], b, x[m], g);
+                for (int m = 0; m < M; m++) x[m] = vld1q_s8(q + m * k + v + 16 * j);
+                QUADS(g) {
+                    QUADS(i) {
+                        const uint8x16_t bytes = vld1q_u8(w + 64 * (4 * j + g) + 16 * i);
+#pragma GCC unroll 4
+                        for (int m = 0; m < M; m++) s[m][i] = dot4(s[m][i], bytes, x[m], g);
+                    }
+                    LOADS_STAY;
                 }
-                LOADS_STAY;
             }
-        }
-        QUADS(i) {
-            const float32x4_t sc = vld1q_f32(scale + 4 * i);
+            QUADS(i) {
+                const float32x4_t sc = vld1q_f32(scale + 4 * i);
 #pragma GCC unroll 4
-            for (int m = 0; m < M; m++) {
-                float *y = out + NI_ROWS * m + 4 * i;
-                const float32x4_t both = vmulq_n_f32(sc, d[(m * k + v) / 32]);
-                vst1q_f32(y, vfmaq_f32(vld1q_f32(y), vcvtq_f32_s32(s[m][i]), both));
+                for (int m = 0; m < M; m++) {
+                    const int at = NI_ROWS * m + 4 * i;
+                    finish_rows(s[m][i], sc, d[(m * k + b) / 32], sub, e, part + at, to + at);
+                }
             }
         }
-    }
+    if (sub == 16) add_totals(total, p->min, M, out);
 }
 
 /* The tokens in tiles of at most TILE. */

@@ -23,51 +23,55 @@ NI_INLINE void pair_rows(const uint8_t *q, int64_t nk, uint8_t *out) {
 }
 
 /* M tokens, 2 P - 1 or 2 P.  w: the panel's quants in pairs. */
-NI_INLINE void tile_quants(const uint8_t *w, const float *scale, int64_t k0, int64_t nk, const ni_act *a, int64_t t,
+NI_INLINE void tile_quants(const ni_panel *p, const uint8_t *w, int64_t k0, int64_t nk, const ni_act *a, int64_t t,
                            int M, int sub, int offset, float *out) {
     const int P = (M + 1) / 2;
     const int64_t k = a->k;
     const int8_t *q = a->q + t * k + k0;
-    const float *d = a->d + (t * k + k0) / 32;
+    const float *d = a->d + (t * k + k0) / 32, *scale = p->scale;
     const int16_t *sums = offset ? a->s + (t * k + k0) / 16 : NULL;
-    for (int64_t v = 0; v < nk; v += sub, w += NI_ROWS * sub, scale += NI_ROWS) {
-        int32x4_t s[PAIRS][8];
-#pragma GCC unroll 3
-        for (int m = 0; m < P; m++) {
-            const int64_t m0 = 2 * m, m1 = 2 * m + (2 * m + 1 < M);
-            const int32_t s0 = offset ? start_of(sums + (m0 * k + v) / 16, sub, offset) : 0;
-            const int32_t s1 = offset ? start_of(sums + (m1 * k + v) / 16, sub, offset) : 0;
-#pragma GCC unroll 8
-            for (int i = 0; i < 8; i++) s[m][i] = (int32x4_t){s0, s1, s0, s1};
-        }
-#pragma GCC unroll 4
-        for (int j = 0; j < sub / 8; j++) {
-            int8x16_t x[PAIRS];
+    float part[2 * PAIRS * NI_ROWS], total[2 * PAIRS * NI_ROWS] = {0}, *to = sub == 32 ? out : total;
+    for (int64_t b = 0; b < nk; b += 32)
+#pragma GCC unroll 2
+        for (int e = 0; e < 32 / sub; e++, w += NI_ROWS * sub, scale += NI_ROWS) {
+            const int64_t v = b + sub * e;
+            int32x4_t s[PAIRS][8];
 #pragma GCC unroll 3
             for (int m = 0; m < P; m++) {
                 const int64_t m0 = 2 * m, m1 = 2 * m + (2 * m + 1 < M);
-                x[m] = vcombine_s8(vld1_s8(q + m0 * k + v + 8 * j), vld1_s8(q + m1 * k + v + 8 * j));
-            }
+                const int32_t s0 = offset ? start_of(sums + (m0 * k + v) / 16, sub, offset) : 0;
+                const int32_t s1 = offset ? start_of(sums + (m1 * k + v) / 16, sub, offset) : 0;
 #pragma GCC unroll 8
-            for (int i = 0; i < 8; i++) {
-                const int8x16_t b = vreinterpretq_s8_u8(vld1q_u8(w + 128 * j + 16 * i));
+                for (int i = 0; i < 8; i++) s[m][i] = (int32x4_t){s0, s1, s0, s1};
+            }
+#pragma GCC unroll 4
+            for (int j = 0; j < sub / 8; j++) {
+                int8x16_t x[PAIRS];
 #pragma GCC unroll 3
-                for (int m = 0; m < P; m++) s[m][i] = vmmlaq_s32(s[m][i], b, x[m]);
+                for (int m = 0; m < P; m++) {
+                    const int64_t m0 = 2 * m, m1 = 2 * m + (2 * m + 1 < M);
+                    x[m] = vcombine_s8(vld1_s8(q + m0 * k + v + 8 * j), vld1_s8(q + m1 * k + v + 8 * j));
+                }
+#pragma GCC unroll 8
+                for (int i = 0; i < 8; i++) {
+                    const int8x16_t rows = vreinterpretq_s8_u8(vld1q_u8(w + 128 * j + 16 * i));
+#pragma GCC unroll 3
+                    for (int m = 0; m < P; m++) s[m][i] = vmmlaq_s32(s[m][i], rows, x[m]);
+                }
+                LOADS_STAY;
             }
-            LOADS_STAY;
-        }
-        QUADS(i) {
-            const float32x4_t sc = vld1q_f32(scale + 4 * i);
+            QUADS(i) {
+                const float32x4_t sc = vld1q_f32(scale + 4 * i);
 #pragma GCC unroll 6
-            for (int m = 0; m < M; m++) {
-                const int32x4_t a0 = s[m / 2][2 * i], a1 = s[m / 2][2 * i + 1];
-                const int32x4_t isum = m % 2 ? vuzp2q_s32(a0, a1) : vuzp1q_s32(a0, a1);
-                float *y = out + NI_ROWS * m + 4 * i;
-                const float32x4_t both = vmulq_n_f32(sc, d[(m * k + v) / 32]);
-                vst1q_f32(y, vfmaq_f32(vld1q_f32(y), vcvtq_f32_s32(isum), both));
+                for (int m = 0; m < M; m++) {
+                    const int32x4_t a0 = s[m / 2][2 * i], a1 = s[m / 2][2 * i + 1];
+                    const int32x4_t isum = m % 2 ? vuzp2q_s32(a0, a1) : vuzp1q_s32(a0, a1);
+                    const int at = NI_ROWS * m + 4 * i;
+                    finish_rows(isum, sc, d[(m * k + b) / 32], sub, e, part + at, to + at);
+                }
             }
         }
-    }
+    if (sub == 16) add_totals(total, p->min, M, out);
 }
 
 /* The tokens in tiles of at most 2 PAIRS. */
@@ -75,7 +79,7 @@ NI_INLINE void gemm_quants(const ni_panel *p, int64_t k0, int64_t nk, const ni_a
                            int offset, float *acc) {
     uint8_t w[NI_SLAB * NI_ROWS];
     pair_rows(p->q, nk, w);
-#define NI_TILE(M) tile_quants(w, p->scale, k0, nk, x, t, M, sub, offset, acc + (size_t)t * NI_ROWS)
+#define NI_TILE(M) tile_quants(p, w, k0, nk, x, t, M, sub, offset, acc + (size_t)t * NI_ROWS)
     int t = 0;
     for (; t + 2 * PAIRS <= n_tokens; t += 2 * PAIRS) NI_TILE(2 * PAIRS);
     switch (n_tokens - t) {

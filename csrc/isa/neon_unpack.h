@@ -75,16 +75,15 @@ NI_UNPACK256(q5_k, in[b].high)
 
 static void unpack_q6_k(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) {
     RECORDS(q6_k, 256);
-    for (int64_t b = 0; b < nk / 256; b++) {
-        const v16 d = v16_load_f16(in[b].d);
-        for (int s = 0; s < 16; s++)
-            v16_store(p->scale + NI_ROWS * (16 * b + s), v16_mul(d, load_i8(in[b].sc[s])));
-        for (int h = 0; h < 2; h++)
-            for (int i = 0; i < 32; i++) {   /* vector i / 4, rows of quad i % 4 */
-                const uint8x16_t bits = vld1q_u8(in[b].high[8 * h] + 16 * i);
-                uint8_t *out = p->q + 4096 * b + 2048 * h + 16 * i;
-                QUADS(t) vst1q_u8(out + 512 * t, q6_value(vld1q_u8(in[b].q[16 * h + t % 2 * 8] + 16 * i), bits, t));
-            }
+    (void)nk;   /* a slab is one block */
+    v16_store(p->min, v16_load_f16(in->d));
+    for (int s = 0; s < 16; s++) {
+        v16_store(p->scale + NI_ROWS * s, load_i8(in->sc[s]));
+        QUADS(i) {
+            uint8x16_t v[4];
+            q6_values(in->v[s][0] + 16 * i, v);
+            QUADS(j) vst1q_u8(p->q + 256 * s + 64 * j + 16 * i, v[j]);
+        }
     }
 }
 

@@ -55,8 +55,12 @@ NI_INLINE uint8x16_t join(uint8x16_t v, uint8x16_t h, int from, int max_q) {
 NI_INLINE uint8x16_t q5_low(uint8x16_t v, uint8x16_t h, int g) { return join(v, h, g, 31); }
 NI_INLINE uint8x16_t q5_high(uint8x16_t v, uint8x16_t h, int g) { return join(high_nibbles(v), h, g, 31); }
 
-/* Q6_K: the values of quarter t of a half, from low nibbles (those of t and t - 2 share a vector) and high bits. */
-NI_INLINE uint8x16_t q6_value(uint8x16_t v, uint8x16_t h, int t) {
-    return join(t >= 2 ? high_nibbles(v) : v, h, 2 * t, 63);
+/* Q6_K: the 4 k-groups of a sub-block, 4 rows, from its 3 vectors. */
+NI_INLINE void q6_values(const uint8_t *p, uint8x16_t v[4]) {
+    const uint8x16_t a = vld1q_u8(p), b = vld1q_u8(p + 64), c = vld1q_u8(p + 128), mask = vdupq_n_u8(63);
+    v[0] = vandq_u8(a, mask);
+    v[1] = vandq_u8(b, mask);
+    v[2] = vandq_u8(c, mask);
+    v[3] = vshrq_n_u8(vsriq_n_u8(vsriq_n_u8(a, b, 2), c, 4), 2);
 }
 #endif

@@ -7,6 +7,7 @@
 typedef struct { float32x4_t v[4]; } v16;
 typedef struct { int32x4_t v[4]; } v16i;
 typedef struct { uint32x4_t v[4]; } v16m;
+typedef struct { int16x8_t v[4]; } v16p;
 
 #define V16_FOUR(f) {{f(0), f(1), f(2), f(3)}}   /* f(i): part i, lanes 4i .. 4i + 3 */
 #define V16_RETURN(f) return (v16)V16_FOUR(f)
@@ -80,6 +81,17 @@ V16_FN v16 v16_load_f16(const uint16_t *p) { V16_RETURN(ONE); }
 #define ONE(i) vst1_u16(p + 4 * (i), vreinterpret_u16_f16(vcvt_f16_f32(a.v[i])))
 V16_FN void v16_store_f16(uint16_t *p, v16 a) { ONE(0), ONE(1), ONE(2), ONE(3); }
 #undef ONE
+#define ONE(i) vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p + 4 * (i)), 16))
+V16_FN v16 v16_load_bf16(const uint16_t *p) { V16_RETURN(ONE); }
+#undef ONE
+V16_FN uint16x4_t v16_part_bf16(float32x4_t a) {
+    const uint32x4_t u = vreinterpretq_u32_f32(a), odd = vandq_u32(vshrq_n_u32(u, 16), vdupq_n_u32(1));
+    const uint32x4_t near = vaddq_u32(u, vaddq_u32(odd, vdupq_n_u32(0x7fff)));
+    return vshrn_n_u32(vbslq_u32(vceqq_f32(a, a), near, vorrq_u32(u, vdupq_n_u32(0x400000))), 16);
+}
+#define ONE(i) vst1_u16(p + 4 * (i), v16_part_bf16(a.v[i]))
+V16_FN void v16_store_bf16(uint16_t *p, v16 a) { ONE(0), ONE(1), ONE(2), ONE(3); }
+#undef ONE
 #define ONE(i) vrev64q_f32(a.v[i])
 V16_FN v16 v16_swap_pairs(v16 a) { V16_RETURN(ONE); }
 #undef ONE
@@ -114,6 +126,30 @@ V16_FN void v16i_store_i8(int8_t *p, v16i a) {
     const int16x8_t hi = vcombine_s16(vqmovn_s32(a.v[2]), vqmovn_s32(a.v[3]));
     vst1q_s8(p, vcombine_s8(vqmovn_s16(lo), vqmovn_s16(hi)));
 }
+V16_FN void v16i_store_i16(int16_t *p, v16i a) {
+    vst1q_s16(p, vcombine_s16(vqmovn_s32(a.v[0]), vqmovn_s32(a.v[1])));
+    vst1q_s16(p + 8, vcombine_s16(vqmovn_s32(a.v[2]), vqmovn_s32(a.v[3])));
+}
+#define ONE(i) vdupq_n_s32(0)
+V16_FN v16i v16i_zero(void) { return (v16i)V16_FOUR(ONE); }
+#undef ONE
+#define ONE(i) vcvtq_f32_s32(a.v[i])
+V16_FN v16 v16_from_i32(v16i a) { V16_RETURN(ONE); }
+#undef ONE
+#define ONE(i) vmovl_s8(vld1_s8(p + 8 * (i)))
+V16_FN v16p v16p_load_i8(const int8_t *p) { return (v16p)V16_FOUR(ONE); }
+#undef ONE
+V16_FN int32x4_t v16_part_madd(int32x4_t sum, int16x8_t a, int16x8_t x) {
+    return vaddq_s32(sum, vpaddq_s32(vmull_s16(vget_low_s16(a), vget_low_s16(x)), vmull_high_s16(a, x)));
+}
+#define ONE(i) v16_part_madd(sum.v[i], a.v[i], pair)
+V16_FN v16i v16i_madd(v16i sum, v16p a, const int16_t *x) {
+    int32_t two;
+    memcpy(&two, x, sizeof two);
+    const int16x8_t pair = vreinterpretq_s16_s32(vdupq_n_s32(two));
+    return (v16i)V16_FOUR(ONE);
+}
+#undef ONE
 #undef V16_RETURN
 #undef V16_FOUR
 #endif

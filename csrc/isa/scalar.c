@@ -16,9 +16,9 @@ static inline void high_nibbles(uint8_t *out, const ni_vector in) {
     for (int i = 0; i < 4 * NI_ROWS; i++) out[i] = in[i] >> 4;
 }
 
-/* Puts n bits of `in`, from bit `shift`, on top of the nibbles in out. */
-static inline void add_bits(uint8_t *out, const ni_vector in, int shift, int n) {
-    for (int i = 0; i < 4 * NI_ROWS; i++) out[i] |= (uint8_t)((in[i] >> shift & ((1 << n) - 1)) << 4);
+/* Puts bit `shift` of `in` on top of the nibbles in out. */
+static inline void add_bit(uint8_t *out, const ni_vector in, int shift) {
+    for (int i = 0; i < 4 * NI_ROWS; i++) out[i] |= (uint8_t)((in[i] >> shift & 1) << 4);
 }
 
 static inline void halves(float *out, const uint16_t *in) {
@@ -73,7 +73,7 @@ static void unpack_q5_0(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *
     for (int64_t b = 0; b < nk / 32; b++) {
         halves(p->scale + NI_ROWS * b, in[b].d);
         unpack_nibbles(in[b].q, b, p);
-        for (int g = 0; g < 8; g++) add_bits(VECTOR(8 * b + g), in[b].high, g, 1);
+        for (int g = 0; g < 8; g++) add_bit(VECTOR(8 * b + g), in[b].high, g);
     }
 }
 
@@ -83,7 +83,7 @@ static void unpack_q5_1(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *
         halves(p->scale + NI_ROWS * b, in[b].d);
         halves(p->min + NI_ROWS * b, in[b].m);
         unpack_nibbles(in[b].q, b, p);
-        for (int g = 0; g < 8; g++) add_bits(VECTOR(8 * b + g), in[b].high, g, 1);
+        for (int g = 0; g < 8; g++) add_bit(VECTOR(8 * b + g), in[b].high, g);
     }
 }
 
@@ -127,26 +127,25 @@ static void unpack_q5_k(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *
         unpack_k_scales(in[b].d, in[b].dmin, in[b].s, b, p);
         unpack_k_nibbles(in[b].q, b, p);
         for (int s = 0; s < 8; s++)
-            for (int i = 0; i < 8; i++) add_bits(VECTOR(64 * b + 8 * s + i), in[b].high[i], s, 1);
+            for (int i = 0; i < 8; i++) add_bit(VECTOR(64 * b + 8 * s + i), in[b].high[i], s);
     }
 }
 
 static void unpack_q6_k(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) {
     RECORDS(q6_k, 256);
     for (int64_t b = 0; b < nk / 256; b++) {
-        for (int s = 0; s < 16; s++)
-            for (int r = 0; r < NI_ROWS; r++)
-                p->scale[NI_ROWS * (16 * b + s) + r] = ni_f16_to_f32(in[b].d[r]) * (float)in[b].sc[s][r];
-        for (int h = 0; h < 2; h++)
-            for (int i = 0; i < 8; i++) {
-                uint8_t *out = VECTOR(64 * b + 32 * h + i);   /* quarters of 32 values are 8 vectors apart */
-                low_nibbles(out, in[b].q[16 * h + i]);
-                low_nibbles(out + 8 * sizeof(ni_vector), in[b].q[16 * h + 8 + i]);
-                high_nibbles(out + 16 * sizeof(ni_vector), in[b].q[16 * h + i]);
-                high_nibbles(out + 24 * sizeof(ni_vector), in[b].q[16 * h + 8 + i]);
-                for (size_t t = 0; t < 4; t++)
-                    add_bits(out + 8 * t * sizeof(ni_vector), in[b].high[8 * h + i], (int)(2 * t), 2);
+        halves(p->min + NI_ROWS * b, in[b].d);
+        for (int s = 0; s < 16; s++) {
+            for (int r = 0; r < NI_ROWS; r++) p->scale[NI_ROWS * (16 * b + s) + r] = (float)in[b].sc[s][r];
+            const uint8_t *v0 = in[b].v[s][0], *v1 = in[b].v[s][1], *v2 = in[b].v[s][2];
+            uint8_t *out = VECTOR(64 * b + 4 * s);
+            for (size_t i = 0; i < sizeof(ni_vector); i++) {
+                out[i] = v0[i] & 63;
+                out[i + sizeof(ni_vector)] = v1[i] & 63;
+                out[i + 2 * sizeof(ni_vector)] = v2[i] & 63;
+                out[i + 3 * sizeof(ni_vector)] = (uint8_t)(v0[i] >> 6 << 4 | v1[i] >> 6 << 2 | v2[i] >> 6);
             }
+        }
     }
 }
 
@@ -180,8 +179,8 @@ static void gemm_quantised(const ni_format *format, const ni_panel *p, int64_t k
             int32_t isum[NI_ROWS];
             dot_block(p->q + NI_ROWS * sub * b, x->q + t * x->k + k, sub, format->kind == NI_PANEL_SIGNED, isum);
             if (format->kind == NI_PANEL_OFFSET) {
-                int32_t sum = 0;
-                for (int i = 0; i < sub / 16; i++) sum += x->s[t * (x->k / 16) + k / 16 + i];
+                const int16_t *s = x->s + 2 * block;
+                const int32_t sum = s[0] + s[1];
                 for (int r = 0; r < NI_ROWS; r++) isum[r] -= format->offset * sum;
             }
             for (int r = 0; r < NI_ROWS; r++) a[r] = fmaf((float)isum[r], scale[r] * x->d[block], a[r]);
@@ -191,10 +190,33 @@ static void gemm_quantised(const ni_format *format, const ni_panel *p, int64_t k
     }
 }
 
+/* Q6_K: a slab is one block of 256. */
+static void gemm_nested(const ni_format *format, const ni_panel *p, int64_t k0, const ni_act *x, int n_tokens,
+                        float *acc) {
+    const int sub = format->sub;
+    for (int t = 0; t < n_tokens; t++, acc += NI_ROWS) {
+        float total[NI_ROWS] = {0};
+        for (int64_t k = 0; k < 256; k += 32) {
+            int32_t isum[NI_ROWS] = {0};
+            for (int64_t i = k; i < k + 32; i += sub) {
+                const int64_t at = t * x->k + k0 + i;
+                int32_t part[NI_ROWS];
+                dot_block(p->q + NI_ROWS * i, x->q + at, sub, 0, part);
+                for (int r = 0; r < NI_ROWS; r++)
+                    isum[r] += (int32_t)p->scale[NI_ROWS * (i / sub) + r] * (part[r] - format->offset * x->s[at / 16]);
+            }
+            for (int r = 0; r < NI_ROWS; r++)
+                total[r] = fmaf((float)isum[r], x->d[(t * x->k + k0 + k) / 32], total[r]);
+        }
+        for (int r = 0; r < NI_ROWS; r++) acc[r] = fmaf(total[r], p->min[r], acc[r]);
+    }
+}
+
 static void gemm(ni_type type, const ni_panel *p, int64_t k0, int64_t nk, const ni_act *x, int n_tokens, float *acc,
                  float *accm) {
     const ni_format *format = &ni_formats[type];
     if (format->kind == NI_PANEL_FLOAT) gemm_float(p, k0, nk, x, n_tokens, acc);
+    else if (format->kind == NI_PANEL_NESTED) gemm_nested(format, p, k0, x, n_tokens, acc);
     else gemm_quantised(format, p, k0, nk, x, n_tokens, acc, accm);
 }
 

@@ -71,6 +71,17 @@ V16_FN v16 v16_load_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu
 V16_FN void v16_store_f16(uint16_t *p, v16 a) {
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
+V16_FN v16 v16_load_bf16(const uint16_t *p) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
+}
+V16_FN void v16_store_bf16(uint16_t *p, v16 a) {
+    const __m512i u = _mm512_castps_si512(a), odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+    const __m512i near = _mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    const __m512i quiet = _mm512_or_si512(u, _mm512_set1_epi32(0x400000));
+    const __mmask16 nan = _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
+    const __m512i top = _mm512_srli_epi32(_mm512_mask_blend_epi32(nan, near, quiet), 16);
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(top));
+}
 V16_FN v16 v16_swap_pairs(v16 a) { return _mm512_permute_ps(a, 0xb1); }
 V16_FN v16 v16_load_twice(const float *p) {
     __m512i i = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
@@ -88,6 +99,21 @@ V16_FN float v16_hmax(v16 a) {
 V16_FN v16i v16_rint(v16 a) { return _mm512_cvtps_epi32(a); }
 V16_FN int v16i_sum(v16i a) { return _mm512_reduce_add_epi32(a); }
 V16_FN void v16i_store_i8(int8_t *p, v16i a) { _mm_storeu_si128((__m128i *)p, _mm512_cvtsepi32_epi8(a)); }
+V16_FN void v16i_store_i16(int16_t *p, v16i a) { _mm256_storeu_si256((__m256i *)p, _mm512_cvtsepi32_epi16(a)); }
+V16_FN v16i v16i_zero(void) { return _mm512_setzero_si512(); }
+V16_FN v16 v16_from_i32(v16i a) { return _mm512_cvtepi32_ps(a); }
+
+typedef __m512i v16p;
+V16_FN v16p v16p_load_i8(const int8_t *p) { return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)p)); }
+V16_FN v16i v16i_madd(v16i sum, v16p a, const int16_t *x) {
+    int32_t pair;
+    memcpy(&pair, x, sizeof pair);
+#if defined(__AVX512VNNI__)
+    return _mm512_dpwssd_epi32(sum, a, _mm512_set1_epi32(pair));
+#else
+    return _mm512_add_epi32(sum, _mm512_madd_epi16(a, _mm512_set1_epi32(pair)));
+#endif
+}
 
 #elif defined(V16_AVX2)
 
@@ -145,6 +171,21 @@ V16_FN void v16_store_f16(uint16_t *p, v16 a) {
     _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(a.lo, _MM_FROUND_TO_NEAREST_INT));
     _mm_storeu_si128((__m128i *)(p + 8), _mm256_cvtps_ph(a.hi, _MM_FROUND_TO_NEAREST_INT));
 }
+V16_FN __m256 v16_bf16_half(const uint16_t *p) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16));
+}
+V16_FN v16 v16_load_bf16(const uint16_t *p) { return (v16){v16_bf16_half(p), v16_bf16_half(p + 8)}; }
+V16_FN __m256i v16_to_bf16_half(__m256 a) {
+    const __m256i u = _mm256_castps_si256(a), odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+    const __m256i near = _mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    const __m256i quiet = _mm256_or_si256(u, _mm256_set1_epi32(0x400000));
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+    return _mm256_srli_epi32(_mm256_blendv_epi8(near, quiet, nan), 16);
+}
+V16_FN void v16_store_bf16(uint16_t *p, v16 a) {
+    const __m256i b = _mm256_packus_epi32(v16_to_bf16_half(a.lo), v16_to_bf16_half(a.hi));
+    _mm256_storeu_si256((__m256i *)p, _mm256_permute4x64_epi64(b, 0xd8));
+}
 V16_FN v16 v16_swap_pairs(v16 a) { return (v16){_mm256_permute_ps(a.lo, 0xb1), _mm256_permute_ps(a.hi, 0xb1)}; }
 V16_FN v16 v16_load_twice(const float *p) {
     __m256 a = _mm256_loadu_ps(p);
@@ -165,6 +206,23 @@ V16_FN void v16i_store_i8(int8_t *p, v16i a) {
     __m256i b = _mm256_permute4x64_epi64(_mm256_packs_epi32(a.lo, a.hi), 0xd8);
     _mm_storeu_si128((__m128i *)p, _mm_packs_epi16(_mm256_castsi256_si128(b), _mm256_extracti128_si256(b, 1)));
 }
+V16_FN void v16i_store_i16(int16_t *p, v16i a) {
+    _mm256_storeu_si256((__m256i *)p, _mm256_permute4x64_epi64(_mm256_packs_epi32(a.lo, a.hi), 0xd8));
+}
+V16_FN v16i v16i_zero(void) { return (v16i){_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+V16_FN v16 v16_from_i32(v16i a) { return (v16){_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
+
+typedef struct { __m256i lo, hi; } v16p;
+V16_FN v16p v16p_load_i8(const int8_t *p) {
+    return (v16p){_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)p)),
+                  _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(p + 16)))};
+}
+V16_FN v16i v16i_madd(v16i sum, v16p a, const int16_t *x) {
+    int32_t pair;
+    memcpy(&pair, x, sizeof pair);
+    const __m256i v = _mm256_set1_epi32(pair);
+    return (v16i){_mm256_add_epi32(sum.lo, _mm256_madd_epi16(a.lo, v)), _mm256_add_epi32(sum.hi, _mm256_madd_epi16(a.hi, v))};
+}
 
 #elif defined(V16_NEON)
 #define V16_FN static inline __attribute__((always_inline, unused))
@@ -177,6 +235,7 @@ V16_FN void v16i_store_i8(int8_t *p, v16i a) {
 typedef struct { float f[16]; } v16;
 typedef struct { int32_t i[16]; } v16i;
 typedef struct { int32_t i[16]; } v16m;
+typedef struct { int16_t i[32]; } v16p;
 
 #define V16_EACH(T, member, expr) T r; for (int l = 0; l < 16; l++) r.member[l] = (expr); return r
 
@@ -222,6 +281,14 @@ V16_FN v16 v16_select(v16m m, v16 a, v16 b) { V16_EACH(v16, f, m.i[l] ? a.f[l] :
 V16_FN v16m v16_range(int lo, int hi) { V16_EACH(v16m, i, -(l >= lo && l < hi)); }
 V16_FN v16 v16_load_f16(const uint16_t *p) { V16_EACH(v16, f, v16_half_to_float(p[l])); }
 V16_FN void v16_store_f16(uint16_t *p, v16 a) { for (int l = 0; l < 16; l++) p[l] = v16_float_to_half(a.f[l]); }
+V16_FN v16 v16_load_bf16(const uint16_t *p) { V16_EACH(v16, f, v16_from_bits((uint32_t)p[l] << 16)); }
+/* Round to nearest, ties to even; a NaN becomes quiet and keeps its upper bits. */
+V16_FN void v16_store_bf16(uint16_t *p, v16 a) {
+    for (int l = 0; l < 16; l++) {
+        const uint32_t u = v16_bits(a.f[l]);
+        p[l] = (uint16_t)((a.f[l] != a.f[l] ? u | 0x400000u : u + 0x7fff + (u >> 16 & 1)) >> 16);
+    }
+}
 V16_FN v16 v16_swap_pairs(v16 a) { V16_EACH(v16, f, a.f[l ^ 1]); }
 V16_FN v16 v16_load_twice(const float *p) { V16_EACH(v16, f, p[l / 2]); }
 V16_FN v16 v16_addsub(v16 a, v16 b) { V16_EACH(v16, f, l & 1 ? a.f[l] + b.f[l] : a.f[l] - b.f[l]); }
@@ -245,6 +312,16 @@ V16_FN int v16i_sum(v16i a) {
     return s;
 }
 V16_FN void v16i_store_i8(int8_t *p, v16i a) { for (int l = 0; l < 16; l++) p[l] = (int8_t)a.i[l]; }
+V16_FN void v16i_store_i16(int16_t *p, v16i a) { for (int l = 0; l < 16; l++) p[l] = (int16_t)a.i[l]; }
+V16_FN v16i v16i_zero(void) { V16_EACH(v16i, i, 0); }
+V16_FN v16 v16_from_i32(v16i a) { V16_EACH(v16, f, (float)a.i[l]); }
+/* 32 bytes as 16 pairs, and what a pair of numbers adds to each lane: sum[l] + a[2 l] x[0] + a[2 l + 1] x[1]. */
+V16_FN v16p v16p_load_i8(const int8_t *p) {
+    v16p r;
+    for (int l = 0; l < 32; l++) r.i[l] = p[l];
+    return r;
+}
+V16_FN v16i v16i_madd(v16i sum, v16p a, const int16_t *x) { V16_EACH(v16i, i, sum.i[l] + a.i[2 * l] * x[0] + a.i[2 * l + 1] * x[1]); }
 #undef V16_EACH
 
 #endif

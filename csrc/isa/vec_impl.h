@@ -147,11 +147,15 @@ static void NI_VEC(from_f16)(const uint16_t *x, int64_t n, float *y) {
     }
 }
 
+#include "store_impl.h"
+
+#define NI_KV_ENTRY(type) {.store_key = NI_VEC(store_key_##type), .store_value = NI_VEC(store_value_##type), .attend = NI_VEC(attend_##type)}
 #define NI_VEC_TABLE                                                                                             \
     {                                                                                                            \
         .quantize = NI_VEC(quantize), .sum_squares = NI_VEC(sum_squares), .scale_mul = NI_VEC(scale_mul),        \
         .add = NI_VEC(add), .silu_mul = NI_VEC(silu_mul), .gelu_mul = NI_VEC(gelu_mul),                          \
         .softcap = NI_VEC(softcap), .rope_norm = NI_VEC(rope_norm), .rope_neox = NI_VEC(rope_neox),              \
-        .to_f16 = NI_VEC(to_f16), .from_f16 = NI_VEC(from_f16), .attend = NI_VEC(attend), .merge = NI_VEC(merge) \
+        .to_f16 = NI_VEC(to_f16), .from_f16 = NI_VEC(from_f16), .merge = NI_VEC(merge),                          \
+        .kv = {[NI_KV_f16] = NI_KV_ENTRY(f16), [NI_KV_bf16] = NI_KV_ENTRY(bf16), [NI_KV_q8_0] = NI_KV_ENTRY(q8_0)} \
     }
 #endif

@@ -1,7 +1,8 @@
 /* What kv_append, attend and combine share: the layer's shape, its place in the KV memory, and parts of a sum over chunks.
  *
  * i: 0 heads H, 1 kv-heads G, 2 key width E, 3 value width, 4 n_rot, 5 neox (1) or norm (0) pairs, 6 window (0: none),
- *    7 first byte of the layer in the KV memory / NI_KV_UNIT, 8 chunks reserved per head, 9 slots for parts.
+ *    7 first byte of the layer in the KV memory / NI_KV_UNIT, 8 chunks reserved per head, 9 slots for parts,
+ *    10 type of the KV memory.
  */
 #ifndef NI_ATTENTION_H
 #define NI_ATTENTION_H
@@ -13,19 +14,22 @@
 typedef struct {
     int64_t heads, kv_heads, e, ev, n_rot, neox, window, n_chunks, slots, group;
     int64_t offset;
+    ni_kv_type type;
+    const struct ni_kv_kernels *kv;     /* those of the type */
 } ni_attention;
 
 static inline ni_attention ni_attention_of(const ni_op *op) {
     const int32_t *i = op->i;
-    return (ni_attention){i[0], i[1], i[2], i[3], i[4], i[5], i[6], i[8], i[9], i[0] / i[1], (int64_t)i[7] * NI_KV_UNIT};
+    return (ni_attention){i[0], i[1], i[2], i[3], i[4], i[5], i[6], i[8], i[9], i[0] / i[1], (int64_t)i[7] * NI_KV_UNIT,
+                          (ni_kv_type)i[10], &ni_k->vec.kv[i[10]]};
 }
 
-static inline uint16_t *ni_keys(const ni_attention *n, const ni_segment *s, int64_t g, int64_t j) {
-    return (uint16_t *)(s->base + n->offset + (size_t)(g * n->n_chunks + j) * ni_kv_chunk_bytes(n->e, n->ev));
+static inline uint8_t *ni_keys(const ni_attention *n, const ni_segment *s, int64_t g, int64_t j) {
+    return s->base + n->offset + (size_t)(g * n->n_chunks + j) * ni_kv_chunk_bytes(n->type, n->e, n->ev);
 }
 
-static inline uint16_t *ni_values(const ni_attention *n, const ni_segment *s, int64_t g, int64_t j) {
-    return ni_keys(n, s, g, j) + NI_CHUNK * n->e;
+static inline uint8_t *ni_values(const ni_attention *n, const ni_segment *s, int64_t g, int64_t j) {
+    return ni_keys(n, s, g, j) + NI_CHUNK * ni_kv_bytes(n->type, n->e);
 }
 
 /* First position that a query at `pos` sees. */

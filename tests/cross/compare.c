@@ -271,29 +271,59 @@ static void check_rope(const ni_kernels *table) {
     printf("%s rope %zu\n", table->name, count);
 }
 
+static void check_storing(const ni_kernels *table) {
+    static float a[NI_CHUNK * 128];
+    static uint8_t out[2][NI_CHUNK * 128 * 2 + 1];
+    size_t count = 0;
+    for (ni_kv_type t = 0; t < NI_N_KV_TYPES; t++)
+        for (int64_t width = 16; width <= 128; width += 16) {
+            const size_t bytes = (size_t)(NI_CHUNK * ni_kv_bytes(t, width));
+            for (int i = 0; i < NI_CHUNK; i++) floats(a + i * width, width, ldexpf(1, i % 40 - 28));
+            for (int i = 0; i < width; i++) a[i] = 0, a[width + i] = i % 16 ? (float)(i % 200 - 100) + 0.5f : 127.0f;
+            for (int i = 0; i < width; i++) a[2 * width + i] = 1 + (float)(draw() % 4) * 0x1p-9f;     /* ties of bfloat16 */
+            for (int value = 0; value < 2; value++) {
+                memset(out, 0x5a, sizeof out);
+                for (int which = 0; which < 2; which++) {
+                    const struct ni_kv_kernels *kv = which ? &ni_kernels_scalar.vec.kv[t] : &table->vec.kv[t];
+                    for (int i = 0; i < NI_CHUNK; i++) (value ? kv->store_value : kv->store_key)(a + i * width, width, out[which], i);
+                }
+                same(out[0], out[1], bytes + 1, 1, table->name, value ? "store_value" : "store_key", "a byte");
+                if (table == &ni_kernels_scalar) absorb(out[1], bytes);
+                count += bytes;
+            }
+        }
+    printf("%s storing %zu\n", table->name, count);
+}
+
 static void check_attention(const ni_kernels *table) {
     enum { E = 80, MOST_Q = 14 };
-    static float q[MOST_Q * E], scratch[MOST_Q * NI_CHUNK];
-    static uint16_t keys[NI_CHUNK * E], values[NI_CHUNK * E];
+    static float q[MOST_Q * E], x[E], scratch[MOST_Q * (NI_CHUNK + E)];
+    static uint8_t keys[NI_CHUNK * E * 2], values[NI_CHUNK * E * 2];
     static const int64_t ends[][2] = {{64, 64}, {16, 48}, {80, 80}};
     size_t count = 0;
-    for (int i = 0; i < NI_CHUNK * E; i++) keys[i] = ni_f32_to_f16(uniform(2)), values[i] = ni_f32_to_f16(uniform(2));
-    for (int n = 1; n <= MOST_Q; n++) {
-        const int64_t e = ends[n % 3][0], ev = ends[n % 3][1];
-        const float cap = n % 2 ? 0.0f : 1.5f;
-        int lo[MOST_Q], hi[MOST_Q];
-        floats(q, MOST_Q * E, n % 4 ? 0.3f : 20.0f);
-        for (int j = 0; j < n; j++) {
-            lo[j] = j % 5 ? (int)(draw() % NI_CHUNK) : 0;
-            hi[j] = j % 7 ? lo[j] + 1 + (int)(draw() % (uint64_t)(NI_CHUNK - lo[j])) : NI_CHUNK;
+    for (ni_kv_type t = 0; t < NI_N_KV_TYPES; t++)
+        for (int n = 1; n <= MOST_Q; n++) {
+            const int64_t e = ends[n % 3][0], ev = ends[n % 3][1];
+            const float cap = n % 2 ? 0.0f : 1.5f;
+            int lo[MOST_Q], hi[MOST_Q];
+            for (int i = 0; i < NI_CHUNK; i++) {
+                floats(x, E, 2);
+                ni_kernels_scalar.vec.kv[t].store_key(x, e, keys, i);
+                floats(x, E, 2);
+                ni_kernels_scalar.vec.kv[t].store_value(x, ev, values, i);
+            }
+            floats(q, MOST_Q * E, n % 4 ? 0.3f : 20.0f);
+            for (int j = 0; j < n; j++) {
+                lo[j] = j % 5 ? (int)(draw() % NI_CHUNK) : 0;
+                hi[j] = j % 7 ? lo[j] + 1 + (int)(draw() % (uint64_t)(NI_CHUNK - lo[j])) : NI_CHUNK;
+            }
+            if (n > 3) lo[2] = hi[2] = 50;   /* sees nothing */
+            BOTH("attend", float, n * (ev + 2),
+                 V->kv[t].attend(q, n, e, ev, keys, values, lo, hi, cap, OUT + n * ev, OUT + n * (ev + 1), OUT, scratch));
+            floats(scratch, ev, 2);   /* what attend leaves there is its own affair */
+            BOTH("merge", float, ev + 2, for (int j = 0; j < ev; j++) OUT[j] = q[j]; OUT[ev] = (float)n; OUT[ev + 1] = 2;
+                 V->merge(OUT + ev, OUT + ev + 1, OUT, 3.0f, 1.5f, scratch, ev - n));
         }
-        if (n > 3) lo[2] = hi[2] = 50;   /* sees nothing */
-        BOTH("attend", float, n * (ev + 2),
-             V->attend(q, n, e, ev, keys, values, lo, hi, cap, OUT + n * ev, OUT + n * (ev + 1), OUT, scratch));
-        floats(scratch, ev, 2);   /* what attend leaves there is its own affair */
-        BOTH("merge", float, ev + 2, for (int j = 0; j < ev; j++) OUT[j] = q[j]; OUT[ev] = (float)n; OUT[ev + 1] = 2;
-             V->merge(OUT + ev, OUT + ev + 1, OUT, 3.0f, 1.5f, scratch, ev - n));
-    }
     /* The least factor that is not 0, alone. */
     floats(scratch, 16, 0);
     BOTH("merge", float, 18, for (int j = 0; j < 16; j++) OUT[j] = q[j]; OUT[16] = -87.3f; OUT[17] = 2;
@@ -315,6 +345,7 @@ int main(void) {
         check_maps(table);
         check_quantize(table);
         check_rope(table);
+        check_storing(table);
         check_attention(table);
     }
     printf("scalar %016llx\n", (unsigned long long)hash);

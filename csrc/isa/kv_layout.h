@@ -1,0 +1,33 @@
+/* How keys and values of one kv-head lie in a chunk of NI_CHUNK positions.  Widths are multiples of 16.
+ *
+ * f16, bf16: keys [NI_CHUNK/16][e][16 positions], values [ev/16][NI_CHUNK][16 values].  Both are read as rows of 16 numbers in
+ * the order in which they lie: a stream.
+ *
+ * q8_0: a number is d * q, with a half d for 32 values of one position (for 16, where the width ends with a half block).
+ * Two consecutive summands of a sum lie side by side, as pairs: of values of a head (keys) or of positions (values).
+ *   keys    [NI_CHUNK/16] of: per block of 32 values: d [16 positions], then q [16 pairs][16 positions][2]
+ *   values  per block of 32 values: d [NI_CHUNK], then q [2][NI_CHUNK/2][16 values][2]
+ */
+#ifndef NI_KV_LAYOUT_H
+#define NI_KV_LAYOUT_H
+#include <stddef.h>
+#include <stdint.h>
+
+#define NI_CHUNK 256    /* positions of a KV chunk: attention is cut by shape, never by team size */
+
+typedef enum {
+#define NI_KV(name) NI_KV_##name,
+#include "kv.def"
+#undef NI_KV
+    NI_N_KV_TYPES
+} ni_kv_type;
+
+/* Bytes per position of a head's keys, or of its values. */
+static inline int64_t ni_kv_bytes(ni_kv_type type, int64_t width) {
+    return type == NI_KV_q8_0 ? width + 2 * ((width + 31) / 32) : 2 * width;
+}
+
+static inline size_t ni_kv_chunk_bytes(ni_kv_type type, int64_t e, int64_t ev) {
+    return NI_CHUNK * (size_t)(ni_kv_bytes(type, e) + ni_kv_bytes(type, ev));
+}
+#endif
