@@ -77,6 +77,9 @@ static void work(worker *me) {
             memset(me->acc, 0, (size_t)job.tokens * NI_ROWS * sizeof(float));
             for (int64_t k0 = 0; k0 < job.k; k0 += NI_SLAB) {
                 job.isa->unpack[job.type](me->w + (size_t)g * group, k0, NI_SLAB, &me->panel);
+                /* As csrc/ops/matmul.c does; the group is a whole number of slabs. */
+                const uint8_t *next = me->w + (size_t)g * group + ni_group_bytes(job.type, k0 + NI_SLAB);
+                for (size_t i = 0; i < ni_group_bytes(job.type, NI_SLAB); i += 64) __builtin_prefetch(next + i, 0, 2);
                 job.isa->gemm[job.type](&me->panel, k0, NI_SLAB, &job.act, job.tokens, me->acc, me->accm);
             }
         }

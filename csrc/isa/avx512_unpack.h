@@ -3,12 +3,6 @@
 #define NI_AVX512_UNPACK_H
 #include "avx512_util.h"
 
-/* Fetches the slab that comes next in memory while the GEMM works on this one: the hardware's prefetchers lose the
- * thread meanwhile, and every slab would begin with the latency of memory.  Harmless past the end of the weights. */
-NI_INLINE void fetch_next(const uint8_t *next, int64_t bytes) {
-    for (int64_t i = 0; i < bytes; i += 64) _mm_prefetch((const char *)(next + i), _MM_HINT_T1);
-}
-
 /* Q4_0, Q4_1, Q5_0, Q5_1. */
 NI_INLINE void unpack_block32(const uint8_t *group, int64_t k0, int64_t nk, int bits, int has_min, ni_panel *p) {
     const int fifth = has_min ? 64 : 32, quants = fifth + (bits == 5 ? 64 : 0), record = quants + 256;
@@ -25,7 +19,6 @@ NI_INLINE void unpack_block32(const uint8_t *group, int64_t k0, int64_t nk, int 
             store64(q + 64 * (j + 4), bits == 5 ? q5_high(v, h, j + 4) : high_nibbles(v));
         }
     }
-    fetch_next(w, nk / 32 * record);
 }
 
 static void unpack_q4_0(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) {
@@ -48,7 +41,6 @@ static void unpack_q8_0(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *
 #pragma GCC unroll 8
         for (int j = 0; j < 8; j++) store64(p->q + 512 * b + 64 * j, load64(w + 32 + 64 * j));
     }
-    fetch_next(w, nk / 32 * REC_Q8_0);
 }
 
 /* Q4_K, Q5_K. */
@@ -75,7 +67,6 @@ NI_INLINE void unpack_block256(const uint8_t *group, int64_t k0, int64_t nk, int
                 store64(q + 512, bits == 5 ? q5_high(v, h[i], 2 * c + 1) : high_nibbles(v));
             }
     }
-    fetch_next(w, nk / 256 * record);
 }
 
 static void unpack_q4_k(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) {
@@ -96,7 +87,6 @@ static void unpack_q6_k(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *
 #pragma GCC unroll 4
         for (int j = 0; j < 4; j++) store64(p->q + 256 * s + 64 * j, v[j]);
     }
-    fetch_next(w + REC_Q6_K, REC_Q6_K);
 }
 
 static void unpack_f32(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) {
@@ -105,11 +95,9 @@ static void unpack_f32(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p
 
 static void unpack_f16(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) {
     for (int64_t i = 0; i < nk; i++) _mm512_storeu_ps(p->f + NI_ROWS * i, load_f16(group + (k0 + i) * REC_F16));
-    fetch_next(group + (k0 + nk) * REC_F16, nk * REC_F16);
 }
 
 static void unpack_bf16(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) {
     for (int64_t i = 0; i < nk; i++) _mm512_storeu_ps(p->f + NI_ROWS * i, load_bf16(group + (k0 + i) * REC_F16));
-    fetch_next(group + (k0 + nk) * REC_F16, nk * REC_F16);
 }
 #endif
