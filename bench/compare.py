@@ -170,7 +170,7 @@ def _commit():
         return subprocess.run(["git", "-C", HERE, *words], capture_output=True, text=True, check=False).stdout.strip()
 
     head = git("rev-parse", "--short", "HEAD")
-    return (head if head != "HEAD" else "") + ("+changes" if git("status", "--porcelain", "--", "..") else "")
+    return (head if head != "HEAD" else "") + ("+changes" if git("status", "--porcelain", "--", "..", ":!results") else "")
 
 
 def _cpu():
