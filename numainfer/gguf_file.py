@@ -83,13 +83,11 @@ class Tensor:
             return
         self._maps[self.shard].madvise(mmap.MADV_DONTNEED, first, end - first)
         try:
-            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            file = open(self.path, "rb", buffering=0)  # an object closes itself, also where Ctrl-C comes before `with`
         except OSError:  # moved or deleted meanwhile: nothing to gain
             return
-        try:
-            os.posix_fadvise(fd, first, end - first, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(fd)
+        with file:
+            os.posix_fadvise(file.fileno(), first, end - first, os.POSIX_FADV_DONTNEED)
 
 
 class GGUFFile:
@@ -238,15 +236,12 @@ def _map(path):
             raise ModelNotFound(f"{path} is a directory, wanted a GGUF file")
         if stat.S_ISREG(mode):
             # O_NONBLOCK: should a FIFO take the file's place now, opening it must not wait for a writer.
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-            try:
-                status = os.fstat(fd)
+            with open(path, "rb", buffering=0, opener=lambda p, flags: os.open(p, flags | os.O_NONBLOCK)) as file:
+                status = os.fstat(file.fileno())
                 if stat.S_ISREG(status.st_mode):
                     if status.st_size == 0:
                         raise CorruptModel(path, "the file is empty, wanted a GGUF model", 0)
-                    return mmap.mmap(fd, status.st_size, access=mmap.ACCESS_READ)
-            finally:
-                os.close(fd)
+                    return mmap.mmap(file.fileno(), status.st_size, access=mmap.ACCESS_READ)
         raise ModelNotFound(f"{path} is not a regular file but {stat.filemode(mode)}, wanted a GGUF file")
     except ModelNotFound:
         raise

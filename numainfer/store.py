@@ -49,8 +49,10 @@ class Share:
     replicas : Replicas
     """
 
+    _key = _entry = replicas = None  # for __del__, should Ctrl-C come before __init__ does anything
+
     def __init__(self, key, make):
-        self._key, self._entry, self.replicas = key, None, None
+        self._key = key
         try:
             with _lock:
                 self._join()

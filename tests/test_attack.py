@@ -119,6 +119,16 @@ def test_weights_that_overflow_end_in_an_error_or_an_answer(llama, tmp_path, byt
             break
 
 
+@pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
+def test_a_norm_that_is_nan_is_told(llama, tmp_path, kv_type):
+    dims, code, raw = llama.tensors["blk.0.attn_norm.weight"]
+    parts, values = copy.deepcopy(llama), np.frombuffer(raw, np.float32).copy()
+    values[3] = np.nan
+    parts.tensors["blk.0.attn_norm.weight"] = dims, code, values.tobytes()
+    with ni.load(parts.write(tmp_path / "x.gguf"), kv_type=kv_type) as model, pytest.raises(ni.NumaInferError, match="NaN"):
+        model.generate("ab c", max_tokens=3)
+
+
 def test_every_cut_of_the_tensor_data_is_told(llama, tmp_path):
     whole = llama.write(tmp_path / "whole.gguf").read_bytes()
     rng = random.Random(0)
@@ -207,7 +217,9 @@ def test_interrupted_loads_leave_nothing(long_path):
     span, rng, interrupted = time.perf_counter() - start, random.Random(0), 0
     old = signal.signal(signal.SIGALRM, signal.default_int_handler)
     try:
-        for _ in range(60):
+        for _ in range(2000):
+            if interrupted == 40:
+                break
             try:
                 signal.setitimer(signal.ITIMER_REAL, 1e-4 + rng.random() * span)
                 ni.load(long_path).close()
@@ -218,7 +230,7 @@ def test_interrupted_loads_leave_nothing(long_path):
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, old)
     gc.collect()
-    assert interrupted > 10 and set(store._entries) == entries
+    assert interrupted == 40 and set(store._entries) == entries
     assert len(os.listdir("/proc/self/task")) <= threads
 
 

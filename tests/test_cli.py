@@ -107,10 +107,9 @@ def test_topology(capsys):
     assert "node" in capsys.readouterr().out
 
 
-def test_info_reads_the_header_only(capsys):
-    start = time.perf_counter()
+def test_info_loads_no_weights(capsys, monkeypatch):
+    monkeypatch.setattr("numainfer.engine.Engine.__init__", None)
     assert main(["info", "smollm2"]) == 0
-    assert time.perf_counter() - start < 1.5
     out = capsys.readouterr().out
     for text in ("llama", "134.5M", "Q4_1", "8192", "49152", "96.6 MB"):
         assert text in out

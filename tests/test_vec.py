@@ -132,6 +132,15 @@ def test_quantize(vec, i):
         assert (err <= 0.5001 * got[1][:, None] + 2.0**-119).all()
 
 
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_quantize_does_not_lose_what_is_not_finite(vec, wrong):
+    for at in range(32, 64):
+        x = randoms(8, 96)
+        x[at] = wrong
+        _, d, m, _ = vec.quantize(x)
+        assert np.isnan(d).tolist() == np.isnan(m).tolist() == [False, True, False]
+
+
 def test_quantize_writes_only_the_parts_asked_for(vec):
     x = randoms(7, 256)
     for parts in ("q", "d", "m", "s", "qd", "qds", "qdm", ""):

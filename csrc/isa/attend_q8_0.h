@@ -26,7 +26,7 @@ V16_FN void NI_VEC(q8_queries)(const int nq, const float *q, int64_t e, int16_t 
             const NI_VEC(q16) s = NI_VEC(q16_of)(v16_max(v16_abs(a), v16_abs(b)));
             v16i_store_i16(xq + j * e + x, v16_rint(v16_mul(a, s.inverse)));
             if (two) v16i_store_i16(xq + j * e + x + 16, v16_rint(v16_mul(b, s.inverse)));
-            *xd++ = s.d;
+            *xd++ = s.d + NI_VEC(poison)(a, b);
         }
 }
 
@@ -72,15 +72,17 @@ V16_FN void NI_VEC(q8_scores)(const int nq, const int nb, const int16_t *xq, con
 V16_FN float NI_VEC(q8_weights)(const float *p, const uint16_t *vd, int b0, int b1, int lo, int hi, int16_t *wq) {
     float w[NI_CHUNK];
     v16 top = v16_set1(0.0f);
+    float poison = 0.0f;
     for (int b = b0; b < b1; b++) {
         const v16 x = v16_mul(v16_load(p + 16 * b), v16_load_f16(vd + 16 * b));
         const v16 seen = v16_select(v16_range(lo - 16 * b, hi - 16 * b), x, v16_set1(0.0f));
         top = v16_max(top, seen);
+        poison += NI_VEC(poison)(seen, seen);
         v16_store(w + 16 * b, seen);
     }
     const NI_VEC(q16) s = NI_VEC(q16_of)(top);
     for (int b = b0; b < b1; b++) v16i_store_i16(wq + 16 * b, v16_rint(v16_mul(v16_load(w + 16 * b), s.inverse)));
-    return s.d;
+    return s.d + poison;
 }
 
 V16_FN void NI_VEC(q8_values)(const int nq, const int nb, const int16_t *wq, const float *wd, int i0, int i1,

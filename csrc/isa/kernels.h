@@ -68,7 +68,8 @@ typedef struct ni_kernels {
     /* Vector kernels: vec_impl.h */
     struct ni_vec_kernels {
         /* Quantises n values (a multiple of 32): per block amax = max |x|, d = amax / 127, q = rint(x * (127 / amax)) (ties to even;
-         * all zero if amax is 0), s = sums of 16, m = d * (float)(sum of 32).  Writes the parts that are not NULL. */
+         * all zero if amax is 0), s = sums of 16, m = d * (float)(sum of 32); of a block with an x that is not finite d and m are NaN.
+         * Writes the parts that are not NULL. */
         void (*quantize)(const float *x, int64_t n, int8_t *q, float *d, float *m, int16_t *s);
         /* Sum of squares in 16 partial sums: lane l takes x[l], x[l+16] ...; each fma(x, x, s_l); then a fixed tree. */
         float (*sum_squares)(const float *x, int64_t n);

@@ -22,7 +22,7 @@ static void NI_VEC(quantize)(const float *x, int64_t n, int8_t *q, float *d, flo
         v16 x0 = v16_load(x + 32 * b), x1 = v16_load(x + 32 * b + 16);
         float amax = v16_hmax(v16_max(v16_abs(x0), v16_abs(x1)));
         int tiny = amax < NI_QUANT_TINY;
-        float scale = tiny ? 0.0f : amax / 127.0f;
+        float scale = (tiny ? 0.0f : amax / 127.0f) + NI_VEC(poison)(x0, x1);
         v16 inverse = v16_set1(tiny ? 0.0f : 127.0f / amax);
         v16i q0 = v16_rint(v16_mul(x0, inverse)), q1 = v16_rint(v16_mul(x1, inverse));
         if (q) {
