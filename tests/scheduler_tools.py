@@ -1,5 +1,6 @@
 """Helpers of the tests of lists: prompts, answers one by one, a look at the steps."""
 
+import threading
 import time
 
 import numpy as np
@@ -38,3 +39,16 @@ def spy_steps(monkeypatch, before=lambda lane, segments: None):
 
     monkeypatch.setattr(Lane, "step", step)
     return steps
+
+
+def start_together(n_lanes):
+    """A ``before`` of ``spy_steps``: no lane computes until each has begun, lest the first to come do it all."""
+    begun, all_here = set(), threading.Event()
+
+    def before(lane, segments):
+        begun.add(tuple(lane.nodes))
+        if len(begun) == n_lanes:
+            all_here.set()
+        assert all_here.wait(60), f"only {begun} began"
+
+    return before
