@@ -88,8 +88,10 @@ cdef class Plan:
         """Bytes of activations and scratch that the plan may touch."""
         return ni_plan_bytes(self.p) if self.p != NULL else 0
 
-    def run(self, const int32_t[::1] ids, segments, const int32_t[::1] out_rows, float[:, ::1] out, uint64_t shuffle_seed=0):
+    def run(self, const int32_t[::1] ids, segments, const int32_t[::1] out_rows, float[:, ::1] out, uint64_t shuffle_seed=0, stop=None):
         """Run a step: ids (T,), segments of SEGMENT_DTYPE covering them in order, out_rows (R,), out (R, width).
+
+        stop: callable, asked now and then; once it says True the step is cancelled.
 
         With a shuffle_seed the calling thread plays all workers, one after another, in random order between barriers.
         """
@@ -113,7 +115,7 @@ cdef class Plan:
             return
         if ni_plan_start(t, self.p, &s, &st):
             _fail(&st)
-        self.team.finish()
+        self.team.finish(stop)
 
     def set_timing(self, bint on):
         """Whether steps note when ops begin and end; between steps only."""

@@ -55,8 +55,11 @@ cdef class Team:
         if self.p != NULL:
             ni_team_cancel(self.p)
 
-    cdef int finish(self) except -1:
-        """Wait for the job; signals are looked at every 10 ms, and one that raises cancels the job first."""
+    cdef int finish(self, stop=None) except -1:
+        """Wait for the job; signals are looked at every 10 ms, and one that raises cancels the job first.
+
+        Once stop() is true the job is cancelled: ``cancel`` just before the job began would have been forgotten.
+        """
         cdef ni_team *p = self.p
         cdef int done = 0
         while not done:
@@ -65,6 +68,8 @@ cdef class Team:
             if not done:
                 try:
                     PyErr_CheckSignals()
+                    if stop is not None and stop():
+                        ni_team_cancel(p)
                 except BaseException:
                     with nogil:
                         ni_team_cancel(p)

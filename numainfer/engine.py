@@ -122,7 +122,7 @@ class Lane:
                 engine.placement.nodes[i].scratch += core.bytes // len(self.nodes)
         return self._plans[hidden]
 
-    def step(self, segments, out_rows, *, hidden=False, shuffle_seed=0):
+    def step(self, segments, out_rows, *, hidden=False, shuffle_seed=0, stop=None):
         """Run tokens of one or more sequences through the model.
 
         Parameters
@@ -133,6 +133,8 @@ class Lane:
             Rows (of all segments' ids, in order) whose result is wanted.
         hidden : bool
             The normed hidden states instead of the logits.
+        stop : callable, optional
+            Asked now and then, from this thread: once it says True the step is cancelled.
 
         Returns
         -------
@@ -148,12 +150,12 @@ class Lane:
             for kv, _, _ in segments:
                 kv.hold()
                 held.append(kv)
-            return self._step(segments, out_rows, hidden, shuffle_seed)
+            return self._step(segments, out_rows, hidden, shuffle_seed, stop)
         finally:
             for kv in held:
                 kv.release()
 
-    def _step(self, segments, out_rows, hidden, shuffle_seed):
+    def _step(self, segments, out_rows, hidden, shuffle_seed, stop):
         engine = self._engine
         engine.check_open()
         if not segments:
@@ -173,7 +175,7 @@ class Lane:
         if rows.size and not (0 <= rows.min() and rows.max() < row and rows.size <= engine.n_batch):
             raise ValueError(f"wanted rows must lie in 0 to {row - 1}, at most {engine.n_batch} of them; found {rows}")
         out = np.empty((len(rows), engine.n_embd if hidden else engine.n_vocab), np.float32)
-        self.core_plan(hidden).run(ids, table, rows, out, shuffle_seed)
+        self.core_plan(hidden).run(ids, table, rows, out, shuffle_seed, stop)
         return out
 
     def close(self):

@@ -462,7 +462,7 @@ class Model:
                     raise Cancelled
                 self._jobs[lane] = self if job is None else job
             try:
-                return lane.step(segments, rows, hidden=hidden)
+                return lane.step(segments, rows, hidden=hidden, stop=lambda: self._closing or job is not None and job.cancelled)
             except Cancelled:
                 if self._closing:
                     raise ModelClosed(f"the model {self._name} was closed while a step ran") from None

@@ -12,6 +12,8 @@ import pytest
 from api_tools import force, forced, interrupt_after
 
 import numainfer as ni
+from numainfer._core import Cancelled
+from numainfer.engine import Lane
 
 PROMPT = "The capital of France is"
 SOON = 0.5  # seconds; 0.05 is promised, the rest is for a busy machine
@@ -156,6 +158,22 @@ def test_cancel_from_another_thread_during_the_prompt(slow):
     assert ended - moment[0] < SOON
     assert [c.finish_reason for c in chunks] == ["cancelled"] and stream.result().token_ids == ()
     assert model.generate(PROMPT, max_tokens=1).token_ids
+
+
+def test_cancel_just_before_a_step(slow, monkeypatch):
+    model, ids = slow
+    stream, real, broken_off = model.stream(ids), Lane.step, []
+
+    def step(lane, *args, **options):
+        stream.cancel()  # the workers do not have the step yet
+        try:
+            return real(lane, *args, **options)
+        except Cancelled:
+            broken_off.append(True)
+            raise
+
+    monkeypatch.setattr(Lane, "step", step)
+    assert [c.finish_reason for c in stream] == ["cancelled"] and broken_off == [True]
 
 
 def test_ctrl_c_during_the_prompt(slow):

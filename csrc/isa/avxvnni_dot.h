@@ -62,19 +62,7 @@ NI_INLINE void vnni_block256(const uint8_t *w, int bits, const ni_act *x, float 
     const int64_t n = x->k / 32;
     for (int64_t b = 0; b < n; b += 8, w += quants + 2048) {
         float scale[8][NI_ROWS];
-#pragma GCC unroll 2
-        for (int i = 0; i < 2; i++) {
-            const __m256 d = load_f16(w + 16 * i), dmin = load_f16(w + 32 + 16 * i);
-#pragma GCC unroll 8
-            for (int s = 0; s < 8; s++) {
-                const uint8_t *p = w + 64 + 32 * s + 8 * i;
-                const __m256 dx = _mm256_broadcast_ss(x->d + b + s), mx = _mm256_broadcast_ss(x->m + b + s);
-                _mm256_storeu_ps(scale[s] + 8 * i, _mm256_mul_ps(_mm256_mul_ps(d, load_u8(p)), dx));
-                accm[i] = _mm256_fnmadd_ps(_mm256_mul_ps(dmin, load_u8(p + 16)), mx, accm[i]);
-            }
-        }
-        if (bits == 5) touch(w + fifth, 512);
-        asm volatile("" ::: "memory");   /* no load moves across */
+        use_header(w, bits, x, b, scale, accm);
 #pragma GCC unroll 4
         for (int c = 0; c < 4; c++) {
             const int8_t *xq = x->q + 32 * b + 64 * c;
