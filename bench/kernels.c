@@ -11,7 +11,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <time.h>
-#include "../csrc/isa/kernels.h"
+#include "../csrc/ops/panels.h"
 
 #if defined(__x86_64__)
 #pragma GCC target("avx2")
@@ -45,8 +45,8 @@ typedef struct {
     pthread_t thread;
     uint8_t *w;          /* this thread's own weights */
     size_t bytes;
-    float *y, *acc, *accm;
-    ni_panel panel;
+    float *y;
+    ni_panel_memory *panels;
     double seconds;      /* of CPU time, for the last job */
 } worker;
 
@@ -73,14 +73,12 @@ static void work(worker *me) {
     if (job.what == DOT || job.what == SMALL)
         for (int64_t i = 0; i < job.repeat; i++) job.isa->dot[job.type](me->w, job.groups, &job.act, me->y);
     if (job.what == GEMM)
-        for (int64_t g = 0; g < job.groups; g++) {
-            memset(me->acc, 0, (size_t)job.tokens * NI_ROWS * sizeof(float));
-            for (int64_t k0 = 0; k0 < job.k; k0 += NI_SLAB) {
-                job.isa->unpack[job.type](me->w + (size_t)g * group, k0, NI_SLAB, &me->panel);
-                /* As csrc/ops/matmul.c does; the group is a whole number of slabs. */
-                const uint8_t *next = me->w + (size_t)g * group + ni_group_bytes(job.type, k0 + NI_SLAB);
-                for (size_t i = 0; i < ni_group_bytes(job.type, NI_SLAB); i += 64) __builtin_prefetch(next + i, 0, 2);
-                job.isa->gemm[job.type](&me->panel, k0, NI_SLAB, &job.act, job.tokens, me->acc, me->accm);
+        for (int64_t g = 0; g < job.groups; g += NI_PANEL_GROUPS) {
+            const int64_t n = job.groups - g < NI_PANEL_GROUPS ? job.groups - g : NI_PANEL_GROUPS;
+            for (int t = 0; t < job.tokens; t += NI_PANEL_TOKENS) {
+                const ni_act own = ni_act_of_token(&job.act, t);
+                const int tokens = job.tokens - t < NI_PANEL_TOKENS ? job.tokens - t : NI_PANEL_TOKENS;
+                ni_block_times_tokens(job.isa, job.type, me->w + (size_t)g * group, n, &own, tokens, me->panels, NULL);
             }
         }
     me->seconds = now() - start;
@@ -146,10 +144,8 @@ int main(int argc, char **argv) {
         me->w = get(bytes + 4096);
         memset(me->w, 0x2c, bytes);   /* halves of 0.065, quants of all kinds */
         me->y = get(bytes / 8);
-        me->acc = get((size_t)job.tokens * 64);
-        me->accm = get((size_t)job.tokens * 64);
-        uint8_t *panel = get(1 << 16);
-        me->panel = (ni_panel){panel, (float *)(panel + 8192), (float *)(panel + 12288), (float *)(panel + 16384)};
+        me->panels = get(sizeof *me->panels);
+        memset(me->panels, 0, sizeof *me->panels);   /* first touch */
         if (i) pthread_create(&me->thread, NULL, run_thread, me);
     }
     for (int r = 0; r < rounds; r++)

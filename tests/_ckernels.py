@@ -18,7 +18,7 @@ FLAGS = ["-O2", "-std=gnu11", "-fPIC", "-ffp-contract=off", "-fno-trapping-math"
 X86_FLAGS = ["-march=x86-64-v2"]
 
 TYPES = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")  # order of ni_type
-ROWS, SLAB = 16, 256
+ROWS, SLAB, LONG_SLAB, SLAB_BYTES = 16, 256, 512, 640
 FLOAT, OFFSET, MIN, SIGNED, NESTED = range(5)  # ni_panel_kind
 
 _ptr, _i64, _int, _size = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_size_t
@@ -27,7 +27,7 @@ _ptr, _i64, _int, _size = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.
 class Act(ctypes.Structure):
     """ni_act"""
 
-    _fields_ = [("k", _i64), ("f", _ptr), ("q", _ptr), ("d", _ptr), ("m", _ptr), ("s", _ptr)]
+    _fields_ = [("k", _i64), ("f", _ptr), ("q", _ptr), ("d", _ptr), ("m", _ptr), ("s", _ptr), ("words", _ptr), ("start", _ptr)]
 
 
 class Panel(ctypes.Structure):
@@ -56,10 +56,16 @@ class Kernels(ctypes.Structure):
         ("dot", ctypes.CFUNCTYPE(None, _ptr, _i64, ctypes.POINTER(Act), _ptr) * len(TYPES)),
         ("unpack", ctypes.CFUNCTYPE(None, _ptr, _i64, _i64, ctypes.POINTER(Panel)) * len(TYPES)),
         (
+            "gather",
+            ctypes.CFUNCTYPE(None, ctypes.POINTER(Act), _i64, _i64, _int, _ptr, ctypes.POINTER(Act)) * len(TYPES),
+        ),
+        (
             "gemm",
             ctypes.CFUNCTYPE(None, ctypes.POINTER(Panel), _i64, _i64, ctypes.POINTER(Act), _int, _ptr, _ptr)
             * len(TYPES),
         ),
+        ("few", _int * len(TYPES)),
+        ("slab", _int * len(TYPES)),
     ]
 
 

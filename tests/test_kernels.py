@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from _ckernels import (
     FLOAT,
+    LONG_SLAB,
     MIN,
     NESTED,
     ROWS,
     SLAB,
+    SLAB_BYTES,
     TYPES,
     Act,
     Panel,
@@ -71,8 +73,9 @@ def dot(isa, name, packed, x, token):
 def make_panel(name):
     """Buffers of one panel, poisoned, and the ni_panel that names them."""
     sub = formats()[name].sub
-    blocks = SLAB // sub if sub else 0
-    q = aligned(SLAB * ROWS)
+    longest = LONG_SLAB if sub == 32 else SLAB
+    blocks = longest // sub if sub else 0
+    q = aligned(longest * ROWS)
     scale, low = (aligned(blocks * ROWS * 4).view(np.float32) for _ in range(2))
     f = aligned(SLAB * ROWS * 4).view(np.float32)
     buffers = (q, scale, low, f)
@@ -95,20 +98,30 @@ def unpack(isa, name, group, k0, nk):
     return panel, buffers, parts
 
 
-def gemm(isa, name, packed, x, chunk=None):
+def gather(isa, name, act, k0, nk, n_tokens):
+    """The slab of activations that the table's gemm reads, and the memory it lies in."""
+    memory, part = aligned(n_tokens * SLAB_BYTES + 64), Act()
+    tables()[isa].gather[TYPES.index(name)](ctypes.byref(act), k0, nk, n_tokens, address(memory), ctypes.byref(part))
+    assert (memory[n_tokens * SLAB_BYTES :] == 0xA5).all()
+    return part, memory
+
+
+def gemm(isa, name, packed, x, chunk=None, slab=SLAB):
     """y (T, rows), the sums of a group carried from slab to slab; at most `chunk` tokens a call."""
     chunk = chunk or x.n_tokens
     out = np.empty((x.n_tokens, len(packed) * ROWS), np.float32)
     for g, group in enumerate(packed):
         acc, accm = (aligned(x.n_tokens * ROWS * 4).view(np.float32) for _ in range(2))
         acc[:] = accm[:] = 0
-        for k0 in range(0, x.k, SLAB):
-            nk = min(SLAB, x.k - k0)
+        for k0 in range(0, x.k, slab):
+            nk = min(slab, x.k - k0)
             panel, buffers, _ = unpack(isa, name, group, k0, nk)
             for t in range(0, x.n_tokens, chunk):
                 sums = (address(part[t * ROWS :]) for part in (acc, accm))
                 n = min(chunk, x.n_tokens - t)
-                tables()[isa].gemm[TYPES.index(name)](ctypes.byref(panel), k0, nk, ctypes.byref(x.act(t)), n, *sums)
+                part, memory = gather(isa, name, x.act(t), k0, nk, n)
+                tables()[isa].gemm[TYPES.index(name)](ctypes.byref(panel), 0, nk, ctypes.byref(part), n, *sums)
+                del memory
             del buffers  # not before: the panel holds bare addresses
         total = acc + accm if formats()[name].kind == MIN else acc
         out[:, g * ROWS : (g + 1) * ROWS] = total.reshape(-1, ROWS)
@@ -138,9 +151,18 @@ def check_all(name, rows, x):
     assert (np.abs(wanted[:, : len(rows)] - right) <= 1e-5 * magnitude + 1e-30).all()
     for isa in ISAS:
         if isa != "scalar":
-            assert_same_bits(gemm(isa, name, packed, x), wanted, f"{isa} gemm {name} K={x.k} T={x.n_tokens}")
+            for slab in {SLAB, max(SLAB, tables()[isa].slab[TYPES.index(name)])}:
+                found = gemm(isa, name, packed, x, slab=slab)
+                assert_same_bits(found, wanted, f"{isa} gemm {name} K={x.k} T={x.n_tokens} slab={slab}")
         for t in {0, x.n_tokens - 1}:
             assert_same_bits(dot(isa, name, packed, x, t), wanted[t], f"{isa} dot {name} K={x.k} n={len(packed)}")
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_slabs_fit_panels(isa):
+    for name, slab in zip(TYPES, tables()[isa].slab):
+        longest = LONG_SLAB if formats()[name].sub == 32 else SLAB
+        assert slab % SLAB == 0 and 0 <= slab <= longest, name
 
 
 def test_tables_are_found_and_selected():
@@ -159,7 +181,7 @@ def test_tables_are_found_and_selected():
 
 def test_every_slot_is_filled():
     for table in tables().values():
-        for kind in (table.dot, table.unpack, table.gemm):
+        for kind in (table.dot, table.unpack, table.gather, table.gemm):
             assert all(ctypes.cast(slot, ctypes.c_void_p).value for slot in kind)
 
 
@@ -261,7 +283,7 @@ def test_unpack_and_gemm_stay_in_bounds(isa, name):
     x = Activations(rng, 3, nk)
     acc, accm = aligned(4 * ROWS * 4), aligned(4 * ROWS * 4)
     acc[: 3 * ROWS * 4] = accm[: 3 * ROWS * 4] = 0
-    tables()[isa].gemm[TYPES.index(name)](
-        ctypes.byref(panel), 0, nk, ctypes.byref(x.act()), 3, address(acc), address(accm)
-    )
+    part, memory = gather(isa, name, x.act(), 0, nk, 3)
+    tables()[isa].gemm[TYPES.index(name)](ctypes.byref(panel), 0, nk, ctypes.byref(part), 3, address(acc), address(accm))
+    del memory  # not before: the slab holds bare addresses
     assert (acc[3 * ROWS * 4 :] == poison).all() and (accm[3 * ROWS * 4 :] == poison).all()

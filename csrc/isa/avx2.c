@@ -6,6 +6,7 @@ NI_TARGET("avx2,fma,f16c,bmi2")
 #include "avx2_dot.h"
 #include "avx2_gemm.h"
 #include "avx2_unpack.h"
+#include "gather_impl.h"
 
 #define NI_VEC(name) name##_avx2
 #include "vec_impl.h"
@@ -22,6 +23,9 @@ const ni_kernels ni_kernels_avx2 = {
     .gemm = {[NI_F32] = gemm_f32, [NI_F16] = gemm_f32, [NI_BF16] = gemm_f32,
              [NI_Q4_0] = gemm_q4_0, [NI_Q4_1] = gemm_q4_1, [NI_Q5_0] = gemm_q5_0, [NI_Q5_1] = gemm_q5_1,
              [NI_Q8_0] = gemm_q8_0, [NI_Q4_K] = gemm_q4_1, [NI_Q5_K] = gemm_q5_1, [NI_Q6_K] = gemm_q6_k},
+    .gather = {[NI_F32] = gather_f32, [NI_F16] = gather_f32, [NI_BF16] = gather_f32,
+             [NI_Q4_0] = gather_q4_0, [NI_Q4_1] = gather_quants, [NI_Q5_0] = gather_quants, [NI_Q5_1] = gather_quants,
+             [NI_Q8_0] = gather_q8_0, [NI_Q4_K] = gather_quants, [NI_Q5_K] = gather_quants, [NI_Q6_K] = gather_quants},
     .few = {[NI_F32] = 12, [NI_F16] = 12, [NI_BF16] = 12, [NI_Q4_0] = 12, [NI_Q4_1] = 12, [NI_Q5_0] = 2, [NI_Q5_1] = 2,
             [NI_Q8_0] = 14, [NI_Q4_K] = 10, [NI_Q5_K] = 2, [NI_Q6_K] = 3},
     .vec = NI_VEC_TABLE,

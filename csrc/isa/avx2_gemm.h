@@ -15,6 +15,7 @@ typedef struct {
     const int8_t *q;
     const float *d, *m, *f;
     const int16_t *s;
+    const int32_t *words, *start;
     int64_t k, k32, k16;
 } gemm_tokens;
 
@@ -25,6 +26,8 @@ NI_INLINE gemm_tokens tokens_at(const ni_act *x, int64_t t, int64_t k0) {
     if (x->m) a.m = x->m + t * a.k32 + k0 / 32;
     if (x->s) a.s = x->s + t * a.k16 + k0 / 16;
     if (x->f) a.f = x->f + t * a.k + k0;
+    if (x->words) a.words = x->words + t * a.k / 2 + k0 / 2;
+    if (x->start) a.start = x->start + t * a.k32 + k0 / 32;
     return a;
 }
 
@@ -34,7 +37,8 @@ NI_INLINE void finish(__m256i isum, const float *scale, __m256 dx, float *acc) {
     _mm256_storeu_ps(acc, _mm256_fmadd_ps(_mm256_cvtepi32_ps(isum), s, _mm256_loadu_ps(acc)));
 }
 
-/* 4-bit: all 8 k-groups of a sub-block fit 16 bits. */
+/* 4-bit: all 8 k-groups of a sub-block fit 16 bits.  With an offset, a lane's sum starts at -offset * (sum of the lane's activations), both
+ * halves of the k-group apart, and may wrap: sum (q - offset) x fits. */
 NI_INLINE void tile_q4(const ni_panel *p, int64_t nk, gemm_tokens a, int M, int offset, float *acc) {
     const uint8_t *w = p->q;
     const float *scale = p->scale;
@@ -47,8 +51,9 @@ NI_INLINE void tile_q4(const ni_panel *p, int64_t nk, gemm_tokens a, int M, int 
             for (int m = 0; m < M; m++) {
                 const __m256i xb = bcast4(a.q + m * a.k + 32 * b + 4 * j);
                 __m256i v0 = _mm256_maddubs_epi16(w0, xb), v1 = _mm256_maddubs_epi16(w1, xb);
-                s[m][0] = j ? _mm256_add_epi16(s[m][0], v0) : v0;
-                s[m][1] = j ? _mm256_add_epi16(s[m][1], v1) : v1;
+                if (offset && !j) s[m][0] = s[m][1] = _mm256_set1_epi32(a.start[m * a.k32 + b]);
+                s[m][0] = j || offset ? _mm256_add_epi16(s[m][0], v0) : v0;
+                s[m][1] = j || offset ? _mm256_add_epi16(s[m][1], v1) : v1;
                 IN_ORDER(s[m][0]);
                 IN_ORDER(s[m][1]);
             }
@@ -56,14 +61,8 @@ NI_INLINE void tile_q4(const ni_panel *p, int64_t nk, gemm_tokens a, int M, int 
 #pragma GCC unroll 6
         for (int m = 0; m < M; m++) {
             const __m256 dx = _mm256_broadcast_ss(a.d + m * a.k32 + b);
-            __m256i i0 = widen(s[m][0]), i1 = widen(s[m][1]);
-            if (offset) {
-                const __m256i off = offset32(a.s + m * a.k16 + 2 * b, offset);
-                i0 = _mm256_sub_epi32(i0, off);
-                i1 = _mm256_sub_epi32(i1, off);
-            }
-            finish(i0, scale + NI_ROWS * b, dx, acc + NI_ROWS * m);
-            finish(i1, scale + NI_ROWS * b + 8, dx, acc + NI_ROWS * m + 8);
+            finish(widen(s[m][0]), scale + NI_ROWS * b, dx, acc + NI_ROWS * m);
+            finish(widen(s[m][1]), scale + NI_ROWS * b + 8, dx, acc + NI_ROWS * m + 8);
         }
         KEEP_IN_MEMORY;
     }
@@ -167,58 +166,44 @@ NI_INLINE void tile_q6(const q6_panel *p, const float *d, gemm_tokens a, int M, 
     }
 }
 
-/* The first two or the last two bytes of every dword as words. */
-NI_INLINE __m256i words_of(__m256i v, int first) {
-    const int at = first ? 0x01800080 : 0x03800280;   /* 0x80: a zero */
-    const __m256i order = _mm256_add_epi32(_mm256_set1_epi32(at), _mm256_setr_epi32(0, 0x04000400, 0x08000800, 0x0c000c00,
-                                                                                   0, 0x04000400, 0x08000800, 0x0c000c00));
-    return _mm256_srai_epi16(_mm256_shuffle_epi8(v, order), 8);
-}
+/* The first and third, the second and fourth byte of every dword as words. */
+NI_INLINE __m256i even_words(__m256i v) { return _mm256_srai_epi16(_mm256_slli_epi16(v, 8), 8); }
+NI_INLINE __m256i odd_words(__m256i v) { return _mm256_srai_epi16(v, 8); }
 
-/* A block of 32 activations as words: 16 dwords, each half a k-group. */
-NI_INLINE void widen_x(int32_t x[16], const int8_t *q) {
-#pragma GCC unroll 2
-    for (int i = 0; i < 2; i++) {
-        const __m128i v = _mm_loadu_si128((const __m128i *)(q + 16 * i));
-        _mm256_store_si256((__m256i *)(x + 8 * i), _mm256_cvtepi8_epi16(v));
-    }
-}
-
-/* Q8_0, p->q widened to 16 bits: [nk / 4][first, second half of the k-group][2 halves].  vpmaddwd on them needs 4
- * instructions per 8 rows and k-group like |w| * sign(x, w), but only half of them compete for the multipliers.
- * The activations are widened a block ahead, spread among the multiply-adds: a burst of stores would stall.
+/* Q8_0, p->q in words: [nk / 4][2 halves](even, odd).  Products come in pairs,
  *
- * Measured on Zen 4: without the float part it would be 11 % faster, with the activations already widened 3 %.  Pairs
- * (w0 + x2)(w2 + x0) - w0 w2 - x0 x2 halve the multiplications, but their additions take as long. */
+ *   w0 x0 + w1 x1 = (w0 + x1) (w1 + x0) - w0 w1 - x0 x1,
+ *
+ * what is subtracted being the same for all tokens (p->f: its sums, negative, 32 bits, per block) or for all rows (a.start).  Thus half the
+ * multiplications of plain words, and as many instructions: additions go to any of the CPU's four units, multiplications to two, where
+ * additions get in their way. */
 NI_INLINE void tile_q8(const ni_panel *p, int64_t nk, gemm_tokens a, int M, float *acc) {
-    const __m256i *w = (const __m256i *)p->q;
+    const __m256i *w = (const __m256i *)p->q, *start = (const __m256i *)p->f;
     const float *scale = p->scale;
-    _Alignas(32) int32_t x[2][6][16];
-#pragma GCC unroll 6
-    for (int m = 0; m < M; m++) widen_x(x[0][m], a.q + m * a.k);
-    const int8_t *q = a.q, *last = q + nk - 32;
-    for (int64_t b = 0; b < nk / 32; b++, w += 32) {
-        const int32_t (*now)[16] = x[b % 2];
-        int32_t (*next)[16] = x[(b + 1) % 2];
-        q = q < last ? q + 32 : q;
+    for (int64_t b = 0; b < nk / 32; b++, w += 32, start += 2) {
         __m256i s[6][2];
-#pragma GCC unroll 16
-        for (int j = 0; j < 16; j++) {
-            const __m256i w0 = w[2 * j], w1 = w[2 * j + 1];
-#pragma GCC unroll 6
-            for (int m = 0; m < M; m++)
-                if (m * 16 / M == j) widen_x(next[m], q + m * a.k);
-#pragma GCC unroll 6
+#pragma GCC unroll 8
+        for (int j = 0; j < 8; j++) {
+            const __m256i e0 = w[4 * j], o0 = w[4 * j + 1], e1 = w[4 * j + 2], o1 = w[4 * j + 3];
+#pragma GCC unroll 4
             for (int m = 0; m < M; m++) {
-                const __m256i xb = _mm256_set1_epi32(now[m][j]);
-                __m256i v0 = _mm256_madd_epi16(w0, xb), v1 = _mm256_madd_epi16(w1, xb);
-                s[m][0] = j ? _mm256_add_epi32(s[m][0], v0) : v0;
-                s[m][1] = j ? _mm256_add_epi32(s[m][1], v1) : v1;
+                const int32_t *x = a.words + m * a.k / 2 + 16 * b + j;
+                const __m256i even = _mm256_set1_epi32(x[0]), odd = _mm256_set1_epi32(x[8]);
+                if (j == m) __builtin_prefetch(a.words + (M + m) * a.k / 2 + 16 * b);   /* the next tile's */
+                if (!j) {
+                    const __m256i both = _mm256_set1_epi32(a.start[m * a.k32 + b]);
+                    s[m][0] = _mm256_add_epi32(start[0], both);
+                    s[m][1] = _mm256_add_epi32(start[1], both);
+                }
+                __m256i v = _mm256_madd_epi16(_mm256_add_epi16(odd, e0), _mm256_add_epi16(even, o0));
+                s[m][0] = _mm256_add_epi32(s[m][0], v);
                 IN_ORDER(s[m][0]);
+                v = _mm256_madd_epi16(_mm256_add_epi16(odd, e1), _mm256_add_epi16(even, o1));
+                s[m][1] = _mm256_add_epi32(s[m][1], v);
                 IN_ORDER(s[m][1]);
             }
         }
-#pragma GCC unroll 6
+#pragma GCC unroll 4
         for (int m = 0; m < M; m++) {
             const __m256 dx = _mm256_broadcast_ss(a.d + m * a.k32 + b);
             finish(s[m][0], scale + NI_ROWS * b, dx, acc + NI_ROWS * m);
@@ -308,19 +293,62 @@ static void gemm_q6_k(const ni_panel *p, int64_t k0, int64_t nk, const ni_act *x
     gemm_q6_k_signed(&with, k0, nk, x, n_tokens, acc, accm);
 }
 
-NI_GEMM(q8_0_wide, 6, 0, tile_q8(p, nk, a, m_, out))
+NI_GEMM(q8_0_words, 4, 0, tile_q8(p, nk, a, m_, out))
 
 static void gemm_q8_0(const ni_panel *p, int64_t k0, int64_t nk, const ni_act *x, int n_tokens,
                       float *acc, float *accm) {
-    __m256i wide[NI_SLAB];
-    for (int64_t i = 0; i < nk / 4; i++)
+    __m256i words[NI_SLAB], start[NI_SLAB / 16];
+    for (int64_t b = 0; b < nk / 32; b++) {
+        __m256i sum[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+#pragma GCC unroll 8
+        for (int64_t j = 8 * b; j < 8 * b + 8; j++)
 #pragma GCC unroll 2
-        for (int64_t h = 0; h < 2; h++) {
-            const __m256i v = load32(p->q + 64 * i + 32 * h);
-            wide[4 * i + h] = words_of(v, 1);
-            wide[4 * i + 2 + h] = words_of(v, 0);
+            for (int64_t i = 0; i < 2; i++) {
+                const __m256i v = load32(p->q + 64 * j + 32 * i), e = even_words(v), o = odd_words(v);
+                words[4 * j + 2 * i] = e;
+                words[4 * j + 2 * i + 1] = o;
+                sum[i] = _mm256_sub_epi32(sum[i], _mm256_madd_epi16(e, o));
+            }
+        start[2 * b] = sum[0];
+        start[2 * b + 1] = sum[1];
+    }
+    const ni_panel with = {.q = (uint8_t *)words, .scale = p->scale, .f = (float *)start};
+    gemm_q8_0_words(&with, k0, nk, x, n_tokens, acc, accm);
+}
+
+/* Q4_0's slab: quants, and per block, in the two words of start, -8 * (sum of those with k % 4 < 2) and of the others. */
+static void gather_q4_0(const ni_act *x, int64_t k0, int64_t nk, int n_tokens, uint8_t *to, ni_act *slab) {
+    int32_t *start = (int32_t *)(to + n_tokens * nk);
+    float *d = (float *)(start + n_tokens * nk / 32);
+    *slab = (ni_act){.k = nk, .q = (int8_t *)to, .d = d, .start = start};
+    for (int t = 0; t < n_tokens; t++)
+        for (int64_t at = t * x->k + k0, end = at + nk; at < end; at += 32, to += 32) {
+            const __m256i v = load32(x->q + at), pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(8), v);
+            __m128i sum = _mm_add_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
+            sum = _mm_add_epi16(sum, _mm_shuffle_epi32(sum, 0x4e));
+            sum = _mm_add_epi16(sum, _mm_shuffle_epi32(sum, 0xb1));
+            _mm256_storeu_si256((__m256i *)to, v);
+            *start++ = _mm_cvtsi128_si32(_mm_sub_epi16(_mm_setzero_si128(), sum));
+            *d++ = x->d[at / 32];
         }
-    const ni_panel widened = {.q = (uint8_t *)wide, .scale = p->scale};
-    gemm_q8_0_wide(&widened, k0, nk, x, n_tokens, acc, accm);
+}
+
+/* Q8_0's slab: words[t][nk / 32][even, odd][8 k-groups], and start = -(sum of even * odd) per block. */
+static void gather_q8_0(const ni_act *x, int64_t k0, int64_t nk, int n_tokens, uint8_t *to, ni_act *slab) {
+    int32_t *words = (int32_t *)to, *start = words + n_tokens * nk / 2;
+    float *d = (float *)(start + n_tokens * nk / 32);
+    *slab = (ni_act){.k = nk, .d = d, .words = words, .start = start};
+    for (int t = 0; t < n_tokens; t++)
+        for (int64_t i = 0; i < nk; i += 32, words += 16) {
+            const __m256i v = load32(x->q + t * x->k + k0 + i), e = even_words(v), o = odd_words(v);
+            _mm256_storeu_si256((__m256i *)words, e);
+            _mm256_storeu_si256((__m256i *)(words + 8), o);
+            __m256i s = _mm256_madd_epi16(e, o);
+            __m128i h = _mm_add_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1));
+            h = _mm_add_epi32(h, _mm_shuffle_epi32(h, 0x4e));
+            h = _mm_add_epi32(h, _mm_shuffle_epi32(h, 0xb1));
+            *start++ = -_mm_cvtsi128_si32(h);
+            *d++ = x->d[(t * x->k + k0 + i) / 32];
+        }
 }
 #endif

@@ -8,6 +8,7 @@ NI_TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c,bmi2")
 #include "avx512_dot.h"
 #include "avx512_gemm.h"
 #include "avx512_unpack.h"
+#include "gather_impl.h"
 
 #define NI_VEC(name) name##_avx512
 #include "vec_impl.h"
@@ -24,6 +25,11 @@ const ni_kernels ni_kernels_avx512 = {
     .gemm = {[NI_F32] = gemm_f32, [NI_F16] = gemm_f32, [NI_BF16] = gemm_f32,
              [NI_Q4_0] = gemm_q4_0, [NI_Q4_1] = gemm_min, [NI_Q5_0] = gemm_q5_0, [NI_Q5_1] = gemm_min,
              [NI_Q8_0] = gemm_q8_0, [NI_Q4_K] = gemm_min, [NI_Q5_K] = gemm_min, [NI_Q6_K] = gemm_q6_k},
+    .gather = {[NI_F32] = gather_f32, [NI_F16] = gather_f32, [NI_BF16] = gather_f32,
+               [NI_Q4_0] = gather_q4_0, [NI_Q4_1] = gather_min, [NI_Q5_0] = gather_q5_0, [NI_Q5_1] = gather_min,
+               [NI_Q8_0] = gather_q8_0, [NI_Q4_K] = gather_min, [NI_Q5_K] = gather_min, [NI_Q6_K] = gather_q6_k},
+    .slab = {[NI_Q4_0] = NI_LONG_SLAB, [NI_Q4_1] = NI_LONG_SLAB, [NI_Q5_0] = NI_LONG_SLAB, [NI_Q5_1] = NI_LONG_SLAB,
+             [NI_Q8_0] = NI_LONG_SLAB, [NI_Q4_K] = NI_LONG_SLAB, [NI_Q5_K] = NI_LONG_SLAB},
     .few = {[NI_F32] = 3, [NI_F16] = 6, [NI_BF16] = 4, [NI_Q4_0] = 5, [NI_Q4_1] = 4, [NI_Q5_0] = 2, [NI_Q5_1] = 2,
             [NI_Q8_0] = 4, [NI_Q4_K] = 6, [NI_Q5_K] = 2, [NI_Q6_K] = 3},
     .vec = NI_VEC_TABLE,

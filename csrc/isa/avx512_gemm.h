@@ -11,7 +11,7 @@
 #define NI_AVX512_GEMM_H
 #include "avx512_util.h"
 
-enum { TILE = 12 };   /* tokens */
+enum { TILE = 12, LONG = NI_LONG_SLAB };   /* tokens; values */
 
 /* Keeps gcc from holding every product or broadcast in a register of its own. */
 #if defined(NI_SIMDE)   /* no register holds them there */
@@ -20,85 +20,72 @@ enum { TILE = 12 };   /* tokens */
 #define IN_ORDER(v) __asm__ volatile("" : "+v"(v))
 #endif
 
-/* Activations of a tile.  The quants are copied one block of 32 ahead, spread among the multiply-adds: a burst of
- * stores would fill the store queue and stall. */
-typedef struct {
-    _Alignas(64) int8_t q[2][TILE][32];
-    int32_t start[TILE][NI_SLAB / 16];   /* where the integer sums start */
-    float d[TILE][NI_SLAB / 32];
-} tile_x;
-
-NI_INLINE void copy_block(int8_t *to, const int8_t *q, char flip) {
-    __m256i v = _mm256_loadu_si256((const __m256i *)q);
-    if (flip) v = _mm256_xor_si256(v, _mm256_set1_epi8(flip));
-    _mm256_store_si256((__m256i *)to, v);
+/* s + the products of 4 unsigned weights a row and 4 activations.  With the broadcast as the instruction's operand, which
+ * gcc 12 does not do, the reorder buffer sees twice as far ahead. */
+NI_INLINE __m512i dot4(__m512i s, __m512i w, const int8_t *x) {
+#if defined(NI_SIMDE)
+    return _mm512_dpbusd_epi32(s, w, bcast4(x));
+#else
+    __asm__ volatile("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(s) : "v"(w), "m"(*(const int8_t (*)[4])x));
+    return s;
+#endif
 }
 
-NI_INLINE void copy_scales(tile_x *x, const ni_act *a, int64_t t, int64_t k0, int64_t nk, int M) {
-    const float *d = a->d + t * (a->k / 32) + k0 / 32;
-    const __mmask8 in = (__mmask8)((1u << nk / 32) - 1);
-    for (int m = 0; m < M; m++, d += a->k / 32) _mm256_store_ps(x->d[m], _mm256_maskz_loadu_ps(in, d));
+/* Broadcast by the load: gcc would go through a general register and take a pipe. */
+NI_INLINE __m512i bcast_load(const int32_t *p) {
+    __m512i v = _mm512_set1_epi32(*p);
+    IN_ORDER(v);
+    return v;
 }
 
-/* start = -offset * (sum of a sub-block), sub-blocks of 32 or 16. */
-NI_INLINE void start_sums(tile_x *x, const ni_act *a, int64_t t, int64_t k0, int64_t nk, int M, int sub, int offset) {
-    const int16_t *s = a->s + t * (a->k / 16) + k0 / 16;
-    const __mmask16 in = (__mmask16)((1u << nk / 16) - 1);
-    for (int m = 0; m < M; m++, s += a->k / 16) {
-        const __m256i v = _mm256_maskz_loadu_epi16(in, s);
-        if (sub == 32)
-            _mm256_store_si256((__m256i *)x->start[m], _mm256_madd_epi16(v, _mm256_set1_epi16((short)-offset)));
-        else
-            store64(x->start[m], _mm512_mullo_epi32(_mm512_cvtepi16_epi32(v), _mm512_set1_epi32(-offset)));
+/* Slabs of quants: tokens lie `apart` values apart, whatever the slab's length, so that a tile's addresses are constants.
+ * start: where integer sums start, -offset * (sum of a sub-block of 32 or 16). */
+NI_INLINE void fill_slab(const ni_act *x, int64_t k0, int64_t nk, int n_tokens, uint8_t *to, ni_act *slab, int apart,
+                         int sub, int offset, int has_min) {
+    int8_t *q = (int8_t *)to;
+    float *d = (float *)(to + (size_t)n_tokens * apart), *m = d + n_tokens * (apart / 32);
+    int32_t *start = (int32_t *)m;   /* no type has both */
+    *slab = (ni_act){.k = apart, .q = q, .d = d, .m = has_min ? m : NULL, .start = offset ? start : NULL};
+    for (int64_t t = 0; t < n_tokens; t++, q += apart, d += apart / 32, m += apart / 32, start += apart / sub) {
+        const int64_t at = t * x->k + k0;
+        for (int64_t i = 0; i < nk; i += 32)
+            _mm256_store_si256((__m256i *)(q + i), _mm256_loadu_si256((const __m256i *)(x->q + at + i)));
+        for (int64_t i = 0; i < nk / 32; i += 8) {
+            const int n = nk / 32 - i < 8 ? (int)(nk / 32 - i) : 8;
+            const __mmask8 in = (__mmask8)((1u << n) - 1);
+            _mm256_storeu_ps(d + i, _mm256_maskz_loadu_ps(in, x->d + at / 32 + i));
+            if (has_min) _mm256_storeu_ps(m + i, _mm256_maskz_loadu_ps(in, x->m + at / 32 + i));
+            if (!offset) continue;
+            const __m256i s = _mm256_maskz_loadu_epi16((__mmask16)((1u << 2 * n) - 1), x->s + at / 16 + 2 * i);
+            if (sub == 32) _mm256_storeu_si256((__m256i *)(start + i), _mm256_madd_epi16(s, _mm256_set1_epi16((short)-offset)));
+            else store64(start + 2 * i, _mm512_mullo_epi32(_mm512_cvtepi16_epi32(s), _mm512_set1_epi32(-offset)));
+        }
     }
 }
 
-/* Multiplies the panel's slab with M tokens: all types but Q6_K.
- *
- * Unsigned weights: the sums start at -offset * (sum of the activations).  Signed ones (Q8_0): the activations are made
- * unsigned, x + 128, and the sums start at w_start[b] = -128 * (sum of the weights), the same for all tokens. */
-NI_INLINE void tile_quants(const ni_panel *p, int64_t k0, int64_t nk, const ni_act *a, int64_t t, int M,
-                           int offset, const __m512i *w_start, float *out) {
-    tile_x x;
-    const int8_t *q = a->q + t * a->k + k0, *last = q + nk - 32;
-    const char flip = (char)(w_start ? 0x80 : 0);
-    for (int m = 0; m < M; m++) copy_block(x.q[0][m], q + m * a->k, flip);
-    copy_scales(&x, a, t, k0, nk, M);
-    if (offset) start_sums(&x, a, t, k0, nk, M, 32, offset);
+/* Multiplies the panel's slab with M tokens: all types but Q6_K. */
+NI_INLINE void tile_quants(const ni_panel *p, int64_t nk, const ni_act *a, int64_t t, int M, int offset, float *out) {
+    const int8_t *q = a->q + t * LONG;
+    const float *scale = p->scale, *d = a->d + t * (LONG / 32);
+    const int32_t *start = offset ? a->start + t * (LONG / 32) : NULL;
     const uint8_t *w = p->q;
-    const float *scale = p->scale;
     __m512 acc[TILE];
 #pragma GCC unroll 16
     for (int m = 0; m < M; m++) acc[m] = _mm512_loadu_ps(out + NI_ROWS * m);
-    for (int64_t b = 0; b < nk / 32; b++, w += 512, scale += NI_ROWS) {
-        const int8_t (*xq)[32] = x.q[b % 2];
-        int8_t (*next)[32] = x.q[(b + 1) % 2];
-        q = q < last ? q + 32 : q;
-        const int8_t *from = q;
+    for (int64_t b = 0; b < nk / 32; b++, w += 512, scale += NI_ROWS, q += 32, d++) {
         __m512i s[TILE];
 #pragma GCC unroll 16
-        for (int m = 0; m < M; m++)
-            s[m] = w_start ? w_start[b] : offset ? _mm512_set1_epi32(x.start[m][b]) : _mm512_setzero_si512();
+        for (int m = 0; m < M; m++) s[m] = offset ? bcast_load(start + b + LONG / 32 * m) : _mm512_setzero_si512();
 #pragma GCC unroll 8
         for (int j = 0; j < 8; j++) {
             const __m512i v = load64(w + 64 * j);
 #pragma GCC unroll 16
-            for (int m = 0; m < M; m++)
-                if (m * 8 / M == j) {
-                    copy_block(next[m], from, flip);
-                    from += a->k;
-                }
-#pragma GCC unroll 16
-            for (int m = 0; m < M; m++) {
-                const __m512i xb = bcast4(xq[m] + 4 * j);
-                s[m] = w_start ? _mm512_dpbusd_epi32(s[m], xb, v) : _mm512_dpbusd_epi32(s[m], v, xb);
-                IN_ORDER(s[m]);
-            }
+            for (int m = 0; m < M; m++) s[m] = dot4(s[m], v, q + LONG * m + 4 * j);
         }
         const __m512 sc = _mm512_loadu_ps(scale);
 #pragma GCC unroll 16
         for (int m = 0; m < M; m++) {
-            const __m512 both = _mm512_mul_ps(sc, _mm512_set1_ps(x.d[m][b]));
+            const __m512 both = _mm512_mul_ps(sc, _mm512_set1_ps(d[LONG / 32 * m]));
             acc[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(s[m]), both, acc[m]);
             IN_ORDER(acc[m]);
         }
@@ -108,22 +95,15 @@ NI_INLINE void tile_quants(const ni_panel *p, int64_t k0, int64_t nk, const ni_a
 }
 
 /* Q6_K, a block of 256.  Two sub-blocks meet in one float, so half of the tokens go first: 2 x 6 integer sums. */
-NI_INLINE void tile_q6(const ni_panel *p, int64_t k0, const ni_act *a, int64_t t, int M, float *out) {
-    tile_x x;
-    const int8_t *q = a->q + t * a->k + k0, *last = q + NI_SLAB - 32;
-    for (int m = 0; m < M; m++) copy_block(x.q[0][m], q + m * a->k, 0);
-    copy_scales(&x, a, t, k0, NI_SLAB, M);
-    start_sums(&x, a, t, k0, NI_SLAB, M, 16, 32);
+NI_INLINE void tile_q6(const ni_panel *p, const ni_act *a, int64_t t, int M, float *out) {
+    const int8_t *q = a->q + t * NI_SLAB;
+    const float *scale = p->scale, *d = a->d + t * (NI_SLAB / 32);
+    const int32_t *start = a->start + t * (NI_SLAB / 16);
     const uint8_t *w = p->q;
-    const float *scale = p->scale;
     __m512 total[TILE];
 #pragma GCC unroll 16
     for (int m = 0; m < M; m++) total[m] = _mm512_setzero_ps();
-    for (int64_t b = 0; b < NI_SLAB / 32; b++, w += 512, scale += 2 * NI_ROWS) {
-        const int8_t (*xq)[32] = x.q[b % 2];
-        int8_t (*next)[32] = x.q[(b + 1) % 2];
-        q = q < last ? q + 32 : q;
-        const int8_t *from = q;
+    for (int64_t b = 0; b < NI_SLAB / 32; b++, w += 512, scale += 2 * NI_ROWS, q += 32, d++, start += 2) {
         const __m512 sc0 = _mm512_loadu_ps(scale), sc1 = _mm512_loadu_ps(scale + NI_ROWS);
 #pragma GCC unroll 2
         for (int half = 0; half < 2; half++) {
@@ -131,39 +111,29 @@ NI_INLINE void tile_q6(const ni_panel *p, int64_t k0, const ni_act *a, int64_t t
             __m512i s[2][TILE / 2];
 #pragma GCC unroll 8
             for (int m = m0; m < m1; m++) {
-                s[0][m - m0] = _mm512_set1_epi32(x.start[m][2 * b]);
-                s[1][m - m0] = _mm512_set1_epi32(x.start[m][2 * b + 1]);
+                s[0][m - m0] = bcast_load(start + NI_SLAB / 16 * m);
+                s[1][m - m0] = bcast_load(start + NI_SLAB / 16 * m + 1);
             }
 #pragma GCC unroll 4
-            for (int j = 0; j < 4; j++) {
-#pragma GCC unroll 16
-                for (int m = 0; m < M; m++)
-                    if (m * 8 / M == half * 4 + j) {
-                        copy_block(next[m], from, 0);
-                        from += a->k;
-                    }
+            for (int j = 0; j < 4; j++)
 #pragma GCC unroll 2
                 for (int e = 0; e < 2; e++) {
                     const __m512i v = load64(w + 256 * e + 64 * j);
 #pragma GCC unroll 8
-                    for (int m = m0; m < m1; m++) {
-                        s[e][m - m0] = _mm512_dpbusd_epi32(s[e][m - m0], v, bcast4(xq[m] + 16 * e + 4 * j));
-                        IN_ORDER(s[e][m - m0]);
-                    }
+                    for (int m = m0; m < m1; m++) s[e][m - m0] = dot4(s[e][m - m0], v, q + NI_SLAB * m + 16 * e + 4 * j);
                 }
-            }
 #pragma GCC unroll 8
             for (int m = m0; m < m1; m++) {
                 const __m512 isum = q6_isum(s[0][m - m0], s[1][m - m0], sc0, sc1);
-                total[m] = _mm512_fmadd_ps(isum, _mm512_set1_ps(x.d[m][b]), total[m]);
+                total[m] = _mm512_fmadd_ps(isum, _mm512_set1_ps(d[NI_SLAB / 32 * m]), total[m]);
                 IN_ORDER(total[m]);
             }
         }
     }
-    const __m512 d = _mm512_loadu_ps(p->min);
+    const __m512 scale256 = _mm512_loadu_ps(p->min);
 #pragma GCC unroll 16
     for (int m = 0; m < M; m++, out += NI_ROWS)
-        _mm512_storeu_ps(out, _mm512_fmadd_ps(total[m], d, _mm512_loadu_ps(out)));
+        _mm512_storeu_ps(out, _mm512_fmadd_ps(total[m], scale256, _mm512_loadu_ps(out)));
 }
 
 /* acc[m] = fma(w, x, acc[m]) for n values of 16 rows: minimums (w: min, x: m, n: sub-blocks). */
@@ -231,6 +201,7 @@ NI_INLINE void tile_f32(const ni_panel *p, int64_t k0, int64_t nk, const ni_act 
     static void gemm_##name(const ni_panel *p, int64_t k0, int64_t nk, const ni_act *x, int n_tokens,           \
                             float *acc, float *accm) {                                                          \
         before;                                                                                                 \
+        (void)k0;                                                                                               \
         for (int t = 0, left = (n_tokens + (most) - 1) / (most), M; t < n_tokens; t += M, left--) {                 \
             float *out = acc + (size_t)t * NI_ROWS;                                                             \
             M = (n_tokens - t + left - 1) / left;                                                               \
@@ -243,22 +214,50 @@ NI_INLINE void tile_f32(const ni_panel *p, int64_t k0, int64_t nk, const ni_act 
         }                                                                                                       \
     }
 
-/* -128 * (sum of the weights) per block and row. */
-NI_INLINE void q8_starts(const ni_panel *p, int64_t nk, __m512i *start) {
-    for (int64_t b = 0; b < nk / 32; b++) {
-        __m512i s = _mm512_setzero_si512();
+/* Q8_0: unsigned weights, w + 128. */
+static void gather_q8_0(const ni_act *x, int64_t k0, int64_t nk, int n_tokens, uint8_t *to, ni_act *slab) {
+    fill_slab(x, k0, nk, n_tokens, to, slab, LONG, 32, 0, 0);
+    int32_t *start = (int32_t *)(slab->d + n_tokens * (LONG / 32));
+    slab->start = start;
+    const __m256i one = _mm256_set1_epi8(1), none = _mm256_setzero_si256();
+    for (int64_t t = 0; t < n_tokens; t++, start += LONG / 32)
+        for (int64_t b = 0; b < nk / 32; b += 8) {
+            const __m256i *q = (const __m256i *)(slab->q + t * LONG + 32 * b);
+            __m256i s[8];
 #pragma GCC unroll 8
-        for (int j = 0; j < 8; j++)
-            s = _mm512_dpbusd_epi32(s, _mm512_set1_epi8((char)0x80), load64(p->q + 512 * b + 64 * j));
-        start[b] = _mm512_sub_epi32(_mm512_setzero_si512(), s);
-    }
+            for (int i = 0; i < 8; i++) s[i] = b + i < nk / 32 ? _mm256_dpbusd_epi32(none, one, q[i]) : none;
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; i++) s[i] = _mm256_hadd_epi32(s[2 * i], s[2 * i + 1]);
+            s[0] = _mm256_hadd_epi32(s[0], s[1]);
+            s[1] = _mm256_hadd_epi32(s[2], s[3]);
+            const __m256i sum = _mm256_add_epi32(_mm256_permute2x128_si256(s[0], s[1], 0x20),
+                                                 _mm256_permute2x128_si256(s[0], s[1], 0x31));
+            _mm256_storeu_si256((__m256i *)(start + b), _mm256_slli_epi32(_mm256_sub_epi32(none, sum), 7));
+        }
 }
 
+NI_GEMM(unsigned_q8_0, TILE, 0, (void)accm, tile_quants(p, nk, x, t, m_, 128, out))
+
+static void gemm_q8_0(const ni_panel *p, int64_t k0, int64_t nk, const ni_act *x, int n_tokens, float *acc, float *accm) {
+    uint8_t q[LONG * NI_ROWS];
+    for (int64_t i = 0; i < nk * NI_ROWS; i += 64)
+        store64(q + i, _mm512_xor_si512(load64(p->q + i), _mm512_set1_epi8((char)0x80)));
+    const ni_panel shifted = {.q = q, .scale = p->scale};
+    gemm_unsigned_q8_0(&shifted, k0, nk, x, n_tokens, acc, accm);
+}
+
+#define NI_GATHER(name, apart, sub, offset, has_min)                                                                   \
+    static void gather_##name(const ni_act *x, int64_t k0, int64_t nk, int n_tokens, uint8_t *to, ni_act *slab) {      \
+        fill_slab(x, k0, nk, n_tokens, to, slab, apart, sub, offset, has_min);                                         \
+    }
+NI_GATHER(q4_0, LONG, 32, 8, 0)
+NI_GATHER(q5_0, LONG, 32, 16, 0)
+NI_GATHER(min, LONG, 32, 0, 1)
+NI_GATHER(q6_k, NI_SLAB, 16, 32, 0)
+
 NI_GEMM(f32, 8, 0, (void)accm, tile_f32(p, k0, nk, x, t, m_, out))
-NI_GEMM(q4_0, TILE, 0, (void)accm, tile_quants(p, k0, nk, x, t, m_, 8, NULL, out))
-NI_GEMM(q5_0, TILE, 0, (void)accm, tile_quants(p, k0, nk, x, t, m_, 16, NULL, out))
-NI_GEMM(min, TILE, 1, (void)accm, tile_quants(p, k0, nk, x, t, m_, 0, NULL, out))
-NI_GEMM(q6_k, TILE, 0, (void)accm; (void)nk, tile_q6(p, k0, x, t, m_, out))
-NI_GEMM(q8_0, TILE, 0, (void)accm; __m512i start[NI_SLAB / 32]; q8_starts(p, nk, start),
-        tile_quants(p, k0, nk, x, t, m_, 0, start, out))
+NI_GEMM(q4_0, TILE, 0, (void)accm, tile_quants(p, nk, x, t, m_, 8, out))
+NI_GEMM(q5_0, TILE, 0, (void)accm, tile_quants(p, nk, x, t, m_, 16, out))
+NI_GEMM(min, TILE, 1, (void)accm, tile_quants(p, nk, x, t, m_, 0, out))
+NI_GEMM(q6_k, TILE, 0, (void)accm; (void)nk, tile_q6(p, x, t, m_, out))
 #endif

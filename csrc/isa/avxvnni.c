@@ -12,6 +12,7 @@ NI_TARGET("avxvnni,avx2,fma,f16c,bmi2")
 #pragma GCC diagnostic pop
 #include "avxvnni_dot.h"
 #include "avxvnni_gemm.h"
+#include "gather_impl.h"
 
 #define NI_VEC(name) name##_avxvnni
 #include "vec_impl.h"
@@ -30,6 +31,7 @@ const ni_kernels ni_kernels_avxvnni = {
              [NI_Q4_0] = gemm_vnni_q4_0, [NI_Q4_1] = gemm_vnni_min, [NI_Q5_0] = gemm_vnni_q5_0,
              [NI_Q5_1] = gemm_vnni_min, [NI_Q8_0] = gemm_vnni_q8_0, [NI_Q4_K] = gemm_vnni_min,
              [NI_Q5_K] = gemm_vnni_min, [NI_Q6_K] = gemm_q6_k},
+    .gather = NI_GATHERS,
     /* Measured on Zen 4, where vpdpbusd has another encoding. */
     .few = {[NI_F32] = 12, [NI_F16] = 12, [NI_BF16] = 12, [NI_Q4_0] = 5, [NI_Q4_1] = 6, [NI_Q5_0] = 2, [NI_Q5_1] = 2,
             [NI_Q8_0] = 4, [NI_Q4_K] = 6, [NI_Q5_K] = 2, [NI_Q6_K] = 3},

@@ -21,6 +21,7 @@ typedef struct {
     const float *d;     /* scale per 32 */
     const float *m;     /* d * sum of the 32 quants, for formats with a minimum */
     const int16_t *s;   /* sum of quants per 16, for formats with an offset */
+    const int32_t *words, *start;   /* in a slab only: what a table made of q for its own gemm */
 } ni_act;
 
 /* A slab of one row group, unpacked for the GEMM: n_blocks sub-blocks of `sub` values.
@@ -33,7 +34,9 @@ typedef struct {
     float *f;
 } ni_panel;
 
-#define NI_SLAB 256     /* values of K in a panel, at most; slabs start at multiples of it */
+#define NI_SLAB 256         /* slabs start at multiples of it; values of K in a panel, unless a table's `slab` allows more */
+#define NI_LONG_SLAB 512   /* values of K in a panel, at most; with sub-blocks of 32 only */
+#define NI_SLAB_BYTES (NI_LONG_SLAB / 4 * 5)   /* of memory per token for a slab of activations, at most */
 
 typedef struct ni_kernels {
     const char *name;   /* "scalar", "avx2", ... */
@@ -53,17 +56,25 @@ typedef struct ni_kernels {
      * Float: acc = fma(w, x, acc) for k = 0, 1, 2 ...; y = acc. */
     void (*dot[NI_N_TYPES])(const uint8_t *w, int64_t n_groups, const ni_act *x, float *y);
 
-    /* Unpacks k0 .. k0 + nk of one row group (k0 a multiple of NI_SLAB, nk <= NI_SLAB) into a panel. */
+    /* Unpacks k0 .. k0 + nk of one row group (k0 a multiple of NI_SLAB, nk at most NI_SLAB or `slab`) into a panel. */
     void (*unpack[NI_N_TYPES])(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p);
 
-    /* Prefill: multiplies the panel with tokens t = 0 .. n_tokens-1 of x, values k0 .. k0 + nk, and continues their
-     * sums acc[t][NI_ROWS] (and accm[t][NI_ROWS] for formats with a minimum), by the formulas above.  The caller clears the sums
-     * before the first slab and adds accm to acc after the last. */
+    /* Moves values k0 .. k0 + nk of x together, the tokens one after the other, in the form that this table's gemm of the same type
+     * reads: a slab, whose k says how far apart its tokens lie.  It serves many row groups.  `to`: n_tokens * NI_SLAB_BYTES, 64-byte
+     * aligned; the slab may point there and into x. */
+    void (*gather[NI_N_TYPES])(const ni_act *x, int64_t k0, int64_t nk, int n_tokens, uint8_t *to, ni_act *slab);
+
+    /* Prefill: multiplies the panel with tokens t = 0 .. n_tokens-1 of the slab x, values k0 .. k0 + nk of it (k0 = 0 but in the scalar
+     * table's own dot), and continues their sums acc[t][NI_ROWS] (and accm[t][NI_ROWS] for formats with a minimum), by the formulas
+     * above.  The caller clears the sums before the first slab and adds accm to acc after the last. */
     void (*gemm[NI_N_TYPES])(const ni_panel *p, int64_t k0, int64_t nk, const ni_act *x, int n_tokens,
                              float *acc, float *accm);
 
     /* Up to how many tokens a dot for each is cheaper than unpack and gemm; 0 counts as 1. */
     int few[NI_N_TYPES];
+
+    /* How long a panel the kernels take, a multiple of NI_SLAB up to NI_LONG_SLAB; 0 counts as NI_SLAB. */
+    int slab[NI_N_TYPES];
 
     /* Vector kernels: vec_impl.h */
     struct ni_vec_kernels {

@@ -7,6 +7,7 @@ NI_TARGET("arch=armv8.2-a+dotprod+i8mm")
 #include "neon_smmla.h"
 #include "neon_table.h"
 #include "neon_unpack.h"
+#include "gather_impl.h"
 
 #define NI_VEC(name) name##_neon_i8mm
 #include "vec_impl.h"

@@ -12,5 +12,6 @@
         .gemm = {[NI_F32] = gemm_f32, [NI_F16] = gemm_f32, [NI_BF16] = gemm_f32,                                 \
                  [NI_Q4_0] = gemm_q4_0, [NI_Q4_1] = gemm_min, [NI_Q5_0] = gemm_q5_0, [NI_Q5_1] = gemm_min,       \
                  [NI_Q8_0] = gemm_q8_0, [NI_Q4_K] = gemm_min, [NI_Q5_K] = gemm_min, [NI_Q6_K] = gemm_q6_k},      \
+        .gather = NI_GATHERS,                                                                                        \
         .vec = NI_VEC_TABLE,                                                                                     \
     }

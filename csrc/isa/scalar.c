@@ -3,6 +3,7 @@
  * dot is unpack and gemm, slab by slab, with one token, so that the two cannot differ.
  */
 #include "kernels.h"
+#include "gather_impl.h"
 #include "../formats/records.h"
 #include <math.h>
 
@@ -268,5 +269,6 @@ const ni_kernels ni_kernels_scalar = {
     .dot = EACH(dot),
     .unpack = EACH(unpack),
     .gemm = EACH(gemm),
+    .gather = NI_GATHERS,
     .vec = NI_VEC_TABLE,
 };

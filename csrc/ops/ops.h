@@ -48,7 +48,8 @@ static inline const void *ni_copy_of(const ni_ctx *c, const ni_op *op, int i) {
 
 static inline ni_act ni_act_of(const ni_ctx *c, const ni_op *op, int i) {
     const ni_tensor *t = &c->tensors[op->t[i]];
-    return (ni_act){t->width, ni_part(c, t, t->f), ni_part(c, t, t->q), ni_part(c, t, t->d), ni_part(c, t, t->m), ni_part(c, t, t->s)};
+    return (ni_act){.k = t->width, .f = ni_part(c, t, t->f), .q = ni_part(c, t, t->q), .d = ni_part(c, t, t->d),
+                    .m = ni_part(c, t, t->m), .s = ni_part(c, t, t->s)};
 }
 
 /* Stores values [a, a + n) of row `row` of operand i in every form the tensor has; a is a multiple of 32, and n is unless the row ends there. */

@@ -101,25 +101,29 @@ static void draw_group(ni_type t, int64_t k, int rows, kind how, uint8_t *packed
 }
 
 typedef struct {
-    _Alignas(64) uint8_t q[NI_SLAB * NI_ROWS];
-    float scale[NI_SLAB], min[NI_SLAB], f[NI_SLAB * NI_ROWS];
+    _Alignas(64) uint8_t q[NI_LONG_SLAB * NI_ROWS];
+    float scale[NI_LONG_SLAB], min[NI_LONG_SLAB], f[NI_SLAB * NI_ROWS];
 } panel;
 
 /* acc of n_tokens, `chunk` tokens a call. */
 static void run_gemm(const ni_kernels *table, ni_type t, const uint8_t *group, int64_t k, int n_tokens, int chunk,
                      float *acc, float *accm) {
     static panel out;
+    const int64_t most = table->slab[t] > NI_SLAB ? table->slab[t] : NI_SLAB;
     for (int i = 0; i < n_tokens * NI_ROWS; i++) acc[i] = accm[i] = 0;
-    for (int64_t k0 = 0; k0 < k; k0 += NI_SLAB) {
-        const int64_t nk = k - k0 < NI_SLAB ? k - k0 : NI_SLAB;
+    for (int64_t k0 = 0; k0 < k; k0 += most) {
+        const int64_t nk = k - k0 < most ? k - k0 : most;
         ni_panel p = {out.q, out.scale, out.min, out.f};
         memset(&out, 0xa5, sizeof out);
         table->unpack[t](group, k0, nk, &p);
         for (int i = 0; i < n_tokens; i += chunk) {
             const int64_t b = i * (k / 32);
-            const ni_act part = {k, x.f + i * k, x.q + i * k, x.d + b, x.m + b, x.s + i * (k / 16)};
-            table->gemm[t](&p, k0, nk, &part, n_tokens - i < chunk ? n_tokens - i : chunk, acc + NI_ROWS * i,
-                           accm + NI_ROWS * i);
+            const ni_act part = {.k = k, .f = x.f + i * k, .q = x.q + i * k, .d = x.d + b, .m = x.m + b, .s = x.s + i * (k / 16)};
+            const int n = n_tokens - i < chunk ? n_tokens - i : chunk;
+            static _Alignas(64) uint8_t memory[MOST_TOKENS * NI_SLAB_BYTES];
+            ni_act slab;
+            table->gather[t](&part, k0, nk, n, memory, &slab);
+            table->gemm[t](&p, 0, nk, &slab, n, acc + NI_ROWS * i, accm + NI_ROWS * i);
         }
     }
 }
@@ -161,7 +165,7 @@ static size_t check_matmul(const ni_kernels *table, ni_type t, int64_t k, int n_
         }
         if (table == &ni_kernels_scalar) absorb(want, n * 4), absorb(wantm, n * 4);
     }
-    const ni_act act = {k, x.f, x.q, x.d, x.m, x.s};
+    const ni_act act = {.k = k, .f = x.f, .q = x.q, .d = x.d, .m = x.m, .s = x.s};
     y[n_groups * NI_ROWS] = GUARD;
     table->dot[t](packed, n_groups, &act, y);
     same(y, want_y, (size_t)(n_groups * NI_ROWS), 4, table->name, name, "dot");

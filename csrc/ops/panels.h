@@ -1,0 +1,65 @@
+/* Many tokens times many row groups, through panels (isa/kernels.h).  For matmul.c and bench/kernels.c.
+ *
+ * A block of row groups meets a block of tokens slab by slab: the tokens' slab is gathered once, so that it lies in L2 however long a
+ * row is, and serves all groups; a group's slab is unpacked once and serves all tokens. */
+#ifndef NI_PANELS_H
+#define NI_PANELS_H
+#include <stdatomic.h>
+#include <string.h>
+#include "../isa/kernels.h"
+
+enum {
+    NI_PANEL_GROUPS = 32, NI_PANEL_TOKENS = 128,    /* a block, at most: its sums take half of a small L2 */
+    NI_PANEL_SUBS = NI_LONG_SLAB / 32 > NI_SLAB / 16 ? NI_LONG_SLAB / 32 : NI_SLAB / 16
+};
+
+typedef struct {
+    _Alignas(64) uint8_t q[NI_LONG_SLAB * NI_ROWS];
+    float scale[NI_PANEL_SUBS * NI_ROWS], min[NI_PANEL_SUBS * NI_ROWS];
+    float f[NI_SLAB * NI_ROWS];
+    float acc[NI_PANEL_GROUPS][NI_PANEL_TOKENS][NI_ROWS], accm[NI_PANEL_GROUPS][NI_PANEL_TOKENS][NI_ROWS];
+    _Alignas(64) uint8_t slab[NI_PANEL_TOKENS * NI_SLAB_BYTES];
+} ni_panel_memory;
+
+static inline ni_act ni_act_of_token(const ni_act *x, int64_t t) {
+    ni_act own = *x;
+    if (x->f) own.f += t * x->k;
+    if (x->q) own.q += t * x->k, own.d += t * (x->k / 32);
+    if (x->m) own.m += t * (x->k / 32);
+    if (x->s) own.s += t * (x->k / 16);
+    return own;
+}
+
+/* Values of K in a panel.  A short panel lies in L1 when it has just been unpacked; a long one saves trips of the sums through memory
+ * and the run-up of each tile, and pays from some tokens on. */
+static inline int64_t ni_slab_for(const ni_kernels *k, ni_type type, int64_t n_tokens) {
+    const int64_t most = k->slab[type] > NI_SLAB ? k->slab[type] : NI_SLAB, slab = n_tokens / 16 * NI_SLAB;
+    return slab < NI_SLAB ? NI_SLAB : slab < most ? slab : most;
+}
+
+/* mem->acc[i][t] (and accm[i][t] for formats with a minimum) = row group i times token t, for n_groups groups that lie one after the
+ * other and n_tokens tokens.  Ends early, with sums of no meaning, once *cancel is set.
+ *
+ * A dozen tokens last less than the memory takes to answer, so the slab that comes next is asked for while one is multiplied. */
+static inline void ni_block_times_tokens(const ni_kernels *k, ni_type type, const uint8_t *packed, int64_t n_groups, const ni_act *x,
+                                         int n_tokens, ni_panel_memory *mem, const atomic_int *cancel) {
+    ni_panel panel = {mem->q, mem->scale, mem->min, mem->f};
+    const int64_t group_bytes = (int64_t)ni_group_bytes(type, x->k), slab = ni_slab_for(k, type, n_tokens);
+    const int with_min = ni_formats[type].kind == NI_PANEL_MIN;
+    memset(mem->acc, 0, (size_t)n_groups * sizeof *mem->acc);
+    if (with_min) memset(mem->accm, 0, (size_t)n_groups * sizeof *mem->accm);
+    for (int64_t k0 = 0; k0 < x->k; k0 += slab) {
+        const int64_t nk = x->k - k0 < slab ? x->k - k0 : slab, then = x->k - k0 - nk < slab ? x->k - k0 - nk : slab;
+        ni_act part;
+        k->gather[type](x, k0, nk, n_tokens, mem->slab, &part);
+        for (int64_t i = 0; i < n_groups; i++) {
+            if (cancel && atomic_load_explicit(cancel, memory_order_relaxed)) return;
+            k->unpack[type](packed + i * group_bytes, k0, nk, &panel);
+            const int last = i + 1 == n_groups;
+            const uint8_t *next = last ? packed + ni_group_bytes(type, k0 + nk) : packed + (i + 1) * group_bytes + ni_group_bytes(type, k0);
+            for (const uint8_t *end = next + ni_group_bytes(type, last ? then : nk); next < end; next += 64) __builtin_prefetch(next, 0, 2);
+            k->gemm[type](&panel, 0, nk, &part, n_tokens, *mem->acc[i], *mem->accm[i]);
+        }
+    }
+}
+#endif
