@@ -63,8 +63,12 @@ NI_INLINE void fill_slab(const ni_act *x, int64_t k0, int64_t nk, int n_tokens, 
     }
 }
 
-/* Multiplies the panel's slab with M tokens: all types but Q6_K. */
-NI_INLINE void tile_quants(const ni_panel *p, int64_t nk, const ni_act *a, int64_t t, int M, int offset, float *out) {
+/* Multiplies the panel's slab with M tokens: all types but Q6_K.
+ *
+ * Unsigned weights: the sums start at -offset * (sum of the activations).  Signed ones (Q8_0): the slab holds unsigned
+ * activations, x + 128, and the sums start at w_start[b] = -128 * (sum of the weights), the same for all tokens. */
+NI_INLINE void tile_quants(const ni_panel *p, int64_t nk, const ni_act *a, int64_t t, int M, int offset,
+                           const __m512i *w_start, float *out) {
     const int8_t *q = a->q + t * LONG;
     const float *scale = p->scale, *d = a->d + t * (LONG / 32);
     const int32_t *start = offset ? a->start + t * (LONG / 32) : NULL;
@@ -75,12 +79,19 @@ NI_INLINE void tile_quants(const ni_panel *p, int64_t nk, const ni_act *a, int64
     for (int64_t b = 0; b < nk / 32; b++, w += 512, scale += NI_ROWS, q += 32, d++) {
         __m512i s[TILE];
 #pragma GCC unroll 16
-        for (int m = 0; m < M; m++) s[m] = offset ? bcast_load(start + b + LONG / 32 * m) : _mm512_setzero_si512();
+        for (int m = 0; m < M; m++)
+            s[m] = w_start ? w_start[b] : offset ? bcast_load(start + b + LONG / 32 * m) : _mm512_setzero_si512();
 #pragma GCC unroll 8
         for (int j = 0; j < 8; j++) {
             const __m512i v = load64(w + 64 * j);
 #pragma GCC unroll 16
-            for (int m = 0; m < M; m++) s[m] = dot4(s[m], v, q + LONG * m + 4 * j);
+            for (int m = 0; m < M; m++)
+                if (w_start) {
+                    s[m] = _mm512_dpbusd_epi32(s[m], bcast4(q + LONG * m + 4 * j), v);
+                    IN_ORDER(s[m]);
+                } else {
+                    s[m] = dot4(s[m], v, q + LONG * m + 4 * j);
+                }
         }
         const __m512 sc = _mm512_loadu_ps(scale);
 #pragma GCC unroll 16
@@ -214,36 +225,21 @@ NI_INLINE void tile_f32(const ni_panel *p, int64_t k0, int64_t nk, const ni_act 
         }                                                                                                       \
     }
 
-/* Q8_0: unsigned weights, w + 128. */
-static void gather_q8_0(const ni_act *x, int64_t k0, int64_t nk, int n_tokens, uint8_t *to, ni_act *slab) {
-    fill_slab(x, k0, nk, n_tokens, to, slab, LONG, 32, 0, 0);
-    int32_t *start = (int32_t *)(slab->d + n_tokens * (LONG / 32));
-    slab->start = start;
-    const __m256i one = _mm256_set1_epi8(1), none = _mm256_setzero_si256();
-    for (int64_t t = 0; t < n_tokens; t++, start += LONG / 32)
-        for (int64_t b = 0; b < nk / 32; b += 8) {
-            const __m256i *q = (const __m256i *)(slab->q + t * LONG + 32 * b);
-            __m256i s[8];
+/* -128 * (sum of the weights) per block and row. */
+NI_INLINE void q8_starts(const ni_panel *p, int64_t nk, __m512i *start) {
+    for (int64_t b = 0; b < nk / 32; b++) {
+        __m512i s = _mm512_setzero_si512();
 #pragma GCC unroll 8
-            for (int i = 0; i < 8; i++) s[i] = b + i < nk / 32 ? _mm256_dpbusd_epi32(none, one, q[i]) : none;
-#pragma GCC unroll 4
-            for (int i = 0; i < 4; i++) s[i] = _mm256_hadd_epi32(s[2 * i], s[2 * i + 1]);
-            s[0] = _mm256_hadd_epi32(s[0], s[1]);
-            s[1] = _mm256_hadd_epi32(s[2], s[3]);
-            const __m256i sum = _mm256_add_epi32(_mm256_permute2x128_si256(s[0], s[1], 0x20),
-                                                 _mm256_permute2x128_si256(s[0], s[1], 0x31));
-            _mm256_storeu_si256((__m256i *)(start + b), _mm256_slli_epi32(_mm256_sub_epi32(none, sum), 7));
-        }
+        for (int j = 0; j < 8; j++)
+            s = _mm512_dpbusd_epi32(s, _mm512_set1_epi8((char)0x80), load64(p->q + 512 * b + 64 * j));
+        start[b] = _mm512_sub_epi32(_mm512_setzero_si512(), s);
+    }
 }
 
-NI_GEMM(unsigned_q8_0, TILE, 0, (void)accm, tile_quants(p, nk, x, t, m_, 128, out))
-
-static void gemm_q8_0(const ni_panel *p, int64_t k0, int64_t nk, const ni_act *x, int n_tokens, float *acc, float *accm) {
-    uint8_t q[LONG * NI_ROWS];
-    for (int64_t i = 0; i < nk * NI_ROWS; i += 64)
-        store64(q + i, _mm512_xor_si512(load64(p->q + i), _mm512_set1_epi8((char)0x80)));
-    const ni_panel shifted = {.q = q, .scale = p->scale};
-    gemm_unsigned_q8_0(&shifted, k0, nk, x, n_tokens, acc, accm);
+static void gather_q8_0(const ni_act *x, int64_t k0, int64_t nk, int n_tokens, uint8_t *to, ni_act *slab) {
+    fill_slab(x, k0, nk, n_tokens, to, slab, LONG, 32, 0, 0);
+    for (int64_t i = 0; i < (int64_t)n_tokens * LONG; i += 64)
+        store64(to + i, _mm512_xor_si512(load64(to + i), _mm512_set1_epi8((char)0x80)));
 }
 
 #define NI_GATHER(name, apart, sub, offset, has_min)                                                                   \
@@ -256,8 +252,10 @@ NI_GATHER(min, LONG, 32, 0, 1)
 NI_GATHER(q6_k, NI_SLAB, 16, 32, 0)
 
 NI_GEMM(f32, 8, 0, (void)accm, tile_f32(p, k0, nk, x, t, m_, out))
-NI_GEMM(q4_0, TILE, 0, (void)accm, tile_quants(p, nk, x, t, m_, 8, out))
-NI_GEMM(q5_0, TILE, 0, (void)accm, tile_quants(p, nk, x, t, m_, 16, out))
-NI_GEMM(min, TILE, 1, (void)accm, tile_quants(p, nk, x, t, m_, 0, out))
+NI_GEMM(q4_0, TILE, 0, (void)accm, tile_quants(p, nk, x, t, m_, 8, NULL, out))
+NI_GEMM(q5_0, TILE, 0, (void)accm, tile_quants(p, nk, x, t, m_, 16, NULL, out))
+NI_GEMM(min, TILE, 1, (void)accm, tile_quants(p, nk, x, t, m_, 0, NULL, out))
 NI_GEMM(q6_k, TILE, 0, (void)accm; (void)nk, tile_q6(p, x, t, m_, out))
+NI_GEMM(q8_0, TILE, 0, (void)accm; __m512i w_start[LONG / 32]; q8_starts(p, nk, w_start),
+        tile_quants(p, nk, x, t, m_, 0, w_start, out))
 #endif

@@ -30,6 +30,10 @@ static inline ni_act ni_act_of_token(const ni_act *x, int64_t t) {
     return own;
 }
 
+static inline void ni_ask_for(const uint8_t *p, size_t bytes) {
+    for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, 2);
+}
+
 /* Values of K in a panel.  A short panel lies in L1 when it has just been unpacked; a long one saves trips of the sums through memory
  * and the run-up of each tile, and pays from some tokens on. */
 static inline int64_t ni_slab_for(const ni_kernels *k, ni_type type, int64_t n_tokens) {
@@ -40,7 +44,8 @@ static inline int64_t ni_slab_for(const ni_kernels *k, ni_type type, int64_t n_t
 /* mem->acc[i][t] (and accm[i][t] for formats with a minimum) = row group i times token t, for n_groups groups that lie one after the
  * other and n_tokens tokens.  Ends early, with sums of no meaning, once *cancel is set.
  *
- * A dozen tokens last less than the memory takes to answer, so the slab that comes next is asked for while one is multiplied. */
+ * A dozen tokens last less than the memory takes to answer, so the slab that comes next is asked for while one is multiplied,
+ * in two halves: the multiplications' own loads wait behind a long burst. */
 static inline void ni_block_times_tokens(const ni_kernels *k, ni_type type, const uint8_t *packed, int64_t n_groups, const ni_act *x,
                                          int n_tokens, ni_panel_memory *mem, const atomic_int *cancel) {
     ni_panel panel = {mem->q, mem->scale, mem->min, mem->f};
@@ -54,10 +59,12 @@ static inline void ni_block_times_tokens(const ni_kernels *k, ni_type type, cons
         k->gather[type](x, k0, nk, n_tokens, mem->slab, &part);
         for (int64_t i = 0; i < n_groups; i++) {
             if (cancel && atomic_load_explicit(cancel, memory_order_relaxed)) return;
-            k->unpack[type](packed + i * group_bytes, k0, nk, &panel);
             const int last = i + 1 == n_groups;
             const uint8_t *next = last ? packed + ni_group_bytes(type, k0 + nk) : packed + (i + 1) * group_bytes + ni_group_bytes(type, k0);
-            for (const uint8_t *end = next + ni_group_bytes(type, last ? then : nk); next < end; next += 64) __builtin_prefetch(next, 0, 2);
+            const size_t bytes = ni_group_bytes(type, last ? then : nk), half = bytes / 2;
+            ni_ask_for(next, half);
+            k->unpack[type](packed + i * group_bytes, k0, nk, &panel);
+            ni_ask_for(next + half, bytes - half);
             k->gemm[type](&panel, 0, nk, &part, n_tokens, *mem->acc[i], *mem->accm[i]);
         }
     }
