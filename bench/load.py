@@ -1,6 +1,6 @@
 """How fast weights get into place: packing and replication beside a plain copy of the same file, alternately in one run.
 
-    python bench/load.py [1b-q4_0 FILE.gguf ...] [-r 5] [-t 2] [--pretend-nodes 2] [--json]
+    python bench/load.py [1b-q4_0 FILE.gguf ...] [-r 9] [-t 2] [--pretend-nodes 2] [--json]
 
 The plain copy is what could be had without packing: as many threads as the model has, pinned to the same CPUs, copy the
 file with the C library's memcpy, from a mapping of it into fresh memory of the kind that weights get, once per copy of
@@ -131,7 +131,7 @@ class Loader:
         return seconds
 
 
-def measure(path, threads=2, repeats=5, pretend_nodes=0):
+def measure(path, threads=2, repeats=9, pretend_nodes=0):
     """Load and copy one file in turns.
 
     Returns
@@ -139,18 +139,19 @@ def measure(path, threads=2, repeats=5, pretend_nodes=0):
     dict
         "model", "gb" (10^9 bytes of the file), "copies" of the weights; medians in seconds: "copy", "pack", "total" (of
         ``numainfer.load``), "first" and "later" (steps of one token after loading); "ratio": the median over the rounds
-        of copy / pack, which is packing's speed as a part of the plain copy's; "ratios": of each round.
+        of copy / pack, which is packing's speed as a part of the plain copy's; "ratios": of each round, whose copy is the mean
+        of the one before the load and the one after it, for others' load on the machine comes and goes.
     """
     env = {"NUMAINFER_FAKE_NODES": str(pretend_nodes)} if pretend_nodes else {}
     with Worker("load:Loader", str(path), threads, env=env) as loader:
-        copies, loads = [], []
+        copies, loads = [loader.copy()], []
         for _ in range(repeats):
-            copies.append(loader.copy())
             loads.append(loader.load())
+            copies.append(loader.copy())
         result = {"model": Path(path).name, **loader.info(), "copy": statistics.median(copies)}
     for key in loads[0]:
         result[key] = statistics.median(load[key] for load in loads)
-    result["ratios"] = [copy / load["pack"] for copy, load in zip(copies, loads)]
+    result["ratios"] = [(before + after) / 2 / load["pack"] for before, after, load in zip(copies, copies[1:], loads)]
     return {**result, "ratio": statistics.median(result["ratios"])}
 
 
@@ -173,7 +174,7 @@ def main(argv=None):
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("models", nargs="*", default=["1b-q4_0", "1b-q4_k", "1b-q8_0"])
-    parser.add_argument("-r", "--repeats", type=int, default=5)
+    parser.add_argument("-r", "--repeats", type=int, default=9)
     parser.add_argument("-t", "--threads", type=int, default=2)
     parser.add_argument("--pretend-nodes", type=int, default=0, metavar="N", help="as if the machine had N nodes")
     parser.add_argument("--json", action="store_true", help="one JSON object per model instead of the table")

@@ -66,7 +66,7 @@ void ni_team_cpus(const ni_team *t, int *cpus);
 int ni_omp_n_places(void);
 int ni_omp_place(int place, int *cpus, int n);
 
-/* ---- weight.c: packing into node-local copies ---------------------------------------------------------------- */
+/* ---- weight.c: filling node-local copies ---------------------------------------------------------------- */
 
 typedef struct {
     int type;               /* ni_type; -1: plain bytes, as the op that reads them says */
@@ -76,14 +76,26 @@ typedef struct {
     const int64_t *bounds;  /* NULL: every copy is whole; else node i's copy holds row groups bounds[i] .. bounds[i + 1] alone */
 } ni_weight;
 
-/* Starts packing rows [row0, row1) (row0 a multiple of NI_ROWS) of the file's matrix `src` into each node's copy, by that node's own
- * threads.  Copies that are equal pointers are packed once.  Wait with ni_team_wait. */
-int ni_pack_start(ni_team *t, const ni_weight *w, const uint8_t *src, size_t row_bytes, int64_t row0, int64_t row1, ni_status *st);
+/* A tensor and where it comes from. */
+typedef struct {
+    ni_weight w;
+    const uint8_t *src;     /* n rows of row_bytes, mapped from the file; w.type -1: row_bytes plain bytes, from anywhere */
+    size_t row_bytes;
+} ni_piece;
+
+/* Starts filling each node's copies of n tensors, by that node's own threads, which take stretches of `pieces` in order.  Copies that
+ * are equal pointers are filled once.  nonzero[i] (0 at first) becomes 1 if matrix i holds anything but zeros.  Wait with ni_team_wait,
+ * then free; pieces and nonzero must live as long.  NULL: st says why. */
+typedef struct ni_fill ni_fill;
+ni_fill *ni_fill_start(ni_team *t, const ni_piece *pieces, int n, uint8_t *nonzero, ni_status *st);
+/* At any time: so many pieces, and of the next one so many rows, are in place on all nodes. */
+int ni_fill_done(const ni_fill *f, int64_t *row);
+/* -1, or the piece whose bytes the file could not give (it was cut, or the disk failed): the job ended early. */
+int ni_fill_unreadable(const ni_fill *f);
+void ni_fill_free(ni_fill *f);
 /* Row groups [g0[j], g1[j]) of matrices j = 0 .. n-1 (at most 3), seen as one long one, that a worker multiplies: every worker reads
  * about the same number of bytes. */
 void ni_matmul_cut(const ni_weight *const *w, int n, int n_workers, int worker, int64_t *g0, int64_t *g1);
-/* Starts a plain copy of `bytes` bytes into copy[node] of every node, by that node's first worker. */
-int ni_copy_start(ni_team *t, const uint8_t *src, size_t bytes, void *const *copy, ni_status *st);
 
 /* ---- bandwidth.c ---------------------------------------------------------------------------------------------- */
 

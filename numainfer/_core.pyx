@@ -65,8 +65,16 @@ cdef extern from "../csrc/ni.h":
         void **copy
         int64_t *bounds
     void ni_matmul_cut(const ni_weight *const *, int, int, int, int64_t *, int64_t *)
-    int ni_pack_start(ni_team *, const ni_weight *, const uint8_t *, size_t, int64_t, int64_t, ni_status *) nogil
-    int ni_copy_start(ni_team *, const uint8_t *, size_t, void **, ni_status *) nogil
+    ctypedef struct ni_piece:
+        ni_weight w
+        const uint8_t *src
+        size_t row_bytes
+    ctypedef struct ni_fill:
+        pass
+    ni_fill *ni_fill_start(ni_team *, const ni_piece *, int, uint8_t *, ni_status *) nogil
+    int ni_fill_done(const ni_fill *, int64_t *) nogil
+    int ni_fill_unreadable(const ni_fill *) nogil
+    void ni_fill_free(ni_fill *) nogil
     int64_t ni_read_time(ni_team *, void **, size_t, int, ni_status *) nogil
     int64_t ni_barrier_time(ni_team *, int64_t, int, ni_status *) nogil
 

@@ -55,13 +55,14 @@ cdef class Team:
         if self.p != NULL:
             ni_team_cancel(self.p)
 
-    cdef int finish(self, stop=None) except -1:
-        """Wait for the job; signals are looked at every 10 ms, and one that raises cancels the job first.
+    cdef int finish(self, stop=None, ni_fill *filling=NULL, tick=None) except -1:
+        """Wait for the job; signals are looked at, and tick called, every 10 ms, and what raises cancels the job first.
 
         Once stop() is true the job is cancelled: ``cancel`` just before the job began would have been forgotten.
         """
         cdef ni_team *p = self.p
-        cdef int done = 0
+        cdef int64_t row
+        cdef int done = 0, piece
         while not done:
             with nogil:
                 done = ni_team_wait(p, 10)
@@ -70,6 +71,9 @@ cdef class Team:
                     PyErr_CheckSignals()
                     if stop is not None and stop():
                         ni_team_cancel(p)
+                    if tick is not None:
+                        piece = ni_fill_done(filling, &row)
+                        tick(piece, row)
                 except BaseException:
                     with nogil:
                         ni_team_cancel(p)
@@ -80,31 +84,47 @@ cdef class Team:
             raise Cancelled("the step was cancelled")
         return 0
 
-    def pack(self, weight, uintptr_t src, size_t row_bytes, int64_t row0, int64_t row1):
-        """Pack rows row0 to row1 of a file's matrix at `src` into each node's copy, by that node's threads.
+    def fill(self, pieces, uint8_t[::1] nonzero, tick=None):
+        """Put tensors into each node's copies, by that node's threads, which take stretches of the list in order.
 
-        weight: (code, n, k, addresses per node, bounds or None), as `Plan` takes them.
+        Parameters
+        ----------
+        pieces : list of (weight, address, row_bytes)
+            weight: (code, n, k, addresses per node, bounds or None), as `Plan` takes it; of code -1: row_bytes plain bytes.
+        nonzero : zeros (len(pieces),) uint8
+            Becomes 1 where a matrix holds anything but zeros.
+        tick : callable(piece, row), optional
+            Called by this thread every 10 ms, while the workers go on: what comes before this row of this piece is in place.
+
+        Returns
+        -------
+        int
+            -1; or the piece whose bytes the file could not give, where the job ended.
         """
         cdef ni_status st
-        cdef ni_weight w
-        _fill_weight(&w, weight)
+        cdef ni_fill *filling = NULL
+        cdef int n = len(pieces), i, unreadable
+        if len(nonzero) != n:
+            raise ValueError(f"{n} pieces, but {len(nonzero)} flags")
+        if not n:
+            return -1
+        cdef ni_piece *p = <ni_piece *>calloc(n, sizeof(ni_piece))
+        if p == NULL:
+            raise MemoryError
         try:
-            if ni_pack_start(self.usable(), &w, <const uint8_t *>src, row_bytes, row0, row1, &st):
+            for i, (weight, address, row_bytes) in enumerate(pieces):
+                _fill_weight(&p[i].w, weight)
+                p[i].src, p[i].row_bytes = <const uint8_t *><uintptr_t>address, row_bytes
+            filling = ni_fill_start(self.usable(), p, n, &nonzero[0], &st)
+            if filling == NULL:
                 _fail(&st)
-            self.finish()
+            self.finish(None, filling, tick)
+            return ni_fill_unreadable(filling)
         finally:
-            _free_weight(&w)
-
-    def copy(self, const uint8_t[::1] src, addresses):
-        """Copy bytes into each node's copy, by one of that node's threads."""
-        cdef ni_status st
-        cdef void **copy = _pointers(addresses)
-        try:
-            if ni_copy_start(self.usable(), &src[0], src.shape[0], copy, &st):
-                _fail(&st)
-            self.finish()
-        finally:
-            free(copy)
+            ni_fill_free(filling)
+            for i in range(n):
+                _free_weight(&p[i].w)
+            free(p)
 
     def read_time(self, addresses, size_t n_bytes, int streams):
         """Nanoseconds to read n_bytes at each node's address, by that node's workers; streams = 0 writes instead."""

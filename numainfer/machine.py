@@ -234,13 +234,11 @@ def _macs(team, site, weight_type):
     ops, tensors = plan.compile().arrays()
     replicas, core = Replicas(plan.weights, [site.number], "local"), None
     try:
-        for w in plan.weights:  # written, so that every page is a page of its own
-            if isinstance(w, Vector):
-                team.copy(w.values.view(np.uint8), replicas.entry(w)[3])
-            else:
-                row_bytes = k // FORMATS[weight_type]["block"] * FORMATS[weight_type]["block_bytes"]
-                blocks = np.zeros(w.n * row_bytes, np.uint8)
-                team.pack(replicas.entry(w), blocks.ctypes.data, row_bytes, 0, w.n)
+        row_bytes = k // FORMATS[weight_type]["block"] * FORMATS[weight_type]["block_bytes"]
+        zeros = np.zeros(rows * row_bytes, np.uint8)  # written, so that every page is a page of its own
+        pieces = [(replicas.entry(w), *((w.values.ctypes.data, w.packed_bytes) if isinstance(w, Vector) else
+                                        (zeros.ctypes.data, row_bytes))) for w in plan.weights]  # fmt: skip
+        team.fill(pieces, np.zeros(len(pieces), np.uint8))
         core = _core.Plan(team, ops, tensors, [replicas.entry(w) for w in plan.weights], plan.arena_bytes, tokens, [0], [site.number])
         ids, wanted = np.zeros(tokens, np.int32), np.arange(tokens, dtype=np.int32)
         segments = np.zeros(1, _core.SEGMENT_DTYPE)

@@ -5,20 +5,22 @@ A notebook cell that is run again loads the same model while the old one is stil
 
 import os
 import threading
+import weakref
 
 _lock = threading.RLock()  # the garbage collector may close a model in a thread that holds it
-_entries = {}
+_entries = weakref.WeakValueDictionary()
 
 
 class _Entry:
+    """Replicas and who uses them, which is whom they live by: nothing else keeps an entry."""
+
     def __init__(self):
-        self.users, self.replicas, self.filling = 0, None, threading.Lock()
+        self.users, self.replicas, self.filling = weakref.WeakSet(), None, threading.Lock()
 
 
 def stands(key):
     """Whether somebody has these replicas, or is making them."""
-    with _lock:
-        return key in _entries and _entries[key].users > 0
+    return key in _entries
 
 
 def _after_fork():
@@ -35,7 +37,8 @@ os.register_at_fork(after_in_child=_after_fork)
 class Share:
     """One user's part in the replicas under a key; given up by `close`, or with the object.
 
-    Ctrl-C may come between any two calls, so a share is counted and owned in lines without any.
+    Ctrl-C may come between any two calls, and is lost in a ``__del__``: so there is none, a share that is forgotten counts no
+    longer, and replicas that nobody shares free themselves.
 
     Parameters
     ----------
@@ -49,13 +52,12 @@ class Share:
     replicas : Replicas
     """
 
-    _key = _entry = replicas = None  # for __del__, should Ctrl-C come before __init__ does anything
-
     def __init__(self, key, make):
-        self._key = key
+        self._key, self.replicas = key, None
+        with _lock:
+            self._entry = _entries.setdefault(key, _Entry())
+            self._entry.users.add(self)
         try:
-            with _lock:
-                self._join()
             with self._entry.filling:
                 if self._entry.replicas is None:
                     self._entry.replicas = make()
@@ -64,36 +66,16 @@ class Share:
             self.close()
             raise
 
-    def _join(self):
-        while True:
-            entry = _entries.setdefault(self._key, _Entry())
-            entry.users += 1
-            self._entry = entry
-            if _entries.get(self._key) is entry:  # else its last user was collected meanwhile
-                return
-            self._entry = None
-
     def close(self):
-        """Give up the share; the last one frees the memory."""
+        """Give up the share; the last one frees the memory, whoever else may hold the replicas."""
+        entry = self._entry
+        if entry is None:
+            return
         with _lock:
-            entry, self.replicas = self._entry, None
-            if entry is None:  # interrupted in _join, perhaps just after the entry was made
-                if self._key in _entries and not _entries[self._key].users:
-                    del _entries[self._key]
-                return
-            listed = _entries.get(self._key) is entry
-            entry.users -= 1
-            self._entry = None
-            if entry.users:
-                return
-            if listed:
+            entry.users.discard(self)
+            last = not any(True for _ in entry.users)  # len() may count what was collected
+            if last and _entries.get(self._key) is entry:
                 del _entries[self._key]
-        if entry.replicas is not None:
+        if last and entry.replicas is not None:
             entry.replicas.close()
-
-    def __del__(self):
-        try:
-            self.close()
-        except KeyboardInterrupt:  # it would be ignored here, and the share kept for ever
-            self.close()
-            raise
+        self._entry = self.replicas = None  # at the end: interrupted, it can be called again

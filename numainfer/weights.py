@@ -4,6 +4,7 @@
 """
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 
@@ -11,8 +12,6 @@ from . import _core
 from .errors import CorruptModel, UnsupportedModel
 
 _ALIGN = 64
-_LOOK = 4096
-_PIECE = 16 << 20  # bytes of the file per packing job: progress and Ctrl-C come between jobs
 _BEHIND = 64 << 20  # bytes of the file that are packed before their pages are given back: that costs the same for few as for many
 
 
@@ -136,14 +135,6 @@ class _Block:
         return self._catalog.get(f"{self._prefix}{name}.weight")
 
 
-def _all_zero(data):
-    """Whether the uint8 array holds nothing but zeros; looks far into it only if it begins so.
-
-    Only a whole matrix is a sure sign: rows of zeros are padding (of a vocabulary, of a width).
-    """
-    return not data[:_LOOK].any() and not data[-_LOOK:].any() and not data.any()
-
-
 class Replicas:
     """Packed copies of weights: where each lies on each node.
 
@@ -197,39 +188,85 @@ class Replicas:
         """Read the file once, in its order, and pack every weight on every node, by that node's own threads.
 
         Pages of the file are given back to the system behind the reader.  `progress(done, total)` counts bytes of the file.
+
+        Raises
+        ------
+        CorruptModel
+            The file was cut while it was read, cannot be read, or holds a matrix of zeros.
         """
-        for w in self.weights:
-            if isinstance(w, Vector):
-                team.copy(w.values.view(np.uint8), self.entry(w)[3])
         matrices = sorted((w for w in self.weights if isinstance(w, Matrix)),
                           key=lambda w: (gguf.tensors[w.name].shard, gguf.tensors[w.name].offset))
-        total, done = sum(gguf.tensors[w.name].n_bytes for w in matrices), 0
-        released = {}  # by shard: offset in the file up to which pages were given back
-        for w in matrices:
-            tensor, data, entry = gguf.tensors[w.name], gguf.tensors[w.name].data, self.entry(w)
-            tensor.check()
-            if _all_zero(data):
-                raise CorruptModel(gguf.paths[tensor.shard], f"tensor {w.name!r}: all of its {tensor.n_bytes} bytes are zero, as in a "
-                                   "file that was not downloaded to its end; wanted weights", tensor.offset)
-            row_bytes = tensor.n_bytes // w.n
-            rows = max(_PIECE // row_bytes // _core.ROWS, 1) * _core.ROWS
-            for row in range(0, w.n, rows):
-                end = min(row + rows, w.n)
-                tensor.check()  # each piece anew: someone may be writing the file
-                team.pack(entry, data.ctypes.data, row_bytes, row, end)
-                at, before = tensor.offset + end * row_bytes, released.setdefault(tensor.shard, tensor.offset)
-                if at - before >= _BEHIND:
-                    tensor.release(before - tensor.offset, at - before)
-                    released[tensor.shard] = at
-                done += (end - row) * row_bytes
-                if progress:
-                    progress(done, total)
-        # The rest; and the page cache holds runs of pages that straddle the pieces: only a release of the whole drops them.
-        for last in {t.shard: t for t in sorted(gguf.tensors.values(), key=lambda t: t.offset)}.values():
-            last.release(-last.offset, last.offset + last.n_bytes)
+        vectors = [w for w in self.weights if isinstance(w, Vector)]
+        nonzero = np.zeros(len(self.weights), np.uint8)
+        reading = _Reading(gguf, matrices, nonzero, progress)
+        pieces = [(self.entry(w), data.ctypes.data, row_bytes) for w, (data, row_bytes) in zip(matrices, reading.sources)]
+        # Vectors last, for then the huge pages around them are there: each would cost one thread the clearing of such a page.
+        pieces += [(self.entry(w), w.values.ctypes.data, w.packed_bytes) for w in vectors]
+        reading.check()
+        reading.end(team.fill(pieces, nonzero, reading.tick))
 
     def close(self):
         """Give the memory back."""
         for arena in self.arenas:
             arena.close()
         self.arenas = []
+
+
+class _Reading:
+    """What the caller's thread does while workers pack the file: reports, looks after the file, gives its pages back."""
+
+    def __init__(self, gguf, matrices, nonzero, progress):
+        self._gguf, self._nonzero, self._progress = gguf, nonzero, progress
+        self._tensors = [gguf.tensors[w.name] for w in matrices]
+        self.sources = [(t.data, t.n_bytes // w.n) for t, w in zip(self._tensors, matrices)]  # and bytes per row
+        self._before = [0, *accumulate(t.n_bytes for t in self._tensors)]
+        self._seen, self._done, self._shard, self._released = 0, 0, 0, 0
+        self._last = {t.shard: t for t in sorted(gguf.tensors.values(), key=lambda t: (t.shard, t.offset))}  # one of each shard
+
+    def check(self):
+        """Raise CorruptModel if a file became shorter than it was."""
+        for tensor in self._last.values():
+            tensor.check()
+
+    def tick(self, piece, row):
+        """All matrices before `piece`, and its rows before `row`, are packed."""
+        seen = min(piece, len(self._tensors))
+        for i in range(self._seen, seen):
+            if not self._nonzero[i]:  # only a whole matrix is a sure sign: rows of zeros are padding (of a vocabulary, of a width)
+                raise self._corrupt(i, "all of its {} bytes are zero, as in a file that was not downloaded to its end; wanted weights")
+        self._seen, done = seen, self._before[seen]
+        if seen < len(self._tensors):
+            tensor = self._tensors[seen]
+            done += row * self.sources[seen][1]
+            self._give_back(tensor, row * self.sources[seen][1])
+        if done > self._done:
+            self._done = done
+            if self._progress:
+                self._progress(done, self._before[-1])
+        self.check()  # after the caller's turn, and often: someone may be writing the file
+
+    def end(self, unreadable):
+        """Everything is packed, but where the piece `unreadable` is not -1."""
+        if unreadable >= 0:
+            self.check()
+            raise self._corrupt(unreadable, "not all of its {} bytes can be read from the disk")
+        self.tick(len(self._nonzero), 0)
+        self._give_back_shards(len(self._gguf.paths))
+
+    def _corrupt(self, i, what):
+        tensor = self._tensors[i]
+        return CorruptModel(self._gguf.paths[tensor.shard], f"tensor {tensor.name!r}: {what.format(tensor.n_bytes)}", tensor.offset)
+
+    def _give_back(self, tensor, start):
+        if tensor.shard > self._shard:
+            self._give_back_shards(tensor.shard)
+        if tensor.offset + start - self._released >= _BEHIND:
+            tensor.release(self._released - tensor.offset, tensor.offset + start - self._released)
+            self._released = tensor.offset + start
+
+    def _give_back_shards(self, end):
+        """Shards before `end`, whole: the page cache holds runs of pages that straddle the pieces, which only that drops."""
+        for shard, last in self._last.items():
+            if self._shard <= shard < end:
+                last.release(-last.offset, last.offset + last.n_bytes)
+        self._shard, self._released = end, 0

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -241,14 +242,21 @@ def test_a_share_is_given_up_with_its_owner_and_only_once():
         def close(self):
             self.closed += 1
 
-    made = Made()
+    made, others = Made(), [Made()]
+    lost = weakref.ref(others[0])
     a, b = store.Share("key", lambda: made), store.Share("key", lambda: None)
     assert b.replicas is made
     a.close()
     a.close()
     assert not made.closed and "key" in store._entries
-    del b
+    b.close()
     assert made.closed == 1 and "key" not in store._entries
+    a = store.Share("key", others.pop)
+    b = store.Share("key", lambda: None)
+    del a
+    assert lost() is b.replicas and "key" in store._entries
+    del b
+    assert lost() is None and "key" not in store._entries
 
 
 # ---- the environment ------------------------------------------------------------------------------------------------

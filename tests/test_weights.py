@@ -138,14 +138,28 @@ def test_catalog(sheet):
     assert Matrix("blk.3.attn_q.weight", "F32", 1, 1).short_name == "attn_q"
 
 
-def test_packing_rows_that_are_not_there(sheet):
-    w = sheet["Q8_0"]
-    arena = _core.Arena(w.packed_bytes)
-    source = sheet.file.tensors["Q8_0"].data
-    with open_team() as team:
-        for row0, row1 in ((8, 16), (-16, 0), (0, 54), (48, 32)):
-            with pytest.raises(ValueError, match=f"rows {row0} to {row1} of a matrix of 53 rows cannot be packed"):
-                team.pack((w.code, w.n, w.k, [arena.address], None), source.ctypes.data, 68, row0, row1)
+def test_the_caller_hears_what_is_in_place(sheet):
+    """While the workers go on, every tick says how far all of them are, and what comes before that is there."""
+    w, copies, ticks = sheet["big"], 24, []
+    arena, source = _core.Arena(copies * w.packed_bytes, huge=True), sheet.file.tensors["big"].data
+    group_bytes, groups = _core.packed_bytes(w.code, 1, w.k), -(-w.n // _core.ROWS)
+    pieces = [((w.code, w.n, w.k, [arena.address + i * w.packed_bytes], None), source.ctypes.data, 4 * w.k) for i in range(copies)]
+
+    def tick(piece, row):
+        assert 0 <= row < w.n and row % _core.ROWS == 0
+        ticks.append(piece * groups + row // _core.ROWS)
+        for at in {ticks[-1] // 2, ticks[-1] - 1} - {-1, ticks[-1]}:
+            packed, first = np.frombuffer(arena.read(at * group_bytes, group_bytes), np.uint8), at % groups * _core.ROWS
+            np.testing.assert_array_equal(row_of("F32", packed, 3, w.k), sheet.exact["big"][first + 3].astype(np.float32))
+
+    nonzero = np.zeros(copies, np.uint8)
+    with open_team(1, 2) as team:
+        assert team.fill(pieces, nonzero, tick) == -1
+        assert nonzero.all() and ticks and ticks == sorted(ticks) and ticks[-1] > 0
+        assert team.fill([], np.zeros(0, np.uint8)) == -1
+        with pytest.raises(ValueError, match="1 pieces, but 2 flags"):
+            team.fill(pieces[:1], np.zeros(2, np.uint8))
+    arena.close()
 
 
 # ---- loading ends early ------------------------------------------------------------------------------------------------
@@ -216,6 +230,30 @@ def test_a_matrix_of_zeros_is_a_broken_download(tmp_path, kind):
         pass
 
 
+@pytest.mark.skipif(tuple(map(int, re.findall(r"\d+", os.uname().release)[:2])) < (5, 14), reason="the kernel cannot map pages ahead")
+def test_bytes_that_the_file_cannot_give_are_told(tmp_path):
+    """Not a SIGBUS, even where the file is cut after the look at its length."""
+    path = tiny(tmp_path, "llama", "Q8_0")
+    out = python("""if True:
+        import os, sys
+        from core_tools import open_engine
+        from numainfer import gguf_file
+        from numainfer.errors import CorruptModel
+
+        def cut(tensor, check=gguf_file.Tensor.check):
+            check(tensor)
+            os.truncate(tensor.path, 8192)
+
+        gguf_file.Tensor.check = cut
+        try:
+            with open_engine(sys.argv[1]):
+                print("was not told")
+        except CorruptModel as e:
+            print(e)
+    """, path)
+    assert re.search(r"tensor '.*lies in bytes \d+ to \d+, but the file was cut to 8192 bytes", out), out
+
+
 def test_vectors_of_zeros_are_fine(tmp_path):
     path = tiny(tmp_path, "llama", "Q8_0")
     with GGUFFile(path) as gguf:
@@ -228,7 +266,7 @@ def test_vectors_of_zeros_are_fine(tmp_path):
 
 
 def test_interrupt_while_loading(tmp_path):
-    """Ctrl-C between or within packing jobs ends the load with KeyboardInterrupt; the next load works."""
+    """Ctrl-C ends the load with KeyboardInterrupt; the next load works."""
     path = tiny(tmp_path, "llama", "F32", layers=8)
     out = python("""if True:
         import os, signal, sys
@@ -238,7 +276,7 @@ def test_interrupt_while_loading(tmp_path):
 
         def progress(done, total):
             calls.append(done)
-            if len(calls) == 3:
+            if len(calls) == 1:
                 os.kill(os.getpid(), signal.SIGINT)
 
         try:
@@ -246,9 +284,9 @@ def test_interrupt_while_loading(tmp_path):
                 print("was not stopped")
         except KeyboardInterrupt:
             with open_engine(sys.argv[1]) as engine:
-                print("fine", len(calls) < 10)
+                print("fine", len(calls))
     """, path)
-    assert out.strip() == "fine True"
+    assert out.strip() == "fine 1"
 
 
 def test_types_we_lack_are_named(tmp_path):

@@ -21,21 +21,22 @@ typedef uint32_t ni_dwords __attribute__((vector_size(16)));
 #define NI_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (ni_dwords){__VA_ARGS__})
 #endif
 
+/* y[j] lane i = x[i] lane j. */
+static inline void ni_transpose(const ni_dwords x[4], ni_dwords y[4]) {
+    const ni_dwords low01 = NI_SHUFFLE(x[0], x[1], 0, 4, 1, 5), high01 = NI_SHUFFLE(x[0], x[1], 2, 6, 3, 7);
+    const ni_dwords low23 = NI_SHUFFLE(x[2], x[3], 0, 4, 1, 5), high23 = NI_SHUFFLE(x[2], x[3], 2, 6, 3, 7);
+    y[0] = NI_SHUFFLE(low01, low23, 0, 1, 4, 5), y[1] = NI_SHUFFLE(low01, low23, 2, 3, 6, 7);
+    y[2] = NI_SHUFFLE(high01, high23, 0, 1, 4, 5), y[3] = NI_SHUFFLE(high01, high23, 2, 3, 6, 7);
+}
+
 /* out[j], row r = dword j at byte `offset` of the block of row r, in tiles of 4 rows by 4 dwords.  n % 4 == 0. */
 static inline void ni_interleave(const uint8_t *const in[NI_ROWS], size_t offset, int n, ni_vector *restrict out) {
     for (int j = 0; j < n; j += 4)
         for (int r = 0; r < NI_ROWS; r += 4) {
             ni_dwords x[4], y[4];
             for (int i = 0; i < 4; i++) memcpy(&x[i], in[r + i] + offset + 4 * (size_t)j, 16);
-            for (int i = 0; i < 2; i++) {
-                y[i] = NI_SHUFFLE(x[2 * i], x[2 * i + 1], 0, 4, 1, 5);
-                y[2 + i] = NI_SHUFFLE(x[2 * i], x[2 * i + 1], 2, 6, 3, 7);
-            }
-            for (int i = 0; i < 2; i++) {
-                x[2 * i] = NI_SHUFFLE(y[2 * i], y[2 * i + 1], 0, 1, 4, 5);
-                x[2 * i + 1] = NI_SHUFFLE(y[2 * i], y[2 * i + 1], 2, 3, 6, 7);
-            }
-            for (int i = 0; i < 4; i++) memcpy(out[j + i] + 4 * r, &x[i], 16);
+            ni_transpose(x, y);
+            for (int i = 0; i < 4; i++) memcpy(out[j + i] + 4 * r, &y[i], 16);
         }
 }
 

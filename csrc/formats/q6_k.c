@@ -25,10 +25,24 @@ typedef uint32_t dwords[NI_ROWS];
 /* Bits of every byte, n places up (down if negative); the caller masks off what comes from neighbouring bytes. */
 static inline uint32_t up(uint32_t x, int n) { return n >= 0 ? x << n : x >> -n; }
 
+/* out[s][r] = scale s of row r: first dwords are transposed, then bytes within four rows', then dwords of four bytes each. */
+static inline void interleave_scales(const uint8_t *const in[NI_ROWS], int8_t out[restrict 16][NI_ROWS]) {
+    ni_vector sc[4];
+    ni_interleave(in, offsetof(ni_block_q6_k, sc), 4, sc);
+    for (int j = 0; j < 4; j++) {
+        uint8_t bytes[4][16];
+        ni_dwords x[4], y[4];
+        for (int i = 0; i < 4; i++)
+            for (int b = 0; b < 16; b++) bytes[i][b] = sc[j][16 * i + b % 4 * 4 + b / 4];
+        memcpy(x, bytes, sizeof x);
+        ni_transpose(x, y);
+        memcpy(out[4 * j], y, sizeof y);
+    }
+}
+
 static inline void pack_q6_k(const uint8_t *const in[NI_ROWS], ni_record_q6_k *out) {
     ni_interleave_u16(in, offsetof(ni_block_q6_k, d), out->d);
-    for (int r = 0; r < NI_ROWS; r++)
-        for (int s = 0; s < 16; s++) out->sc[s][r] = (int8_t)in[r][offsetof(ni_block_q6_k, sc) + (size_t)s];
+    interleave_scales(in, out->sc);
     dwords low[2][2][8], high[2][8];
     ni_interleave(in, offsetof(ni_block_q6_k, q), 32, (ni_vector *)low);
     ni_interleave(in, offsetof(ni_block_q6_k, high), 16, (ni_vector *)high);
