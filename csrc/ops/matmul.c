@@ -48,9 +48,9 @@ static void many_tokens(const ni_ctx *c, const ni_weight *w, const uint8_t *pack
             if (ni_hurry(c)) return;
             for (int64_t i = 0; i < groups; i++) {
                 int64_t row = (g + i) * NI_ROWS, rows = ni_min(NI_ROWS, w->n - row);
-                for (int64_t j = 0; j < n; j++) {
+                const float *acc = mem->acc + i * n * NI_ROWS, *accm = mem->accm + i * n * NI_ROWS;
+                for (int64_t j = 0; j < n; j++, acc += NI_ROWS, accm += NI_ROWS) {
                     float *out = y + (t + j) * w->n + row;
-                    const float *acc = mem->acc[i][j], *accm = mem->accm[i][j];
                     if (with_min) for (int64_t r = 0; r < rows; r++) out[r] = acc[r] + accm[r];
                     else memcpy(out, acc, (size_t)rows * sizeof *out);
                 }

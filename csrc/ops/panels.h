@@ -17,7 +17,7 @@ typedef struct {
     _Alignas(64) uint8_t q[NI_LONG_SLAB * NI_ROWS];
     float scale[NI_PANEL_SUBS * NI_ROWS], min[NI_PANEL_SUBS * NI_ROWS];
     float f[NI_SLAB * NI_ROWS];
-    float acc[NI_PANEL_GROUPS][NI_PANEL_TOKENS][NI_ROWS], accm[NI_PANEL_GROUPS][NI_PANEL_TOKENS][NI_ROWS];
+    float acc[NI_PANEL_GROUPS * NI_PANEL_TOKENS * NI_ROWS], accm[NI_PANEL_GROUPS * NI_PANEL_TOKENS * NI_ROWS];
     _Alignas(64) uint8_t slab[NI_PANEL_TOKENS * NI_SLAB_BYTES];
 } ni_panel_memory;
 
@@ -41,8 +41,8 @@ static inline int64_t ni_slab_for(const ni_kernels *k, ni_type type, int64_t n_t
     return slab < NI_SLAB ? NI_SLAB : slab < most ? slab : most;
 }
 
-/* mem->acc[i][t] (and accm[i][t] for formats with a minimum) = row group i times token t, for n_groups groups that lie one after the
- * other and n_tokens tokens.  Ends early, with sums of no meaning, once *cancel is set.
+/* mem->acc[n_groups][n_tokens][NI_ROWS] (and accm for formats with a minimum) = row groups that lie one after the other, times tokens.
+ * Ends early, with sums of no meaning, once *cancel is set.
  *
  * A dozen tokens last less than the memory takes to answer, so the slab that comes next is asked for while one is multiplied,
  * in two halves: the multiplications' own loads wait behind a long burst. */
@@ -50,9 +50,9 @@ static inline void ni_block_times_tokens(const ni_kernels *k, ni_type type, cons
                                          int n_tokens, ni_panel_memory *mem, const atomic_int *cancel) {
     ni_panel panel = {mem->q, mem->scale, mem->min, mem->f};
     const int64_t group_bytes = (int64_t)ni_group_bytes(type, x->k), slab = ni_slab_for(k, type, n_tokens);
-    const int with_min = ni_formats[type].kind == NI_PANEL_MIN;
-    memset(mem->acc, 0, (size_t)n_groups * sizeof *mem->acc);
-    if (with_min) memset(mem->accm, 0, (size_t)n_groups * sizeof *mem->accm);
+    const size_t sums = (size_t)n_tokens * NI_ROWS;
+    memset(mem->acc, 0, (size_t)n_groups * sums * sizeof *mem->acc);
+    if (ni_formats[type].kind == NI_PANEL_MIN) memset(mem->accm, 0, (size_t)n_groups * sums * sizeof *mem->accm);
     for (int64_t k0 = 0; k0 < x->k; k0 += slab) {
         const int64_t nk = x->k - k0 < slab ? x->k - k0 : slab, then = x->k - k0 - nk < slab ? x->k - k0 - nk : slab;
         ni_act part;
@@ -65,7 +65,7 @@ static inline void ni_block_times_tokens(const ni_kernels *k, ni_type type, cons
             ni_ask_for(next, half);
             k->unpack[type](packed + i * group_bytes, k0, nk, &panel);
             ni_ask_for(next + half, bytes - half);
-            k->gemm[type](&panel, 0, nk, &part, n_tokens, *mem->acc[i], *mem->accm[i]);
+            k->gemm[type](&panel, 0, nk, &part, n_tokens, mem->acc + (size_t)i * sums, mem->accm + (size_t)i * sums);
         }
     }
 }
