@@ -26,8 +26,8 @@ const ni_kernels ni_kernels_avx2 = {
     .gather = {[NI_F32] = gather_f32, [NI_F16] = gather_f32, [NI_BF16] = gather_f32,
              [NI_Q4_0] = gather_q4_0, [NI_Q4_1] = gather_quants, [NI_Q5_0] = gather_quants, [NI_Q5_1] = gather_quants,
              [NI_Q8_0] = gather_q8_0, [NI_Q4_K] = gather_quants, [NI_Q5_K] = gather_quants, [NI_Q6_K] = gather_quants},
-    .few = {[NI_F32] = 12, [NI_F16] = 12, [NI_BF16] = 12, [NI_Q4_0] = 12, [NI_Q4_1] = 12, [NI_Q5_0] = 2, [NI_Q5_1] = 2,
-            [NI_Q8_0] = 14, [NI_Q4_K] = 10, [NI_Q5_K] = 2, [NI_Q6_K] = 3},
+    .few = {[NI_F32] = 2, [NI_F16] = 12, [NI_BF16] = 8, [NI_Q4_0] = 5, [NI_Q4_1] = 5, [NI_Q5_0] = 2, [NI_Q5_1] = 2,
+            [NI_Q8_0] = 9, [NI_Q4_K] = 4, [NI_Q5_K] = 2, [NI_Q6_K] = 4},
     .vec = NI_VEC_TABLE,
 };
 #endif

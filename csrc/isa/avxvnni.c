@@ -33,7 +33,7 @@ const ni_kernels ni_kernels_avxvnni = {
              [NI_Q5_K] = gemm_vnni_min, [NI_Q6_K] = gemm_q6_k},
     .gather = NI_GATHERS,
     /* Measured on Zen 4, where vpdpbusd has another encoding. */
-    .few = {[NI_F32] = 12, [NI_F16] = 12, [NI_BF16] = 12, [NI_Q4_0] = 5, [NI_Q4_1] = 6, [NI_Q5_0] = 2, [NI_Q5_1] = 2,
+    .few = {[NI_F32] = 2, [NI_F16] = 12, [NI_BF16] = 8, [NI_Q4_0] = 5, [NI_Q4_1] = 6, [NI_Q5_0] = 2, [NI_Q5_1] = 2,
             [NI_Q8_0] = 4, [NI_Q4_K] = 6, [NI_Q5_K] = 2, [NI_Q6_K] = 3},
     .vec = NI_VEC_TABLE,
 };
