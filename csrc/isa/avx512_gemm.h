@@ -1,12 +1,13 @@
-/* Prefill with AVX-512: one panel (16 rows x at most 256 values) times many tokens, in tiles of 16 rows x M tokens.
+/* Prefill with AVX-512: one panel (16 rows x at most NI_LONG_SLAB values) times many tokens, in tiles of 16 rows x M tokens.
  *
  * A tile's float sums stay in registers for the whole slab, its integer sums for one sub-block: 2 x 12 of the 32
  * registers.  Every multiply-add takes one weight register and one activation broadcast from memory, so the load ports
- * (two broadcasts a cycle) keep pace with one vpdpbusd a cycle.  The tile's activations are copied side by side:
- * tokens lie K bytes apart, and 12 lines at a power of two would fight for the 8 ways of one set of L1.
+ * (two broadcasts a cycle) keep pace with one vpdpbusd a cycle.  In a slab tokens lie so near that the 12 lines in use share no
+ * set of L1; in rows of a power of two they would fight for the 8 ways of one.
  *
  * A block of 32 costs 8 vpdpbusd, a product of scales and a fma per token, all on the same two pipes of Zen 4: at best
- * 10 cycles (with minimums and Q6_K: 11).  Measured: 11.0 (12.3; 12.5), float weights 1.05 cycles per 16 fma. */
+ * 10 cycles (with minimums and Q6_K: 11).  Measured, with unpacking: 10.7 (12.1; 12.1), float weights 1.1 cycles per 16 fma.
+ * What is left above that is the trip of the sums to L2 once a slab, and weights that come from memory. */
 #ifndef NI_AVX512_GEMM_H
 #define NI_AVX512_GEMM_H
 #include "avx512_util.h"
