@@ -144,8 +144,8 @@ int main(int argc, char **argv) {
         me->w = get(bytes + 4096);
         memset(me->w, 0x2c, bytes);   /* halves of 0.065, quants of all kinds */
         me->y = get(bytes / 8);
-        me->panels = get(sizeof *me->panels);
-        memset(me->panels, 0, sizeof *me->panels);   /* first touch */
+        me->panels = get(ni_panel_bytes(job.tokens));
+        memset(me->panels, 0, ni_panel_bytes(job.tokens));   /* first touch */
         if (i) pthread_create(&me->thread, NULL, run_thread, me);
     }
     for (int r = 0; r < rounds; r++)

@@ -9,13 +9,13 @@
 enum { BLOCK_BYTES = 256 << 10 };   /* a part of L2 */
 
 typedef struct {
-    ni_panel_memory panels;
     float tail[NI_ROWS];
+    ni_panel_memory panels;     /* and more behind it */
 } matmul_memory;
 
 size_t ni_scratch_matmul(const ni_ctx *c, const ni_op *op) {
-    (void)c, (void)op;
-    return sizeof(matmul_memory);
+    (void)op;
+    return offsetof(matmul_memory, panels) + ni_panel_bytes(c->max_tokens);
 }
 
 /* A block of row groups stays in L2 while every token passes over it. */
@@ -44,11 +44,11 @@ static void many_tokens(const ni_ctx *c, const ni_weight *w, const uint8_t *pack
         for (int64_t t = 0, left = (n_tokens + NI_PANEL_TOKENS - 1) / NI_PANEL_TOKENS, n; t < n_tokens; t += n, left--) {
             n = (n_tokens - t + left - 1) / left;
             const ni_act own = ni_act_of_token(x, t);
-            ni_block_times_tokens(ni_k, w->type, packed + (size_t)g * group_bytes, groups, &own, (int)n, mem, c->me->cancel);
+            const float *sums = ni_block_times_tokens(ni_k, w->type, packed + (size_t)g * group_bytes, groups, &own, (int)n, mem, c->me->cancel);
             if (ni_hurry(c)) return;
             for (int64_t i = 0; i < groups; i++) {
                 int64_t row = (g + i) * NI_ROWS, rows = ni_min(NI_ROWS, w->n - row);
-                const float *acc = mem->acc + i * n * NI_ROWS, *accm = mem->accm + i * n * NI_ROWS;
+                const float *acc = sums + i * n * NI_ROWS, *accm = acc + groups * n * NI_ROWS;
                 for (int64_t j = 0; j < n; j++, acc += NI_ROWS, accm += NI_ROWS) {
                     float *out = y + (t + j) * w->n + row;
                     if (with_min) for (int64_t r = 0; r < rows; r++) out[r] = acc[r] + accm[r];

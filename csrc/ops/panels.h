@@ -13,13 +13,18 @@ enum {
     NI_PANEL_SUBS = NI_LONG_SLAB / 32 > NI_SLAB / 16 ? NI_LONG_SLAB / 32 : NI_SLAB / 16
 };
 
+/* Behind it lie a block's sums, then its slab of activations. */
 typedef struct {
     _Alignas(64) uint8_t q[NI_LONG_SLAB * NI_ROWS];
     float scale[NI_PANEL_SUBS * NI_ROWS], min[NI_PANEL_SUBS * NI_ROWS];
     float f[NI_SLAB * NI_ROWS];
-    float acc[NI_PANEL_GROUPS * NI_PANEL_TOKENS * NI_ROWS], accm[NI_PANEL_GROUPS * NI_PANEL_TOKENS * NI_ROWS];
-    _Alignas(64) uint8_t slab[NI_PANEL_TOKENS * NI_SLAB_BYTES];
 } ni_panel_memory;
+
+/* Of all that is needed for blocks of at most so many tokens. */
+static inline size_t ni_panel_bytes(int64_t n_tokens) {
+    const size_t t = n_tokens < NI_PANEL_TOKENS ? (size_t)n_tokens : NI_PANEL_TOKENS;
+    return sizeof(ni_panel_memory) + t * (2 * NI_PANEL_GROUPS * NI_ROWS * sizeof(float) + NI_SLAB_BYTES);
+}
 
 static inline ni_act ni_act_of_token(const ni_act *x, int64_t t) {
     ni_act own = *x;
@@ -41,32 +46,34 @@ static inline int64_t ni_slab_for(const ni_kernels *k, ni_type type, int64_t n_t
     return slab < NI_SLAB ? NI_SLAB : slab < most ? slab : most;
 }
 
-/* mem->acc[n_groups][n_tokens][NI_ROWS] (and accm for formats with a minimum) = row groups that lie one after the other, times tokens.
- * Ends early, with sums of no meaning, once *cancel is set.
+/* Returns acc[n_groups][n_tokens][NI_ROWS], with accm right behind it for formats with a minimum: row groups that lie one after the
+ * other, times tokens.  Ends early, with sums of no meaning, once *cancel is set.
  *
  * A dozen tokens last less than the memory takes to answer, so the slab that comes next is asked for while one is multiplied,
  * in two halves: the multiplications' own loads wait behind a long burst. */
-static inline void ni_block_times_tokens(const ni_kernels *k, ni_type type, const uint8_t *packed, int64_t n_groups, const ni_act *x,
-                                         int n_tokens, ni_panel_memory *mem, const atomic_int *cancel) {
+static inline float *ni_block_times_tokens(const ni_kernels *k, ni_type type, const uint8_t *packed, int64_t n_groups, const ni_act *x,
+                                           int n_tokens, ni_panel_memory *mem, const atomic_int *cancel) {
     ni_panel panel = {mem->q, mem->scale, mem->min, mem->f};
     const int64_t group_bytes = (int64_t)ni_group_bytes(type, x->k), slab = ni_slab_for(k, type, n_tokens);
-    const size_t sums = (size_t)n_tokens * NI_ROWS;
-    memset(mem->acc, 0, (size_t)n_groups * sums * sizeof *mem->acc);
-    if (ni_formats[type].kind == NI_PANEL_MIN) memset(mem->accm, 0, (size_t)n_groups * sums * sizeof *mem->accm);
+    const size_t sums = (size_t)n_tokens * NI_ROWS, all = (size_t)n_groups * sums;
+    float *acc = (float *)(mem + 1), *accm = acc + all;
+    uint8_t *memory = (uint8_t *)(accm + all);
+    memset(acc, 0, (ni_formats[type].kind == NI_PANEL_MIN ? 2 : 1) * all * sizeof *acc);
     for (int64_t k0 = 0; k0 < x->k; k0 += slab) {
         const int64_t nk = x->k - k0 < slab ? x->k - k0 : slab, then = x->k - k0 - nk < slab ? x->k - k0 - nk : slab;
         ni_act part;
-        k->gather[type](x, k0, nk, n_tokens, mem->slab, &part);
+        k->gather[type](x, k0, nk, n_tokens, memory, &part);
         for (int64_t i = 0; i < n_groups; i++) {
-            if (cancel && atomic_load_explicit(cancel, memory_order_relaxed)) return;
+            if (cancel && atomic_load_explicit(cancel, memory_order_relaxed)) return acc;
             const int last = i + 1 == n_groups;
             const uint8_t *next = last ? packed + ni_group_bytes(type, k0 + nk) : packed + (i + 1) * group_bytes + ni_group_bytes(type, k0);
             const size_t bytes = ni_group_bytes(type, last ? then : nk), half = bytes / 2;
             ni_ask_for(next, half);
             k->unpack[type](packed + i * group_bytes, k0, nk, &panel);
             ni_ask_for(next + half, bytes - half);
-            k->gemm[type](&panel, 0, nk, &part, n_tokens, mem->acc + (size_t)i * sums, mem->accm + (size_t)i * sums);
+            k->gemm[type](&panel, 0, nk, &part, n_tokens, acc + (size_t)i * sums, accm + (size_t)i * sums);
         }
     }
+    return acc;
 }
 #endif
