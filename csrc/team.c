@@ -142,7 +142,8 @@ static __attribute__((noinline)) void serve(ni_team *t, int w) {
 }
 
 /* The thread that made this one touched the stack's top, and with a huge page much of the rest, on a node of its own: pages that hold
- * nothing yet go back, so that the next touch, by a pinned thread, places them anew. */
+ * nothing yet go back, so that the next touch, by a pinned thread, places them anew.  And no huge ones: where the stack happens to lie
+ * so that its used end reaches into an aligned 2 MiB, each worker would take these. */
 static __attribute__((noinline)) void renew_stack(void) {
     pthread_attr_t attr;
     void *low;
@@ -150,6 +151,7 @@ static __attribute__((noinline)) void renew_stack(void) {
     if (pthread_getattr_np(pthread_self(), &attr)) return;
     if (!pthread_attr_getstack(&attr, &low, &size)) {
         uintptr_t end = ((uintptr_t)__builtin_frame_address(0) - STACK_GAP / 2) & ~(uintptr_t)4095;
+        madvise(low, size, MADV_NOHUGEPAGE);
         if (end > (uintptr_t)low) madvise(low, end - (uintptr_t)low, MADV_DONTNEED);
     }
     pthread_attr_destroy(&attr);

@@ -1,5 +1,6 @@
 """What the checks ask the guest's kernel, past the package under test: where pages lie, who may run where, what is refused."""
 
+import contextlib
 import ctypes
 import hashlib
 import mmap
@@ -78,7 +79,10 @@ def numa_maps(address, n_bytes):
 
 def pinned_threads():
     """CPUs of this process's threads that may run on one CPU only, sorted."""
-    allowed = [os.sched_getaffinity(int(task.name)) for task in Path("/proc/self/task").iterdir()]
+    allowed = []
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            allowed.append(os.sched_getaffinity(int(task.name)))
     return sorted(cpu for cpus in allowed if len(cpus) == 1 for cpu in cpus)
 
 
