@@ -133,10 +133,13 @@ class Machine:
         return "" if gap is None else f"disable_cpu_apicid={sum(cpus for cpus, _ in self.nodes[:gap])}"
 
     def command(self, share, console):
-        """QEMU's command line."""
+        """QEMU's command line.
+
+        CPUs take turns in one thread: README.md says why.
+        """
         kernel, initramfs = prepare()
         cpu = CPU_MODEL + (",-tsc" if self.slow_clock else "")  # QEMU takes it from the host's
-        line = ["qemu-system-x86_64", "-machine", "pc", "-accel", "tcg,thread=multi", "-cpu", cpu, "-nodefaults",
+        line = ["qemu-system-x86_64", "-machine", "pc", "-accel", "tcg,thread=single", "-cpu", cpu, "-nodefaults",
                 "-display", "none", "-monitor", "none", "-no-reboot", "-serial", f"file:{console}", "-kernel", str(kernel),
                 "-initrd", str(initramfs), "-append",
                 f"console=ttyS0 quiet panic=-1 random.trust_cpu=on mitigations=off {self._left_out()} {self.kernel_args}",
@@ -164,6 +167,7 @@ class Machine:
 def _script(command, env):
     words = [sys.executable if word == "python" else word for word in command]
     names = {"HOME": "/root", "PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LANG": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1",
+             "PYTHONFAULTHANDLER": "1",
              "PYTHONPATH": f"{REPOSITORY}:{HERE.parent}", **(env or {})}
     exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in names.items())
     return f"{exports}cd {shlex.quote(str(REPOSITORY))} && exec {shlex.join(words)}\n"

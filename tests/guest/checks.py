@@ -37,10 +37,15 @@ def open_engine(path, **options):
 
 def bits(lane_or_engine, kv):
     """Digest of the logits of a prompt and of a few greedy tokens."""
-    found = [lane_or_engine.step([(kv, PROMPT, 0)], [len(PROMPT) - 1])]
-    for i in range(STEPS):
-        found.append(lane_or_engine.step([(kv, [int(found[-1][0].argmax())], len(PROMPT) + i)], [0]))
-    return digest(*found)
+
+    def steps():
+        logits = lane_or_engine.step([(kv, PROMPT, 0)], [len(PROMPT) - 1])
+        yield logits
+        for i in range(STEPS):
+            logits = lane_or_engine.step([(kv, [int(logits[0].argmax())], len(PROMPT) + i)], [0])
+            yield logits
+
+    return digest(steps())
 
 
 def expect_pages(arena, wanted):
@@ -131,12 +136,16 @@ def expect_pinned(wanted):
 def memory(settings):
     """A real model: what each node gives is what `placement` says within 2 %, and comes back on close; the host's bits.
 
-    Counted from when the package is imported and the header read: 6 MB, of Python and its libraries.
+    Counted from when a small model was loaded and used and the header is read: what Python and its libraries keep by then is theirs.
+    The kernel is kept from moving that from node to node meanwhile.
     """
     from numainfer.engine import Engine
     from numainfer.gguf_file import GGUFFile
 
-    said = {}
+    Path("/proc/sys/kernel/numa_balancing").write_text("0")
+    said, small = {}, open_engine(settings["model"])
+    bits(small, small.new_kv())
+    small.close()
     with GGUFFile(settings["big"]) as gguf:
         for policy in ("replicate", "shard"):
             before = anonymous()

@@ -18,7 +18,7 @@ from boot import CACHE, HERE, REPOSITORY, GuestError, Machine, prepare
 RECORD = np.dtype([("cpu", "u4"), ("page", "u4"), ("read", "u8"), ("written", "u8")])
 CPUS = 2  # per node
 PAGES_PER_MB = 256
-SLOW = 250  # an emulated CPU that is watched reads 20 MB of weights a second; by a clock that is so much slower, 5 GB
+SLOW = 125  # an emulated CPU that is watched reads 40 MB of weights a second; by a clock that is so much slower, 5 GB
 OURS = (("replicate", "latency"), ("replicate", "throughput"), ("shard", "latency"), ("interleave", "latency"))
 LLAMA_CPP = (("none", "cold"), ("none", "warm"), ("distribute", "cold"), ("distribute", "warm"))
 

@@ -86,9 +86,12 @@ def pinned_threads():
     return sorted(cpu for cpus in allowed if len(cpus) == 1 for cpu in cpus)
 
 
-def digest(*arrays):
-    """A short name for the bits of arrays."""
-    return hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)).hexdigest()[:16]
+def digest(arrays):
+    """A short name for the bits of arrays, which are not kept: of a real vocabulary's logits the copies would be counted as the model's."""
+    found = hashlib.sha256()
+    for array in arrays:
+        found.update(np.ascontiguousarray(array))
+    return found.hexdigest()[:16]
 
 
 def refuse(*syscalls):

@@ -59,7 +59,8 @@ def reports(models):
         if name not in known:
             machine, cpus, runs = MACHINES[name]
             settings = json.dumps(models | {"cpus": cpus})
-            known[name] = {}
+            failed = {"error": "the machine did not come to its end: see its first check"}
+            known[name] = {check: failed for names in runs for check in names}
             for result in machine.run(*(["python", "tests/guest/checks.py", settings, *names] for names in runs), timeout=240):
                 lines = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
                 missing = [check for check in result.command[3:] if check not in {line["check"] for line in lines}]
