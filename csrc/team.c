@@ -17,7 +17,7 @@
 #define LINE 128    /* two cache lines: adjacent-line prefetch would couple neighbours */
 
 /* Spins before sleeping.  A token's barriers are microseconds apart, a futex wake-up costs 30 to 60 us. */
-enum { STACK_GAP = 65536, SPIN_BARRIER = 20000, SPIN_IDLE = 2000 };
+enum { STACK_GAP = 65536, LEAST_STACK = 4 * STACK_GAP, SPIN_BARRIER = 20000, SPIN_IDLE = 2000 };
 
 /* A page each: the node's own workers touch it first, so their waiting never crosses the link. */
 typedef struct {
@@ -123,10 +123,8 @@ int ni_team_barrier(const ni_worker *me) {
     return atomic_load_explicit(&t->stop, memory_order_relaxed);
 }
 
-/* A worker's life; what it calls runs on the pages that renew_stack gave back. */
+/* A worker's life. */
 static __attribute__((noinline)) void serve(ni_team *t, int w) {
-    uint8_t gap[STACK_GAP];
-    __asm__ volatile("" :: "r"(gap) : "memory");
     unsigned last = 0;
     for (;;) {
         wait_change(&t->posted, last, &t->posted_sleepers, t->spin < SPIN_IDLE ? t->spin : SPIN_IDLE);
@@ -141,20 +139,31 @@ static __attribute__((noinline)) void serve(ni_team *t, int w) {
     }
 }
 
+/* The same, on the pages that renew_stack gave back. */
+static __attribute__((noinline)) void serve_below(ni_team *t, int w) {
+    uint8_t gap[STACK_GAP];
+    __asm__ volatile("" :: "r"(gap) : "memory");
+    serve(t, w);
+    __asm__ volatile("" :: "r"(gap) : "memory");    /* no jump instead of the call */
+}
+
 /* The thread that made this one touched the stack's top, and with a huge page much of the rest, on a node of its own: pages that hold
  * nothing yet go back, so that the next touch, by a pinned thread, places them anew.  And no huge ones: where the stack happens to lie
- * so that its used end reaches into an aligned 2 MiB, each worker would take these. */
-static __attribute__((noinline)) void renew_stack(void) {
+ * so that its used end reaches into an aligned 2 MiB, each worker would take these.
+ * 0: there is no room for a gap (OMP_STACKSIZE, ulimit -s), and all stays as it is. */
+static __attribute__((noinline)) int renew_stack(void) {
     pthread_attr_t attr;
     void *low;
     size_t size;
-    if (pthread_getattr_np(pthread_self(), &attr)) return;
-    if (!pthread_attr_getstack(&attr, &low, &size)) {
+    int room = 0;
+    if (pthread_getattr_np(pthread_self(), &attr)) return 0;
+    if (!pthread_attr_getstack(&attr, &low, &size) && (room = size >= LEAST_STACK)) {
         uintptr_t end = ((uintptr_t)__builtin_frame_address(0) - STACK_GAP / 2) & ~(uintptr_t)4095;
         madvise(low, size, MADV_NOHUGEPAGE);
         if (end > (uintptr_t)low) madvise(low, end - (uintptr_t)low, MADV_DONTNEED);
     }
     pthread_attr_destroy(&attr);
+    return room;
 }
 
 static void work(ni_team *t, int w) {
@@ -162,14 +171,14 @@ static void work(ni_team *t, int w) {
     CPU_ZERO(&set);
     CPU_SET(t->cpu[w], &set);
     if (sched_setaffinity(0, sizeof set, &set)) __atomic_store_n(&t->pin_error, errno, __ATOMIC_RELAXED);
-    renew_stack();
+    const int renewed = renew_stack();
     #pragma omp barrier
     #pragma omp master
     {
         atomic_store(&t->ready, t->started == t->n ? 1 : 2);
         futex_wake(&t->ready);
     }
-    if (t->started == t->n) serve(t, w);
+    if (t->started == t->n) (renewed ? serve_below : serve)(t, w);
 }
 
 static void *run(void *arg) {

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 from . import errors
 from .errors import (
+    CancelledWarning,
     ChatTemplateMissing,
+    ChatTemplateWarning,
     ContextOverflow,
     CorruptModel,
     ForkedProcess,
@@ -45,7 +47,9 @@ _LAZY = {
 }
 
 __all__ = [
+    "CancelledWarning",
     "ChatTemplateMissing",
+    "ChatTemplateWarning",
     "ContextOverflow",
     "CorruptModel",
     "ForkedProcess",

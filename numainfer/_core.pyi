@@ -1,6 +1,7 @@
 """Types of the binding; csrc/ni.h has the contracts."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,12 @@ class Team:
     def read_time(self, addresses: Sequence[int], n_bytes: int, streams: int) -> int: ...
     def barrier_time(self, n: int, team: bool = True) -> int: ...
     def copy_kv(self, layers: np.ndarray, src: int, dst: int, n_pos: int) -> None: ...
+
+class Turns:
+    holders: list[Any]
+    n_waiting: int
+    def check(self) -> None: ...
+    def of(self, lane: Any = None, job: Any = None) -> AbstractContextManager[None]: ...
 
 class Plan:
     bytes: int

@@ -2,6 +2,7 @@
 """Binding of numainfer's C core: no arithmetic, no policy.  Internal; its shape follows csrc/ni.h."""
 
 import os
+from _thread import allocate_lock, get_ident
 
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t, uintptr_t
@@ -241,5 +242,6 @@ include "_numa.pxi"
 include "_team.pxi"
 include "_plan.pxi"
 include "_sample.pxi"
+include "_turns.pxi"
 
 isa_select(os.environ.get("NUMAINFER_ISA") or None)

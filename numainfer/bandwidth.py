@@ -73,7 +73,7 @@ class ReadProbe:
     def sample(self):
         """Bytes per second over all nodes, each worker reading from its own node; takes a fraction of a second."""
         addresses = [arena.address for arena in self._arenas]
-        with self._model._turn:
+        with self._model._turn.of():
             team = self._model._check_usable().lane.team
             if not self._written:
                 team.read_time(addresses, self._n_bytes, 0)  # writes, as first touch by each node's own workers

@@ -12,7 +12,7 @@ import numpy as np
 
 from . import _core
 from .arguments import integer
-from .bandwidth import ReadProbe
+from .bandwidth import ReadProbe, cache_bytes
 from .errors import ContextOverflow
 from .summary import counted
 
@@ -21,6 +21,14 @@ if TYPE_CHECKING:
 
 PROMPT, GEN = "pp", "tg"  # as llama-bench names them: prompt processing, text generation
 _ARGUMENT = {PROMPT: "n_prompt", GEN: "n_gen"}
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C while something was measured; ``found`` is what would have been returned, of the repeats that had ended."""
+
+    def __init__(self, found):
+        super().__init__()
+        self.found = found
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -161,7 +169,21 @@ class Bench:
         if self.gen is not None:
             lines[-1] += (f" {self.gb_per_second:8.1f} GB/s, {self.gen.share:.0%} of the {self.read_limit / 1e9:.1f} GB/s "
                           "that can be read")  # fmt: skip
+            why = above_limit(self.gen.share, self.gen.bytes_per_token)
+            lines += [f"  {why}"] if why else []
         return "\n".join(lines)
+
+
+def above_limit(share, n_bytes):
+    """What a share of the read limit above 100 % means for a token that reads ``n_bytes``; None for other shares."""
+    if round(share, 2) <= 1:
+        return None
+    cache = cache_bytes()
+    if n_bytes <= cache:
+        return (f"more than 100% of the limit: the {n_bytes / 1e6:.1f} MB of a token fit in the caches of {cache / 1e6:.0f} MB, "
+                "which are faster than the memory")  # fmt: skip
+    return ("more than 100% of the limit: it was measured while others used the memory, so shares are too high; run again "
+            "on a quiet machine")  # fmt: skip
 
 
 def bench(model: "Model", n_prompt: int = 512, n_gen: int = 128, repeats: int = 3) -> Bench:
@@ -216,28 +238,43 @@ def measure(model, trials, repeats):
     ------
     ContextOverflow
         A trial does not fit; the message names its argument.
+    Stopped
+        After Ctrl-C, if any repeat of any trial had ended; with the same pair, of the trials that have repeats.
     """
     bytes_read = [round(bytes_per_token(model, trial)) if trial.kind == GEN else 0 for trial in trials]
     samples, limits, seen = [[] for _ in trials], [[] for _ in trials], []
+    stopped = False
     with Runner(model, trials) as runner, ReadProbe(model) as probe:
-        for _ in range(repeats):
-            before = None
-            for i, trial in enumerate(trials):
-                if trial.kind == PROMPT:
-                    before = None  # by the end of a long prompt it is old
-                elif before is None:
-                    before = probe.sample()
-                    seen.append(before)
-                samples[i].append(trial.n / runner.run(trial))
-                if trial.kind == GEN:
-                    after = probe.sample()
-                    limits[i].append((before + after) / 2)
-                    seen.append(after)
-                    before = after
-            if before is None:
+        try:
+            for _ in range(repeats):
+                before = None
+                for i, trial in enumerate(trials):
+                    if trial.kind == PROMPT:
+                        before = None  # by the end of a long prompt it is old
+                    elif before is None:
+                        before = probe.sample()
+                        seen.append(before)
+                    speed = trial.n / runner.run(trial)
+                    if trial.kind == GEN:
+                        after = probe.sample()
+                        limits[i].append((before + after) / 2)
+                        seen.append(after)
+                        before = after
+                    samples[i].append(speed)
+                if before is None:
+                    seen.append(probe.sample())
+        except KeyboardInterrupt:
+            if not any(samples):
+                raise
+            stopped = True
+            if not seen:
                 seen.append(probe.sample())
-    speeds = [Speed(trial, tuple(samples[i]), bytes_read[i], tuple(limits[i])) for i, trial in enumerate(trials)]
-    return speeds, statistics.median(seen)
+    speeds = [Speed(trial, tuple(found), bytes_read[i], tuple(limits[i][: len(found)]))
+              for i, (trial, found) in enumerate(zip(trials, samples)) if found]  # fmt: skip
+    found = speeds, statistics.median(seen)
+    if stopped:
+        raise Stopped(found)
+    return found
 
 
 class Runner:

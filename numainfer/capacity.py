@@ -332,7 +332,9 @@ def report(demand, machine, forecasts):
     lines.append(f"a token reads {short_bytes(demand.read)} of weights and passes {demand.team_barriers} barriers of the team, "
                  f"{demand.node_barriers} within nodes")
     if not all(site.macs for site in machine.sites):
-        lines.append("arithmetic is not known (macs=) and left out")
+        lines.append(f"without macs= arithmetic is not counted, {'so' if n > count else 'and'} more than one sequence per node "
+                     f"{'looks too fast' if n > count else 'is not shown'}; add it to the topology, such as macs=2.6T "
+                     "(numainfer topology --measure prints a machine's)")  # fmt: skip
     return "\n".join(lines)
 
 

@@ -6,10 +6,15 @@ functions that templates on the model hubs expect, and with a budget: every turn
 template ends in an error instead of a hang or of all memory.
 """
 
+import difflib
 import json
 import re
+import warnings
 from functools import cache, wraps
 
+from .errors import ChatTemplateWarning
+
+ROLES = ("system", "user", "assistant", "tool")
 MAX_STEPS = 500_000  # of one rendering; real conversations need some thousands
 MAX_SIZE = 1 << 24  # characters and list items in a value, all levels; an integer argument
 MAX_NODES = 1 << 20  # lists, dicts and items in a value, all levels
@@ -46,6 +51,7 @@ class ChatTemplate:
             raise ValueError(f"the chat template does not parse, line {error.lineno}: {error.message}") from None
         except RecursionError:
             raise ValueError("the chat template nests too deeply") from None
+        self._source = source
 
     def render(self, messages, *, tools=None, add_generation_prompt=True, **variables):
         """The text of a conversation.
@@ -53,7 +59,7 @@ class ChatTemplate:
         Parameters
         ----------
         messages : list of dict
-            Passed to the template as they are; each needs a ``role``.
+            Passed to the template as they are; each needs a ``role``, one of `ROLES` or another that the template names.
         tools : list of dict, optional
         add_generation_prompt : bool
         **variables
@@ -68,11 +74,17 @@ class ChatTemplate:
         TypeError
             `messages` is no list of dicts.
         ValueError
-            The template refuses the messages (its own words), fails, or exceeds the budget.
+            The template refuses the messages (its own words), fails, or exceeds the budget; a role is missing or looks misspelt.
+
+        Warns
+        -----
+        ChatTemplateWarning
+            Another role: many templates ignore the message.
         """
         import jinja2
 
         _check_messages(messages)
+        self._check_roles(messages)
         environment = self._template.environment
         budget = environment.budget
         budget.steps = MAX_STEPS
@@ -90,6 +102,17 @@ class ChatTemplate:
             raise ValueError(f"chat template: {type(error).__name__}") from None
         except Exception as error:  # a template is a program; whatever it trips over is the file's fault, not ours
             raise ValueError(f"chat template: {type(error).__name__}: {error}") from error
+
+    def _check_roles(self, messages):
+        for i, message in enumerate(messages):
+            role = message["role"]
+            if role in ROLES or f"'{role}'" in self._source or f'"{role}"' in self._source:
+                continue
+            near = difflib.get_close_matches(str(role).lower(), ROLES, n=1)
+            if near:
+                raise ValueError(f"messages[{i}]['role'] = {role!r}: did you mean {near[0]!r}?")
+            warnings.warn(f"messages[{i}]['role'] = {role!r}: the chat template does not name this role and may ignore the message; "
+                          f"usual are {', '.join(ROLES)}", ChatTemplateWarning, stacklevel=2)
 
 
 def _check_messages(messages):

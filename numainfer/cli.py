@@ -9,7 +9,7 @@ import sys
 import warnings
 
 from . import __version__, cli_bench, cli_info
-from .cli_load import add_load, load
+from .cli_load import add_load, load, names_model
 from .summary import counted
 
 DEFAULT_MODEL = "smollm2"
@@ -124,8 +124,9 @@ def _params(args):
 
 
 def _add_run(parser):
-    parser.usage = "numainfer run [options] [MODEL] PROMPT"
-    help_ = f"the model (default {DEFAULT_MODEL}) and the prompt; - reads the prompt from stdin"
+    parser.usage = "numainfer run [options] [MODEL] PROMPT\n       ... | numainfer run [options] MODEL"
+    help_ = (f"the model (default {DEFAULT_MODEL}) and the prompt; - reads the prompt from stdin, and so does a model alone: "
+             "a known name, a file, a word with / or .gguf")  # fmt: skip
     parser.add_argument("words", nargs="+", metavar="[MODEL] PROMPT", help=help_)
     parser.add_argument("--raw", action="store_true", help="continue the prompt as plain text, without chat template")
     parser.add_argument("--system", metavar="TEXT", help="system message")
@@ -137,10 +138,12 @@ def _add_run(parser):
 def _run(args):
     if len(args.words) > 2:
         args.parser.error(f"found {len(args.words)} words, wanted [MODEL] PROMPT; put the prompt in quotes")
-    source, prompt = args.words if len(args.words) == 2 else (DEFAULT_MODEL, args.words[0])
     if args.raw and args.system:
         args.parser.error("--system needs the chat template, which --raw leaves out")
+    if args.logprobs is not None and not args.json:
+        args.parser.error("--logprobs goes with --json, which shows them")
     params = _params(args)
+    source, prompt = _source_and_prompt(args)
     if prompt == "-":
         prompt = _stdin()
     if not prompt.strip() and not args.raw:  # a template would make a question of nothing
@@ -159,6 +162,17 @@ def _run(args):
         if not args.quiet:
             print(_speed_line(model, done), file=sys.stderr)
     return 0
+
+
+def _source_and_prompt(args):
+    """The model and the prompt, where - stands for stdin, that the words of ``run`` mean."""
+    if len(args.words) == 2:
+        return args.words
+    if not names_model(args.words[0]):
+        return DEFAULT_MODEL, args.words[0]
+    if sys.stdin is None or sys.stdin.isatty():
+        args.parser.error("the prompt is missing: numainfer run MODEL PROMPT")
+    return args.words[0], "-"
 
 
 def _stdin():
@@ -191,7 +205,7 @@ def _speed_line(model, done):
     t, engine = done.timings, model._engine
     return (f"[{model.path.name}: prompt {counted(t.prompt_tokens, 'token')}, {rate(t.prompt_tokens_per_second)} tokens/s; "
             f"answer {counted(len(done.token_ids), 'token')}, {rate(t.generation_tokens_per_second)} tokens/s; "
-            f"{model.placement.policy} on {counted(len(engine.nodes), 'node')}, {counted(engine.threads, 'thread')}, "
+            f"{model.placement.policy} on {model.placement.where}, {counted(engine.threads, 'thread')}, "
             f"{engine.isa}]")  # fmt: skip
 
 

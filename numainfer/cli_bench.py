@@ -110,79 +110,108 @@ def _note(found):
     return f"{found.model}: {found.isa}, {threads} on {nodes}, {found.placement}; they can read {found.read_limit / 1e9:.1f} GB/s"
 
 
+def _early(args, found):
+    return f"stopped by Ctrl-C, before all of {args.repeats} repeat{'s' * (args.repeats > 1)} of {found.model} had ended"
+
+
 # ---- speeds ------------------------------------------------------------------------------------
 
 
 def _measure(args, lists, trials, form):
-    from .benchmark import GEN, PROMPT, Trial, measure, summarise
+    from .benchmark import GEN, PROMPT, Stopped, Trial, above_limit, measure, summarise
 
     objects, notes = [], []
+    combinations = [c for c in itertools.product(lists["n_prompt"], lists["n_gen"], lists["depth"]) if c[0] or c[1]]
     head = ("model", "size", "params", "threads", "test", "tokens/s", "median", "MB/token", "GB/s", "of limit")
     table = _Table(form, head, 5, (_widest(map(_name, args.models)), 8, 6, 7, _widest(trials), 17, 7))
     lines = _lines(form, _CSV)
-    for model in _models(args, lists["threads"]):
-        speeds, limit = measure(model, trials, args.repeats)
-        by_trial = dict(zip(trials, speeds))
-        for p, n, depth in itertools.product(lists["n_prompt"], lists["n_gen"], lists["depth"]):
-            prompt, gen = by_trial.get(Trial(PROMPT, p, depth)), by_trial.get(Trial(GEN, n, depth))
-            if prompt or gen:
-                objects.append(summarise(model, prompt, gen, limit).to_dict())
-        plain = summarise(model, None, None, limit)
-        notes.append(_note(plain))
-        for speed in speeds:
-            row = [str(speed.trial), f"{speed.mean:.2f} ± {speed.deviation:.2f}", f"{speed.median:.2f}", "", "", ""]
-            if speed.trial.kind == GEN:
-                row[3:] = f"{speed.bytes_per_token / 1e6:.1f}", f"{speed.gb_per_second:.1f}", f"{speed.share:.0%}"
-            table.add(*_about(model), *row)
-            lines(plain.to_dict() | speed.to_dict() | {"test": str(speed.trial), "repeats": args.repeats})
-        table.flush()
-    _finish(form, objects, notes)
+    try:
+        for model in _models(args, lists["threads"]):
+            stopped = None
+            try:
+                speeds, limit = measure(model, trials, args.repeats)
+            except Stopped as e:
+                (speeds, limit), stopped = e.found, e
+            by_trial = {speed.trial: speed for speed in speeds}
+            for p, n, depth in combinations:
+                prompt, gen = by_trial.get(Trial(PROMPT, p, depth)), by_trial.get(Trial(GEN, n, depth))
+                if prompt or gen:
+                    objects.append(summarise(model, prompt, gen, limit).to_dict())
+            plain = summarise(model, None, None, limit)
+            notes.append(_note(plain))
+            for speed in speeds:
+                row = [str(speed.trial), f"{speed.mean:.2f} ± {speed.deviation:.2f}", f"{speed.median:.2f}", "", "", ""]
+                if speed.trial.kind == GEN:
+                    row[3:] = f"{speed.bytes_per_token / 1e6:.1f}", f"{speed.gb_per_second:.1f}", f"{speed.share:.0%}"
+                    notes.append(above_limit(speed.share, speed.bytes_per_token))
+                table.add(*_about(model), *row)
+                lines(plain.to_dict() | speed.to_dict() | {"test": str(speed.trial), "repeats": len(speed.samples)})
+            table.flush()
+            if stopped:
+                notes.append(_early(args, plain))
+                raise stopped
+    finally:  # after Ctrl-C or an error, too: what is measured is shown
+        _finish(form, objects, notes, len(args.models) * len(lists["threads"]) * len(combinations))
 
 
 # ---- profiles ----------------------------------------------------------------------------------
 
 
 def _profile(args, lists, trials, form):
-    from .benchmark import GEN
+    from .benchmark import GEN, Stopped, above_limit
     from .profiling import profile, write_trace
 
     profiles, notes = [], []
     head = ("model", "threads", "stage", "op", "calls", "ms", "share", "GB/s", "of limit", "G macs/s")
     table = _Table(form, head, 4, (_widest(map(_name, args.models)), 7, _widest(trials), 30, 5, 8))
     lines = _lines(form, _PROFILE_CSV)
-    for model in _models(args, lists["threads"]):
-        found = profile(model, trials, args.repeats)
-        profiles.append(found)
-        notes.append(_note(found.bench))
-        name, _, _, threads = _about(model)
-        for stage in found.stages:
-            for row in stage.rows:
-                gbs, macs = (n / row.seconds if n else 0.0 for n in (row.bytes / 1e9, row.macs))
-                reads = row.bytes and stage.trial.kind == GEN  # a prompt is arithmetic
-                table.add(name, threads, str(stage.trial), row.name, f"{row.calls:.0f}", f"{row.seconds * 1e3:.3f}",
-                          f"{row.seconds / stage.seconds:.1%}", f"{gbs:.1f}" if reads else "",
-                          f"{gbs * 1e9 / found.bench.read_limit:.0%}" if reads else "",
-                          f"{macs / 1e9:.1f}" if row.macs else "")  # fmt: skip
-                lines(found.bench.to_dict() | stage.to_dict() | {
-                    "name": row.name, "calls": row.calls, "seconds": row.seconds, "share": row.seconds / stage.seconds,
-                    "gb_per_second": gbs, "multiply_adds_per_second": macs})  # fmt: skip
-            unit = "a token" if stage.trial.kind == GEN else "the prompt"
-            table.add(name, threads, str(stage.trial), f"all of {unit}", "", f"{stage.seconds * 1e3:.3f}", "100.0%", "", "", "")
-        table.flush()
-    if args.trace is not None:
-        write_trace(args.trace, profiles)
-    notes.append("ms: of a whole prompt, or of one token; means over the workers, of the repeat with the median time")
-    _finish(form, [found.to_dict() for found in profiles], notes)
+    try:
+        for model in _models(args, lists["threads"]):
+            stopped = None
+            try:
+                found = profile(model, trials, args.repeats)
+            except Stopped as e:
+                found, stopped = e.found, e
+            profiles.append(found)
+            notes.append(_note(found.bench))
+            name, _, _, threads = _about(model)
+            for stage in found.stages:
+                shares = [0.0]
+                for row in stage.rows:
+                    gbs, macs = (n / row.seconds if n else 0.0 for n in (row.bytes / 1e9, row.macs))
+                    share = ""
+                    if row.bytes and stage.trial.kind == GEN:  # a prompt is arithmetic
+                        shares.append(gbs * 1e9 / found.bench.read_limit)
+                        share = f"{shares[-1]:.0%}"
+                    table.add(name, threads, str(stage.trial), row.name, f"{row.calls:.0f}", f"{row.seconds * 1e3:.3f}",
+                              f"{row.seconds / stage.seconds:.1%}", f"{gbs:.1f}" if share else "", share,
+                              f"{macs / 1e9:.1f}" if row.macs else "")  # fmt: skip
+                    lines(found.bench.to_dict() | stage.to_dict() | {
+                        "name": row.name, "calls": row.calls, "seconds": row.seconds, "share": row.seconds / stage.seconds,
+                        "gb_per_second": gbs, "multiply_adds_per_second": macs})  # fmt: skip
+                notes.append(above_limit(max(shares), sum(row.bytes for row in stage.rows)))
+                unit = "a token" if stage.trial.kind == GEN else "the prompt"
+                table.add(name, threads, str(stage.trial), f"all of {unit}", "", f"{stage.seconds * 1e3:.3f}", "100.0%", "", "", "")
+            table.flush()
+            if stopped:
+                notes.append(_early(args, found.bench))
+                raise stopped
+    finally:  # after Ctrl-C or an error, too: what is measured is shown
+        if args.trace is not None and profiles:
+            write_trace(args.trace, profiles)
+        notes.append("ms: of a whole prompt, or of one token; means over the workers, of the repeat with the median time")
+        _finish(form, [found.to_dict() for found in profiles], notes, len(args.models) * len(lists["threads"]))
 
 
 # ---- output ------------------------------------------------------------------------------------
 
 
-def _finish(form, objects, notes):
-    if form == "json":
-        print(json.dumps(objects[0] if len(objects) == 1 else objects))
-    elif form == "table":
-        print("\n" + "\n".join(notes))
+def _finish(form, objects, notes, asked):
+    """Print the objects, as a list if more than one was asked for, or the notes; nothing where nothing was measured."""
+    if form == "json" and objects:
+        print(json.dumps(objects[0] if asked == 1 else objects))
+    elif form == "table" and objects:
+        print("\n" + "\n".join(dict.fromkeys(filter(None, notes))))
 
 
 def _lines(form, columns):
@@ -219,6 +248,7 @@ class _Table:
     def flush(self):
         """Print the rows so far."""
         if not self._shown:
+            sys.stdout.flush()  # lines of CSV
             return
         for row in self._rows:
             self._widths = [max(width, len(cell)) for width, cell in zip(self._widths, row)]

@@ -43,7 +43,8 @@ def add_info(parser):
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("-c", "--ctx", "--n-ctx", type=int, metavar="N", help="plan for N tokens (default: the model's context)")
     add_kv_type(parser)
-    parser.add_argument("-s", "--sequences", type=int, metavar="N", help="sequences that decode at once (default: 16 per node)")
+    help_ = "sequences that decode at once (default: 16 per node; 1 per node with a --topology without macs=)"
+    parser.add_argument("-s", "--sequences", type=int, metavar="N", help=help_)
     parser.add_argument("-t", "--threads", type=int, metavar="N", help="worker threads (default: one per core)")
     parser.add_argument("--nodes", metavar="LIST", help="NUMA nodes to use, such as 0,1 (default: all)")
     parser.add_argument("--topology", metavar="SHAPE", help=f"plan for another machine: {GRAMMAR}")

@@ -1,5 +1,7 @@
 """Arguments of the commands that load a model, and loading by them."""
 
+import os
+
 
 def add_load(parser, threads=None):
     """The group "loading".  ``threads``: keywords of another -t/--threads than a single number."""
@@ -18,6 +20,30 @@ def add_load(parser, threads=None):
 def add_kv_type(parser):
     """The argument --kv-type; its value is checked where it is used, for the list of types is the core's."""
     parser.add_argument("--kv-type", default="f16", metavar="TYPE", help="numbers of the KV cache: f16 (default), bf16 or q8_0")
+
+
+def names_model(word):
+    """Whether a word that may be a model or a prompt is a model; ``sources.resolve`` finds it, or says why not.
+
+    Parameters
+    ----------
+    word : str
+
+    Raises
+    ------
+    ModelNotFound, CorruptModel, UnsupportedModel
+        It names a model of Ollama that is broken, or several.
+    """
+    from . import sources
+
+    path = os.path.expanduser(word)
+    if os.path.isfile(path) or os.path.isdir(path) and any(n.lower().endswith(".gguf") for n in os.listdir(path)):
+        return True
+    if any(c.isspace() for c in word):  # a question may speak of TCP/IP, or of a file
+        return word.startswith(("/", "./", "../", "~/")) and word.lower().endswith(".gguf")
+    if "/" in word or word.lower().endswith(".gguf") or word.lower() in (*sources._PACKAGES, *sources._ALIASES):
+        return True
+    return word.startswith("ollama:") or sources._ollama(word, []) is not None
 
 
 def load(args, source, **more):

@@ -1,6 +1,8 @@
 """Crew: functions that work in a thread each, and the calling thread's wait for them."""
 
+import contextlib
 import os
+import queue
 import threading
 
 from ._core import Cancelled
@@ -20,7 +22,8 @@ class Crew:
 
     def __init__(self, model):
         self._model, self._error, self.cancelled = model, None, False
-        self._threads, self._ended, self._news = [], set(), threading.Event()
+        # Not an Event: Ctrl-C in the midst of its Python would leave its lock locked.
+        self._threads, self._ended, self._news = [], set(), queue.SimpleQueue()
 
     @property
     def working(self):
@@ -49,8 +52,7 @@ class Crew:
             for thread in self._threads:
                 thread.start()
             while self.working:
-                self._news.wait(_LOOK)
-                self._news.clear()
+                self._wait(_LOOK)
                 self._model._check_process()
                 watch()
             for thread in self._threads:
@@ -64,7 +66,13 @@ class Crew:
 
     def tell(self):
         """Wake the thread that watches."""
-        self._news.set()
+        self._news.put(None)
+
+    def _wait(self, seconds):
+        with contextlib.suppress(queue.Empty):
+            self._news.get(timeout=seconds)
+            while True:  # all that was told by now is one piece of news
+                self._news.get_nowait()
 
     def _work(self, work):
         try:
@@ -77,7 +85,7 @@ class Crew:
             self._fail(e)
         finally:
             self._ended.add(threading.current_thread())
-            self._news.set()
+            self._news.put(None)
 
     def _fail(self, error):
         if self._error is None:
@@ -92,5 +100,4 @@ class Crew:
         """Cancel and wait. Again and again: a step that is just beginning does not see it."""
         while self.working and os.getpid() == self._model._pid:  # a fork has none of the threads
             self._cancel()
-            self._news.wait(_LOOK / 4)
-            self._news.clear()
+            self._wait(_LOOK / 4)

@@ -8,11 +8,12 @@ import weakref
 
 import numpy as np
 
-from . import _core, placement, store
+from . import _core, kv_pages, placement, store
 from ._core import Cancelled
 from .architectures import build, context_length
-from .errors import ModelClosed
+from .errors import ModelClosed, OutOfNodeMemory, PlanError
 from .plan import KV_TYPES, Plan
+from .summary import short_bytes
 from .weights import Catalog, Replicas
 
 __all__ = ["KV", "KV_TYPES", "Cancelled", "Engine", "Lane"]
@@ -39,17 +40,35 @@ class KV:
 
     Its layout is every lane's; the lane that appends to it places its pages.  Closed while a step works on it (by another
     thread, a signal handler), it goes with the end of that step.
+
+    Attributes
+    ----------
+    nodes : list of int
+        Indices of the nodes of the lane that appended last.
     """
 
     def __init__(self, engine):
         self._engine, self._lock = engine, threading.RLock()  # a signal handler may close it anywhere in here
         self._users, self._closed = 0, False
+        self.nodes = list(range(len(engine.nodes)))
         self.arena = _core.Arena(max(engine.plan.kv_bytes, 1))
         engine.kvs.add(self)
 
     @property
     def address(self):
         return self.arena.address
+
+    def bytes_by_owner(self):
+        """Resident bytes by index of the node whose workers append to them; None where the kernel does not tell."""
+        with self._lock:
+            self._users += 1
+        try:
+            if self._closed:
+                return {}
+            found = kv_pages.bytes_by_owner(self.arena, self._engine.plan.kv_layers, len(self.nodes))
+            return None if found is None else dict(zip(self.nodes, found.tolist()))
+        finally:
+            self.release()
 
     def hold(self):
         """Keep the memory until `release`; raises ModelClosed if it is given up already."""
@@ -166,6 +185,7 @@ class Lane:
         for record, (kv, own, pos0) in zip(table, segments):
             if pos0 < 0 or pos0 + len(own) > engine.n_ctx or not len(own):
                 raise ValueError(f"a segment of {len(own)} tokens at position {pos0} does not lie within the context of {engine.n_ctx}")
+            kv.nodes = self.nodes
             record["base"], record["row0"], record["n"], record["pos0"] = kv.address, row, len(own), pos0
             row += len(own)
         if row > engine.n_batch or ids.min() < 0 or ids.max() >= engine.n_vocab:
@@ -236,21 +256,33 @@ class Engine:
         self.cpus, self.node_of, self.threads = cpus, node_of, len(cpus)
         self.nodes, self.isa = [n.number for n in chosen], _core.isa()
         trained = context_length(gguf)
-        self.n_ctx, self.n_batch = n_ctx or trained, min(n_batch, n_ctx or trained)
+        self._catalog = Catalog(gguf)
+        asked, wanted, bounds, keys = policy, n_ctx, {}, {}
+
+        def fit(n_ctx):
+            """Plan for a context of so many tokens; policy and reason if it fits."""
+            self.n_ctx, self.n_batch = n_ctx, min(n_batch, n_ctx)
+            self.plan = self.build(len(chosen))
+            kv_bytes = self.plan.kv_bytes if wanted else 0  # the model's own context is address space, not a promise
+            others = sum(self.plan.arena_bytes) + kv_bytes // len(chosen)
+            if not keys:
+                bounds.update(self._shard_bounds() if asked in ("auto", "shard") and len(chosen) > 1 else {})
+                keys.update((p, self._store_key(gguf, p, bounds)) for p in placement.POLICIES[1:])
+            standing = {p for p, key in keys.items() if store.stands(key)}
+            weight_bytes = sum(w.packed_bytes for w in self.plan.weights)
+            return placement.choose_policy(asked, chosen, weight_bytes, others, standing)
+
+        try:
+            policy, reason = fit(n_ctx or trained)
+        except (OutOfNodeMemory, PlanError):
+            if n_ctx:
+                self._refuse_context(n_ctx, fit)
+            raise
         if self.n_ctx > trained:
             log.warning("n_ctx = %d is more than the %d positions that the model was trained for", self.n_ctx, trained)
-        self._catalog = Catalog(gguf)
-        self.plan = self.build(len(chosen))
         self.n_vocab = self.plan.out_width
         self.n_embd = gguf.get(f"{gguf.architecture}.embedding_length", int)
         self.bytes_per_token = self.plan.bytes_per_token
-        kv_bytes = self.plan.kv_bytes if n_ctx else 0  # the model's own context is address space, not a promise
-        others = sum(self.plan.arena_bytes) + kv_bytes // len(chosen)
-        bounds = self._shard_bounds() if policy in ("auto", "shard") and len(chosen) > 1 else {}
-        keys = {p: self._store_key(gguf, p, bounds) for p in placement.POLICIES[1:]}
-        standing = {p for p, key in keys.items() if store.stands(key)}
-        weight_bytes = sum(w.packed_bytes for w in self.plan.weights)
-        policy, reason = placement.choose_policy(policy, chosen, weight_bytes, others, standing)
         self.lane = Lane(self, list(range(len(chosen))))
         self._share = store.Share(keys[policy], lambda: self._fill(gguf, policy, bounds, progress))
         self.replicas = self._share.replicas
@@ -262,10 +294,26 @@ class Engine:
             policy, reason,
             [placement.NodePlacement(n.number, tuple(c for c, i in zip(cpus, node_of) if i == j), sizes[j], 0, pretend=n.pretend)
              for j, n in enumerate(chosen)],
-            self.plan.kv_bytes // self.n_ctx, self.replicas, lambda kvs=self.kvs: [kv.arena for kv in list(kvs)])
+            self.plan.kv_bytes // self.n_ctx, self.replicas, lambda kvs=self.kvs: list(kvs))
         self.lane.core_plan()
         if verify:
             self.placement.verify(strict=verify != "warn")
+
+    def _refuse_context(self, n_ctx, fit):
+        """Raise OutOfNodeMemory with the most tokens that fit, if less would."""
+        low, high = 0, -(-n_ctx // _core.CHUNK)  # chunks that fit, and that do not
+        while high - low > 1:
+            middle = (low + high) // 2
+            try:
+                fit(middle * _core.CHUNK)
+                low, per_token = middle, self.plan.kv_bytes // self.n_ctx
+            except (OutOfNodeMemory, PlanError):
+                high = middle
+        if low:
+            raise OutOfNodeMemory(
+                f"n_ctx = {n_ctx}: the KV cache of so many tokens takes {short_bytes(n_ctx * per_token)} ({short_bytes(per_token)} each, "
+                f"{self.kv_type}); beside the weights, and with {placement.RESERVE:.0%} of each node kept free, there is room for at most "
+                f"n_ctx = {low * _core.CHUNK}") from None
 
     def _fill(self, gguf, policy, bounds, progress):
         replicas = Replicas(self.plan.weights, self.nodes, policy, bounds if policy == "shard" else None)
@@ -297,9 +345,8 @@ class Engine:
 
     def _store_key(self, gguf, policy, bounds):
         """What the replicas' bytes and places depend on."""
-        files = tuple((os.path.realpath(path), os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in gguf.paths)
         cuts = tuple((name, *b) for name, b in bounds.items()) if policy == "shard" else ()
-        return files, policy, tuple(self.nodes), cuts, tuple(w.name for w in self.plan.weights)
+        return tuple(gguf.files), policy, tuple(self.nodes), cuts, tuple(w.name for w in self.plan.weights)
 
     def node_lanes(self):
         """A lane per node, for work that needs no other node: the throughput mode.  One lane where there is one copy."""

@@ -79,5 +79,13 @@ class PlacementError(NumaInferError, RuntimeError):
     """Pages lie on the wrong node and could not be moved."""
 
 
+class CancelledWarning(RuntimeWarning):
+    """Ctrl-C ended a list of prompts early; the message counts those that were cancelled."""
+
+
+class ChatTemplateWarning(UserWarning):
+    """A message's role is one that the chat template does not name, and may ignore."""
+
+
 class PlacementWarning(UserWarning):
     """Placement works, but less surely than it could; the message says how to mend it."""

@@ -117,7 +117,7 @@ class Generation:
         """
         n, n_prompt = len(self.token_ids), len(self.prompt_ids)
         usage = Usage(n_prompt, n, cached_tokens)
-        timings = Timings(clock.prompt_tokens, clock.prompt, max(n - 1, 0), clock.generation, clock.first_token)
+        timings = Timings(clock.prompt_tokens, clock.prompt, max(n - 1, 0), clock.generation, clock.first_token, clock.mode)
         logprobs = None if self.params.logprobs is None else tuple(self._logprobs[:n])
         text = "".join(self._pieces[:n]) + self._tail
         return Completion(text, tuple(self.token_ids), self.finish_reason, logprobs, usage, timings)
@@ -132,8 +132,11 @@ class Clock:
     first_token : float or None
     prompt_tokens : int
         Computed so far.
+    mode : str or None
+        "latency" or "throughput"; None while it is not chosen.
     """
 
-    def __init__(self):
+    def __init__(self, mode="latency"):
+        self.mode = mode
         self.prompt = self.generation = 0.0
         self.first_token, self.prompt_tokens = None, 0

@@ -110,6 +110,8 @@ class GGUFFile:
         Of the first part.
     path, paths : str, list of str
         The first part, all parts.
+    files : list of tuple
+        Of each part, as it was when it was opened: device, inode, bytes, times of the last change of its data and of its inode.
     n_bytes : int
         Bytes of all tensors' data.
 
@@ -128,7 +130,7 @@ class GGUFFile:
     """
 
     def __init__(self, path):
-        self._maps, self.paths, self.tensors = [], [], {}
+        self._maps, self.files, self.paths, self.tensors = [], [], [], {}
         try:
             self._open(os.fsdecode(path))
         except BaseException:
@@ -142,6 +144,7 @@ class GGUFFile:
             headers = [first] + [self._read(p) for p in paths[1:]]
         else:  # that was a later part, read for its split.count alone
             self._maps.pop().close()
+            self.files.clear()
             headers = [self._read(p) for p in paths]
         self.paths, self._first = paths, headers[0]
         for shard, header in enumerate(headers):
@@ -158,8 +161,21 @@ class GGUFFile:
         self.architecture = self.get("general.architecture", str)
 
     def _read(self, path):
-        self._maps.append(_map(path))
-        return Header(path, self._maps[-1])
+        mapping, status = _map(path)
+        self._maps.append(mapping)
+        self.files.append((status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+        return Header(path, mapping)
+
+    def check_unchanged(self):
+        """Raise CorruptModel if somebody wrote to a part since it was opened: what was read then may be of two models."""
+        for path, (*inode, size, written, _) in zip(self.paths, self.files):
+            try:
+                status = os.stat(path)
+            except OSError:  # moved or deleted: its bytes are what they were
+                continue
+            if [status.st_dev, status.st_ino] == inode and (status.st_size, status.st_mtime_ns) != (size, written):
+                raise CorruptModel(path, f"the file was written to while it was read: it had {size} bytes and has {status.st_size}; "
+                                         "wanted no change since it was opened")  # fmt: skip
 
     @property
     def path(self):
@@ -227,7 +243,7 @@ def _parts(path, count):
 
 
 def _map(path):
-    """The whole file, mapped read-only."""
+    """The whole file, mapped read-only, and its os.stat_result."""
     try:
         if "\0" in path:
             raise ModelNotFound(f"{path!r} has a NUL in it, so it names no file")
@@ -241,7 +257,7 @@ def _map(path):
                 if stat.S_ISREG(status.st_mode):
                     if status.st_size == 0:
                         raise CorruptModel(path, "the file is empty, wanted a GGUF model", 0)
-                    return mmap.mmap(file.fileno(), status.st_size, access=mmap.ACCESS_READ)
+                    return mmap.mmap(file.fileno(), status.st_size, access=mmap.ACCESS_READ), status
         raise ModelNotFound(f"{path} is not a regular file but {stat.filemode(mode)}, wanted a GGUF file")
     except ModelNotFound:
         raise

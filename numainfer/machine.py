@@ -17,6 +17,8 @@ _READ_BYTES = 128 << 20  # per node at least
 _TRIES = 5
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
           "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}  # fmt: skip
+_PREFIX, _MOST = "(?:[kmgt]i?)?", 10**21  # of bytes, or of anything in a second; keeps sums finite
+_ANY_CASE = re.IGNORECASE | re.ASCII
 _TIMES = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3}
 
 
@@ -91,8 +93,9 @@ class Machine:
 
 def _rate(value, unit):
     """3 digits and a decimal unit: "300GB/s", "2.62T"."""
+    value = float(f"{value:.3g}")  # first: 999.7 GB are 1 TB, not 1e+03 GB
     power = min(max(int(math.log10(value)) // 3 if value >= 1 else 0, 0), 4)
-    return f"{value / 1000**power:.3g}{('', 'K', 'M', 'G', 'T')[power]}{unit}"
+    return f"{value / 1000**power:.7g}{('', 'K', 'M', 'G', 'T')[power]}{unit}"
 
 
 def parse_machine(text):
@@ -102,9 +105,10 @@ def parse_machine(text):
     ----------
     text : str
         ``NODESxCORESc,MEMORY,READ[,link=RATE][,barrier=TIME][,macs=RATE]``: equal nodes; memory and read bandwidth of each
-        (its own cores from its own memory); what one node reads from the others (wanted with two or more); seconds of a
-        barrier (2us); multiply-adds per second of each node. Units: KB, MB, GB, TB (powers of 1000), KiB ... (of 1024), a
-        rate ends in /s, ns, us or ms; ``macs`` takes K, M, G, T. Case and spaces do not matter.
+        (its own cores from its own memory); what one node reads from the others (with two or more, and only then); seconds
+        of a barrier (2us); multiply-adds per second of each node. Units: KB, MB, GB, TB (powers of 1000), KiB ... (of 1024),
+        a rate ends in /s; ns, us or ms; ``macs`` takes K, M, G, T. Spaces and case do not matter, but a small b after a
+        capital letter means bits and is refused.
 
     Returns
     -------
@@ -119,18 +123,23 @@ def parse_machine(text):
     def fail(part, wanted):
         raise ValueError(f"topology {text!r}: found {part!r}, wanted {wanted}; the form is {GRAMMAR}")
 
-    def quantity(part, unit, wanted):
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgt]i?)?" + unit, part)
-        value = float(found[1]) * _UNITS[found[2] or ""] if found else 0
-        return value if value > 0 else fail(part, wanted)
+    def number(part, unit, wanted):
+        """(value, unit as it was typed) of a part; both are checked for being something that a machine can have."""
+        found = re.fullmatch(rf"(?:\w+=)?(\d+(?:\.\d+)?)({unit})", re.sub(r"\s+", "", part), _ANY_CASE)
+        return (float(found[1]), found[2]) if found and math.isfinite(float(found[1])) else fail(part, wanted)
 
-    def seconds(part):
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)(ns|us|µs|μs|ms)", part)
-        return float(found[1]) * _TIMES[found[2]] if found else fail(part, "a time such as 2us")
+    def quantity(part, prefix, unit, wanted):
+        value, typed = number(part, prefix + unit, wanted)
+        scale = typed[: len(typed) - len(unit)]
+        if unit and scale[:1].isupper() and typed[len(scale)] == "b":
+            fail(part, f"{wanted}, with B for bytes: {scale}b are bits")
+        value *= _UNITS[scale.lower()]
+        return value if 0 < value < _MOST else fail(part, wanted)
 
     positional, named = [], {}
-    for part in re.sub(r"\s+", "", text).lower().split(","):
-        name, sign, value = part.partition("=")
+    for part in map(str.strip, text.split(",")):
+        name, sign, _ = part.partition("=")
+        name = name.strip().lower()
         if not sign:
             if named:
                 fail(part, "link=, barrier= and macs= at the end")
@@ -140,20 +149,29 @@ def parse_machine(text):
         elif name in named:
             fail(part, f"{name}= once")
         else:
-            named[name] = value
-    shape = re.fullmatch(r"(\d{1,4})x(\d{1,5})c", positional[0])
+            named[name] = part
+    if not positional:
+        fail(text, "nodes and cores of each at the beginning, such as 2x32c")
+    shape = re.fullmatch(r"(\d{1,4})x(\d{1,5})c", re.sub(r"\s+", "", positional[0]), _ANY_CASE)
     if not shape or not int(shape[1]) or not int(shape[2]):
         fail(positional[0], "nodes and cores of each, such as 2x32c")
     if len(positional) != 3:
         fail(",".join(positional[1:]), "memory and read bandwidth of each node, such as 256GB,300GB/s")
     n, cores = int(shape[1]), int(shape[2])
-    memory = int(quantity(positional[1], "b", "bytes of memory, such as 256GB"))
-    read = quantity(positional[2], "b/s", "a read bandwidth, such as 300GB/s")
-    link = quantity(named["link"], "b/s", "a bandwidth, such as link=90GB/s") if "link" in named else None
-    macs = quantity(named["macs"], "", "multiply-adds per second, such as macs=2.5T") if "macs" in named else None
+    memory = int(quantity(positional[1], _PREFIX, "b", "bytes of memory, such as 256GB"))
+    read = quantity(positional[2], _PREFIX, "b/s", "a read bandwidth, such as 300GB/s")
+    link, macs, barrier = None, None, BARRIER
+    if "link" in named:
+        link = quantity(named["link"], _PREFIX, "b/s", "a bandwidth, such as link=90GB/s")
+    if "macs" in named:  # a bare number would be a slip: nobody counts them one by one
+        macs = quantity(named["macs"], "[kmgt]", "", "multiply-adds per second in K, M, G or T, such as macs=2.5T")
+    if "barrier" in named:
+        value, unit = number(named["barrier"], "|".join(_TIMES), "a time such as barrier=2us")
+        barrier = value * _TIMES[unit.lower()]
     if n > 1 and link is None:
         fail("no link=", "the bandwidth between the nodes, such as link=90GB/s")
-    barrier = seconds(named["barrier"]) if "barrier" in named else BARRIER
+    if n == 1 and link is not None:
+        fail(named["link"], "no link= with one node")
     sites = tuple(Site(i, cores, memory, memory, read, macs) for i in range(n))
     return Machine(sites, link, barrier, barrier, "given")
 

@@ -8,11 +8,11 @@ import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Unpack, overload
 
 import numpy as np
 
-from ._core import Cancelled
+from ._core import Cancelled, Turns
 from .arguments import integer, names_near_misses, node_numbers, one_of, progress_way
 from .errors import ForkedProcess, ModelClosed
 from .prompts import split_prompts, to_ids
@@ -22,7 +22,6 @@ from .scheduler import MODES, generate_list
 from .session import CHAT_PARAMETERS, Session, check_generate
 from .signatures import FloatArray, Messages, Progress, Prompt, Prompts, SamplingOptions, Tools
 from .summary import ModelConfig, short_bytes, short_count
-from .turns import Turns
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -56,7 +55,7 @@ def load(
         ``"org/repo:Q4_K_M"``, ``"org/repo/file.gguf"`` (Hugging Face hub); ``"name:tag"`` (Ollama).
     n_ctx : int or None
         Most tokens of a sequence, prompt and answer together; None: the context that the model was trained with. Memory
-        for it is used only as it fills.
+        for it is used only as it fills, but a number given here must fit: OutOfNodeMemory names the largest that does.
     n_batch : int
         Most tokens per step; limits the memory for activations. Results do not depend on it.
     threads : int, sequence of int, or None
@@ -180,8 +179,9 @@ class Model:
             For a list also a list of SamplingParams, one for each prompt.
         mode : {"auto", "latency", "throughput"}
             How a list is computed (one prompt always has all nodes): "latency" on all nodes together; "throughput" on
-            every node by itself, each with its own sequences, where every node has the weights (else as "latency").
-            "auto" chooses by their number and a measurement of a few steps, made once. Results are the same bits.
+            every node by itself, each with its own sequences, which takes a copy of the weights on each. "auto" chooses
+            by their number and a measurement of a few steps, made once; ``timings.mode`` of an answer tells what it
+            chose. Results are the same bits.
         progress : None, bool or callable
             A progress bar for a list: None decides by whether someone is watching; a callable gets (done, total).
         **sampling
@@ -193,18 +193,24 @@ class Model:
             For a list: a list of Completion, in order. What is wrong with one prompt's value (it is empty or too long,
             an id is out of range), and what goes wrong with its answer (a logits processor raises), does not lose the
             others: its ``finish_reason`` is "error" and ``error`` the exception. Ctrl-C gives back what there is, the
-            unfinished answers "cancelled"; pressed again, before they have ended, it raises.
+            unfinished answers "cancelled", with a warning; pressed again, before they have ended, it raises.
 
         Raises
         ------
         TypeError, ValueError
-            A prompt of the wrong kind, an empty one, an id out of range, a sampling parameter; the message says which.
+            A prompt of the wrong kind, an empty one, an id out of range, a sampling parameter; "throughput" where the
+            weights are one copy on several nodes; the message says which.
         ContextOverflow
             A prompt longer than ``n_ctx``. (An answer that fills the context just ends, with finish_reason "length".)
         ModelClosed, ForkedProcess
             The model cannot be used any more, or not in this process.
         KeyboardInterrupt
             Within 50 ms of Ctrl-C; the model stays usable.
+
+        Warns
+        -----
+        CancelledWarning
+            Ctrl-C ended a list: "interrupted: 3 of 8 prompts were cancelled".
 
         Notes
         -----
@@ -278,7 +284,12 @@ class Model:
         ChatTemplateMissing
             The file has no template.
         TypeError, ValueError, ContextOverflow, ModelClosed, ForkedProcess
-            As for `generate`; ValueError also where the template refuses the messages.
+            As for `generate`; ValueError also where the template refuses the messages, and for a role that looks misspelt.
+
+        Warns
+        -----
+        ChatTemplateWarning
+            A role other than system, user, assistant and tool that the template does not name.
         """
         check_sampling(sampling, CHAT_PARAMETERS)
         own = resolve_params(params, **sampling)
@@ -391,7 +402,7 @@ class Model:
             with self._job_lock:
                 if self._jobs:
                     self._engine.cancel()
-            with self._turn:
+            with self._turn.of():
                 engine, self._engine = self._engine, None
         for session in list(self._sessions):
             session.close()
@@ -399,6 +410,7 @@ class Model:
             engine.close()
 
     def __enter__(self) -> Model:
+        self._check_usable()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -407,6 +419,12 @@ class Model:
     def __del__(self):
         if getattr(self, "_engine", None) is not None:
             self.close()
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError(
+            f"the model {self._name} can be neither pickled nor copied: its weights and threads are this process's. Load it in the other "
+            "process; a second load in this one shares the weights"
+        )
 
     def _facts(self):
         c = self.config
@@ -483,6 +501,6 @@ class Model:
             return self._check_usable().new_kv()
 
     def _copy_kv(self, kv, n):
-        with self._turn:
+        with self._turn.of():
             self._check_usable()
             return kv.copy(n)

@@ -4,6 +4,7 @@ import html
 import math
 import os
 import warnings
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -240,7 +241,7 @@ class NodePlacement:
         return self.number if self.pretend is None else self.pretend
 
 
-_COLUMNS = ("node", "cores", "weights", "huge pages", "verified", "KV", "scratch")
+_COLUMNS = ("cores", "weights", "huge pages", "verified", "KV", "scratch")
 
 
 @dataclass
@@ -263,13 +264,31 @@ class Placement:
     nodes: list[NodePlacement]
     kv_bytes_per_token: int
     _replicas: Any = field(repr=False, default=None)
-    _kv_arenas: Any = field(repr=False, default=list)
+    _kvs: Any = field(repr=False, default=list)
+
+    @property
+    def where(self) -> str:
+        """``"2 nodes"``, or ``"2 pretend nodes"`` (NUMAINFER_FAKE_NODES), which prove nothing about two real ones."""
+        return counted(len(self.nodes), "pretend node" if self._pretend else "node")
+
+    @property
+    def _pretend(self):
+        return any(node.pretend is not None for node in self.nodes)
 
     def kv_bytes(self) -> dict[int, int]:
-        """Bytes of KV cache in use now, by the system's node number."""
-        arenas = self._kv_arenas()
-        found = pages.bytes_by_node(arenas)
-        return dict(found) if found or len(self.nodes) > 1 else {self.nodes[0].number: pages.resident(arenas)[0]}
+        """Bytes of KV cache in use now, by the node's number (index of a pretend one); empty where the kernel does not tell.
+
+        Pretend nodes share a real one's memory: there it is the node whose workers append to a page that has it.
+        """
+        kvs, found = self._kvs(), Counter({node.label: 0 for node in self.nodes})
+        if not self._pretend and _core.numa_max_node() > 0:
+            found.update(pages.bytes_by_node([kv.arena for kv in kvs]))
+            return dict(found)
+        for own in [kv.bytes_by_owner() for kv in kvs]:
+            if own is None:
+                return {}
+            found.update({self.nodes[i].label: n for i, n in own.items()})
+        return dict(found)
 
     def huge_share(self, node: NodePlacement) -> float:
         """Share of a node's weights that lies in huge pages, 0 to 1."""
@@ -332,18 +351,23 @@ class Placement:
         kv = self.kv_bytes()
         return [(str(n.label), str(len(n.cpus)), _size(n.weights), f"{self.huge_share(n):.0%}",
                  "not checked" if n.verified is None else f"{n.verified:.1%}",
-                 _size(kv.get(n.number, 0)) if n.pretend is None else "-", _size(n.scratch)) for n in self.nodes]
+                 _size(kv[n.label]) if kv else "-", _size(n.scratch)) for n in self.nodes]
+
+    def _head(self):
+        reason = f" ({self.reason})" if self.reason else ""
+        return f"{self.policy} on {self.where}{reason}; KV cache {_size(self.kv_bytes_per_token)} per token"
+
+    def _columns(self):
+        return ("pretend node" if self._pretend else "node", *_COLUMNS)
 
     def __str__(self) -> str:
-        rows = [_COLUMNS, *self.rows()]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
+        rows = [self._columns(), *self.rows()]
+        widths = [max(map(len, column)) for column in zip(*rows)]
         table = "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows)
-        why = f" ({self.reason})" if self.reason else ""
-        return f"{self.policy}{why}; KV cache {_size(self.kv_bytes_per_token)} per token\n{table}"
+        return f"{self._head()}\n{table}"
 
     def _repr_html_(self) -> str:
-        reason = f" ({self.reason})" if self.reason else ""
-        return _html(f"{self.policy}{reason}", _COLUMNS, self.rows())
+        return _html(self._head(), self._columns(), self.rows())
 
 
 def _html(title, head, rows):

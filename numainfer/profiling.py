@@ -7,7 +7,7 @@ import statistics
 import numpy as np
 
 from .bandwidth import ReadProbe
-from .benchmark import GEN, PROMPT, Runner, Trial, summarise
+from .benchmark import GEN, PROMPT, Runner, Stopped, Trial, summarise
 
 TRACED = 8  # generated tokens, the last ones, that the trace shows
 _PENDING_BYTES = 64 << 20  # stamps that wait to be looked at
@@ -111,10 +111,12 @@ def profile(model, trials, repeats):
     ------
     ContextOverflow
         A trial does not fit; the message names its argument.
+    Stopped
+        After Ctrl-C, if any repeat of any trial had ended; with a Profile of the trials that have repeats.
     """
     engine = model._check_usable()
     ops, core, limits = [_describe(op) for op in engine.plan.ops], engine.lane.core_plan(), []
-    taken, events = [[] for _ in trials], []
+    taken, events, stopped = [[] for _ in trials], [], False
     with Runner(model, trials) as runner, ReadProbe(model) as probe:
         core.set_timing(True)
         try:
@@ -126,10 +128,18 @@ def profile(model, trials, repeats):
                     taken[i].append((seconds, clock.sums()))
                     if repeat == repeats - 1:
                         events += _events(ops, clock.traced)
+        except KeyboardInterrupt:
+            if not any(taken):
+                raise
+            stopped = True
         finally:
             core.set_timing(False)
-    stages = tuple(_stage(trial, sorted(found, key=lambda f: f[0])[(len(found) - 1) // 2]) for trial, found in zip(trials, taken))
-    return Profile(summarise(model, None, None, statistics.median(limits)), stages, tuple(_names(engine) + events))
+    stages = tuple(_stage(trial, sorted(found, key=lambda f: f[0])[(len(found) - 1) // 2])
+                   for trial, found in zip(trials, taken) if found)  # fmt: skip
+    found = Profile(summarise(model, None, None, statistics.median(limits)), stages, tuple(_names(engine) + events))
+    if stopped:
+        raise Stopped(found)
+    return found
 
 
 class _Clock:

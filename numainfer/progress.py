@@ -34,7 +34,7 @@ def progress_bar(progress, label, unit=None):
         warnings.simplefilter("ignore")  # in a notebook without ipywidgets tqdm says that its bar is a plainer one
         from tqdm.auto import tqdm
 
-        scale = {"unit": "B", "unit_scale": True, "unit_divisor": 1024} if unit is None else {"unit": f" {unit}"}
+        scale = {"unit": "B", "unit_scale": True} if unit is None else {"unit": f" {unit}"}
         bar = tqdm(total=None, desc=label, leave=False, delay=0.2, **scale)
 
     def report(done, total, note=""):

@@ -79,6 +79,9 @@ class Timings:
         Computing and choosing those.
     time_to_first_token : float or None
         From the call (of a stream: its first ``next``) to the first token, waiting for others included; None: no token.
+    mode : str or None
+        "latency": all nodes worked on it together; "throughput": one node by itself, beside the others (on one node the
+        two are the same, and "auto" counts as "latency"). None: a prompt of a list that was not begun.
     """
 
     prompt_tokens: int
@@ -86,6 +89,7 @@ class Timings:
     generated_tokens: int
     generation_seconds: float
     time_to_first_token: float | None
+    mode: str | None = None
 
     @property
     def prompt_tokens_per_second(self) -> float | None:

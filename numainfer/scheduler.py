@@ -14,18 +14,20 @@ import dataclasses
 import logging
 import threading
 import time
+import warnings
 
 import numpy as np
 
 from ._core import CHUNK
 from .crew import Crew
-from .errors import ForkedProcess, ModelClosed
+from .errors import CancelledWarning, ForkedProcess, ModelClosed
 from .generation import Clock, Generation
 from .placement import RESERVE, node_memory
 from .progress import progress_bar
 from .prompts import to_ids
 from .results import Completion, Timings, Usage
 from .sampling import Sampler, SamplingParams, resolve_params
+from .summary import counted
 
 log = logging.getLogger("numainfer")
 
@@ -43,6 +45,7 @@ def generate_list(model, prompts, params, mode, progress, sampling):
     -------
     list of Completion
     """
+    _check_lanes(model, mode)
     params = _params_each(model, params, len(prompts), sampling)
     sequences = [_Sequence(model, i, prompt, own) for i, (prompt, own) in enumerate(zip(prompts, params))]
     run = _Run(model, sequences)
@@ -52,7 +55,21 @@ def generate_list(model, prompts, params, mode, progress, sampling):
     if failed:
         i, error = failed[0]
         log.warning("%d of %d prompts failed; the first is %d: %s", len(failed), len(prompts), i, error)
+    if run.interrupted:
+        n = sum(done.finish_reason == "cancelled" for done in run.results)
+        warnings.warn(f"interrupted: {n} of {counted(len(prompts), 'prompt')} {'was' if n == 1 else 'were'} cancelled",
+                      CancelledWarning, stacklevel=3)  # fmt: skip
     return run.results
+
+
+def _check_lanes(model, mode):
+    """Raise ValueError if lanes of single nodes are asked for where no node has all weights."""
+    placement = model._check_usable().placement
+    if mode == "throughput" and len(placement.nodes) > 1 and placement.policy != "replicate":
+        raise ValueError(
+            f"mode = 'throughput': every node works by itself then and needs its own copy of the weights, but the placement is "
+            f"{placement.policy} on {placement.where}: one copy in all. Load with placement='replicate', or leave mode to 'auto'"
+        )
 
 
 def _params_each(model, params, n, sampling):
@@ -75,7 +92,7 @@ class _Sequence:
     """One of the prompts and what becomes of it."""
 
     def __init__(self, model, index, prompt, params):
-        self.index, self.params, self.clock = index, params, Clock()
+        self.index, self.params, self.clock = index, params, Clock(mode=None)
         self.ids, self.error, self.n_bytes = np.empty(0, np.int32), None, 0
         self.generation = self.kv = None
         self.at = 0  # positions computed
@@ -89,8 +106,9 @@ class _Sequence:
         chunks = -(-(len(self.ids) + answer - 1) // CHUNK)
         self.n_bytes = chunks * CHUNK * model._check_usable().placement.kv_bytes_per_token
 
-    def start(self, model, lane):
+    def start(self, model, lane, mode):
         """Get what it takes to compute it."""
+        self.clock.mode = mode
         self.generation = Generation(model.tokenizer, model.n_vocab, self.ids, self.params, self.room)
         self.kv = model._new_kv(lane)
 
@@ -121,11 +139,13 @@ class _Run:
     Attributes
     ----------
     results : list of Completion, or None where there is none yet
+    interrupted : bool
+        Ctrl-C was pressed.
     """
 
     def __init__(self, model, sequences):
         self.model, self.crew, self.start = model, Crew(model), time.perf_counter()
-        self.results = [None] * len(sequences)
+        self.results, self.interrupted = [None] * len(sequences), False
         self._sequences = sequences
         self._waiting = collections.deque(s for s in sequences if s.error is None)
         self._lock = threading.Lock()
@@ -145,14 +165,17 @@ class _Run:
         try:
             if self._waiting:
                 lanes = choose_lanes(self.model, mode, len(self._waiting), self.crew)
+                if mode == "auto":
+                    mode = "throughput" if len(lanes) > 1 else "latency"
                 workers = sum(len(lane.team) for lane in lanes)
-                works = [_LaneWork(self, lane, len(lane.team) / workers, kv_budget(self.model, lane)) for lane in lanes]
+                works = [_LaneWork(self, lane, mode, len(lane.team) / workers, kv_budget(self.model, lane)) for lane in lanes]
                 if report is not None:
                     watch.works = works
                 self.crew.run(works, watch)
         except KeyboardInterrupt:
             if self.crew.working:  # pressed again while the lanes came to their end
                 raise
+            self.interrupted = True
         for s in self._sequences:
             if self.results[s.index] is None:
                 self.results[s.index] = s.end()
@@ -199,13 +222,16 @@ class _LaneWork:
     ----------
     run : _Run
     lane : Lane
+    mode : str
+        "latency" or "throughput", for the timings.
     share : float
         This lane's part of all workers.
     budget : int
         Bytes of KV memory.
     """
 
-    def __init__(self, run, lane, share, budget):
+    def __init__(self, run, lane, mode, share, budget):
+        self._mode = mode
         self._run, self._model, self._share, self._budget = run, run.model, share, budget
         self._lane = lane if lane is not run.model._check_usable().lane else None  # None: all nodes
         self._active, self._most = [], min(MAX_ACTIVE, run.model.n_batch)
@@ -230,7 +256,7 @@ class _LaneWork:
                 break
             self._active.append(s)
             try:
-                s.start(self._model, self._lane)
+                s.start(self._model, self._lane, self._mode)
             except (ModelClosed, ForkedProcess):
                 raise
             except Exception as e:
@@ -317,7 +343,7 @@ def choose_lanes(model, mode, n, crew):
     whole = [model._check_usable().lane]
     if mode == "latency" or mode == "auto" and n == 1:
         return whole
-    with model._turn:  # teams and plans are made once, and not by two threads
+    with model._turn.of():  # teams and plans are made once, and not by two threads
         lanes = model._check_usable().node_lanes()
         for lane in lanes:
             lane.core_plan()
@@ -371,4 +397,3 @@ def kv_budget(model, lane):
         total, free = node_memory(engine.nodes[i])
         rooms.append((free - RESERVE * total) / engine.nodes.count(engine.nodes[i]))
     return max(int(min(rooms) * len(rooms)), 0)
-

@@ -188,6 +188,7 @@ class Session:
             kv.close()
 
     def __enter__(self) -> Session:
+        self._check_open()
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -15,7 +15,7 @@ class _Entry:
     """Replicas and who uses them, which is whom they live by: nothing else keeps an entry."""
 
     def __init__(self):
-        self.users, self.replicas, self.filling = weakref.WeakSet(), None, threading.Lock()
+        self.users, self.replicas, self.filling, self.filler = weakref.WeakSet(), None, threading.Lock(), None
 
 
 def stands(key):
@@ -58,9 +58,16 @@ class Share:
             self._entry = _entries.setdefault(key, _Entry())
             self._entry.users.add(self)
         try:
+            if self._entry.filler == threading.get_ident():
+                raise RuntimeError("this thread is in the midst of loading the same file: neither the progress callback nor a signal "
+                                   "handler can load it too")
             with self._entry.filling:
                 if self._entry.replicas is None:
-                    self._entry.replicas = make()
+                    self._entry.filler = threading.get_ident()
+                    try:
+                        self._entry.replicas = make()
+                    finally:
+                        self._entry.filler = None
                 self.replicas = self._entry.replicas
         except BaseException:
             self.close()

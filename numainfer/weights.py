@@ -192,7 +192,7 @@ class Replicas:
         Raises
         ------
         CorruptModel
-            The file was cut while it was read, cannot be read, or holds a matrix of zeros.
+            The file was cut or written to while it was read, cannot be read, or holds a matrix of zeros.
         """
         matrices = sorted((w for w in self.weights if isinstance(w, Matrix)),
                           key=lambda w: (gguf.tensors[w.name].shard, gguf.tensors[w.name].offset))
@@ -251,6 +251,7 @@ class _Reading:
             self.check()
             raise self._corrupt(unreadable, "not all of its {} bytes can be read from the disk")
         self.tick(len(self._nonzero), 0)
+        self._gguf.check_unchanged()
         self._give_back_shards(len(self._gguf.paths))
 
     def _corrupt(self, i, what):

@@ -3,7 +3,10 @@
 import csv
 import io
 import json
+import os
+import signal
 import statistics
+import threading
 
 import numpy as np
 import pytest
@@ -281,6 +284,118 @@ def test_the_profile_as_table_json_and_trace(tiny_path, tmp_path, capsys):
     assert set(stages[0]["rows"][0]) == {"name", "calls", "seconds", "bytes", "macs"}
     rows = list(csv.DictReader(io.StringIO(bench(capsys, *args, "--csv"))))
     assert sum(float(r["share"]) for r in rows if r["stage"] == "decode") == pytest.approx(1)
+
+
+def test_more_than_the_limit_is_explained(tiny_path, capsys, monkeypatch):
+    monkeypatch.setattr(bandwidth.ReadProbe, "sample", lambda self: 1e3)
+    for args in ((), ("--profile",)):
+        for cache, why in ((0, "run again on a quiet machine"), (1 << 30, "fit in the caches")):
+            monkeypatch.setattr(benchmark, "cache_bytes", lambda cache=cache: cache)
+            lines = bench(capsys, tiny_path, "-p", 0, "-n", "2,3", *args).splitlines()
+            assert sum(why in line for line in lines[lines.index(""):]) == 1
+    with ni.load(tiny_path) as model:
+        assert "fit in the caches" in repr(ni.bench(model, 8, 2, 1))
+    monkeypatch.setattr(bandwidth.ReadProbe, "sample", lambda self: 1e15)
+    for args in ((), ("--profile",)):
+        assert "100% of the limit" not in bench(capsys, tiny_path, "-p", 0, "-n", 2, *args)
+
+
+@pytest.mark.parametrize("share, told", [(0.99, False), (1.004, False), (1.006, True)])
+def test_what_is_shown_as_100_percent_needs_no_words(share, told):
+    assert (benchmark.above_limit(share, 1 << 60) is not None) == told
+
+
+@pytest.fixture
+def stop_after(monkeypatch):
+    """``stop_after(n)``: Ctrl-C in place of the trial after the next n; warming up does not count."""
+    real, left, counting = Runner.run, [0], [False]
+
+    def init(self, *args):
+        counting[0] = False
+        real_init(self, *args)
+        counting[0] = True
+
+    def stopping(self, trial, *more):
+        if counting[0]:
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+        return real(self, trial, *more)
+
+    real_init = Runner.__init__
+    monkeypatch.setattr(Runner, "__init__", init)
+    monkeypatch.setattr(Runner, "run", stopping)
+    return lambda n: left.__setitem__(0, n)
+
+
+def test_ctrl_c_shows_what_was_measured(tiny_path, capsys, stop_after):
+    def bench(n, *args):
+        stop_after(n)
+        assert main(["bench", str(tiny_path), "-q", "-r", "2", "-p", "8", "-n", "2,3", *map(str, args)]) == 130
+        return capsys.readouterr().out
+
+    assert bench(0) == bench(0, "--json") == ""
+    out = bench(4)
+    assert [line.split("|")[5].strip() for line in out.splitlines() if line.startswith("|")][2:] == ["pp8", "tg2", "tg3"]
+    assert "stopped by Ctrl-C, before all of 2 repeats" in out.splitlines()[-1] and "can read" in out
+    assert [line.split("|")[5].strip() for line in bench(1).splitlines() if line.startswith("|")][2:] == ["pp8"]
+    rows = list(csv.DictReader(io.StringIO(bench(4, "--csv"))))
+    assert [(r["test"], r["repeats"]) for r in rows] == [("pp8", "2"), ("tg2", "1"), ("tg3", "1")]
+    found = json.loads(bench(2, "--json"))  # a list, as of a run that ends
+    assert [(f["pp"] and f["pp"]["n"], f["tg"] and f["tg"]["n"]) for f in found] == [(8, 2), (8, None)]
+    assert all(f["read_limit_gb_per_second"] > 0 for f in found)
+    found = json.loads(bench(7, "--json", tiny_path))  # six trials of the first model, one of the second
+    assert [len(f["pp"]["samples"]) for f in found] == [2, 2, 1, 1]
+
+
+def test_ctrl_c_between_a_trial_and_its_limit(tiny_model, monkeypatch):
+    real, calls = bandwidth.ReadProbe.sample, []
+
+    def sample(probe):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(probe)
+
+    monkeypatch.setattr(bandwidth.ReadProbe, "sample", sample)
+    with pytest.raises(benchmark.Stopped) as e:
+        measure(tiny_model, [Trial(GEN, 2)], 3)  # samples: before, after; before, -
+    (speed,), limit = e.value.found
+    assert len(speed.samples) == len(speed.limits) == 1 and speed.share > 0 and limit > 0
+    assert len(tiny_model.generate("ab", max_tokens=3, ignore_eos=True).token_ids) == 3
+
+
+def test_ctrl_c_shows_what_was_profiled(tiny_path, tmp_path, capsys, stop_after):
+    def profiled(n, *args):
+        stop_after(n)
+        assert main(["bench", str(tiny_path), "-q", "-r", "2", "-p", "8", "-n", "2", "--profile", *map(str, args)]) == 130
+        return capsys.readouterr().out
+
+    assert profiled(0) == ""
+    out = profiled(1)
+    assert "pp8" in out and "tg2" not in out and "stopped by Ctrl-C" in out
+    rows = list(csv.DictReader(io.StringIO(profiled(3, "--csv"))))
+    assert {r["stage"] for r in rows} == {"prefill", "decode"}
+    found = json.loads(profiled(5, "--json", tiny_path, "--trace", tmp_path / "t.json"))
+    assert [len(f["stages"]) for f in found] == [2, 1]
+    assert json.loads((tmp_path / "t.json").read_text())["traceEvents"]
+
+
+def test_ctrl_c_in_the_middle_of_a_step(tiny_path, capsys, monkeypatch):
+    real, calls = Runner.run, []
+
+    def run(self, trial, *more):
+        calls.append(trial)
+        if len(calls) == 5:  # warming up takes two, the first repeat two
+            threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+            while True:
+                real(self, trial, *more)
+        return real(self, trial, *more)
+
+    monkeypatch.setattr(Runner, "run", run)
+    assert main(["bench", str(tiny_path), "-q", "-r", "2", "-p", "8", "-n", "2", "--csv"]) == 130
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [(r["test"], r["repeats"]) for r in rows] == [("pp8", "1"), ("tg2", "1")]
 
 
 @pytest.mark.parametrize("args, status, says", [

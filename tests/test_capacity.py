@@ -31,6 +31,7 @@ MODEL = Demand(weights=1_100_000_000, vectors=100_000_000, read=10**9, macs=10**
     (TWO, (2, 32, 256e9, 300e9, 90e9, 2e-6, None)),
     ("1x8c,64GiB,40.5GB/s", (1, 8, 64 * 2**30, 40.5e9, None, 2e-6, None)),
     (" 4X16C, 1TB , 200 gb/s, barrier=500ns, macs=1.5T, link=30GB/s", (4, 16, 1e12, 200e9, 30e9, 5e-7, 1.5e12)),
+    ("2x1c,512mb,900mB/s,LINK=1gB/s,barrier=3US", (2, 1, 512e6, 900e6, 1e9, 3e-6, None)),
     ("2x1c,512MB,900MB/s,link=1GB/s,barrier=3µs", (2, 1, 512e6, 900e6, 1e9, 3e-6, None)),
 ])  # fmt: skip
 def test_descriptions_of_machines(text, wanted):
@@ -52,24 +53,42 @@ def test_descriptions_of_machines(text, wanted):
     ("0x32c,256GB,300GB/s", "'0x32c'", "nodes and cores"),
     ("2x0c,256GB,300GB/s,link=9GB/s", "'2x0c'", "nodes and cores"),
     ("2x32c", "''", "memory and read bandwidth"),
-    ("2x32c,256GB", "'256gb'", "memory and read bandwidth"),
-    ("2x32c,256GB,300GB/s,90GB/s", "'256gb,300gb/s,90gb/s'", "memory and read bandwidth"),
+    ("2x32c,256GB", "'256GB'", "memory and read bandwidth"),
+    ("2x32c,256GB,300GB/s,90GB/s", "'256GB,300GB/s,90GB/s'", "memory and read bandwidth"),
     ("2x32c,256,300GB/s,link=90GB/s", "'256'", "bytes of memory"),
-    ("2x32c,0GB,300GB/s,link=90GB/s", "'0gb'", "bytes of memory"),
-    ("2x32c,256GB,300GB,link=90GB/s", "'300gb'", "read bandwidth"),
-    ("2x32c,256GB,-3GB/s,link=90GB/s", "'-3gb/s'", "read bandwidth"),
+    ("2x32c,0GB,300GB/s,link=90GB/s", "'0GB'", "bytes of memory"),
+    ("2x32c,256GB,300GB,link=90GB/s", "'300GB'", "read bandwidth"),
+    ("2x32c,256GB,-3GB/s,link=90GB/s", "'-3GB/s'", "read bandwidth"),
     ("2x32c,256GB,300GB/s", "no link=", "link=90GB/s"),
-    ("2x32c,256GB,300GB/s,link=90", "'90'", "link=90GB/s"),
-    ("2x32c,256GB,300GB/s,link=9GB/s,link=9GB/s", "'link=9gb/s'", "once"),
-    ("2x32c,256GB,300GB/s,lnik=9GB/s", "'lnik=9gb/s'", "link=RATE"),
-    ("2x32c,link=9GB/s,256GB,300GB/s", "'256gb'", "at the end"),
-    ("2x32c,256GB,300GB/s,link=9GB/s,barrier=2", "'2'", "2us"),
-    ("2x32c,256GB,300GB/s,link=9GB/s,macs=2GB", "'2gb'", "macs=2.5T"),
+    ("2x32c,256GB,300GB/s,link=90", "'link=90'", "link=90GB/s"),
+    ("2x32c,256GB,300GB/s,link=9GB/s,link=9GB/s", "'link=9GB/s'", "once"),
+    ("2x32c,256GB,300GB/s,lnik=9GB/s", "'lnik=9GB/s'", "link=RATE"),
+    ("2x32c,link=9GB/s,256GB,300GB/s", "'256GB'", "at the end"),
+    ("2x32c,256GB,300GB/s,link=9GB/s,barrier=2", "'barrier=2'", "2us"),
+    ("2x32c,256GB,300GB/s,link=9GB/s,macs=2GB", "'macs=2GB'", "macs=2.5T"),
+    ("2x32c,256GB,300GB/s,link=9GB/s,macs=2.6", "'macs=2.6'", "in K, M, G or T"),
+    ("2x32c,256GB,300GB/s,link=9GB/s,macs=2Ti", "'macs=2Ti'", "in K, M, G or T"),
+    ("2x32c,256GB,300GB/s,link=90Gb/s", "'link=90Gb/s'", "link=90GB/s, with B for bytes: Gb are bits"),
+    ("2x32c,256GB,300 Gb/s,link=90GB/s", "'300 Gb/s'", "Gb are bits"),
+    ("2x32c,256Gib,300GB/s,link=90GB/s", "'256Gib'", "256GB, with B for bytes: Gib are bits"),
+    ("2x32c,256GB,300Gbit/s,link=90GB/s", "'300Gbit/s'", "300GB/s"),
+    ("1x32c,256GB,300GB/s,link=90GB/s", "'link=90GB/s'", "no link= with one node"),
+    ("macs=2T", "'macs=2T'", "at the beginning"),
+    (f"1x1c,{'9' * 400}GB,1GB/s", "GB'", "bytes of memory"),
+    (f"1x1c,{'9' * 30}GB,1GB/s", "GB'", "bytes of memory"),
+    (f"1x1c,1GB,1GB/s,barrier={'9' * 400}us", "us'", "barrier=2us"),
+    ("1x1c,1GB,1GB/s,barrier=2u\u017f", "'barrier=2u", "barrier=2us"),  # a letter that re takes for an s
 ])  # fmt: skip
 def test_bad_descriptions_say_what_is_wrong(text, found, wanted):
     with pytest.raises(ValueError) as e:
         parse_machine(text)
     assert found in str(e.value) and wanted in str(e.value) and machine.GRAMMAR in str(e.value)
+
+
+@pytest.mark.parametrize("n_bytes, shown", [(999.7e9, "1TB"), (999.4e9, "999GB"), (1.5e15, "1500TB"), (270_582_939_648, "271GB")])
+def test_sizes_stay_in_the_grammar(n_bytes, shown):
+    m = Machine((Site(0, 4, int(n_bytes), int(n_bytes), n_bytes),), None, 1e-6, 1e-6)
+    assert f",{shown},{shown}/s" in str(m) and parse_machine(str(m)).sites[0].read == pytest.approx(n_bytes, rel=0.005)
 
 
 def two(**changes):
@@ -208,6 +227,21 @@ def test_info_plans_for_another_machine(capsys):
     assert found["replicate"]["sequences"] == 8 and found["replicate"]["apart"] > found["local"]["together"]
     assert found["replicate"]["first"] == found["shard"]["first"] > found["interleave"]["first"]
     assert found["shard"]["nodes"][0]["weights"] < 0.51 * found["replicate"]["nodes"][0]["weights"]
+
+
+def test_without_macs_many_sequences_are_not_spoken_of(capsys):
+    def last(*args):
+        out = run(capsys, "info", "smollm2", "--topology", *args).out
+        return re.search(r"(\d+) together", out)[1], out.splitlines()[-1]
+
+    together, line = last(TWO)
+    assert together == "2" and "more than one sequence per node is not shown" in line and "macs=" in line
+    together, line = last(TWO, "-s", 64)
+    assert together == "64" and "looks too fast" in line and "macs=" in line
+    together, line = last(f"{TWO},macs=2.6T")
+    assert together == "32" and "macs" not in line
+    shown = " ".join(run(capsys, "info", "--help").out.split())
+    assert "16 per node; 1 per node with a --topology without macs=" in shown
 
 
 def test_info_of_this_machine(capsys, monkeypatch):

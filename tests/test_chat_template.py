@@ -3,13 +3,14 @@
 import copy
 import re
 import time
+import warnings
 from datetime import datetime
 
 import pytest
 from vectors import tokenizer
 
 from numainfer.chat_template import ChatTemplate
-from numainfer.errors import ChatTemplateMissing, CorruptModel
+from numainfer.errors import ChatTemplateMissing, ChatTemplateWarning, CorruptModel
 from numainfer.tokenizer import Tokenizer
 
 CHAT = [{"role": "user", "content": "Hi <b>"}, {"role": "assistant", "content": "Yes?"},
@@ -164,6 +165,23 @@ def test_the_budget_is_per_rendering():
 def test_bad_messages(smollm2, messages, error, words):
     with pytest.raises(error, match=words):
         smollm2.apply_chat_template(messages)
+
+
+@pytest.mark.parametrize("role, near", [
+    ("usr", "user"), ("User", "user"), ("asistant", "assistant"), ("sytem", "system"), ("tools", "tool"),
+])  # fmt: skip
+def test_a_misspelt_role(smollm2, role, near):
+    with pytest.raises(ValueError, match=rf"messages\[1\]\['role'\] = '{role}': did you mean '{near}'\?"):
+        smollm2.apply_chat_template([CHAT[0], {"role": role, "content": "x"}])
+
+
+def test_roles_of_the_template_and_others():
+    named = "{% for m in messages %}{{ m.role if m.role in ['users', \"model\"] }}{% endfor %}"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert render(named, [{"role": "users"}, {"role": "model"}, {"role": "tool"}]) == "usersmodel"
+    with pytest.warns(ChatTemplateWarning, match=r"messages\[0\]\['role'\] = 'critic': the chat template does not name this role"):
+        assert render(named, [{"role": "critic"}]) == ""
 
 
 def test_template_of_another_type(smollm2):

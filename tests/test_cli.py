@@ -1,5 +1,6 @@
 """The command: output, exit status, one clear line per error."""
 
+import io
 import json
 import os
 import pty
@@ -10,6 +11,7 @@ import time
 
 import pytest
 
+from numainfer import cli
 from numainfer.cli import main
 
 COMMAND = [sys.executable, "-m", "numainfer"]
@@ -48,6 +50,75 @@ def test_run_reads_stdin(tiny_path):
     assert done.returncode == 0 and json.loads(done.stdout)["usage"]["prompt_tokens"] > 3
 
 
+class Asked(Exception):
+    """What ``run`` would have loaded."""
+
+
+@pytest.fixture
+def meant(tmp_path, monkeypatch):
+    """``meant(word, stdin)``: the model that ``run word`` loads, and the status and last line of an end without loading."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "ollama"))
+    loaded = []
+
+    def load(args, source):
+        loaded.append(source)
+        raise Asked
+
+    monkeypatch.setattr(cli, "load", load)
+
+    def meant(word, stdin="text"):
+        monkeypatch.setattr(sys, "stdin", stdin if stdin is None else io.StringIO(stdin))
+        loaded.clear()
+        status = main(["run", word])
+        return loaded[0] if loaded else status
+
+    return meant
+
+
+@pytest.mark.parametrize("word", [
+    "smollm2", "SmolLM2-135M", "gemma3", "x.gguf", "there", "folder", "org/repo", "org/repo:Q4_K_M", "./x", "/no/such dir/x.gguf",
+    "~/x", "ollama:some", "pulled", "pulled:latest",
+])  # fmt: skip
+def test_one_word_that_is_a_model(word, meant, tmp_path):
+    (tmp_path / "there").write_bytes(b"")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "model.gguf").write_bytes(b"")
+    manifest = tmp_path / "ollama/manifests/registry.ollama.ai/library/pulled/latest"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text(json.dumps({"layers": [{"mediaType": "application/vnd.ollama.image.model", "digest": f"sha256:{'0' * 64}"}]}))
+    (tmp_path / "ollama/blobs").mkdir()
+    (tmp_path / f"ollama/blobs/sha256-{'0' * 64}").write_bytes(b"")
+    assert meant(word) == word
+    assert meant(word, None) == 2  # no stdin, no prompt
+
+
+@pytest.mark.parametrize("word", ["Hello", "Explain TCP/IP.", "What is in model.gguf", "docs", "Hello:there", "smollm2 is what?", "-"])
+def test_one_word_that_is_a_prompt(word, meant, tmp_path):
+    (tmp_path / "docs").mkdir()
+    assert meant(word) == "smollm2"
+
+
+def test_a_model_alone_reads_stdin(tiny_path):
+    def prompt_tokens(text, *words):
+        done = run("run", *words, "--raw", "--json", "-q", "-n", 1, input=text)
+        assert done.returncode == 0
+        return json.loads(done.stdout)["usage"]["prompt_tokens"]
+
+    assert prompt_tokens("hello there", tiny_path) == prompt_tokens("hello there", tiny_path, "-") > prompt_tokens("hi", tiny_path) > 0
+
+
+def test_a_model_alone_in_a_terminal_lacks_a_prompt(tiny_path):
+    parent, child = pty.openpty()
+    try:
+        done = run("run", tiny_path, stdin=child)
+    finally:
+        os.close(parent)
+        os.close(child)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.splitlines()[-1].endswith("the prompt is missing: numainfer run MODEL PROMPT")
+
+
 @pytest.mark.parametrize("args, status, says", [
     ([], 2, "COMMAND"),
     (["rum"], 2, "did you mean run?"),
@@ -57,6 +128,7 @@ def test_run_reads_stdin(tiny_path):
     (["run", "TINY", "x", "--max-tokens", "0"], 2, "max_tokens = 0"),
     (["run", "TINY", "x", "--max-tokens", "many"], 2, "invalid int value"),
     (["run", "TINY", "x", "--raw", "--system", "s"], 2, "--system"),
+    (["run", "TINY", "x", "--logprobs", "2"], 2, "--logprobs goes with --json"),
     (["run", "TINY", "x", "--nodes", "zero"], 2, "--nodes"),
     (["run", "TINY", "x", "--frobnicate"], 2, "frobnicate"),
     (["run", "TINY", "x", "--temprature=1"], 2, "did you mean --temperature?"),

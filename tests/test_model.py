@@ -1,10 +1,13 @@
 """The verbs of Model, on real models."""
 
+import copy
 import json
 import logging
+import pickle
 import subprocess
 import sys
 import threading
+import time
 import tracemalloc
 
 import numpy as np
@@ -12,6 +15,7 @@ import pytest
 from api_tools import force, forced, log_softmax
 
 import numainfer as ni
+from numainfer.progress import progress_bar
 
 PROMPT = "The capital of France is"
 
@@ -277,6 +281,22 @@ def test_it_says_what_it_is(smollm2, tiny_model):
     assert "closed" in repr(tiny_model) and tiny_model._repr_html_()
 
 
+def test_a_closed_model_is_not_entered(tiny_model):
+    with tiny_model as same:
+        assert same is tiny_model
+    with pytest.raises(ni.ModelClosed, match="tiny llama was closed"), tiny_model:
+        pass
+
+
+def test_a_model_stays_in_its_process(tiny_model):
+    session = tiny_model.session()
+    for call, what in ((copy.copy, tiny_model), (copy.deepcopy, [tiny_model]), (copy.deepcopy, session), (pickle.dumps, tiny_model),
+                       (pickle.dumps, {"model": tiny_model}), (pickle.dumps, session)):  # fmt: skip
+        with pytest.raises(TypeError, match="tiny llama can be neither pickled nor copied: .* Load it in the other process"):
+            call(what)
+    assert tiny_model.generate([5], max_tokens=1).token_ids
+
+
 def test_html_is_escaped(tiny_path, tmp_path):
     path = tmp_path / "<b>&.gguf"
     path.write_bytes(tiny_path.read_bytes().replace(b"tiny llama", b"<i>&llama>"))
@@ -295,6 +315,14 @@ def test_the_progress_bar_goes_to_stderr_on_request_only(tiny_path, capfd):
     assert capfd.readouterr() == ("", "")
     ni.load(tiny_path, progress=True).close()
     assert capfd.readouterr().out == ""
+
+
+def test_the_bar_counts_as_the_tables_do(capfd):
+    with progress_bar(True, "Loading") as report:
+        time.sleep(0.25)  # it appears after 0.2 s
+        report(50_000_000, 96_600_000)
+        report(96_600_000, 96_600_000)
+    assert "/96.6M" in capfd.readouterr().err
 
 
 def test_bench_measures(tiny_model):

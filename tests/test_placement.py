@@ -1,13 +1,16 @@
 """Where things go: topology within what the process may use, workers for it, policies that fit, pages that are where they should be."""
 
+import ctypes
+import subprocess
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from _ckernels import CSRC
 from core_tools import CPUS, logits, open_engine, open_team, pretend, python, same_bits
 from tiny_models import tiny
 
-from numainfer import _core, placement
+from numainfer import _core, kv_pages, placement
 from numainfer.errors import OutOfNodeMemory, PlacementError, PlacementWarning
 from numainfer.placement import Node, NodePlacement, Placement, Topology, choose_policy, choose_workers, topology
 
@@ -161,9 +164,9 @@ def test_one_node_says_why_a_wish_came_to_nothing(tmp_path):
         pytest.skip("more than one node")
     path = tiny(tmp_path, "llama", "Q8_0")
     with open_engine(path, placement="shard") as engine:
-        assert str(engine.placement).startswith("local (one node: every policy is the same single copy)")
+        assert str(engine.placement).startswith("local on 1 node (one node: every policy is the same single copy)")
     with open_engine(path, placement="local") as engine:
-        assert str(engine.placement).startswith("local;")
+        assert str(engine.placement).startswith("local on 1 node;")
 
 
 def test_a_notebook_shows_the_topology():
@@ -208,10 +211,24 @@ def test_the_kv_cache_that_was_asked_for_counts(tmp_path, monkeypatch):
     path = tiny(tmp_path, "llama", "Q8_0", context=1 << 20)
     small = tuple(Node(n.number, n.cpus, 60 << 20, 60 << 20) for n in topology().nodes)
     monkeypatch.setattr(placement, "topology", lambda: Topology(small))
-    with pytest.raises(OutOfNodeMemory), open_engine(path, n_ctx=1 << 19, n_batch=8):
+    for n_ctx in (1 << 19, 10**9, 2**31 - 1):  # the last two are beyond what a plan can hold
+        says = rf"n_ctx = {n_ctx}: the KV cache .* takes .*\(256 B each, f16\).* at most n_ctx = \d+$"
+        opened = []
+        with monkeypatch.context() as patch:
+            patch.setattr(_core, "Arena", lambda *a, opened=opened, **k: opened.append(a))
+            with pytest.raises(OutOfNodeMemory, match=says) as refused, open_engine(path, n_ctx=n_ctx, n_batch=8):
+                pass
+        assert not opened
+    most = int(str(refused.value).split()[-1])
+    with open_engine(path, n_ctx=most, n_batch=8) as engine:
+        assert engine.n_ctx == most
+    says = f"n_ctx = {most + 1}: .* at most n_ctx = {most}$"
+    with pytest.raises(OutOfNodeMemory, match=says), open_engine(path, n_ctx=most + 1, n_batch=8):
         pass
-    with open_engine(path, n_ctx=4096, n_batch=8) as engine:
-        assert engine.n_ctx == 4096
+    none = tuple(Node(n.number, n.cpus, 10**5, 10**5) for n in topology().nodes)
+    monkeypatch.setattr(placement, "topology", lambda: Topology(none))
+    with pytest.raises(OutOfNodeMemory, match="placement 'auto' does|placement 'local' does"), open_engine(path, n_ctx=8, n_batch=8):
+        pass  # not n_ctx's fault
 
 
 def test_unknown_policy(tmp_path):
@@ -236,8 +253,11 @@ def test_verified_on_this_machine(tmp_path, monkeypatch, policy):
         held = sum(node.weights for node in found.nodes)
         assert abs(held - packed * (2 if policy == "replicate" else 1)) < 0.02 * packed + 3 * 4096
         text = str(found)
-        assert text.startswith(policy) and "KV cache" in text and text.count("100.0%") == 2
-        assert "<table>" in found._repr_html_() and found.kv_bytes_per_token == engine.plan.kv_bytes // engine.n_ctx
+        assert text.startswith(f"{policy} on 2 pretend nodes") and "KV cache" in text and text.count("100.0%") == 2
+        assert "\npretend node  cores" in text and found.where == "2 pretend nodes"
+        for words in (f"<p>{policy} on 2 pretend nodes", "per token</p>", "<th>pretend node</th>", "<table>"):
+            assert words in found._repr_html_()
+        assert found.kv_bytes_per_token == engine.plan.kv_bytes // engine.n_ctx
 
 
 def test_arenas():
@@ -365,3 +385,91 @@ def test_kv_memory_is_shown_as_it_fills(tmp_path):
         assert "KV" in str(engine.placement) and 0 <= engine.placement.huge_share(engine.placement.nodes[0]) <= 1
         kv.close()
         assert sum(engine.placement.kv_bytes().values()) == 0
+
+
+def test_real_nodes_are_not_called_pretend():
+    real = [NodePlacement(0, (0,), 5, 5), NodePlacement(3, (1,), 5, 5)]
+    arena = SimpleNamespace(address=0, bytes=0)
+    found = Placement("replicate", "", real, 100, SimpleNamespace(arenas=[arena, arena]))
+    assert found.where == "2 nodes" and "pretend" not in str(found) + found._repr_html_()
+    assert str(found).startswith("replicate on 2 nodes; KV cache 100 B per token\nnode  cores")
+
+
+# ---- KV caches --------------------------------------------------------------------------------------------------------
+
+
+def resident(arena):
+    counts, page = arena.count(_core.numa_max_node() + 1)
+    return int(counts.sum()) * page
+
+
+def test_kv_memory_beside_other_mappings(tmp_path):
+    """The system may make one mapping of neighbours; only what is the cache's counts."""
+    if _core.numa_max_node() > 0:
+        pytest.skip("more than one node")
+    with open_engine(tiny(tmp_path, "llama", "Q4_0")) as engine, open_team() as team:
+        kvs, others = [], []
+        for _ in range(8):
+            kvs.append(engine.new_kv())
+            others.append(_core.Arena(kvs[0].arena.bytes))
+            team.read_time([others[-1].address], others[-1].bytes, 0)  # 0 streams: writes
+            engine.step([(kvs[-1], IDS, 0)], [])
+        assert sum(engine.placement.kv_bytes().values()) == sum(resident(kv.arena) for kv in kvs) > 0
+        for arena in others:
+            arena.close()
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 3])
+def test_kv_memory_of_pretend_nodes(tmp_path, monkeypatch, kv_heads):
+    """Each node has the pages that its workers append to: whole heads where they divide evenly, else chunks in turn."""
+    pretend(monkeypatch, 2, 1)
+    path = tiny(tmp_path, "llama", "Q4_0", heads=3 * kv_heads, kv_heads=kv_heads, head_width=64, context=1024)
+    n, ids = 600, np.arange(600, dtype=np.int32) % 200 + 6  # chunks of 256, 256 and 88 positions
+    with open_engine(path, n_batch=128) as engine:
+        shown, kv = engine.placement, engine.new_kv()
+        assert shown.kv_bytes() == {0: 0, 1: 0}
+        for at in range(0, n, 100):
+            engine.step([(kv, ids[at : at + 100], at)], [])
+        got = shown.kv_bytes()
+        chunk = 256 * 64 * 2 * 2  # keys and values, halves
+
+        def begun(n):  # of a chunk: keys by 16 positions, of values a row for each 16 of the width
+            return 4096 * (-(-n // 16 * 16 * 64 * 2 // 4096) + 64 // 16 * -(-n * 32 // 4096))
+
+        wanted = [0, 0]
+        for g in range(kv_heads):
+            for j, size in enumerate((chunk, chunk, begun(88))):
+                wanted[g if kv_heads == 2 else (g + j) % 2] += size * len(engine.plan.kv_layers)
+        assert got == dict(enumerate(wanted))
+        assert sum(got.values()) == resident(kv.arena)
+        cells = [row[-2] for row in shown.rows()]
+        assert cells == [placement._size(got[i]) for i in (0, 1)] and "0 B" not in cells
+        own = engine.new_kv()  # of a lane: all of it is one node's
+        engine.node_lanes()[1].step([(own, ids[:100], 0)], [])
+        assert shown.kv_bytes() == {0: got[0], 1: got[1] + len(engine.plan.kv_layers) * kv_heads * begun(100)}
+        assert sum(shown.kv_bytes().values()) == resident(kv.arena) + resident(own.arena)
+        kv.close()
+        own.close()
+        assert shown.kv_bytes() == {0: 0, 1: 0}
+
+
+def test_kv_memory_that_nobody_can_tell_of(tmp_path, monkeypatch):
+    pretend(monkeypatch, 2, 1)
+    with open_engine(tiny(tmp_path, "llama", "Q4_0")) as engine:
+        kv = engine.new_kv()
+        engine.step([(kv, IDS, 0)], [])
+        monkeypatch.setattr(kv_pages, "bytes_by_owner", lambda *a: None)
+        assert engine.placement.kv_bytes() == {} and [row[-2] for row in engine.placement.rows()] == ["-", "-"]
+
+
+def test_owners_are_the_cores(tmp_path):
+    source, library = tmp_path / "node.c", tmp_path / "node.so"
+    source.write_text('#include "ni.h"\nint node(int64_t g, int64_t j, int64_t h, int n) { return ni_kv_node(g, j, h, n); }\n')
+    subprocess.run(["gcc", "-shared", "-fPIC", f"-I{CSRC}", str(source), "-o", str(library)], check=True)
+    node = ctypes.CDLL(str(library)).node
+    node.argtypes = [ctypes.c_int64] * 3 + [ctypes.c_int]
+    for n_heads in (1, 2, 3, 4, 6, 8):
+        for n_nodes in (1, 2, 3, 4):
+            head, chunk = np.meshgrid(np.arange(n_heads), np.arange(9))
+            wanted = [[node(g, j, n_heads, n_nodes) for g in range(n_heads)] for j in range(9)]
+            assert kv_pages.owners(head, chunk, n_heads, n_nodes).tolist() == wanted

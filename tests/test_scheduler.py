@@ -4,7 +4,7 @@ import os
 import threading
 
 import pytest
-from scheduler_tools import LENGTHS, facts, one_by_one, prompts_of, spy_steps, start_together
+from scheduler_tools import LENGTHS, N, facts, one_by_one, prompts_of, spy_steps, start_together
 
 import numainfer as ni
 from numainfer import placement, scheduler
@@ -27,8 +27,19 @@ def test_every_placement_and_mode(load_tiny, placement):
     wanted = one_by_one(load_tiny(1), prompts_of(LENGTHS), max_tokens=8)
     model = load_tiny(2, placement=placement)
     for mode in MODES:
+        if mode == "throughput" and placement in ("shard", "interleave"):
+            continue
         assert [facts(d) for d in model.generate(prompts_of(LENGTHS), max_tokens=8, mode=mode)] == wanted
     assert len(model._engine.node_lanes()) == (2 if placement == "replicate" else 1)
+
+
+@pytest.mark.parametrize("placement", ["shard", "interleave"])
+def test_lanes_need_copies(load_tiny, monkeypatch, placement):
+    model, steps = load_tiny(2, placement=placement), spy_steps(monkeypatch)
+    says = f"mode = 'throughput': .* own copy .* {placement} on 2 pretend nodes.* placement='replicate', or leave mode to 'auto'"
+    with pytest.raises(ValueError, match=says):
+        model.generate(["a", "b"], mode="throughput")
+    assert steps == []
 
 
 @pytest.mark.parametrize("n_batch", [1, 3, 16])
@@ -100,6 +111,25 @@ def test_timings(load_tiny):
         t = d.timings
         assert t.prompt_tokens == n and t.generated_tokens == 3 and t.generation_seconds > 0
         assert 0 < t.prompt_seconds <= t.time_to_first_token
+
+
+def test_timings_tell_the_mode(load_tiny, monkeypatch):
+    def modes(model, prompts, **options):
+        return [d.timings.mode for d in model.generate(prompts, max_tokens=2, **options)]
+
+    model = load_tiny(2)
+    assert modes(model, ["a", "b"], mode="latency") == ["latency"] * 2
+    assert modes(model, [[5], [N], [6]], mode="throughput") == ["throughput", None, "throughput"]
+    assert modes(model, ["a"]) == ["latency"]
+    rates = {"latency": ((1, 1.0), (16, 1.0)), "throughput": ((1, 9.0), (16, 9.0))}
+    model._step_seconds = rates
+    assert modes(model, ["a", "b"]) == ["latency"] * 2
+    model._step_seconds = dict(zip(rates, reversed(rates.values())))
+    assert modes(model, ["a", "b"]) == ["throughput"] * 2
+    assert modes(load_tiny(1), ["a", "b"]) == ["latency"] * 2  # there are no lanes to choose
+    one = model.generate("a", max_tokens=2)
+    assert one.timings.mode == "latency" and one.to_dict()["timings"]["mode"] == "latency"
+    assert model.session().generate("a", max_tokens=2).timings.mode == "latency"
 
 
 @pytest.mark.parametrize("mode", ["latency", "throughput"])

@@ -1,9 +1,11 @@
 """Lists of prompts when something happens: bad prompts, errors, Ctrl-C, other threads, close, fork."""
 
 import os
+import signal
 import threading
 import time
 import traceback
+import warnings
 
 import pytest
 from api_tools import force, interrupt_after
@@ -11,6 +13,7 @@ from scheduler_tools import LENGTHS, N, facts, one_by_one, prompts_of, spy_steps
 
 import numainfer as ni
 from numainfer.crew import Crew
+from numainfer.errors import CancelledWarning
 
 SOON = 0.5  # seconds; 0.05 is promised, the rest is for a busy machine
 
@@ -124,7 +127,8 @@ def test_ctrl_c_gives_what_there_is(load_tiny, mode):
     prompts = prompts_of([4] * 200)
     params = [ni.SamplingParams(max_tokens=1 if i % 2 else 250) for i in range(200)]
     model.generate(prompts[:4], max_tokens=1, mode=mode)  # teams are made
-    with interrupt_after(0.15) as pressed:
+    with interrupt_after(0.15) as pressed, warnings.catch_warnings(record=True):
+        warnings.simplefilter("always")
         done = model.generate(prompts, params, ignore_eos=True, logprobs=0, mode=mode)
     if pressed and any(d.finish_reason == "cancelled" for d in done):
         assert time.perf_counter() - pressed[0] < SOON
@@ -138,12 +142,40 @@ def test_ctrl_c_gives_what_there_is(load_tiny, mode):
 
 def test_ctrl_c_in_long_prompts_of_a_real_model(smollm2):
     ids = smollm2.tokenizer.encode("All of this takes a while. " * 200)[:1200]
-    with interrupt_after(0.4) as pressed:
+    with interrupt_after(0.4) as pressed, pytest.warns(CancelledWarning):
         done = smollm2.generate([ids] * 30, max_tokens=5)
     assert time.perf_counter() - pressed[0] < SOON
     assert "cancelled" in {d.finish_reason for d in done} <= {"cancelled", "length"}
     assert done[-1].text == "" and done[-1].usage.prompt_tokens == 1200 and done[-1].timings.time_to_first_token is None
     assert smollm2.generate(["The capital of France is"], max_tokens=3)[0].text
+
+
+@pytest.mark.parametrize("last, says", [(6, "interrupted: 3 of 8 prompts were"), (8, "interrupted: 1 of 8 prompts was")])
+def test_ctrl_c_warns_once(load_tiny, last, says):
+    model, started = load_tiny(1, n_batch=1), []
+
+    def press(done, total):
+        if done == last - 1 and not started:
+            started.append(True)
+            signal.raise_signal(signal.SIGINT)
+
+    def wait(ids, logits):
+        while not started:
+            time.sleep(0.005)
+        time.sleep(0.05)
+        return logits
+
+    quick, slow = ni.SamplingParams(max_tokens=1), ni.SamplingParams(max_tokens=200, ignore_eos=True, logits_processor=wait)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        done = model.generate([[5]] * 8, [quick] * (last - 1) + [slow] * (9 - last), progress=press)
+    assert [d.finish_reason for d in done] == ["length"] * (last - 1) + ["cancelled"] * (9 - last)
+    (warning,) = found
+    assert warning.category is CancelledWarning and str(warning.message) == f"{says} cancelled" and warning.filename == __file__
+    assert issubclass(CancelledWarning, RuntimeWarning)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.generate([[5]] * 3, max_tokens=2)
 
 
 def test_ctrl_c_again_raises():

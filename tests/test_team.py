@@ -84,6 +84,17 @@ def test_a_team_keeps_to_a_smaller_affinity():
     assert out.strip() == f"[({CPUS[-1]},)] {{({CPUS[-1]},)}}"
 
 
+@pytest.mark.parametrize("size", ["40K", "64K", "256K"])
+def test_small_stacks(tiny_path, size):
+    """Stacks that leave no room for a gap below their used end are as good as others."""
+    code = """if True:
+        import sys, numainfer as ni
+        with ni.load(sys.argv[1], n_ctx=64, n_batch=16) as model:
+            print(model.generate([[3, 4, 5] * 5] * 2, max_tokens=4, mode="throughput", ignore_eos=True)[1].token_ids)
+    """
+    assert python(code, tiny_path, OMP_STACKSIZE=size, NUMAINFER_FAKE_NODES="2") == python(code, tiny_path)
+
+
 def test_cpus_that_are_not_there(recwarn):
     absent = next(cpu for cpu in range(1023, 0, -1) if not os.path.exists(f"/sys/devices/system/cpu/cpu{cpu}"))
     before = tasks()

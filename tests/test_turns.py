@@ -1,12 +1,12 @@
 """Who may run a step: in order of arrival, a lane for itself, all of them for the whole."""
 
+import signal
 import threading
 import time
 
 import pytest
 
-from numainfer._core import Cancelled
-from numainfer.turns import Turns
+from numainfer._core import Cancelled, Turns
 
 
 def test_turns_come_in_order_of_arrival():
@@ -17,17 +17,17 @@ def test_turns_come_in_order_of_arrival():
             order.append(name)
 
     threads = []
-    with turns:
+    with turns.of():
         for i, lane in enumerate(["a", None, "a", "b", None]):
             threads.append(threading.Thread(target=work, args=(i, lane)))
             threads[-1].start()
             deadline = time.monotonic() + 10
-            while len(turns._tickets) <= i and time.monotonic() < deadline:
+            while turns.n_waiting <= i and time.monotonic() < deadline:
                 time.sleep(0.001)
     for thread in threads:
         thread.join(10)
     assert order.index(0) < order.index(1) < min(order.index(2), order.index(3)) and order[-1] == 4
-    assert turns._holders == {} and turns._tickets == []
+    assert turns.holders == [] and turns.n_waiting == 0
 
 
 def test_lanes_exclude_themselves_and_the_whole():
@@ -55,8 +55,59 @@ def test_lanes_exclude_themselves_and_the_whole():
 
     with turns.of("a"):
         assert free("b") and not free("a") and not free(None)
-        with pytest.raises(RuntimeError, match="midst of a step"), turns:
+        with pytest.raises(RuntimeError, match="midst of a step"), turns.of():
             pass
-    with turns:
+    with turns.of():
         assert not free("a") and not free(None)
     assert free("a") and free(None)
+
+
+def test_a_signal_at_any_moment_leaves_no_turn_behind():
+    """What SIGINT does, by a timer whose moments sweep over taking, holding and giving back a turn."""
+
+    def raise_it(*_):
+        raise KeyboardInterrupt
+
+    turns, before, hits = Turns(), signal.signal(signal.SIGALRM, raise_it), 0
+    try:
+        for i in range(3000):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 1e-5 + i % 100 * 1e-6)
+                for _ in range(300):
+                    with turns.of("a"):
+                        pass
+                    with turns.of():
+                        pass
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except KeyboardInterrupt:
+                hits += 1
+            assert turns.holders == [] and turns.n_waiting == 0
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert hits > 1000
+
+
+def test_a_signal_ends_waiting():
+    turns, before = Turns(), signal.signal(signal.SIGALRM, signal.default_int_handler)
+    taken, over = threading.Event(), threading.Event()
+
+    def hold():
+        with turns.of():
+            taken.set()
+            over.wait(10)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    try:
+        assert taken.wait(10)
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(KeyboardInterrupt), turns.of("a"):
+            pass
+        assert turns.holders == [None] and turns.n_waiting == 0
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        over.set()
+        thread.join(10)
+    with turns.of("a"):
+        assert turns.holders == ["a"]

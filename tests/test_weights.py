@@ -329,6 +329,45 @@ def test_a_changed_file_is_loaded_anew(tmp_path):
         same_bits(logits(a, IDS), before)
 
 
+def test_another_file_of_equal_size_and_time_is_loaded_anew(tmp_path):
+    """As ``cp -p`` and ``tar x`` leave them."""
+    path, new = tiny(tmp_path, "llama", "Q8_0", name="m"), tiny(tmp_path, "llama", "Q8_0", name="n", seed=1)
+    for file in path, new:
+        os.utime(file, ns=(10**18, 10**18))
+    with open_engine(path) as a:
+        os.replace(new, path)
+        with open_engine(path) as b:
+            assert b.replicas is not a.replicas
+
+
+def test_a_file_that_is_written_to_while_it_is_read(tmp_path):
+    path = tiny(tmp_path, "llama", "Q8_0", name="m")
+    new = tiny(tmp_path, "llama", "Q8_0", name="n", seed=1).read_bytes()
+
+    def overwrite(done, total):
+        with open(path, "r+b") as file:
+            file.write(new)
+
+    others = set(store._entries)
+    with pytest.raises(CorruptModel, match="written to while it was read"), open_engine(path, progress=overwrite):
+        pass
+    assert set(store._entries) == others
+
+
+def test_a_load_within_the_load_of_the_same_file(tmp_path):
+    path, errors = tiny(tmp_path, "llama", "Q8_0"), []
+
+    def again(done, total):
+        if not errors:
+            with pytest.raises(RuntimeError) as e, open_engine(path):
+                pass
+            errors.append(str(e.value))
+
+    with open_engine(path, progress=again) as engine:
+        assert len(errors) == 1 and "in the midst of loading" in errors[0]
+        assert logits(engine, IDS).any()
+
+
 def test_a_failed_fill_does_not_poison_the_store():
     def fail():
         raise Stop

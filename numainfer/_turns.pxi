@@ -1,0 +1,102 @@
+# Who may run a step of a model now.  In C, for Ctrl-C may raise between any two bytecodes of Python: between taking something and
+# the ``try`` that would give it back, or in the midst of a Condition's own ``__enter__``.  Here signals are looked at in one place,
+# where a thread waits.
+
+cdef double _LOOK = 0.02  # seconds between two looks at whether a job that waits was cancelled
+
+
+cdef class Turns:
+    """The lock around steps: of all lanes (``with turns.of():``), or of one node's lane (``with turns.of(lane):``).
+
+    Lanes of different nodes may be held at the same time; all lanes together exclude everything else, for their workers
+    sit on the same CPUs. First come, first served, so that a loop of steps in one thread does not keep others waiting.
+
+    A thread that holds a turn gets no other: it would wait for ever (a signal handler can come to that), so it raises.
+    """
+    cdef dict _holders  # lane, or None for all of them: thread
+    cdef list _waiting  # in order of arrival
+
+    def __init__(self):
+        self._holders, self._waiting = {}, []
+
+    @property
+    def holders(self):
+        """Lanes that are held; None for all of them."""
+        return list(self._holders)
+
+    @property
+    def n_waiting(self):
+        return len(self._waiting)
+
+    def check(self):
+        """Raise RuntimeError in a thread that holds a turn."""
+        if get_ident() in self._holders.values():
+            raise RuntimeError("this thread is in the midst of a step of the model: a signal handler can neither use nor close it "
+                               "(TokenStream.cancel is fine)")
+
+    def of(self, lane=None, job=None):
+        """A turn of one lane, or of all, for one ``with``.
+
+        Parameters
+        ----------
+        lane : Lane or None
+        job : object with ``cancelled``, or None
+            Once it is cancelled, waiting ends with Cancelled.
+        """
+        return _Turn(self, lane, job)
+
+
+cdef class _Turn:
+    cdef Turns turns
+    cdef object lane, job, thread, wake
+    cdef bint held
+
+    def __init__(self, Turns turns, lane, job):
+        self.turns, self.lane, self.job, self.thread = turns, lane, job, get_ident()
+
+    cdef bint excludes(self, lane):
+        return self.lane is None or lane is None or lane is self.lane
+
+    cdef bint is_next(self):
+        cdef _Turn other
+        for lane in self.turns._holders:
+            if self.excludes(lane):
+                return False
+        for other in self.turns._waiting:
+            if other is self:
+                return True
+            # An older one of the same thread waits further down the stack, below a signal handler: it does not count.
+            if self.excludes(other.lane) and other.thread != self.thread:
+                return False
+        return True
+
+    cdef wake_others(self):
+        cdef _Turn other
+        for other in list(self.turns._waiting):
+            if other.wake.locked():
+                other.wake.release()
+
+    def __enter__(self):
+        self.turns.check()
+        self.wake = allocate_lock()
+        self.wake.acquire()
+        self.turns._waiting.append(self)
+        try:
+            while not self.is_next():
+                self.wake.acquire(True, -1 if self.job is None else _LOOK)  # signal handlers run here and may raise
+                if self.job is not None and self.job.cancelled:
+                    raise Cancelled("the job was cancelled while it waited for its turn")
+            self.turns._holders[self.lane], self.held = self.thread, True
+        finally:
+            self.turns._waiting.remove(self)
+            if not self.held:
+                self.wake_others()
+
+    def __exit__(self, *_):
+        if self.held:
+            self.held = False
+            del self.turns._holders[self.lane]
+            self.wake_others()
+
+    def __del__(self):
+        self.__exit__()  # Ctrl-C right behind __enter__, where Python looks for it there
