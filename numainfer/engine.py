@@ -274,9 +274,9 @@ class Engine:
 
         try:
             policy, reason = fit(n_ctx or trained)
-        except (OutOfNodeMemory, PlanError):
+        except (OutOfNodeMemory, PlanError) as error:
             if n_ctx:
-                self._refuse_context(n_ctx, fit)
+                self._refuse_context(n_ctx, fit, error)
             raise
         if self.n_ctx > trained:
             log.warning("n_ctx = %d is more than the %d positions that the model was trained for", self.n_ctx, trained)
@@ -299,8 +299,8 @@ class Engine:
         if verify:
             self.placement.verify(strict=verify != "warn")
 
-    def _refuse_context(self, n_ctx, fit):
-        """Raise OutOfNodeMemory with the most tokens that fit, if less would."""
+    def _refuse_context(self, n_ctx, fit, error):
+        """Raise OutOfNodeMemory with the most tokens that fit, if less would, and with the error's table of need and free."""
         low, high = 0, -(-n_ctx // _core.CHUNK)  # chunks that fit, and that do not
         while high - low > 1:
             middle = (low + high) // 2
@@ -313,7 +313,7 @@ class Engine:
             raise OutOfNodeMemory(
                 f"n_ctx = {n_ctx}: the KV cache of so many tokens takes {short_bytes(n_ctx * per_token)} ({short_bytes(per_token)} each, "
                 f"{self.kv_type}); beside the weights, and with {placement.RESERVE:.0%} of each node kept free, there is room for at most "
-                f"n_ctx = {low * _core.CHUNK}") from None
+                f"n_ctx = {low * _core.CHUNK}" + (f"\n{error}" if isinstance(error, OutOfNodeMemory) else "")) from None
 
     def _fill(self, gguf, policy, bounds, progress):
         replicas = Replicas(self.plan.weights, self.nodes, policy, bounds if policy == "shard" else None)
