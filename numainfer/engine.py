@@ -60,11 +60,11 @@ class KV:
 
     def bytes_by_owner(self):
         """Resident bytes by index of the node whose workers append to them; None where the kernel does not tell."""
-        with self._lock:
-            self._users += 1
         try:
-            if self._closed:
-                return {}
+            self.hold()
+        except ModelClosed:
+            return {}
+        try:
             found = kv_pages.bytes_by_owner(self.arena, self._engine.plan.kv_layers, len(self.nodes))
             return None if found is None else dict(zip(self.nodes, found.tolist()))
         finally:
