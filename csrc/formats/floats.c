@@ -21,7 +21,7 @@ static inline __attribute__((always_inline)) void transpose(const uint8_t *src, 
     uint8_t line[NI_ROWS][LINE] __attribute__((aligned(64)));
     memset(line, 0, sizeof line);
     for (int64_t i = 0; i < k; i += per_line) {
-        ni_fetch_share(src + NI_ROWS * (row_bytes + (size_t)i * size), NI_ROWS * LINE);
+        ni_fetch(src + NI_ROWS * (row_bytes + (size_t)i * size), NI_ROWS * LINE);
         const int64_t n = k - i < per_line ? k - i : per_line;
         for (int r = 0; r < rows; r++) {
             const uint8_t *from = src + (size_t)r * row_bytes + (size_t)i * size;

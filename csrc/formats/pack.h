@@ -7,11 +7,30 @@
 #define NI_PACK_H
 #include "records.h"
 
-/* Block b of each row; rows that are missing read zeros. */
-static inline void ni_rows_at(const uint8_t *src, size_t row_bytes, int rows, size_t offset,
-                              const uint8_t *in[NI_ROWS]) {
+/* Into the second-level cache, for the first would not hold what is fetched until it is used.  Beyond the last row nothing may be
+ * mapped; asking does no harm. */
+static inline void ni_fetch(const uint8_t *from, size_t bytes) {
+    for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
+}
+
+/* The blocks of sixteen rows that become one record.  Sixteen rows are more streams than the hardware fetches ahead.  But the group
+ * that comes next in the file is one stretch, of which each record of this one asks for its share, little by little: with each
+ * field, as many bytes as are read of it. */
+typedef struct {
+    const uint8_t *row[NI_ROWS];
+    const uint8_t *next;   /* the record's share of the next group */
+} ni_blocks;
+
+/* Rows that are missing read zeros. */
+static inline ni_blocks ni_blocks_at(const uint8_t *src, size_t row_bytes, int rows, size_t offset) {
     static const uint8_t zeros[sizeof(ni_block_q6_k)];   /* as large as the largest block */
-    for (int r = 0; r < NI_ROWS; r++) in[r] = r < rows ? src + (size_t)r * row_bytes + offset : zeros;
+    ni_blocks in = {.next = src + NI_ROWS * (row_bytes + offset)};
+    for (int r = 0; r < NI_ROWS; r++) in.row[r] = r < rows ? src + (size_t)r * row_bytes + offset : zeros;
+    return in;
+}
+
+static inline void ni_fetch_next(const ni_blocks *in, size_t offset, size_t bytes) {
+    ni_fetch(in->next + NI_ROWS * offset, NI_ROWS * bytes);
 }
 
 typedef uint32_t ni_dwords __attribute__((vector_size(16)));
@@ -30,37 +49,30 @@ static inline void ni_transpose(const ni_dwords x[4], ni_dwords y[4]) {
 }
 
 /* out[j], row r = dword j at byte `offset` of the block of row r, in tiles of 4 rows by 4 dwords.  n % 4 == 0. */
-static inline void ni_interleave(const uint8_t *const in[NI_ROWS], size_t offset, int n, ni_vector *restrict out) {
-    for (int j = 0; j < n; j += 4)
+static inline void ni_interleave(const ni_blocks *in, size_t offset, int n, ni_vector *restrict out) {
+    for (int j = 0; j < n; j += 4) {
+        ni_fetch_next(in, offset + 4 * (size_t)j, 16);
         for (int r = 0; r < NI_ROWS; r += 4) {
             ni_dwords x[4], y[4];
-            for (int i = 0; i < 4; i++) memcpy(&x[i], in[r + i] + offset + 4 * (size_t)j, 16);
+            for (int i = 0; i < 4; i++) memcpy(&x[i], in->row[r + i] + offset + 4 * (size_t)j, 16);
             ni_transpose(x, y);
             for (int i = 0; i < 4; i++) memcpy(out[j + i] + 4 * r, &y[i], 16);
         }
+    }
 }
 
-static inline void ni_interleave_u16(const uint8_t *const in[NI_ROWS], size_t offset, uint16_t out[restrict NI_ROWS]) {
-    for (int r = 0; r < NI_ROWS; r++) out[r] = ni_load_u16(in[r] + offset);
-}
-
-/* Sixteen rows are more streams than the hardware fetches ahead.  But the group that comes next in the file is one stretch, of which
- * each record of this one asks for its share: into the second-level cache, for the first would not hold it.  Behind the last group
- * nothing may be mapped; asking does no harm. */
-static inline void ni_fetch_share(const uint8_t *next, size_t bytes) {
-    for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(next + i, 0, 2);
+static inline void ni_interleave_u16(const ni_blocks *in, size_t offset, uint16_t out[restrict NI_ROWS]) {
+    ni_fetch_next(in, offset, 2);
+    for (int r = 0; r < NI_ROWS; r++) out[r] = ni_load_u16(in->row[r] + offset);
 }
 
 /* Defines ni_pack_<name> from pack_<name>, which packs one record. */
 #define NI_DEFINE_PACK(name, n_values) \
     void ni_pack_##name(const uint8_t *src, size_t row_bytes, int rows, int64_t k, uint8_t *dst) { \
         ni_record_##name *record = (ni_record_##name *)dst; \
-        const uint8_t *in[NI_ROWS]; \
         for (int64_t b = 0; b < k / (n_values); b++) { \
-            const size_t at = (size_t)b * sizeof(ni_block_##name); \
-            ni_fetch_share(src + NI_ROWS * (row_bytes + at), NI_ROWS * sizeof(ni_block_##name)); \
-            ni_rows_at(src, row_bytes, rows, at, in); \
-            pack_##name(in, &record[b]); \
+            const ni_blocks in = ni_blocks_at(src, row_bytes, rows, (size_t)b * sizeof(ni_block_##name)); \
+            pack_##name(&in, &record[b]); \
         } \
     }
 #endif

@@ -23,12 +23,12 @@ void ni_decode_q4_1(const uint8_t *blocks, int64_t n_blocks, float *out) {
     }
 }
 
-static inline void pack_q4_0(const uint8_t *const in[NI_ROWS], ni_record_q4_0 *out) {
+static inline void pack_q4_0(const ni_blocks *in, ni_record_q4_0 *out) {
     ni_interleave_u16(in, offsetof(ni_block_q4_0, d), out->d);
     ni_interleave(in, offsetof(ni_block_q4_0, q), 4, out->q);
 }
 
-static inline void pack_q4_1(const uint8_t *const in[NI_ROWS], ni_record_q4_1 *out) {
+static inline void pack_q4_1(const ni_blocks *in, ni_record_q4_1 *out) {
     ni_interleave_u16(in, offsetof(ni_block_q4_1, d), out->d);
     ni_interleave_u16(in, offsetof(ni_block_q4_1, m), out->m);
     ni_interleave(in, offsetof(ni_block_q4_1, q), 4, out->q);

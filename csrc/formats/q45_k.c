@@ -49,10 +49,11 @@ void ni_decode_q5_k(const uint8_t *blocks, int64_t n_blocks, float *out) {
     }
 }
 
-static inline void interleave_scales(const uint8_t *const in[NI_ROWS], size_t offset, ni_scale_pair out[restrict 8]) {
+static inline void interleave_scales(const ni_blocks *in, size_t offset, ni_scale_pair out[restrict 8]) {
+    ni_fetch_next(in, offset, 12);
     for (int r = 0; r < NI_ROWS; r++) {
         uint32_t words[4];
-        widen_scales(in[r] + offset, words);
+        widen_scales(in->row[r] + offset, words);
         for (int s = 0; s < 8; s++) {
             out[s].sc[r] = (uint8_t)(words[s / 4] >> 8 * (s % 4));
             out[s].mn[r] = (uint8_t)(words[2 + s / 4] >> 8 * (s % 4));
@@ -60,14 +61,14 @@ static inline void interleave_scales(const uint8_t *const in[NI_ROWS], size_t of
     }
 }
 
-static inline void pack_q4_k(const uint8_t *const in[NI_ROWS], ni_record_q4_k *out) {
+static inline void pack_q4_k(const ni_blocks *in, ni_record_q4_k *out) {
     ni_interleave_u16(in, offsetof(ni_block_q4_k, d), out->d);
     ni_interleave_u16(in, offsetof(ni_block_q4_k, dmin), out->dmin);
     interleave_scales(in, offsetof(ni_block_q4_k, scales), out->s);
     ni_interleave(in, offsetof(ni_block_q4_k, q), 32, out->q);
 }
 
-static inline void pack_q5_k(const uint8_t *const in[NI_ROWS], ni_record_q5_k *out) {
+static inline void pack_q5_k(const ni_blocks *in, ni_record_q5_k *out) {
     ni_interleave_u16(in, offsetof(ni_block_q5_k, d), out->d);
     ni_interleave_u16(in, offsetof(ni_block_q5_k, dmin), out->dmin);
     interleave_scales(in, offsetof(ni_block_q5_k, scales), out->s);

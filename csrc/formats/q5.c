@@ -37,20 +37,21 @@ static inline uint32_t transpose_high(uint32_t u) {
 }
 
 /* All rows are gathered before the first is worked on, so that the compiler may take several at a time. */
-static inline void interleave_high(const uint8_t *const in[NI_ROWS], size_t offset, uint8_t *restrict out) {
+static inline void interleave_high(const ni_blocks *in, size_t offset, uint8_t *restrict out) {
     uint32_t u[NI_ROWS];
-    for (int r = 0; r < NI_ROWS; r++) u[r] = ni_load_u32(in[r] + offset);
+    ni_fetch_next(in, offset, 4);
+    for (int r = 0; r < NI_ROWS; r++) u[r] = ni_load_u32(in->row[r] + offset);
     for (int r = 0; r < NI_ROWS; r++) u[r] = transpose_high(u[r]);
     memcpy(out, u, sizeof u);
 }
 
-static inline void pack_q5_0(const uint8_t *const in[NI_ROWS], ni_record_q5_0 *out) {
+static inline void pack_q5_0(const ni_blocks *in, ni_record_q5_0 *out) {
     ni_interleave_u16(in, offsetof(ni_block_q5_0, d), out->d);
     interleave_high(in, offsetof(ni_block_q5_0, high), out->high);
     ni_interleave(in, offsetof(ni_block_q5_0, q), 4, out->q);
 }
 
-static inline void pack_q5_1(const uint8_t *const in[NI_ROWS], ni_record_q5_1 *out) {
+static inline void pack_q5_1(const ni_blocks *in, ni_record_q5_1 *out) {
     ni_interleave_u16(in, offsetof(ni_block_q5_1, d), out->d);
     ni_interleave_u16(in, offsetof(ni_block_q5_1, m), out->m);
     interleave_high(in, offsetof(ni_block_q5_1, high), out->high);

@@ -20,13 +20,8 @@ void ni_decode_q6_k(const uint8_t *blocks, int64_t n_blocks, float *out) {
     }
 }
 
-typedef uint32_t dwords[NI_ROWS];
-
-/* Bits of every byte, n places up (down if negative); the caller masks off what comes from neighbouring bytes. */
-static inline uint32_t up(uint32_t x, int n) { return n >= 0 ? x << n : x >> -n; }
-
 /* out[s][r] = scale s of row r: first dwords are transposed, then bytes within four rows', then dwords of four bytes each. */
-static inline void interleave_scales(const uint8_t *const in[NI_ROWS], int8_t out[restrict 16][NI_ROWS]) {
+static inline void interleave_scales(const ni_blocks *in, int8_t out[restrict 16][NI_ROWS]) {
     ni_vector sc[4];
     ni_interleave(in, offsetof(ni_block_q6_k, sc), 4, sc);
     for (int j = 0; j < 4; j++) {
@@ -40,24 +35,32 @@ static inline void interleave_scales(const uint8_t *const in[NI_ROWS], int8_t ou
     }
 }
 
-static inline void pack_q6_k(const uint8_t *const in[NI_ROWS], ni_record_q6_k *out) {
+/* 16 values each of quarters t and t + 2, which share the bytes of `l`; odd: t is. */
+static inline __attribute__((always_inline)) void merge(const ni_dwords l[4][4], const ni_dwords h[4][4], const int odd,
+                                                        ni_vector first[restrict 3], ni_vector second[restrict 3]) {
+    for (int r = 0; r < 4; r++)
+#pragma GCC unroll 3
+        for (int j = 0; j < 3; j++) {
+            const ni_dwords last = j == 1 ? l[3][r] : j == 2 ? l[3][r] << 2 : odd ? h[3][r] : h[3][r] << 2;
+            /* What comes above the low nibbles: for quarter t in the low nibbles, for t + 2 in the high ones. */
+            const ni_dwords upper = ((odd ? h[j][r] >> 2 : h[j][r]) & 0x33333333) | (last & 0xcccccccc);
+            const ni_dwords x = (l[j][r] & 0x0f0f0f0f) | (upper << 4 & 0xf0f0f0f0);
+            const ni_dwords y = (l[j][r] >> 4 & 0x0f0f0f0f) | (upper & 0xf0f0f0f0);
+            memcpy(first[j] + 16 * r, &x, 16);
+            memcpy(second[j] + 16 * r, &y, 16);
+        }
+}
+
+static inline void pack_q6_k(const ni_blocks *in, ni_record_q6_k *out) {
     ni_interleave_u16(in, offsetof(ni_block_q6_k, d), out->d);
     interleave_scales(in, out->sc);
-    dwords low[2][2][8], high[2][8];
+    ni_dwords low[2][2][8][4], high[2][8][4];   /* by half, quarter, dword, four of the rows */
     ni_interleave(in, offsetof(ni_block_q6_k, q), 32, (ni_vector *)low);
     ni_interleave(in, offsetof(ni_block_q6_k, high), 16, (ni_vector *)high);
-#pragma GCC unroll 16   /* for shifts by constants */
-    for (int s = 0; s < 16; s++) {
-        const int t = s % 8 / 2, nibble = 4 * (t / 2), bits = 2 * t;   /* quarter, and where its bits lie in the file's bytes */
-        const dwords *l = low[s / 8][t % 2] + s % 2 * 4, *h = high[s / 8] + s % 2 * 4;
-        dwords v[3];
-        for (int r = 0; r < NI_ROWS; r++) {
-            const uint32_t last[3] = {up(h[3][r], 6 - bits), up(l[3][r], 4 - nibble), up(l[3][r], 6 - nibble)};
-#pragma GCC unroll 3
-            for (int j = 0; j < 3; j++)
-                v[j][r] = (up(l[j][r], -nibble) & 0x0f0f0f0f) | (up(h[j][r], 4 - bits) & 0x30303030) | (last[j] & 0xc0c0c0c0);
-        }
-        memcpy(out->v[s], v, sizeof v);
+#pragma GCC unroll 8   /* for shifts by constants */
+    for (int i = 0; i < 8; i++) {
+        const int half = i / 4, t = i / 2 % 2, part = i % 2, s = 8 * half + 2 * t + part;
+        merge(low[half][t] + 4 * part, high[half] + 4 * part, t, out->v[s], out->v[s + 4]);
     }
 }
 

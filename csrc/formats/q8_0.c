@@ -9,7 +9,7 @@ void ni_decode_q8_0(const uint8_t *blocks, int64_t n_blocks, float *out) {
     }
 }
 
-static inline void pack_q8_0(const uint8_t *const in[NI_ROWS], ni_record_q8_0 *out) {
+static inline void pack_q8_0(const ni_blocks *in, ni_record_q8_0 *out) {
     ni_interleave_u16(in, offsetof(ni_block_q8_0, d), out->d);
     ni_interleave(in, offsetof(ni_block_q8_0, q), 8, out->q);
 }
