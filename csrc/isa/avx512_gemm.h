@@ -40,17 +40,18 @@ NI_INLINE __m512i bcast_load(const int32_t *p) {
 }
 
 /* Slabs of quants: tokens lie `apart` values apart, whatever the slab's length, so that a tile's addresses are constants.
- * start: where integer sums start, -offset * (sum of a sub-block of 32 or 16). */
+ * start: where integer sums start, -offset * (sum of a sub-block of 32 or 16).  flip: bits of each quant that change. */
 NI_INLINE void fill_slab(const ni_act *x, int64_t k0, int64_t nk, int n_tokens, uint8_t *to, ni_act *slab, int apart,
-                         int sub, int offset, int has_min) {
+                         int sub, int offset, int has_min, int flip) {
     int8_t *q = (int8_t *)to;
     float *d = (float *)(to + (size_t)n_tokens * apart), *m = d + n_tokens * (apart / 32);
     int32_t *start = (int32_t *)m;   /* no type has both */
+    const __m256i flips = _mm256_set1_epi8((char)flip);
     *slab = (ni_act){.k = apart, .q = q, .d = d, .m = has_min ? m : NULL, .start = offset ? start : NULL};
     for (int64_t t = 0; t < n_tokens; t++, q += apart, d += apart / 32, m += apart / 32, start += apart / sub) {
         const int64_t at = t * x->k + k0;
         for (int64_t i = 0; i < nk; i += 32)
-            _mm256_store_si256((__m256i *)(q + i), _mm256_loadu_si256((const __m256i *)(x->q + at + i)));
+            _mm256_store_si256((__m256i *)(q + i), _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)(x->q + at + i)), flips));
         for (int64_t i = 0; i < nk / 32; i += 8) {
             const int n = nk / 32 - i < 8 ? (int)(nk / 32 - i) : 8;
             const __mmask8 in = (__mmask8)((1u << n) - 1);
@@ -238,14 +239,12 @@ NI_INLINE void q8_starts(const ni_panel *p, int64_t nk, __m512i *start) {
 }
 
 static void gather_q8_0(const ni_act *x, int64_t k0, int64_t nk, int n_tokens, uint8_t *to, ni_act *slab) {
-    fill_slab(x, k0, nk, n_tokens, to, slab, LONG, 32, 0, 0);
-    for (int64_t i = 0; i < (int64_t)n_tokens * LONG; i += 64)
-        store64(to + i, _mm512_xor_si512(load64(to + i), _mm512_set1_epi8((char)0x80)));
+    fill_slab(x, k0, nk, n_tokens, to, slab, LONG, 32, 0, 0, 0x80);
 }
 
 #define NI_GATHER(name, apart, sub, offset, has_min)                                                                   \
     static void gather_##name(const ni_act *x, int64_t k0, int64_t nk, int n_tokens, uint8_t *to, ni_act *slab) {      \
-        fill_slab(x, k0, nk, n_tokens, to, slab, apart, sub, offset, has_min);                                         \
+        fill_slab(x, k0, nk, n_tokens, to, slab, apart, sub, offset, has_min, 0);                                      \
     }
 NI_GATHER(q4_0, LONG, 32, 8, 0)
 NI_GATHER(q5_0, LONG, 32, 16, 0)

@@ -46,14 +46,17 @@ static void many_tokens(const ni_ctx *c, const ni_weight *w, const uint8_t *pack
             const ni_act own = ni_act_of_token(x, t);
             const float *sums = ni_block_times_tokens(ni_k, w->type, packed + (size_t)g * group_bytes, groups, &own, (int)n, mem, c->me->cancel);
             if (ni_hurry(c)) return;
-            for (int64_t i = 0; i < groups; i++) {
-                int64_t row = (g + i) * NI_ROWS, rows = ni_min(NI_ROWS, w->n - row);
-                const float *acc = sums + i * n * NI_ROWS, *accm = acc + groups * n * NI_ROWS;
-                for (int64_t j = 0; j < n; j++, acc += NI_ROWS, accm += NI_ROWS) {
-                    float *out = y + (t + j) * w->n + row;
-                    if (with_min) for (int64_t r = 0; r < rows; r++) out[r] = acc[r] + accm[r];
-                    else memcpy(out, acc, (size_t)rows * sizeof *out);
+            /* Token by token, for a token's rows lie together. */
+            const int64_t row = g * NI_ROWS, rows = ni_min(groups * NI_ROWS, w->n - row);
+            for (int64_t j = 0; j < n; j++) {
+                const float *acc = sums + j * NI_ROWS, *accm = acc + groups * n * NI_ROWS;
+                float *restrict out = y + (t + j) * w->n + row;
+                int64_t r = 0;
+                for (; r + NI_ROWS <= rows; r += NI_ROWS, acc += n * NI_ROWS, accm += n * NI_ROWS) {
+                    if (with_min) for (int i = 0; i < NI_ROWS; i++) out[r + i] = acc[i] + accm[i];
+                    else memcpy(out + r, acc, NI_ROWS * sizeof *out);
                 }
+                for (int64_t i = 0; r + i < rows; i++) out[r + i] = with_min ? acc[i] + accm[i] : acc[i];
             }
         }
     }
