@@ -93,9 +93,9 @@ int ni_fill_done(const ni_fill *f, int64_t *row);
 /* -1, or the piece whose bytes the file could not give (it was cut, or the disk failed): the job ended early. */
 int ni_fill_unreadable(const ni_fill *f);
 void ni_fill_free(ni_fill *f);
-/* Row groups [g0[j], g1[j]) of matrices j = 0 .. n-1 (at most 3), seen as one long one, that a worker multiplies: every worker reads
- * about the same number of bytes. */
-void ni_matmul_cut(const ni_weight *const *w, int n, int n_workers, int worker, int64_t *g0, int64_t *g1);
+/* Row groups [g0[j], g1[j]) of matrices j = 0 .. n-1 (at most 3), seen as one long one, that make up parts a .. b-1 of `parts`, which
+ * have about the same number of bytes each.  Worker w of N multiplies part w of N, and perhaps some pieces of its neighbours' (ops/matmul.c). */
+void ni_matmul_cut(const ni_weight *const *w, int n, int64_t parts, int64_t a, int64_t b, int64_t *g0, int64_t *g1);
 
 /* ---- bandwidth.c ---------------------------------------------------------------------------------------------- */
 

@@ -25,6 +25,7 @@ typedef struct {
     ni_op *ops;
     ni_tensor *tensors;
     ni_weight *weights;
+    atomic_int *taken;      /* per op */
 } node_tables;
 
 struct ni_plan {
@@ -63,7 +64,7 @@ static size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 static int open_arenas(ni_plan *p, ni_team *t, const ni_plan_spec *s, size_t scratch, const int *os_nodes, ni_status *st) {
     size_t tables = aligned(sizeof *s->ops * (size_t)s->n_ops) + aligned(sizeof *s->tensors * (size_t)s->n_tensors)
-                    + aligned(sizeof *s->weights * (size_t)s->n_weights);
+                    + aligned(sizeof *s->weights * (size_t)s->n_weights) + aligned(sizeof *p->tables->taken * (size_t)s->n_ops);
     if (ni_arena_open(&p->shared, (size_t)s->arena_bytes[NI_SHARED], NULL, 0, 0, st)) return -1;
     for (int w = 0; w < p->n_workers; w++) {
         const ni_worker *me = ni_team_worker(t, w);
@@ -101,13 +102,15 @@ static void build(const ni_worker *me, void *arg) {
         own->ops = put(&at, s->ops, sizeof *s->ops * (size_t)s->n_ops);
         own->tensors = put(&at, s->tensors, sizeof *s->tensors * (size_t)s->n_tensors);
         own->weights = put(&at, s->weights, sizeof *s->weights * (size_t)s->n_weights);
+        own->taken = (atomic_int *)at;   /* zeros: fresh memory */
         for (int i = 0; i < s->n_weights; i++) own->weights[i].here = s->weights[i].copy[job->node_map[me->node]];
     }
     ni_node_barrier(me);
     uint8_t *mine = (uint8_t *)p->scratch[me->node].base + job->scratch * (size_t)me->rank;
     ni_ctx *c = (ni_ctx *)mine;
     *c = (ni_ctx){.own = *me, .step = &p->current, .ops = own->ops, .tensors = own->tensors, .weights = own->weights,
-                  .copy = job->node_map[me->node], .max_tokens = s->max_tokens, .scratch = mine + aligned(sizeof *c)};
+                  .copy = job->node_map[me->node], .max_tokens = s->max_tokens, .taken = own->taken,
+                  .scratch = mine + aligned(sizeof *c)};
     c->me = &c->own;
     c->arena[NI_SHARED] = p->shared.base;
     c->arena[NI_PER_NODE] = p->node[me->node].base;
@@ -168,9 +171,15 @@ static int meet(const ni_worker *me, int barrier) {
     return 0;
 }
 
+/* At the start of a step, by one worker of each node: what counts comes after a barrier, for it works on what other ops wrote. */
+static void begin(const ni_plan *p, const ni_ctx *c) {
+    for (int i = 0; c->me->rank == 0 && i < p->n_ops; i++) atomic_store_explicit(&c->taken[i], 0, memory_order_relaxed);
+}
+
 static void run(const ni_worker *me, void *arg) {
     ni_plan *p = arg;
     const ni_ctx *c = p->ctx[me->worker];
+    begin(p, c);
     int64_t *stamp = p->timing ? p->stamps + n_stamps(p) * (size_t)me->worker : NULL;
     if (stamp) *stamp = now();
     for (int i = 0; i < p->n_ops; i++) {
@@ -213,6 +222,7 @@ void ni_plan_run_shuffled(ni_team *t, ni_plan *p, const ni_step *s, uint64_t see
     p->current = *s;
     int *at = calloc((size_t)p->n_workers, sizeof *at);
     seed = seed ? seed : 1;
+    for (int w = 0; w < p->n_workers; w++) begin(p, p->ctx[w]);
     for (int left = at ? p->n_workers : 0; left;) {
         int w = (int)(next_random(&seed) % (uint64_t)p->n_workers);
         if (!may_go(p, at, w)) continue;

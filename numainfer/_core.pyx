@@ -65,7 +65,7 @@ cdef extern from "../csrc/ni.h":
         int64_t n, k
         void **copy
         int64_t *bounds
-    void ni_matmul_cut(const ni_weight *const *, int, int, int, int64_t *, int64_t *)
+    void ni_matmul_cut(const ni_weight *const *, int, int64_t, int64_t, int64_t, int64_t *, int64_t *)
     ctypedef struct ni_piece:
         ni_weight w
         const uint8_t *src

@@ -14,7 +14,7 @@ def matmul_cut(shapes, int n_workers):
         p[j] = &w[j]
     found = np.empty((n_workers, n, 2), np.int64)
     for worker in range(n_workers):
-        ni_matmul_cut(p, n, n_workers, worker, g0, g1)
+        ni_matmul_cut(p, n, n_workers, worker, worker + 1, g0, g1)
         for j in range(n):
             found[worker, j] = g0[j], g1[j]
     return found

@@ -2,11 +2,18 @@
  * t: h, y0, y1?, y2? (-1 for y0: the step's `out`).  w: W0, W1?, W2?.
  *
  * Rows are cut over all workers in proportion to the bytes they read, all matrices as one long one, so that q/k/v and gate/up
- * cost one stage.  One token, or a few, stream packed rows through dot; more go through panels, unpacked once and used for all. */
+ * cost one stage.  The last quarter of each worker's part lies in pieces, which the workers of its node take as they get free: cores
+ * are never equally fast for long.  One token, or a few, stream packed rows through dot; more go through panels, unpacked once and
+ * used for all. */
 #include "ops.h"
 #include "panels.h"
 
-enum { BLOCK_BYTES = 256 << 10 };   /* a part of L2 */
+enum {
+    BLOCK_BYTES = 256 << 10,    /* a part of L2 */
+    PIECES = 32,                /* of a worker's part, at most */
+    PIECE_BYTES = 64 << 10,     /* at least: some microseconds, many times what taking a piece costs */
+    PIECE_GROUPS = 4            /* at least: what a dot takes at once; for many tokens a whole block, whose slab is gathered anew */
+};
 
 typedef struct {
     float tail[NI_ROWS];
@@ -62,19 +69,42 @@ static void many_tokens(const ni_ctx *c, const ni_weight *w, const uint8_t *pack
     }
 }
 
-void ni_op_matmul(const ni_ctx *c, const ni_op *op) {
-    int64_t n_tokens = ni_rows(c, op), g0[3], g1[3];
-    if (n_tokens == 0) return;
-    ni_act x = ni_act_of(c, op, 0);
-    const ni_weight *w[3] = {NULL};
-    int n = 0;
-    while (n < 3 && op->w[n] >= 0) w[n] = &c->weights[op->w[n]], n++;
-    ni_matmul_cut(w, n, c->me->n_workers, c->me->worker, g0, g1);
+static int are_few(int64_t n_tokens, const ni_weight *w) { return n_tokens <= ni_max(1, ni_k->few[w->type]); }
+
+/* Parts a .. b-1 of `parts`, of the matrices together. */
+static void multiply(const ni_ctx *c, const ni_op *op, const ni_weight *const *w, int n, int64_t parts, int64_t a, int64_t b) {
+    const int64_t n_tokens = ni_rows(c, op);
+    const ni_act x = ni_act_of(c, op, 0);
+    matmul_memory *mem = (matmul_memory *)c->scratch;
+    int64_t g0[3], g1[3];
+    ni_matmul_cut(w, n, parts, a, b, g0, g1);
     for (int j = 0; j < n; j++) {
         if (g0[j] >= g1[j]) continue;
         float *y = op->t[1 + j] < 0 ? c->step->out : ni_floats(c, op, 1 + j);
-        matmul_memory *mem = (matmul_memory *)c->scratch;
-        if (n_tokens <= ni_max(1, ni_k->few[w[j]->type])) few_tokens(c, w[j], ni_copy_of(c, op, j), &x, n_tokens, g0[j], g1[j], y, mem);
+        if (are_few(n_tokens, w[j])) few_tokens(c, w[j], ni_copy_of(c, op, j), &x, n_tokens, g0[j], g1[j], y, mem);
         else many_tokens(c, w[j], ni_copy_of(c, op, j), &x, n_tokens, g0[j], g1[j], y, &mem->panels);
+    }
+}
+
+void ni_op_matmul(const ni_ctx *c, const ni_op *op) {
+    const int64_t n_tokens = ni_rows(c, op), worker = c->me->worker, size = c->me->size;
+    if (n_tokens == 0) return;
+    const ni_weight *w[3] = {NULL};
+    int64_t bytes = 0, groups = 0, least = PIECE_GROUPS;
+    int n = 0;
+    for (; n < 3 && op->w[n] >= 0; n++) {
+        w[n] = &c->weights[op->w[n]];
+        bytes += (int64_t)ni_packed_bytes(w[n]->type, w[n]->n, w[n]->k), groups += (w[n]->n + NI_ROWS - 1) / NI_ROWS;
+        if (!are_few(n_tokens, w[n])) least = NI_PANEL_GROUPS;
+    }
+    int64_t pieces = ni_min(PIECES, ni_min(bytes / PIECE_BYTES, groups / least) / c->me->n_workers);
+    if (size == 1 || pieces < 4) pieces = 1;   /* one part per worker, whole */
+    const int64_t shared = pieces / 4, own = pieces - shared, parts = pieces * c->me->n_workers;
+    multiply(c, op, w, n, parts, worker * pieces, worker * pieces + own);
+    atomic_int *taken = &c->taken[op - c->ops];
+    for (int i; atomic_load_explicit(taken, memory_order_relaxed) < size * shared;) {
+        if ((i = atomic_fetch_add_explicit(taken, 1, memory_order_relaxed)) >= size * shared) return;
+        const int64_t part = (worker - c->me->rank + i / shared) * pieces + own + i % shared;
+        multiply(c, op, w, n, parts, part, part + 1);
     }
 }
