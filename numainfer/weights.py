@@ -72,6 +72,7 @@ class Catalog:
     def __init__(self, gguf):
         self.gguf = gguf
         self.used, self._constants = {}, {}
+        self._longest = max((n for tensor in gguf.tensors.values() if len(tensor.shape) == 2 for n in tensor.shape), default=0)
 
     def __contains__(self, name):
         return name in self.gguf.tensors
@@ -82,7 +83,7 @@ class Catalog:
         Raises
         ------
         CorruptModel
-            The file has no such tensor.
+            The file has no such tensor, or a vector of a length that fits no matrix.
         UnsupportedModel
             Its type or its number of dimensions is not supported.
         """
@@ -93,6 +94,9 @@ class Catalog:
             if tensor.type not in FORMATS:
                 raise UnsupportedModel(f"type of tensor {name}", tensor.type, FORMATS)
             if len(tensor.shape) == 1:
+                if tensor.shape[0] > self._longest:  # before its values fill the memory
+                    raise CorruptModel(self.gguf.paths[tensor.shard], f"tensor {name!r} is a vector of {tensor.shape[0]:,} values; the longest "
+                                       f"side of a matrix in the file is {self._longest:,}", tensor.offset)
                 self.used[name] = Vector(name, _core.decode(FORMATS[tensor.type]["code"], tensor.data))
             elif len(tensor.shape) == 2:
                 self.used[name] = Matrix(name, tensor.type, *tensor.shape)
