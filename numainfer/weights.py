@@ -95,8 +95,8 @@ class Catalog:
                 raise UnsupportedModel(f"type of tensor {name}", tensor.type, FORMATS)
             if len(tensor.shape) == 1:
                 if tensor.shape[0] > self._longest:  # before its values fill the memory
-                    raise CorruptModel(self.gguf.paths[tensor.shard], f"tensor {name!r} is a vector of {tensor.shape[0]:,} values; the longest "
-                                       f"side of a matrix in the file is {self._longest:,}", tensor.offset)
+                    what = f"a vector of {tensor.shape[0]:,} values; the longest side of a matrix in the file is {self._longest:,}"
+                    raise CorruptModel(self.gguf.paths[tensor.shard], f"tensor {name!r} is {what}", tensor.offset)
                 self.used[name] = Vector(name, _core.decode(FORMATS[tensor.type]["code"], tensor.data))
             elif len(tensor.shape) == 2:
                 self.used[name] = Matrix(name, tensor.type, *tensor.shape)

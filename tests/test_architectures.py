@@ -184,7 +184,7 @@ def test_bad_metadata(sound, tmp_path, key, value, error, says):
     ("output.weight", zeros(284, 256), CorruptModel, "output.weight has 284 rows, wanted 285"),
     ("output.weight", zeros(285, 128), PlanError, r"matmul: operand W \(output.weight\) has width 128, wanted 256"),
     ("output_norm.weight", None, CorruptModel, "'output_norm.weight' is missing"),
-    ("output_norm.weight", zeros(286), CorruptModel, "'output_norm.weight' is a vector of 286 values; the longest side of a matrix in the file is 285"),
+    ("output_norm.weight", zeros(286), CorruptModel, "'output_norm.weight' is a vector of 286 values; the longest side of a matrix"),
     ("output_norm.weight", zeros(255), PlanError, r"norm: operand w \(output_norm.weight\) has width 255, wanted 256"),
     ("output_norm.weight", zeros(256, 2), PlanError, r"norm: operand w \(output_norm.weight\) is a matrix of 256 x 2 values"),
     ("output_norm.weight", zeros(2, 4, 32), UnsupportedModel, r"shape of tensor output_norm.weight = \(2, 4, 32\)"),
