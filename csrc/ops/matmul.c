@@ -12,7 +12,7 @@ enum {
     BLOCK_BYTES = 256 << 10,    /* a part of L2 */
     PIECES = 32,                /* of a worker's part, at most */
     PIECE_BYTES = 64 << 10,     /* at least: some microseconds, many times what taking a piece costs */
-    PIECE_GROUPS = 4            /* at least: what a dot takes at once; for many tokens a whole block, whose slab is gathered anew */
+    FLOAT_GROUPS = 4            /* row groups that dots of float weights take at once */
 };
 
 typedef struct {
@@ -90,12 +90,13 @@ void ni_op_matmul(const ni_ctx *c, const ni_op *op) {
     const int64_t n_tokens = ni_rows(c, op), worker = c->me->worker, size = c->me->size;
     if (n_tokens == 0) return;
     const ni_weight *w[3] = {NULL};
-    int64_t bytes = 0, groups = 0, least = PIECE_GROUPS;
+    int64_t bytes = 0, groups = 0, least = 1;
     int n = 0;
     for (; n < 3 && op->w[n] >= 0; n++) {
         w[n] = &c->weights[op->w[n]];
         bytes += (int64_t)ni_packed_bytes(w[n]->type, w[n]->n, w[n]->k), groups += (w[n]->n + NI_ROWS - 1) / NI_ROWS;
-        if (!are_few(n_tokens, w[n])) least = NI_PANEL_GROUPS;
+        if (!are_few(n_tokens, w[n])) least = NI_PANEL_GROUPS;   /* a whole block, for its tokens are gathered anew */
+        else if (ni_formats[w[n]->type].kind == NI_PANEL_FLOAT) least = ni_max(least, FLOAT_GROUPS);
     }
     int64_t pieces = ni_min(PIECES, ni_min(bytes / PIECE_BYTES, groups / least) / c->me->n_workers);
     if (size == 1 || pieces < 4) pieces = 1;   /* one part per worker, whole */

@@ -16,7 +16,7 @@ typedef struct {
     const ni_weight *weights;
     int copy;               /* index in ni_weight.copy for this worker's node */
     int max_tokens;
-    atomic_int *taken;      /* per op, one of these for each node: pieces of the op's work that no worker had for its own and some have taken */
+    atomic_int *taken;      /* per op, in the node's memory: how many of the pieces that its workers share have been taken */
     uint8_t *arena[2];      /* by storage class */
     uint8_t *scratch;       /* this worker's own, 64-byte aligned */
 } ni_ctx;
