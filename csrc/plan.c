@@ -173,7 +173,8 @@ static int meet(const ni_worker *me, int barrier) {
 
 /* At the start of a step, by one worker of each node: what counts comes after a barrier, for it works on what other ops wrote. */
 static void begin(const ni_plan *p, const ni_ctx *c) {
-    for (int i = 0; c->me->rank == 0 && i < p->n_ops; i++) atomic_store_explicit(&c->taken[i], 0, memory_order_relaxed);
+    if (c->me->rank) return;
+    for (int i = 0; i < p->n_ops; i++) atomic_store_explicit(&c->taken[i], 0, memory_order_relaxed);
 }
 
 static void run(const ni_worker *me, void *arg) {

@@ -81,4 +81,10 @@ static inline size_t ni_group_bytes(ni_type t, int64_t k) {
 static inline size_t ni_packed_bytes(ni_type t, int64_t n, int64_t k) {
     return (size_t)((n + NI_ROWS - 1) / NI_ROWS) * ni_group_bytes(t, k);
 }
+
+/* Asks for bytes that come next: into the second-level cache, for the first would not hold them until they are used.  Beyond the last
+ * row nothing may be mapped; asking does no harm. */
+static inline void ni_fetch(const uint8_t *from, size_t bytes) {
+    for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
+}
 #endif

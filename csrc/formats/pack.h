@@ -7,12 +7,6 @@
 #define NI_PACK_H
 #include "records.h"
 
-/* Into the second-level cache, for the first would not hold what is fetched until it is used.  Beyond the last row nothing may be
- * mapped; asking does no harm. */
-static inline void ni_fetch(const uint8_t *from, size_t bytes) {
-    for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
-}
-
 /* The blocks of sixteen rows that become one record.  Sixteen rows are more streams than the hardware fetches ahead.  But the group
  * that comes next in the file is one stretch, of which each record of this one asks for its share, little by little: with each
  * field, as many bytes as are read of it. */

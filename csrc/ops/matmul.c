@@ -42,6 +42,21 @@ static void few_tokens(const ni_ctx *c, const ni_weight *w, const uint8_t *packe
     }
 }
 
+/* A block's sums [groups][n_tokens][NI_ROWS], with those of the minimums behind them, to y [n_tokens][rows], `stride` values apart: token
+ * by token, for a token's rows lie together. */
+static void put_sums(const float *sums, int64_t groups, int64_t n_tokens, int with_min, float *y, int64_t stride, int64_t rows) {
+    for (int64_t t = 0; t < n_tokens; t++, y += stride) {
+        const float *acc = sums + t * NI_ROWS, *accm = acc + groups * n_tokens * NI_ROWS;
+        float *restrict out = y;
+        int64_t r = 0;
+        for (; r + NI_ROWS <= rows; r += NI_ROWS, acc += n_tokens * NI_ROWS, accm += n_tokens * NI_ROWS) {
+            if (with_min) for (int i = 0; i < NI_ROWS; i++) out[r + i] = acc[i] + accm[i];
+            else memcpy(out + r, acc, NI_ROWS * sizeof *out);
+        }
+        for (int64_t i = 0; r + i < rows; i++) out[r + i] = with_min ? acc[i] + accm[i] : acc[i];
+    }
+}
+
 static void many_tokens(const ni_ctx *c, const ni_weight *w, const uint8_t *packed, const ni_act *x, int64_t n_tokens, int64_t g0,
                         int64_t g1, float *y, ni_panel_memory *mem) {
     const size_t group_bytes = ni_group_bytes(w->type, w->k);
@@ -53,18 +68,7 @@ static void many_tokens(const ni_ctx *c, const ni_weight *w, const uint8_t *pack
             const ni_act own = ni_act_of_token(x, t);
             const float *sums = ni_block_times_tokens(ni_k, w->type, packed + (size_t)g * group_bytes, groups, &own, (int)n, mem, c->me->cancel);
             if (ni_hurry(c)) return;
-            /* Token by token, for a token's rows lie together. */
-            const int64_t row = g * NI_ROWS, rows = ni_min(groups * NI_ROWS, w->n - row);
-            for (int64_t j = 0; j < n; j++) {
-                const float *acc = sums + j * NI_ROWS, *accm = acc + groups * n * NI_ROWS;
-                float *restrict out = y + (t + j) * w->n + row;
-                int64_t r = 0;
-                for (; r + NI_ROWS <= rows; r += NI_ROWS, acc += n * NI_ROWS, accm += n * NI_ROWS) {
-                    if (with_min) for (int i = 0; i < NI_ROWS; i++) out[r + i] = acc[i] + accm[i];
-                    else memcpy(out + r, acc, NI_ROWS * sizeof *out);
-                }
-                for (int64_t i = 0; r + i < rows; i++) out[r + i] = with_min ? acc[i] + accm[i] : acc[i];
-            }
+            put_sums(sums, groups, n, with_min, y + t * w->n + g * NI_ROWS, w->n, ni_min(groups * NI_ROWS, w->n - g * NI_ROWS));
         }
     }
 }

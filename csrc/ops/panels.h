@@ -35,10 +35,6 @@ static inline ni_act ni_act_of_token(const ni_act *x, int64_t t) {
     return own;
 }
 
-static inline void ni_ask_for(const uint8_t *p, size_t bytes) {
-    for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, 2);
-}
-
 /* Values of K in a panel.  A short panel lies in L1 when it has just been unpacked; a long one saves trips of the sums through memory
  * and the run-up of each tile, and pays from some tokens on. */
 static inline int64_t ni_slab_for(const ni_kernels *k, ni_type type, int64_t n_tokens) {
@@ -68,9 +64,9 @@ static inline float *ni_block_times_tokens(const ni_kernels *k, ni_type type, co
             const int last = i + 1 == n_groups;
             const uint8_t *next = last ? packed + ni_group_bytes(type, k0 + nk) : packed + (i + 1) * group_bytes + ni_group_bytes(type, k0);
             const size_t bytes = ni_group_bytes(type, last ? then : nk), half = bytes / 2;
-            ni_ask_for(next, half);
+            ni_fetch(next, half);
             k->unpack[type](packed + i * group_bytes, k0, nk, &panel);
-            ni_ask_for(next + half, bytes - half);
+            ni_fetch(next + half, bytes - half);
             k->gemm[type](&panel, 0, nk, &part, n_tokens, acc + (size_t)i * sums, accm + (size_t)i * sums);
         }
     }
