@@ -13,7 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from numainfer import _core, placement
+from numainfer import _core
+from numainfer.machine import placement
 
 FIELDS = ("nodes", "threads", "barrier", "median_ns", "best_ns")
 

@@ -45,7 +45,7 @@ class Loader:
 
     def __init__(self, path, threads):
         import numainfer
-        from numainfer import weights
+        from numainfer.engine import weights
 
         self._path, self._seconds = path, []
         self._options = {"threads": threads, "n_ctx": 256, "progress": False}

@@ -11,7 +11,7 @@ LAYERS = {("1b", kind): 8 for kind in ("F16", "BF16", "F32")}  # fewer than the 
 
 sys.path.insert(0, str(ROOT))
 
-from numainfer.sources import resolve
+from numainfer.gguf.sources import resolve
 
 
 def find_model(name):

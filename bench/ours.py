@@ -36,13 +36,13 @@ class Ours:
 
     def bytes_per_token(self, n):
         """Bytes of weights, keys and values that a token reads, on average over ``time_decode(n)``; as ``numainfer bench``."""
-        from numainfer.benchmark import GEN, Trial, bytes_per_token
+        from numainfer.measure.benchmark import GEN, Trial, bytes_per_token
 
         return round(bytes_per_token(self._model, Trial(GEN, n)))
 
     def read_limit(self):
         """Bytes per second that the model's own workers can read now, each from its own node."""
-        from numainfer.bandwidth import ReadProbe
+        from numainfer.measure.bandwidth import ReadProbe
 
         if self._probe is None:
             self._probe = ReadProbe(self._model)

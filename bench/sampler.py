@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 
-from numainfer.sampling import Sampler, SamplingParams
+from numainfer.serving.sampling import Sampler, SamplingParams
 
 SETTINGS = {
     "greedy": {},

@@ -15,10 +15,10 @@ from dataclasses import replace
 import numpy as np
 from models import find_model
 
-from numainfer.capacity import demand, step_seconds
-from numainfer.engine import Engine
-from numainfer.gguf_file import GGUFFile
-from numainfer.machine import measure
+from numainfer.measure.capacity import demand, step_seconds
+from numainfer.engine.engine import Engine
+from numainfer.gguf.file import GGUFFile
+from numainfer.measure.machine import measure
 
 FIELDS = ("model", "threads", "sequences", "read_gb_s", "gmac_s", "predicted", "measured", "ratio")
 

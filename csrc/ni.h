@@ -118,14 +118,16 @@ typedef struct {
     int64_t f, q, d, m, s;
 } ni_tensor;
 
+enum { NI_OP_TENSORS = 12, NI_OP_WEIGHTS = 7, NI_OP_INTS = 16, NI_OP_FLOATS = 4 };
+
 typedef struct {
     int32_t code;           /* index in ops.def */
     int32_t barrier;        /* that must stand before this op */
     int32_t selected;       /* 1: works on the rows whose logits are wanted, 0: on all tokens */
-    int32_t t[6];           /* tensors, -1: none */
-    int32_t w[4];           /* weights, -1: none */
-    int32_t i[11];          /* integers, by op */
-    float f[4];             /* floats, by op */
+    int32_t t[NI_OP_TENSORS];   /* tensors, -1: none */
+    int32_t w[NI_OP_WEIGHTS];   /* weights, -1: none */
+    int32_t i[NI_OP_INTS];      /* integers, by op */
+    float f[NI_OP_FLOATS];      /* floats, by op */
 } ni_op;
 
 typedef struct ni_plan ni_plan;

@@ -52,9 +52,9 @@ static int check(const ni_plan_spec *s, ni_status *st) {
     for (int i = 0; i < s->n_ops; i++) {
         const ni_op *op = &s->ops[i];
         if (op->code < 0 || op->code >= N_OPS) return ni_fail(st, NI_ERR_VALUE, "op %d has code %d; codes are 0 to %d", i, op->code, N_OPS - 1);
-        for (int j = 0; j < 6; j++)
+        for (int j = 0; j < NI_OP_TENSORS; j++)
             if (op->t[j] >= s->n_tensors) return ni_fail(st, NI_ERR_VALUE, "op %d (%s) names tensor %d of %d", i, registry[op->code].name, op->t[j], s->n_tensors);
-        for (int j = 0; j < 4; j++)
+        for (int j = 0; j < NI_OP_WEIGHTS; j++)
             if (op->w[j] >= s->n_weights) return ni_fail(st, NI_ERR_VALUE, "op %d (%s) names weight %d of %d", i, registry[op->code].name, op->w[j], s->n_weights);
     }
     return 0;

@@ -27,12 +27,12 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
-    from .benchmark import bench as bench
+    from .measure.benchmark import bench as bench
     from .model import Model as Model
     from .model import load as load
-    from .placement import topology as topology
-    from .sampling import SamplingParams as SamplingParams
-    from .tokenizer import Tokenizer as Tokenizer
+    from .machine.placement import topology as topology
+    from .serving.sampling import SamplingParams as SamplingParams
+    from .text.tokenizer import Tokenizer as Tokenizer
 
 __version__ = "0.1.0"
 
@@ -40,10 +40,10 @@ __version__ = "0.1.0"
 _LAZY = {
     "load": "model",
     "Model": "model",
-    "Tokenizer": "tokenizer",
-    "SamplingParams": "sampling",
-    "topology": "placement",
-    "bench": "benchmark",
+    "Tokenizer": "text.tokenizer",
+    "SamplingParams": "serving.sampling",
+    "topology": "machine.placement",
+    "bench": "measure.benchmark",
 }
 
 __all__ = [

@@ -81,6 +81,7 @@ cdef extern from "../csrc/ni.h":
 
     ctypedef struct ni_tensor:
         pass
+    int NI_OP_TENSORS, NI_OP_WEIGHTS, NI_OP_INTS, NI_OP_FLOATS
     ctypedef struct ni_op:
         pass
     ctypedef struct ni_segment:
@@ -127,8 +128,8 @@ cdef extern from "../csrc/ni.h":
 ROWS, SLAB, CHUNK = NI_ROWS, NI_SLAB, NI_CHUNK
 BARRIERS = ("none", "node", "team")
 
-OP_DTYPE = np.dtype([("code", "i4"), ("barrier", "i4"), ("selected", "i4"), ("t", "i4", 6), ("w", "i4", 4),
-                     ("i", "i4", 11), ("f", "f4", 4)])
+OP_DTYPE = np.dtype([("code", "i4"), ("barrier", "i4"), ("selected", "i4"), ("t", "i4", NI_OP_TENSORS),
+                     ("w", "i4", NI_OP_WEIGHTS), ("i", "i4", NI_OP_INTS), ("f", "f4", NI_OP_FLOATS)])
 TENSOR_DTYPE = np.dtype([("storage", "i4"), ("width", "i4"), ("f", "i8"), ("q", "i8"), ("d", "i8"), ("m", "i8"),
                          ("s", "i8")])
 SEGMENT_DTYPE = np.dtype([("base", "u8"), ("row0", "i8"), ("n", "i8"), ("pos0", "i8")])

@@ -17,18 +17,18 @@ from .arguments import integer, names_near_misses, node_numbers, one_of, progres
 from .errors import ForkedProcess, ModelClosed
 from .prompts import split_prompts, to_ids
 from .results import Completion, Score
-from .sampling import SamplingParams, check_sampling, resolve_params
-from .scheduler import MODES, generate_list
+from .serving.sampling import SamplingParams, check_sampling, resolve_params
+from .serving.scheduler import MODES, generate_list
 from .session import CHAT_PARAMETERS, Session, check_generate
 from .signatures import FloatArray, Messages, Progress, Prompt, Prompts, SamplingOptions, Tools
 from .summary import ModelConfig, short_bytes, short_count
 
 if TYPE_CHECKING:
-    from .engine import Engine
-    from .placement import Placement
-    from .plan import Plan
+    from .engine.engine import Engine
+    from .machine.placement import Placement
+    from .engine.plan import Plan
     from .stream import TokenStream
-    from .tokenizer import Tokenizer
+    from .text.tokenizer import Tokenizer
 
 POOLINGS = ("mean", "last")
 
@@ -101,12 +101,12 @@ def load(
         error = ValueError if isinstance(verify, str) else TypeError
         raise error(f"verify = {verify!r}: wanted True, False or 'warn'")
 
-    from .engine import KV_TYPES, Engine
-    from .gguf_file import GGUFFile
-    from .placement import POLICIES
+    from .engine.engine import KV_TYPES, Engine
+    from .gguf.file import GGUFFile
+    from .machine.placement import POLICIES
     from .progress import progress_bar
-    from .sources import resolve
-    from .tokenizer import Tokenizer
+    from .gguf.sources import resolve
+    from .text.tokenizer import Tokenizer
 
     one_of("placement", placement, POLICIES)
     one_of("kv_type", kv_type, KV_TYPES)

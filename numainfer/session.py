@@ -12,7 +12,7 @@ from .arguments import integer
 from .errors import ModelClosed
 from .prompts import check_messages, split_prompts, to_ids
 from .results import Completion
-from .sampling import SamplingParams, check_sampling, resolve_params
+from .serving.sampling import SamplingParams, check_sampling, resolve_params
 from .signatures import FloatArray, Messages, Prompt, Prompts, SamplingOptions, Tools
 from .stream import TokenStream
 from .summary import counted

@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from .generation import Clock, Generation
+from .serving.generation import Clock, Generation
 from .results import Chunk, Completion
 from .summary import counted
 
@@ -46,7 +46,7 @@ class TokenStream(Iterator[Chunk]):
             if chunk is None:
                 raise StopIteration
             return chunk
-        from .engine import Cancelled
+        from .engine.engine import Cancelled
 
         try:
             chunk = None

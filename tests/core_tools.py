@@ -12,11 +12,12 @@ import numpy as np
 import reference as ref
 from reference_models import ReferenceModel
 
-from numainfer import _core, placement
-from numainfer.engine import Engine
-from numainfer.gguf_file import GGUFFile
-from numainfer.plan import Plan
-from numainfer.weights import Catalog, Replicas
+from numainfer import _core
+from numainfer.machine import placement
+from numainfer.engine.engine import Engine
+from numainfer.gguf.file import GGUFFile
+from numainfer.engine.plan import Plan
+from numainfer.engine.weights import Catalog, Replicas
 
 TESTS = Path(__file__).resolve().parent
 GOLDEN = TESTS / "golden"

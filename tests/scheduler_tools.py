@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 
-from numainfer.engine import Lane
+from numainfer.engine.engine import Lane
 
 N = 285  # vocabulary of the tiny llama
 LENGTHS = (1, 40, 3, 200, 17, 1, 90, 5, 64, 130, 2, 33)

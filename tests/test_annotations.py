@@ -7,7 +7,10 @@ import typing
 import pytest
 
 import numainfer as ni
-from numainfer import benchmark, errors, placement, results, session, signatures, stream, tokenizer
+from numainfer.measure import benchmark
+from numainfer import errors, results, session, signatures, stream
+from numainfer.machine import placement
+from numainfer.text import tokenizer
 
 CLASSES = (
     ni.Model, ni.SamplingParams, ni.Tokenizer, session.Session, stream.TokenStream, tokenizer.TokenDecoder, results.Completion,

@@ -11,11 +11,11 @@ from random_blocks import TYPES
 from reference_models import ReferenceModel
 from tiny_models import tiny
 
-from numainfer.architectures import build
+from numainfer.engine.architectures import build
 from numainfer.errors import CorruptModel, PlanError, UnsupportedModel
-from numainfer.gguf_file import GGUFFile
-from numainfer.plan import Plan
-from numainfer.weights import Catalog
+from numainfer.gguf.file import GGUFFile
+from numainfer.engine.plan import Plan
+from numainfer.engine.weights import Catalog
 
 IDS = np.random.default_rng(3).integers(6, 280, 40)
 

@@ -17,9 +17,9 @@ from gguf_tools import GGUF, pair
 from tiny_models import tiny
 
 import numainfer as ni
-from numainfer import store
-from numainfer.chat_template import ChatTemplate
-from numainfer.gguf_header import Header, Strings, tables
+from numainfer.engine import store
+from numainfer.text.chat_template import ChatTemplate
+from numainfer.gguf.header import Header, Strings, tables
 
 ITEM = {"i4": "INT32", "u4": "UINT32", "f4": "FLOAT32", "b1": "BOOL"}
 PROMPT = list(range(3, 200)) * 5

@@ -14,11 +14,12 @@ from core_tools import logits, open_engine, pretend
 from tiny_models import tiny
 
 import numainfer as ni
-from numainfer import _core, bandwidth, benchmark, machine
-from numainfer.benchmark import GEN, PROMPT, Runner, Speed, Trial, bytes_per_token, measure
-from numainfer.cli import main
-from numainfer.engine import Engine
-from numainfer.profiling import TRACED, profile, write_trace
+from numainfer import _core
+from numainfer.measure import bandwidth, benchmark, machine
+from numainfer.measure.benchmark import GEN, PROMPT, Runner, Speed, Trial, bytes_per_token, measure
+from numainfer.cli.main import main
+from numainfer.engine.engine import Engine
+from numainfer.measure.profiling import TRACED, profile, write_trace
 
 
 @pytest.fixture(autouse=True)

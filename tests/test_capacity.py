@@ -11,12 +11,12 @@ import gguf
 import pytest
 from core_tools import open_engine, pretend
 
-from numainfer import capacity, machine
-from numainfer.capacity import POLICIES, Demand, demand, forecast, step_seconds
-from numainfer.cli import main
-from numainfer.gguf_file import GGUFFile, Tensor
-from numainfer.machine import Machine, Site, measure, parse_machine, survey
-from numainfer.sources import resolve
+from numainfer.measure import capacity, machine
+from numainfer.measure.capacity import POLICIES, Demand, demand, forecast, step_seconds
+from numainfer.cli.main import main
+from numainfer.gguf.file import GGUFFile, Tensor
+from numainfer.measure.machine import Machine, Site, measure, parse_machine, survey
+from numainfer.gguf.sources import resolve
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "numa.md"
 TWO = "2x32c,256GB,300GB/s,link=90GB/s"

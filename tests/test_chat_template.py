@@ -9,9 +9,9 @@ from datetime import datetime
 import pytest
 from vectors import tokenizer
 
-from numainfer.chat_template import ChatTemplate
+from numainfer.text.chat_template import ChatTemplate
 from numainfer.errors import ChatTemplateMissing, ChatTemplateWarning, CorruptModel
-from numainfer.tokenizer import Tokenizer
+from numainfer.text.tokenizer import Tokenizer
 
 CHAT = [{"role": "user", "content": "Hi <b>"}, {"role": "assistant", "content": "Yes?"},
         {"role": "user", "content": "1+1"}]  # fmt: skip

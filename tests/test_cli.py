@@ -11,8 +11,8 @@ import time
 
 import pytest
 
-from numainfer import cli
-from numainfer.cli import main
+from numainfer.cli.main import main as cli
+from numainfer.cli.main import main
 
 COMMAND = [sys.executable, "-m", "numainfer"]
 
@@ -180,7 +180,7 @@ def test_topology(capsys):
 
 
 def test_info_loads_no_weights(capsys, monkeypatch):
-    monkeypatch.setattr("numainfer.engine.Engine.__init__", None)
+    monkeypatch.setattr("numainfer.engine.engine.Engine.__init__", None)
     assert main(["info", "smollm2"]) == 0
     out = capsys.readouterr().out
     for text in ("llama", "134.5M", "Q4_1", "8192", "49152", "96.6 MB"):

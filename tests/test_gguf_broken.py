@@ -13,7 +13,7 @@ import pytest
 from gguf_tools import GGUF, info, pair, small, string, value
 
 from numainfer.errors import CorruptModel, ModelNotFound, UnsupportedModel
-from numainfer.gguf_file import GGUFFile, Strings
+from numainfer.gguf.file import GGUFFile, Strings
 
 BROKEN = (CorruptModel, UnsupportedModel)
 
@@ -67,7 +67,7 @@ def test_paths_that_are_no_files(tmp_path):
 
 def test_unreadable_file():
     code = (
-        "import os, sys; import numainfer.gguf_file as g, numainfer.errors as e\n"
+        "import os, sys; import numainfer.gguf.file as g, numainfer.errors as e\n"
         "if os.getuid() == 0: os.setuid(65534)\n"  # root may read anything
         "try: g.GGUFFile(sys.argv[1])\n"
         "except e.ModelNotFound as x: print(x)\n"

@@ -14,8 +14,8 @@ import pytest
 from gguf_tools import GGUF, info, part, small
 
 from numainfer.errors import CorruptModel, ModelClosed, ModelNotFound
-from numainfer.gguf_file import GGUFFile, Strings
-from numainfer.sources import resolve
+from numainfer.gguf.file import GGUFFile, Strings
+from numainfer.gguf.sources import resolve
 
 
 def model_path(name, package):
@@ -66,7 +66,7 @@ def test_opens_fast(real):
 
 def test_import_stays_light():
     code = (
-        "import sys, numainfer.gguf_file, numainfer.sources;"
+        "import sys, numainfer.gguf.file, numainfer.gguf.sources;"
         "print([m for m in ('gguf', 'yaml', 'huggingface_hub', 'tokenizers') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

@@ -8,7 +8,7 @@ from core_tools import logits, open_engine, pretend, python, same_bits
 from tiny_models import tiny
 
 from numainfer import _core
-from numainfer.plan import NODE, NONE
+from numainfer.engine.plan import NODE, NONE
 
 N_CTX = 700  # three chunks of KV memory
 IDS = np.random.default_rng(8).integers(6, 280, 640).astype(np.int32)

@@ -9,11 +9,11 @@ from tiny_models import tiny
 
 import numainfer as ni
 from numainfer import _core
-from numainfer.benchmark import GEN, Trial, bytes_per_token
-from numainfer.capacity import demand
-from numainfer.cli import main
-from numainfer.gguf_file import GGUFFile
-from numainfer.plan import KV_TYPES
+from numainfer.measure.benchmark import GEN, Trial, bytes_per_token
+from numainfer.measure.capacity import demand
+from numainfer.cli.main import main
+from numainfer.gguf.file import GGUFFile
+from numainfer.engine.plan import KV_TYPES
 
 N_CTX = 600
 IDS = np.random.default_rng(9).integers(6, 280, 560).astype(np.int32)

@@ -342,9 +342,9 @@ def test_bench_measures(tiny_model):
 def test_public_names():
     for name in ni.__all__:
         assert getattr(ni, name) is not None
-    import numainfer.benchmark
+    import numainfer.measure.benchmark
 
-    assert callable(ni.bench) and ni.bench is numainfer.benchmark.bench
+    assert callable(ni.bench) and ni.bench is numainfer.measure.benchmark.bench
     assert set(dir(ni)) == set(ni.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Lama'"):
         ni.Lama  # noqa: B018

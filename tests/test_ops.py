@@ -9,7 +9,7 @@ import reference as ref
 from core_tools import Sheet, open_team, rig, same_bits
 from random_blocks import TYPES, random_weights
 
-from numainfer.plan import KV_TYPES, Attention
+from numainfer.engine.plan import KV_TYPES, Attention
 
 TOKENS = (1, 2, 3, 5, 17, 40)
 SHAPES = ((1, 32), (37, 32), (16, 576), (50, 576), (33, 256), (100, 768))  # (N, K)

@@ -11,9 +11,11 @@ from _ckernels import CSRC
 from core_tools import CPUS, logits, open_engine, open_team, pretend, python, same_bits
 from tiny_models import tiny
 
-from numainfer import _core, kv_pages, placement
+from numainfer import _core
+from numainfer.engine import kv_pages
+from numainfer.machine import placement
 from numainfer.errors import OutOfNodeMemory, PlacementError, PlacementWarning
-from numainfer.placement import Node, NodePlacement, Placement, Topology, choose_policy, choose_workers, topology
+from numainfer.machine.placement import Node, NodePlacement, Placement, Topology, choose_policy, choose_workers, topology
 
 GB = 10**9
 IDS = np.arange(20, dtype=np.int32) + 6
@@ -338,7 +340,7 @@ MEMORY = """if True:
     import os, sys
     import numainfer as ni
     from core_tools import open_engine
-    from numainfer.sources import resolve
+    from numainfer.gguf.sources import resolve
 
     def private():
         # Page cache of the mapped file is no memory of ours, but counts in Rss while it is mapped.

@@ -8,11 +8,11 @@ from core_tools import GOLDEN, Sheet, open_team
 from tiny_models import tiny
 
 from numainfer import _core
-from numainfer.architectures import build
+from numainfer.engine.architectures import build
 from numainfer.errors import PlanError
-from numainfer.gguf_file import GGUFFile
-from numainfer.plan import NODE, PER_NODE, SHARED, TEAM, Attention, Plan
-from numainfer.weights import Catalog
+from numainfer.gguf.file import GGUFFile
+from numainfer.engine.plan import NODE, PER_NODE, SHARED, TEAM, Attention, Plan
+from numainfer.engine.weights import Catalog
 
 SIGNATURES = dict(_core.ops())
 

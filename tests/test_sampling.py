@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from numainfer import _core
 from numainfer.errors import NumaInferError
-from numainfer.sampling import Sampler, SamplingParams
+from numainfer.serving.sampling import Sampler, SamplingParams
 
 INF = np.float32(np.inf)
 

@@ -7,7 +7,8 @@ import pytest
 from scheduler_tools import LENGTHS, N, facts, one_by_one, prompts_of, spy_steps, start_together
 
 import numainfer as ni
-from numainfer import placement, scheduler
+from numainfer.machine import placement
+from numainfer.serving import scheduler
 
 MODES = ("latency", "throughput", "auto")
 

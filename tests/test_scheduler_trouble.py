@@ -12,7 +12,7 @@ from api_tools import force, interrupt_after
 from scheduler_tools import LENGTHS, N, facts, one_by_one, prompts_of, spy_steps
 
 import numainfer as ni
-from numainfer.crew import Crew
+from numainfer.serving.crew import Crew
 from numainfer.errors import CancelledWarning
 
 SOON = 0.5  # seconds; 0.05 is promised, the rest is for a busy machine

@@ -17,8 +17,8 @@ import pytest
 from gguf_tools import part, small
 
 from numainfer.errors import CorruptModel, ModelNotFound, UnsupportedModel
-from numainfer.gguf_file import GGUFFile
-from numainfer.sources import known_sources, resolve
+from numainfer.gguf.file import GGUFFile
+from numainfer.gguf.sources import known_sources, resolve
 
 
 @pytest.fixture(autouse=True)
@@ -181,7 +181,7 @@ def test_gemma3_without_a_place_for_it(empty_home, monkeypatch):
 def test_names_of_packages_that_are_not_installed(empty_home):
     code = (
         "import sys; sys.path[:] = [p for p in sys.path if 'site-packages' not in p]\n"
-        "import numainfer.sources as s\n"
+        "import numainfer.gguf.sources as s\n"
         "try: s.resolve('smollm2')\n"
         "except s.ModelNotFound as e: print(e)\n"
         "try: s.resolve('org/repo')\n"
@@ -268,7 +268,7 @@ class Hub(BaseHTTPRequestHandler):
 def ask_hub(home, endpoint, name):
     """What resolve(name) gives or says in a new process, whose hub is at ``endpoint``."""
     code = (
-        "import sys; import numainfer.sources as s\n"
+        "import sys; import numainfer.gguf.sources as s\n"
         "try: print(s.resolve(sys.argv[1]))\n"
         "except s.ModelNotFound as e: print(e)\n"
     )

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from numainfer.stopping import StopStrings
+from numainfer.text.stopping import StopStrings
 
 
 def search(text, stops):

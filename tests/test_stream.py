@@ -13,7 +13,7 @@ from api_tools import force, forced, interrupt_after
 
 import numainfer as ni
 from numainfer._core import Cancelled
-from numainfer.engine import Lane
+from numainfer.engine.engine import Lane
 
 PROMPT = "The capital of France is"
 SOON = 0.5  # seconds; 0.05 is promised, the rest is for a busy machine

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from vectors import MODELS, tokenizer
 
 from numainfer.errors import CorruptModel, UnsupportedModel
-from numainfer.gguf_file import GGUFFile
-from numainfer.pretokenizers import PRE_TOKENIZERS
-from numainfer.sources import resolve
-from numainfer.tokenizer import Tokenizer, _SpecialFinder
+from numainfer.gguf.file import GGUFFile
+from numainfer.text.pretokenizers import PRE_TOKENIZERS
+from numainfer.gguf.sources import resolve
+from numainfer.text.tokenizer import Tokenizer, _SpecialFinder
 
 
 @functools.cache

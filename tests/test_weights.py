@@ -14,10 +14,11 @@ from core_tools import Sheet, logits, open_engine, open_team, pretend, python, s
 from random_blocks import TYPES, random_weights
 from tiny_models import tiny
 
-from numainfer import _core, store
+from numainfer import _core
+from numainfer.engine import store
 from numainfer.errors import CorruptModel, UnsupportedModel
-from numainfer.gguf_file import GGUFFile
-from numainfer.weights import FORMATS, Matrix, Replicas, Vector
+from numainfer.gguf.file import GGUFFile
+from numainfer.engine.weights import FORMATS, Matrix, Replicas, Vector
 
 IDS = np.arange(20, dtype=np.int32) + 6
 

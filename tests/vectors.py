@@ -69,8 +69,8 @@ def load(name):
 @functools.cache
 def tokenizer(name):
     """The tokenizer of one of `MODELS` or `NAMES`, built once."""
-    from numainfer.sources import resolve
-    from numainfer.tokenizer import Tokenizer
+    from numainfer.gguf.sources import resolve
+    from numainfer.text.tokenizer import Tokenizer
 
     return Tokenizer.from_gguf(resolve(name) if name in MODELS else load(name)[0])
 

@@ -28,8 +28,8 @@ def check(function):
 
 def open_engine(path, **options):
     """An engine without a tokenizer, which would cost more than all else in emulation."""
-    from numainfer.engine import Engine
-    from numainfer.gguf_file import GGUFFile
+    from numainfer.engine.engine import Engine
+    from numainfer.gguf.file import GGUFFile
 
     with GGUFFile(path) as gguf:
         return Engine(gguf, **{"n_ctx": 64, "n_batch": 16, **options})
@@ -139,8 +139,8 @@ def memory(settings):
     Counted from when a small model was loaded and used and the header is read: what Python and its libraries keep by then is theirs.
     The kernel is kept from moving that from node to node meanwhile.
     """
-    from numainfer.engine import Engine
-    from numainfer.gguf_file import GGUFFile
+    from numainfer.engine.engine import Engine
+    from numainfer.gguf.file import GGUFFile
 
     Path("/proc/sys/kernel/numa_balancing").write_text("0")
     said, small = {}, open_engine(settings["model"])

@@ -8,7 +8,7 @@ from boot import Machine
 from counting import CPUS, count, model_path
 from tiny_models import tiny
 
-from numainfer import sources
+from numainfer.gguf import sources
 
 # Machine, what topology() shall say (node number -> CPUs), runs of checks. A check that cannot be undone has a process of its own.
 MACHINES = {

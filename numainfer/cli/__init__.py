@@ -1,0 +1,1 @@
+"""The command `numainfer`: each file parses, calls and prints."""

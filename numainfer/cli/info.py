@@ -1,0 +1,148 @@
+"""The commands that look without loading: ``numainfer info`` and ``numainfer topology``."""
+
+import json
+
+
+def add_topology(parser):
+    """Arguments of ``topology``."""
+    help_ = "read bandwidth of each node, link, barriers and multiply-adds, too; the last line is what info --topology takes"
+    parser.add_argument("--measure", action="store_true", help=help_)
+    parser.add_argument("-t", "--threads", type=int, metavar="N", help="measure with N workers (default: one per core)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def topology(args):
+    """Show the machine."""
+    from ..measure.machine import measure, survey
+    from ..machine.placement import topology
+    from ..summary import counted
+
+    if args.threads is not None and not args.measure:
+        args.parser.error("--threads goes with --measure")
+    try:
+        machine = measure(args.threads) if args.measure else survey()
+    except ValueError as e:
+        args.parser.error(str(e))
+    if args.json:
+        print(json.dumps(machine.to_dict()))
+        return 0
+    print(topology())
+    if args.measure:
+        for node, site in zip(topology().nodes, machine.sites):
+            print(f"  node {node.label}: {counted(site.cores, 'worker')}, {site.read / 1e9:.1f} GB/s read, "
+                  f"{site.macs / 1e9:.0f} G/s multiply-adds")  # fmt: skip
+        print(machine)
+    return 0
+
+
+def add_info(parser):
+    """Arguments of ``info``."""
+    from .load import add_kv_type
+    from ..measure.machine import GRAMMAR
+
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("-c", "--ctx", "--n-ctx", type=int, metavar="N", help="plan for N tokens (default: the model's context)")
+    add_kv_type(parser)
+    help_ = "sequences that decode at once (default: 16 per node; 1 per node with a --topology without macs=)"
+    parser.add_argument("-s", "--sequences", type=int, metavar="N", help=help_)
+    parser.add_argument("-t", "--threads", type=int, metavar="N", help="worker threads (default: one per core)")
+    parser.add_argument("--nodes", metavar="LIST", help="NUMA nodes to use, such as 0,1 (default: all)")
+    parser.add_argument("--topology", metavar="SHAPE", help=f"plan for another machine: {GRAMMAR}")
+    parser.add_argument("--no-measure", action="store_true", help="do not measure this machine: memory only, no speeds")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def info(args):
+    """Show a model file and what it needs and gives on a machine."""
+    from ..arguments import one_of
+    from ..errors import UnsupportedModel
+    from ..gguf.file import GGUFFile
+    from ..engine.plan import KV_TYPES
+    from ..gguf.sources import resolve
+    from ..summary import ModelConfig, counted, short_bytes, short_count
+
+    try:
+        one_of("--kv-type", args.kv_type, KV_TYPES)
+    except ValueError as e:
+        args.parser.error(str(e))
+    machine = _machine(args)
+    path = resolve(args.model)
+    with GGUFFile(path) as gguf:
+        config, n_tensors, n_files = ModelConfig.from_gguf(gguf), len(gguf.tensors), len(gguf.paths)
+        try:
+            plan, why = _plan(args, gguf, machine), None
+        except UnsupportedModel as e:  # the file can be told about all the same
+            plan, why = None, str(e)
+    if args.json:
+        more = {"plan": None, "unsupported": why} if plan is None else {"plan": _plan_dict(*plan)}
+        print(json.dumps({"path": str(path)} | config.to_dict() | more, ensure_ascii=False))
+        return 0
+    types = ", ".join(f"{name} {short_bytes(n)}" for name, n in config.types.items())
+    rows = [
+        ("file", f"{path}{f' and {n_files - 1} more' if n_files > 1 else ''}"),
+        ("name", config.name),
+        ("architecture", config.architecture),
+        ("parameters", short_count(config.parameters)),
+        ("tensors", f"{n_tensors}, {short_bytes(config.n_bytes)}: {types}"),
+        ("context", config.context_length and counted(config.context_length, "token")),
+        ("layers", config.block_count),
+        ("width", config.embedding_length),
+        ("feed-forward", config.feed_forward_length),
+        ("heads", config.head_count),
+        ("kv-heads", config.head_count_kv),
+        ("vocabulary", config.vocab_size),
+        ("unsupported", why),
+    ]
+    for name, value in rows:
+        if value is not None:
+            print(f"{name:13} {value}")
+    if plan is not None:
+        from ..measure.capacity import report
+
+        print(f"\n{report(*plan)}")
+    return 0
+
+
+def _machine(args):
+    """The machine to plan for, not measured yet; wrong arguments are errors of usage."""
+    from ..measure.machine import parse_machine, survey
+
+    for name in ("ctx", "sequences", "threads"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            args.parser.error(f"--{name} {value}: wanted 1 or more")
+    if args.topology is not None:
+        if args.threads is not None or args.nodes is not None or args.no_measure:
+            args.parser.error("--topology describes the whole machine: --threads, --nodes and --no-measure do not go with it")
+        try:
+            return parse_machine(args.topology)
+        except ValueError as e:
+            args.parser.error(str(e))
+    try:
+        return survey(args.threads, _nodes(args))
+    except ValueError as e:
+        args.parser.error(str(e))
+
+
+def _nodes(args):
+    if args.nodes is None:
+        return None
+    try:
+        return [int(n) for n in args.nodes.split(",")]
+    except ValueError:
+        args.parser.error(f"--nodes {args.nodes!r}: wanted numbers with commas between them, such as 0,1")
+
+
+def _plan(args, gguf, machine):
+    """(Demand, Machine, list of Forecast)."""
+    from ..measure.capacity import POLICIES, demand, forecast
+    from ..measure.machine import measure
+
+    need = demand(gguf, len(machine.sites), args.ctx, kv_type=args.kv_type)
+    if args.topology is None and not args.no_measure:
+        machine = measure(args.threads, _nodes(args), need.weight_type)
+    return need, machine, [forecast(need, machine, policy, args.sequences) for policy in POLICIES]
+
+
+def _plan_dict(need, machine, forecasts):
+    return {"demand": need.to_dict(), "machine": machine.to_dict(), "placements": [f.to_dict() for f in forecasts]}

@@ -1,0 +1,75 @@
+"""Arguments of the commands that load a model, and loading by them."""
+
+import os
+
+
+def add_load(parser, threads=None):
+    """The group "loading".  ``threads``: keywords of another -t/--threads than a single number."""
+    group = parser.add_argument_group("loading")
+    group.add_argument("-c", "--n-ctx", type=int, metavar="N", help="most tokens of a sequence (default: the model's)")
+    add_kv_type(group)
+    group.add_argument("--n-batch", type=int, default=512, metavar="N", help="most tokens per step (default 512)")
+    one = {"type": int, "metavar": "N", "help": "worker threads (default: one per core)"}
+    group.add_argument("-t", "--threads", **(threads or one))
+    group.add_argument("--nodes", metavar="LIST", help="NUMA nodes to use, such as 0,1 (default: all)")
+    group.add_argument("--placement", default="auto", help="auto, replicate, shard, interleave or local")
+    group.add_argument("--no-verify", action="store_true", help="do not look up where the pages lie")
+    group.add_argument("-q", "--quiet", action="store_true", help="no progress bar, no line about speed")
+
+
+def add_kv_type(parser):
+    """The argument --kv-type; its value is checked where it is used, for the list of types is the core's."""
+    parser.add_argument("--kv-type", default="f16", metavar="TYPE", help="numbers of the KV cache: f16 (default), bf16 or q8_0")
+
+
+def names_model(word):
+    """Whether a word that may be a model or a prompt is a model; ``sources.resolve`` finds it, or says why not.
+
+    Parameters
+    ----------
+    word : str
+
+    Raises
+    ------
+    ModelNotFound, CorruptModel, UnsupportedModel
+        It names a model of Ollama that is broken, or several.
+    """
+    from ..gguf import sources
+
+    path = os.path.expanduser(word)
+    if os.path.isfile(path) or os.path.isdir(path) and any(n.lower().endswith(".gguf") for n in os.listdir(path)):
+        return True
+    if any(c.isspace() for c in word):  # a question may speak of TCP/IP, or of a file
+        return word.startswith(("/", "./", "../", "~/")) and word.lower().endswith(".gguf")
+    if "/" in word or word.lower().endswith(".gguf") or word.lower() in (*sources._PACKAGES, *sources._ALIASES):
+        return True
+    return word.startswith("ollama:") or sources._ollama(word, []) is not None
+
+
+def load(args, source, **more):
+    """The Model that the arguments of `add_load` ask for; ``more`` is laid over them."""
+    from ..errors import NumaInferError
+    from ..model import load
+
+    nodes = None
+    if args.nodes is not None:
+        try:
+            nodes = [int(n) for n in args.nodes.split(",")]
+        except ValueError:
+            args.parser.error(f"--nodes {args.nodes!r}: wanted numbers with commas between them, such as 0,1")
+    options = {
+        "n_ctx": args.n_ctx,
+        "n_batch": args.n_batch,
+        "kv_type": args.kv_type,
+        "threads": args.threads,
+        "nodes": nodes,
+        "placement": args.placement,
+        "verify": not args.no_verify,
+        "progress": False if args.quiet else None,
+    }
+    try:
+        return load(source, **options | more)
+    except (TypeError, ValueError) as e:
+        if isinstance(e, NumaInferError):  # the file's or the machine's fault
+            raise
+        args.parser.error(str(e))

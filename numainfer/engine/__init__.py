@@ -1,0 +1,1 @@
+"""A model as ops over placed memory, one step at a time."""

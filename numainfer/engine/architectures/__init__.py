@@ -1,0 +1,37 @@
+"""Model families: one short file each, named as ``general.architecture`` names them."""
+
+from importlib import import_module
+
+from ...errors import UnsupportedModel
+from .blocks import Hyperparameters
+
+SUPPORTED = ("llama", "gemma3")
+
+
+def context_length(gguf):
+    """Positions that the file's model was trained for; raises as `build`."""
+    _check(gguf)
+    return Hyperparameters(gguf).int("context_length")
+
+
+def build(plan, catalog):
+    """Append the forward pass of the file's architecture to a plan and compile it.
+
+    Raises
+    ------
+    UnsupportedModel
+        The architecture, or something that this file asks of it, is not supported.
+    CorruptModel
+        A key or tensor is missing or of the wrong kind.
+    PlanError
+        Shapes do not fit.
+    """
+    _check(catalog.gguf)
+    import_module(f".{catalog.gguf.architecture}", __name__).build(plan, catalog)
+    catalog.check_all_used()
+    return plan.compile()
+
+
+def _check(gguf):
+    if gguf.architecture not in SUPPORTED:
+        raise UnsupportedModel("general.architecture", gguf.architecture, SUPPORTED)

@@ -1,0 +1,397 @@
+"""The engine: packed weights on every node, and lanes of workers that run steps over them.  Internal; `Model` is its user."""
+
+import contextlib
+import logging
+import os
+import threading
+import weakref
+
+import numpy as np
+
+from .. import _core
+from . import kv_pages, store
+from ..machine import placement
+from .._core import Cancelled
+from .architectures import build, context_length
+from ..errors import ModelClosed, OutOfNodeMemory, PlanError
+from .plan import KV_TYPES, Plan
+from ..summary import short_bytes
+from .weights import Catalog, Replicas
+
+__all__ = ["KV", "KV_TYPES", "Cancelled", "Engine", "Lane"]
+
+log = logging.getLogger("numainfer")
+log.addHandler(logging.NullHandler())
+
+
+def _report_runtimes():
+    """Log the OpenMP runtimes of the process where there are others beside ours: their pools may want the same CPUs."""
+    if not log.isEnabledFor(logging.INFO):
+        return
+    from threadpoolctl import threadpool_info  # takes 20 ms to import
+
+    found = [info for info in threadpool_info() if info["user_api"] == "openmp"]
+    if len(found) > 1:
+        log.info("%d OpenMP runtimes are in this process: %s. Workers are pinned one by one and do not depend on them, but threads "
+                 "of theirs that spin take CPU time from a step", len(found),
+                 ", ".join(f"{info['filepath']} ({info['num_threads']} threads)" for info in found))
+
+
+class KV:
+    """The KV cache of one sequence: address space for n_ctx positions, of which pages are taken as they fill.
+
+    Its layout is every lane's; the lane that appends to it places its pages.  Closed while a step works on it (by another
+    thread, a signal handler), it goes with the end of that step.
+
+    Attributes
+    ----------
+    nodes : list of int
+        Indices of the nodes of the lane that appended last.
+    """
+
+    def __init__(self, engine):
+        self._engine, self._lock = engine, threading.RLock()  # a signal handler may close it anywhere in here
+        self._users, self._closed = 0, False
+        self.nodes = list(range(len(engine.nodes)))
+        self.arena = _core.Arena(max(engine.plan.kv_bytes, 1))
+        engine.kvs.add(self)
+
+    @property
+    def address(self):
+        return self.arena.address
+
+    def bytes_by_owner(self):
+        """Resident bytes by index of the node whose workers append to them; None where the kernel does not tell."""
+        try:
+            self.hold()
+        except ModelClosed:
+            return {}
+        try:
+            found = kv_pages.bytes_by_owner(self.arena, self._engine.plan.kv_layers, len(self.nodes))
+            return None if found is None else dict(zip(self.nodes, found.tolist()))
+        finally:
+            self.release()
+
+    def hold(self):
+        """Keep the memory until `release`; raises ModelClosed if it is given up already."""
+        with self._lock:
+            self._users += 1  # before the look, for the handler's sake
+            if self._closed:
+                self.release()
+                raise ModelClosed("the session was closed")
+
+    def release(self):
+        """The end of a `hold`."""
+        with self._lock:
+            self._users -= 1
+            if self._closed and not self._users:
+                self.arena.close()
+
+    def copy(self, n_pos):
+        """A new KV with the first n_pos positions."""
+        other = KV(self._engine)
+        if n_pos:
+            self._engine.check_open()
+            layers = np.array(self._engine.plan.kv_layers, _core.KV_LAYER_DTYPE)
+            self.hold()
+            try:
+                self._engine.lane.team.copy_kv(layers, self.address, other.address, n_pos)
+            finally:
+                self.release()
+        return other
+
+    def close(self):
+        """Give the memory back, now or when the step that works on it has ended."""
+        with self._lock:
+            self._closed = True
+            if not self._users:
+                self.arena.close()
+
+
+class Lane:
+    """A team of workers on some of the engine's nodes, and the plan it runs: one step at a time.
+
+    Parameters
+    ----------
+    engine : Engine
+    nodes : list of int
+        Indices in the engine's list of nodes.
+    """
+
+    def __init__(self, engine, nodes):
+        self._engine, self.nodes, self._plans = engine, nodes, {}
+        workers = [(cpu, nodes.index(node)) for cpu, node in zip(engine.cpus, engine.node_of) if node in nodes]
+        self._cpus = {cpu for cpu, _ in workers}
+        self.team = _core.Team([cpu for cpu, _ in workers], [node for _, node in workers])
+
+    def keep_caller(self):
+        """Keep the calling thread on the lane's nodes: what it reads and what memory it takes from now on is near then."""
+        near = self._cpus.union(*(placement.node_cpus(self._engine.nodes[i]) for i in self.nodes))
+        with contextlib.suppress(OSError):  # refused, it only reads from further away
+            os.sched_setaffinity(0, near)
+
+    def core_plan(self, hidden=False):
+        """The plan as the core runs it; made when first wanted."""
+        if hidden not in self._plans:
+            engine = self._engine
+            plan = engine.plan if not hidden and len(self.nodes) == engine.plan.n_nodes else engine.build(len(self.nodes), hidden)
+            ops, tensors = plan.arrays()
+            core = _core.Plan(self.team, ops, tensors, [engine.replicas.entry(w) for w in plan.weights], plan.arena_bytes,
+                              engine.n_batch, self.nodes, [engine.nodes[i] for i in self.nodes])
+            self._plans[hidden] = core
+            for i in self.nodes:
+                engine.placement.nodes[i].scratch += core.bytes // len(self.nodes)
+        return self._plans[hidden]
+
+    def step(self, segments, out_rows, *, hidden=False, shuffle_seed=0, stop=None):
+        """Run tokens of one or more sequences through the model.
+
+        Parameters
+        ----------
+        segments : list of (KV, ids, pos0)
+            ids (n,) int32 of a sequence, standing at positions pos0 ...; together at most n_batch.
+        out_rows : sequence of int
+            Rows (of all segments' ids, in order) whose result is wanted.
+        hidden : bool
+            The normed hidden states instead of the logits.
+        stop : callable, optional
+            Asked now and then, from this thread: once it says True the step is cancelled.
+
+        Returns
+        -------
+        ndarray (len(out_rows), n_vocab or n_embd) float32
+
+        Raises
+        ------
+        Cancelled, KeyboardInterrupt
+            The KV memory of these positions is undefined then; what stood before them is not touched.
+        """
+        held = []
+        try:
+            for kv, _, _ in segments:
+                kv.hold()
+                held.append(kv)
+            return self._step(segments, out_rows, hidden, shuffle_seed, stop)
+        finally:
+            for kv in held:
+                kv.release()
+
+    def _step(self, segments, out_rows, hidden, shuffle_seed, stop):
+        engine = self._engine
+        engine.check_open()
+        if not segments:
+            raise ValueError("a step needs at least one segment of tokens")
+        ids = np.concatenate([np.asarray(s[1], np.int32) for s in segments])
+        table = np.zeros(len(segments), _core.SEGMENT_DTYPE)
+        row = 0
+        for record, (kv, own, pos0) in zip(table, segments):
+            if pos0 < 0 or pos0 + len(own) > engine.n_ctx or not len(own):
+                raise ValueError(f"a segment of {len(own)} tokens at position {pos0} does not lie within the context of {engine.n_ctx}")
+            kv.nodes = self.nodes
+            record["base"], record["row0"], record["n"], record["pos0"] = kv.address, row, len(own), pos0
+            row += len(own)
+        if row > engine.n_batch or ids.min() < 0 or ids.max() >= engine.n_vocab:
+            raise ValueError(f"a step takes at most {engine.n_batch} tokens with ids from 0 to {engine.n_vocab - 1}; "
+                             f"found {row} tokens with ids from {ids.min()} to {ids.max()}")
+        rows = np.asarray(out_rows, np.int32)
+        if rows.size and not (0 <= rows.min() and rows.max() < row and rows.size <= engine.n_batch):
+            raise ValueError(f"wanted rows must lie in 0 to {row - 1}, at most {engine.n_batch} of them; found {rows}")
+        out = np.empty((len(rows), engine.n_embd if hidden else engine.n_vocab), np.float32)
+        self.core_plan(hidden).run(ids, table, rows, out, shuffle_seed, stop)
+        return out
+
+    def close(self):
+        for plan in self._plans.values():
+            plan.close()
+        self._plans = {}
+        self.team.close()
+
+
+class Engine:
+    """Loads a GGUF file's weights onto the nodes.
+
+    Parameters
+    ----------
+    gguf : GGUFFile
+        Its tensors are read during construction only.
+    n_ctx : int, optional
+        Most positions per sequence; the model's own by default.
+    n_batch : int
+        Most tokens per step.
+    threads, nodes :
+        See `placement.choose_workers`.
+    placement : str
+        One of `placement.POLICIES`.
+    kv_type : str
+        One of `plan.KV_TYPES`.
+    progress : callable, optional
+        ``progress(done_bytes, total_bytes)``.
+    verify : bool or "warn"
+        Check every page after loading: raise PlacementError, or only warn, if pages lie wrong.
+
+    Attributes
+    ----------
+    lane : Lane
+        All nodes together: the latency mode.
+    """
+
+    def __init__(self, gguf, *, n_ctx=None, n_batch=512, threads=None, nodes=None, placement="auto", kv_type="f16",
+                 progress=None, verify=True):
+        self.lane = self.replicas = self._node_lanes = self._share = None
+        self.kvs = weakref.WeakSet()
+        if kv_type not in KV_TYPES:
+            raise ValueError(f"kv_type = {kv_type!r}; wanted one of {', '.join(KV_TYPES)}")
+        self.kv_type = kv_type
+        try:
+            self._open(gguf, n_ctx, n_batch, threads, nodes, placement, progress, verify)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, gguf, n_ctx, n_batch, threads, nodes, policy, progress, verify):
+        if policy not in placement.POLICIES:
+            raise ValueError(f"placement = {policy!r}; wanted one of {', '.join(placement.POLICIES)}")
+        chosen, cpus, node_of = placement.choose_workers(placement.topology(), threads, nodes)
+        if policy == "local":  # one copy, one node: the first, if none was named
+            cpus = [cpu for cpu, node in zip(cpus, node_of) if node == 0]
+            chosen, node_of = chosen[:1], [0] * len(cpus)
+        self.cpus, self.node_of, self.threads = cpus, node_of, len(cpus)
+        self.nodes, self.isa = [n.number for n in chosen], _core.isa()
+        trained = context_length(gguf)
+        self._catalog = Catalog(gguf)
+        asked, wanted, bounds, keys = policy, n_ctx, {}, {}
+
+        def fit(n_ctx):
+            """Plan for a context of so many tokens; policy and reason if it fits."""
+            self.n_ctx, self.n_batch = n_ctx, min(n_batch, n_ctx)
+            self.plan = self.build(len(chosen))
+            kv_bytes = self.plan.kv_bytes if wanted else 0  # the model's own context is address space, not a promise
+            others = sum(self.plan.arena_bytes) + kv_bytes // len(chosen)
+            if not keys:
+                bounds.update(self._shard_bounds() if asked in ("auto", "shard") and len(chosen) > 1 else {})
+                keys.update((p, self._store_key(gguf, p, bounds)) for p in placement.POLICIES[1:])
+            standing = {p for p, key in keys.items() if store.stands(key)}
+            weight_bytes = sum(w.packed_bytes for w in self.plan.weights)
+            return placement.choose_policy(asked, chosen, weight_bytes, others, standing)
+
+        try:
+            policy, reason = fit(n_ctx or trained)
+        except (OutOfNodeMemory, PlanError) as error:
+            if n_ctx:
+                self._refuse_context(n_ctx, fit, error)
+            raise
+        if self.n_ctx > trained:
+            log.warning("n_ctx = %d is more than the %d positions that the model was trained for", self.n_ctx, trained)
+        self.n_vocab = self.plan.out_width
+        self.n_embd = gguf.get(f"{gguf.architecture}.embedding_length", int)
+        self.bytes_per_token = self.plan.bytes_per_token
+        self.lane = Lane(self, list(range(len(chosen))))
+        self._share = store.Share(keys[policy], lambda: self._fill(gguf, policy, bounds, progress))
+        self.replicas = self._share.replicas
+        sizes = [arena.bytes for arena in self.replicas.arenas]
+        if policy == "interleave":
+            sizes = [sizes[0] // len(chosen)] * len(chosen)
+        _report_runtimes()
+        self.placement = placement.Placement(
+            policy, reason,
+            [placement.NodePlacement(n.number, tuple(c for c, i in zip(cpus, node_of) if i == j), sizes[j], 0, pretend=n.pretend)
+             for j, n in enumerate(chosen)],
+            self.plan.kv_bytes // self.n_ctx, self.replicas, lambda kvs=self.kvs: list(kvs))
+        self.lane.core_plan()
+        if verify:
+            self.placement.verify(strict=verify != "warn")
+
+    def _refuse_context(self, n_ctx, fit, error):
+        """Raise OutOfNodeMemory with the most tokens that fit, if less would, and with the error's table of need and free."""
+        low, high = 0, -(-n_ctx // _core.CHUNK)  # chunks that fit, and that do not
+        while high - low > 1:
+            middle = (low + high) // 2
+            try:
+                fit(middle * _core.CHUNK)
+                low, per_token = middle, self.plan.kv_bytes // self.n_ctx
+            except (OutOfNodeMemory, PlanError):
+                high = middle
+        if low:
+            raise OutOfNodeMemory(
+                f"n_ctx = {n_ctx}: the KV cache of so many tokens takes {short_bytes(n_ctx * per_token)} ({short_bytes(per_token)} each, "
+                f"{self.kv_type}); beside the weights, and with {placement.RESERVE:.0%} of each node kept free, there is room for at most "
+                f"n_ctx = {low * _core.CHUNK}" + (f"\n{error}" if isinstance(error, OutOfNodeMemory) else "")) from None
+
+    def _fill(self, gguf, policy, bounds, progress):
+        replicas = Replicas(self.plan.weights, self.nodes, policy, bounds if policy == "shard" else None)
+        try:
+            replicas.fill(self.lane.team, gguf, progress)
+        except BaseException:
+            replicas.close()
+            raise
+        return replicas
+
+    def build(self, n_nodes, hidden=False):
+        """The model's plan for a team on n_nodes nodes."""
+        return build(Plan(n_nodes, self.n_batch, self.n_ctx, hidden=hidden, kv_type=self.kv_type), self._catalog)
+
+    def _shard_bounds(self):
+        """Row groups of each matrix where the nodes' workers begin: by name, (n_nodes + 1,)."""
+        first = [self.node_of.index(i) for i in range(len(self.nodes))]
+        bounds = {}
+        for op in self.plan.ops:
+            if op.name == "matmul":
+                cut = _core.matmul_cut([(w.code, w.n, w.k) for w in op.weights], self.threads)
+                for j, w in enumerate(op.weights):
+                    bounds[w.name] = [*cut[first, j, 0].tolist(), int(cut[-1, j, 1])]
+        for w in self.plan.weights:  # an embedding table that no matmul reads: dealt out evenly
+            if w.name not in bounds and hasattr(w, "code"):
+                cut = _core.matmul_cut([(w.code, w.n, w.k)], self.threads)
+                bounds[w.name] = [*cut[first, 0, 0].tolist(), int(cut[-1, 0, 1])]
+        return bounds
+
+    def _store_key(self, gguf, policy, bounds):
+        """What the replicas' bytes and places depend on."""
+        cuts = tuple((name, *b) for name, b in bounds.items()) if policy == "shard" else ()
+        return tuple(gguf.files), policy, tuple(self.nodes), cuts, tuple(w.name for w in self.plan.weights)
+
+    def node_lanes(self):
+        """A lane per node, for work that needs no other node: the throughput mode.  One lane where there is one copy."""
+        if self._node_lanes is None:
+            whole = self.placement.policy != "replicate"
+            self._node_lanes = [self.lane] if whole else [Lane(self, [i]) for i in range(len(self.nodes))]
+        return self._node_lanes
+
+    def _lanes(self):
+        """Every lane there is, once: on one node the two modes share theirs."""
+        return list(dict.fromkeys(lane for lane in [self.lane, *(self._node_lanes or [])] if lane))
+
+    def check_open(self):
+        """Raise ModelClosed or ForkedProcess if the engine cannot run."""
+        if self.lane is None:
+            raise ModelClosed("the model is closed; load it again")
+        len(self.lane.team)
+
+    @property
+    def closed(self):
+        return self.lane is None
+
+    def new_kv(self):
+        """KV memory for one sequence."""
+        self.check_open()
+        return KV(self)
+
+    def step(self, segments, out_rows, **options):
+        """`Lane.step` on all nodes."""
+        self.check_open()
+        return self.lane.step(segments, out_rows, **options)
+
+    def cancel(self):
+        """Ask the running steps to end; from any thread."""
+        for lane in self._lanes():
+            lane.team.cancel()
+
+    def close(self):
+        """End the workers and give all memory back."""
+        lanes = self._lanes()
+        self.lane = self._node_lanes = None
+        for lane in lanes:
+            lane.close()
+        self.replicas = None
+        if self._share is not None:
+            self._share.close()

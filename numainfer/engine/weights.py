@@ -1,0 +1,277 @@
+"""What a model's tensors are to the plan, and how they get into the nodes' memory.
+
+`Catalog` names the tensors that an architecture uses; `Replicas` packs them into one arena per node, by that node's own threads.
+"""
+
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+
+from .. import _core
+from ..errors import CorruptModel, UnsupportedModel
+
+_ALIGN = 64
+_BEHIND = 64 << 20  # bytes of the file that are packed before their pages are given back: that costs the same for few as for many
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """A weight matrix (n, k) of the file."""
+
+    name: str
+    type: str
+    n: int
+    k: int
+
+    @property
+    def code(self):
+        return FORMATS[self.type]["code"]
+
+    @property
+    def kind(self):
+        return FORMATS[self.type]["kind"]
+
+    @property
+    def packed_bytes(self):
+        return _core.packed_bytes(self.code, self.n, self.k)
+
+    @property
+    def short_name(self):
+        """``attn_q`` for ``blk.3.attn_q.weight``."""
+        return self.name.removesuffix(".weight").rpartition(".")[2]
+
+
+@dataclass(frozen=True, eq=False)
+class Vector:
+    """n float32 values of the file (norms, biases), or a float64 constant that an architecture computed."""
+
+    name: str
+    values: np.ndarray
+
+    @property
+    def n(self):
+        return len(self.values)
+
+    @property
+    def packed_bytes(self):
+        return self.values.nbytes
+
+
+FORMATS = _core.formats()
+
+
+class Catalog:
+    """Tensors of a GGUF file by name, and the record of which were asked for.
+
+    Parameters
+    ----------
+    gguf : GGUFFile
+    """
+
+    def __init__(self, gguf):
+        self.gguf = gguf
+        self.used, self._constants = {}, {}
+        self._longest = max((n for tensor in gguf.tensors.values() if len(tensor.shape) == 2 for n in tensor.shape), default=0)
+
+    def __contains__(self, name):
+        return name in self.gguf.tensors
+
+    def __getitem__(self, name):
+        """The Matrix or Vector called `name`.
+
+        Raises
+        ------
+        CorruptModel
+            The file has no such tensor, or a vector of a length that fits no matrix.
+        UnsupportedModel
+            Its type or its number of dimensions is not supported.
+        """
+        if name not in self.used:
+            tensor = self.gguf.tensors.get(name)
+            if tensor is None:
+                raise CorruptModel(self.gguf.path, f"tensor {name!r} is missing; architecture {self.gguf.architecture!r} needs it")
+            if tensor.type not in FORMATS:
+                raise UnsupportedModel(f"type of tensor {name}", tensor.type, FORMATS)
+            if len(tensor.shape) == 1:
+                if tensor.shape[0] > self._longest:  # before its values fill the memory
+                    what = f"a vector of {tensor.shape[0]:,} values; the longest side of a matrix in the file is {self._longest:,}"
+                    raise CorruptModel(self.gguf.paths[tensor.shard], f"tensor {name!r} is {what}", tensor.offset)
+                self.used[name] = Vector(name, _core.decode(FORMATS[tensor.type]["code"], tensor.data))
+            elif len(tensor.shape) == 2:
+                self.used[name] = Matrix(name, tensor.type, *tensor.shape)
+            else:
+                raise UnsupportedModel(f"shape of tensor {name}", tensor.shape, ["(N,)", "(N, K)"])
+        return self.used[name]
+
+    def get(self, name):
+        """The tensor, or None if the file has none."""
+        if name not in self:
+            return None
+        return self[name]
+
+    def block(self, i):
+        """Tensors of layer i as attributes: ``.attn_q`` is ``blk.<i>.attn_q.weight``."""
+        return _Block(self, f"blk.{i}.")
+
+    def constant(self, name, values):
+        """A float64 vector that is not in the file; the first values given under a name stay."""
+        return self._constants.setdefault(name, Vector(name, np.ascontiguousarray(values, np.float64)))
+
+    def check_all_used(self, ignore=()):
+        """Raise UnsupportedModel if the file holds a tensor that nobody asked for: leaving it out would change the model."""
+        unused = [name for name in self.gguf.tensors if name not in self.used and name not in ignore]
+        if unused:
+            more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
+            raise UnsupportedModel("tensor", ", ".join(unused[:3]) + more,
+                                   detail=f"numainfer's {self.gguf.architecture} does not use it, so results would be wrong")
+
+
+class _Block:
+    def __init__(self, catalog, prefix):
+        self._catalog, self._prefix = catalog, prefix
+
+    def __getattr__(self, name):
+        return self._catalog[f"{self._prefix}{name}.weight"]
+
+    def get(self, name):
+        """The tensor, or None if the file has none."""
+        return self._catalog.get(f"{self._prefix}{name}.weight")
+
+
+class Replicas:
+    """Packed copies of weights: where each lies on each node.
+
+    Parameters
+    ----------
+    weights : list of Matrix or Vector
+        In the order they shall lie in memory.
+    os_nodes : list of int
+        System numbers of the nodes.
+    policy : str
+        "replicate" and "local": a copy on each node; "interleave": one copy, page by page over the nodes; "shard": each node
+        holds its rows of every matrix.
+    bounds : dict
+        For "shard": row groups where each node's rows begin and the last end, (n_nodes + 1,) by name of the matrix.
+    """
+
+    def __init__(self, weights, os_nodes, policy, bounds=None):
+        self.weights, self.n_nodes, self.policy = list(weights), len(os_nodes), policy
+        self._bounds = bounds or {}
+        copies = 1 if policy == "interleave" else self.n_nodes
+        self.offsets = [{} for _ in range(copies)]  # per copy: from the arena's start to the weight's row group 0
+        sizes = [self._lay_out(copy) for copy in range(copies)]
+        self.arenas = []
+        try:
+            for copy, size in enumerate(sizes):
+                self.arenas.append(_core.Arena(size, os_nodes if copies < self.n_nodes else [os_nodes[copy]], huge=True))
+        except BaseException:
+            self.close()
+            raise
+
+    def _lay_out(self, copy):
+        at = 0
+        for w in self.weights:
+            first, size = 0, w.packed_bytes
+            if w.name in self._bounds:
+                group = _core.packed_bytes(w.code, 1, w.k)
+                first = int(self._bounds[w.name][copy]) * group
+                size = int(self._bounds[w.name][copy + 1]) * group - first
+            self.offsets[copy][w.name] = at - first
+            at += -(-size // _ALIGN) * _ALIGN
+        return at
+
+    def entry(self, w):
+        """(code, n, k, addresses, bounds) as the core takes them; code -1 for vectors."""
+        addresses = [arena.address + offsets[w.name] for arena, offsets in zip(self.arenas, self.offsets)]
+        addresses = addresses * self.n_nodes if len(addresses) < self.n_nodes else addresses
+        code, n, k = (w.code, w.n, w.k) if isinstance(w, Matrix) else (-1, 1, w.n)
+        return code, n, k, addresses, self._bounds.get(w.name)
+
+    def fill(self, team, gguf, progress=None):
+        """Read the file once, in its order, and pack every weight on every node, by that node's own threads.
+
+        Pages of the file are given back to the system behind the reader.  `progress(done, total)` counts bytes of the file.
+
+        Raises
+        ------
+        CorruptModel
+            The file was cut or written to while it was read, cannot be read, or holds a matrix of zeros.
+        """
+        matrices = sorted((w for w in self.weights if isinstance(w, Matrix)),
+                          key=lambda w: (gguf.tensors[w.name].shard, gguf.tensors[w.name].offset))
+        vectors = [w for w in self.weights if isinstance(w, Vector)]
+        nonzero = np.zeros(len(self.weights), np.uint8)
+        reading = _Reading(gguf, matrices, nonzero, progress)
+        pieces = [(self.entry(w), data.ctypes.data, row_bytes) for w, (data, row_bytes) in zip(matrices, reading.sources)]
+        # Vectors last, for then the huge pages around them are there: each would cost one thread the clearing of such a page.
+        pieces += [(self.entry(w), w.values.ctypes.data, w.packed_bytes) for w in vectors]
+        reading.check()
+        reading.end(team.fill(pieces, nonzero, reading.tick))
+
+    def close(self):
+        """Give the memory back."""
+        for arena in self.arenas:
+            arena.close()
+        self.arenas = []
+
+
+class _Reading:
+    """What the caller's thread does while workers pack the file: reports, looks after the file, gives its pages back."""
+
+    def __init__(self, gguf, matrices, nonzero, progress):
+        self._gguf, self._nonzero, self._progress = gguf, nonzero, progress
+        self._tensors = [gguf.tensors[w.name] for w in matrices]
+        self.sources = [(t.data, t.n_bytes // w.n) for t, w in zip(self._tensors, matrices)]  # and bytes per row
+        self._before = [0, *accumulate(t.n_bytes for t in self._tensors)]
+        self._seen, self._done, self._shard, self._released = 0, 0, 0, 0
+        self._last = {t.shard: t for t in sorted(gguf.tensors.values(), key=lambda t: (t.shard, t.offset))}  # one of each shard
+
+    def check(self):
+        """Raise CorruptModel if a file became shorter than it was."""
+        for tensor in self._last.values():
+            tensor.check()
+
+    def tick(self, piece, row):
+        """All matrices before `piece`, and its rows before `row`, are packed."""
+        seen = min(piece, len(self._tensors))
+        for i in range(self._seen, seen):
+            if not self._nonzero[i]:  # only a whole matrix is a sure sign: rows of zeros are padding (of a vocabulary, of a width)
+                raise self._corrupt(i, "all of its {} bytes are zero, as in a file that was not downloaded to its end; wanted weights")
+        self._seen, done = seen, self._before[seen]
+        if seen < len(self._tensors):
+            tensor = self._tensors[seen]
+            done += row * self.sources[seen][1]
+            self._give_back(tensor, row * self.sources[seen][1])
+        if done > self._done:
+            self._done = done
+            if self._progress:
+                self._progress(done, self._before[-1])
+        self.check()  # after the caller's turn, and often: someone may be writing the file
+
+    def end(self, unreadable):
+        """Everything is packed, but where the piece `unreadable` is not -1."""
+        if unreadable >= 0:
+            self.check()
+            raise self._corrupt(unreadable, "not all of its {} bytes can be read from the disk")
+        self.tick(len(self._nonzero), 0)
+        self._gguf.check_unchanged()
+        self._give_back_shards(len(self._gguf.paths))
+
+    def _corrupt(self, i, what):
+        tensor = self._tensors[i]
+        return CorruptModel(self._gguf.paths[tensor.shard], f"tensor {tensor.name!r}: {what.format(tensor.n_bytes)}", tensor.offset)
+
+    def _give_back(self, tensor, start):
+        if tensor.shard > self._shard:
+            self._give_back_shards(tensor.shard)
+        if tensor.offset + start - self._released >= _BEHIND:
+            tensor.release(self._released - tensor.offset, tensor.offset + start - self._released)
+            self._released = tensor.offset + start
+
+    def _give_back_shards(self, end):
+        """Shards before `end`, whole: the page cache holds runs of pages that straddle the pieces, which only that drops."""
+        for shard, last in self._last.items():
+            if self._shard <= shard < end:
+                last.release(-last.offset, last.offset + last.n_bytes)
+        self._shard, self._released = end, 0

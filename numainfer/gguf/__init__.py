@@ -1,0 +1,1 @@
+"""What the user named, and what the file says."""

@@ -1,0 +1,1 @@
+"""Nodes, CPUs, limits, and where memory lies."""

@@ -1,0 +1,437 @@
+"""Where things are: the machine's nodes and CPUs, and a model's memory on them."""
+
+import html
+import math
+import os
+import warnings
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import _core
+from . import pages
+from ..errors import OutOfNodeMemory, PlacementError, PlacementWarning
+from ..summary import counted
+
+POLICIES = ("auto", "replicate", "shard", "interleave", "local")
+RESERVE = 0.05  # of a node's memory that a model leaves free
+FAKE_NODES = "NUMAINFER_FAKE_NODES"
+
+
+@dataclass(frozen=True)
+class Node:
+    """One NUMA node that this process may use.
+
+    Attributes
+    ----------
+    number : int
+        The system's number of it; pretend nodes share one.
+    cpus : tuple of int
+        CPUs to run on: one per physical core, SMT siblings left out.
+    total, free : int
+        Bytes of memory.
+    pretend : int or None
+        Index of a pretend node.
+    """
+
+    number: int
+    cpus: tuple[int, ...]
+    total: int
+    free: int
+    pretend: int | None = None
+
+    @property
+    def label(self) -> int:
+        """The number that ``load(..., nodes=)`` takes and that people see."""
+        return self.number if self.pretend is None else self.pretend
+
+
+@dataclass(frozen=True)
+class Topology:
+    """The machine as this process may use it.
+
+    Attributes
+    ----------
+    nodes : tuple of Node
+        Those with CPUs and memory.
+    pretend : int
+        Number of pretend nodes (NUMAINFER_FAKE_NODES), 0 for real ones.
+    """
+
+    nodes: tuple[Node, ...]
+    pretend: int = 0
+
+    def _head(self):
+        return f"{counted(len(self.nodes), 'pretend NUMA node' if self.pretend else 'NUMA node')}, kernels: {_core.isa()}"
+
+    def __str__(self) -> str:
+        lines = [self._head()]
+        for node in self.nodes:
+            lines.append(f"  node {node.label}: {counted(len(node.cpus), 'core')} ({_ranges(node.cpus)}), "
+                         f"{_size(node.free)} free of {_size(node.total)}")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        rows = [(str(n.label), str(len(n.cpus)), _ranges(n.cpus), _size(n.free), _size(n.total)) for n in self.nodes]
+        return _html(self._head(), ("node", "cores", "CPUs", "free", "memory"), rows)
+
+
+def topology() -> Topology:
+    """The nodes, cores and memory that this process may use, within its CPU affinity and cpuset.
+
+    Returns
+    -------
+    Topology
+
+    Raises
+    ------
+    ValueError
+        NUMAINFER_FAKE_NODES is not a number from 1 to 64.
+    """
+    allowed = sorted(_allowed_cpus())
+    by_node, seen = {}, set()
+    for cpu in allowed:
+        core = _siblings(cpu)
+        if core not in seen:
+            seen.add(core)
+            by_node.setdefault(_memory_node(max(_core.numa_node_of_cpu(cpu), 0)), []).append(cpu)
+    nodes = tuple(Node(number, tuple(cpus), *node_memory(number)) for number, cpus in sorted(by_node.items()))
+    asked = os.environ.get(FAKE_NODES)
+    if not asked:
+        return Topology(nodes)
+    if not asked.isdecimal() or not 1 <= int(asked) <= 64:
+        raise ValueError(f"{FAKE_NODES} = {asked!r}; wanted a number of nodes from 1 to 64")
+    count, cpus = int(asked), [cpu for node in nodes for cpu in node.cpus]
+    shares = [cpus[i * len(cpus) // count:(i + 1) * len(cpus) // count] or [cpus[i % len(cpus)]] for i in range(count)]
+    real = [nodes[i % len(nodes)] for i in range(count)]
+    return Topology(tuple(Node(n.number, tuple(share), n.total, n.free, i) for i, (n, share) in enumerate(zip(real, shares))), count)
+
+
+def node_memory(number):
+    """(total, free) bytes of a node; file pages that nobody uses count as free, since the kernel gives them up when asked."""
+    total, free = _core.numa_node_memory(number)
+    try:
+        lines = Path(f"/sys/devices/system/node/node{number}/meminfo").read_text().splitlines()
+        free += next(int(line.split()[-2]) * 1024 for line in lines if " Inactive(file):" in line)
+    except (OSError, StopIteration):
+        pass
+    return total, free
+
+
+def _allowed_cpus():
+    """CPUs that this process may use.
+
+    Under OMP_PROC_BIND OpenMP ties the thread that loads it to its first place; the other places count too then.
+    """
+    own, places = os.sched_getaffinity(0), _core.omp_places()
+    return own.union(*places) if own in places else own
+
+
+def node_cpus(number):
+    """The node's CPUs that this thread may use, SMT siblings too; empty where the system does not tell."""
+    text = pages.read(f"/sys/devices/system/node/node{number}/cpulist").strip()
+    return os.sched_getaffinity(0).intersection(_parse_ranges(text) if text else ())
+
+
+def _siblings(cpu):
+    try:
+        return Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text().strip()
+    except OSError:
+        return str(cpu)
+
+
+def _memory_node(number):
+    """The node itself, or the nearest one that has memory and lets this process (its cpuset) use it."""
+    status = dict(line.split(":", 1) for line in pages.read("/proc/self/status").splitlines())
+    allowed = _parse_ranges(status.get("Mems_allowed_list", "").strip() or str(number))
+    usable = {n for n in allowed if _core.numa_node_memory(n)[0]}
+    distances = pages.read(f"/sys/devices/system/node/node{number}/distance").split()
+    if number in usable or not usable or not distances:
+        return number
+    return min((int(d), n) for d, n in zip(distances, _parse_ranges(pages.read("/sys/devices/system/node/online"))) if n in usable)[1]
+
+
+def _parse_ranges(text):
+    found = []
+    for part in text.strip().split(","):
+        first, _, last = part.partition("-")
+        found += range(int(first), int(last or first) + 1)
+    return found
+
+
+def cpu_quota():
+    """CPUs' worth of time that the control group allows, or infinity: more threads than that would only wait."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return math.inf if quota == "max" else max(int(quota) / int(period), 1.0)
+    except (OSError, ValueError):
+        return math.inf
+
+
+def choose_workers(topology, threads=None, nodes=None):
+    """CPUs for a team's workers.
+
+    Parameters
+    ----------
+    topology : Topology
+    threads : int or list of int, optional
+        Workers in all, spread evenly, or on each node; by default one per core, or as many as the control group's quota feeds.
+    nodes : list of int, optional
+        Numbers of the nodes to use (indices of pretend ones); by default all.
+
+    Returns
+    -------
+    chosen : list of Node
+    cpus, node_of : list of int
+        Per worker: its CPU, and the index of its node in `chosen`.
+
+    Raises
+    ------
+    ValueError
+        An unknown node, or more threads than cores, or fewer than nodes.
+    """
+    known = {node.label: node for node in topology.nodes}
+    if nodes is not None:
+        unknown = [n for n in nodes if n not in known]
+        if unknown or not nodes or len(set(nodes)) != len(nodes):
+            raise ValueError(f"nodes = {list(nodes)!r}; wanted different numbers among {sorted(known)}")
+    chosen = [known[n] for n in (sorted(nodes) if nodes is not None else known)]
+    cores = sum(len(node.cpus) for node in chosen)
+    if isinstance(threads, (list, tuple)):
+        if len(threads) != len(chosen) or any(not 1 <= n <= len(node.cpus) for n, node in zip(threads, chosen)):
+            raise ValueError(f"threads = {list(threads)!r}; wanted a number for each of nodes {[n.label for n in chosen]}, from 1 to its "
+                             f"cores, {[len(n.cpus) for n in chosen]}")
+        return _workers(chosen, threads)
+    if threads is None:
+        threads = max(min(cores, int(cpu_quota())) if cpu_quota() < cores else cores, len(chosen))
+    if not len(chosen) <= threads <= cores:
+        raise ValueError(f"threads = {threads}; wanted {len(chosen)} to {cores}: at least one per node, at most one per core")
+    counts = [0] * len(chosen)
+    for _ in range(threads):  # the next worker goes where the smallest share of cores is taken
+        i = min((i for i, node in enumerate(chosen) if counts[i] < len(node.cpus)),
+                key=lambda i: (counts[i] > 0, counts[i] / len(chosen[i].cpus), i))
+        counts[i] += 1
+    return _workers(chosen, counts)
+
+
+def _workers(chosen, counts):
+    cpus = [cpu for node, count in zip(chosen, counts) for cpu in node.cpus[:count]]
+    return chosen, cpus, [i for i, count in enumerate(counts) for _ in range(count)]
+
+
+@dataclass
+class NodePlacement:
+    """One node's share: bytes of weights, and of activations and scratch; share of weight pages found on it (None: not checked).
+
+    ``number`` is the system's; ``pretend`` the index of a pretend node, None for a real one.
+    """
+
+    number: int
+    cpus: tuple[int, ...]
+    weights: int
+    scratch: int
+    verified: float | None = None
+    pretend: int | None = None
+
+    @property
+    def label(self) -> int:
+        """The node's number as people see it."""
+        return self.number if self.pretend is None else self.pretend
+
+
+_COLUMNS = ("cores", "weights", "huge pages", "verified", "KV", "scratch")
+
+
+@dataclass
+class Placement:
+    """A model's memory on the nodes.
+
+    Attributes
+    ----------
+    policy : str
+        "replicate", "shard", "interleave" or "local".
+    reason : str
+        Why, if "auto" chose it.
+    nodes : list of NodePlacement
+    kv_bytes_per_token : int
+        KV memory per token of context, touched as it fills.
+    """
+
+    policy: str
+    reason: str
+    nodes: list[NodePlacement]
+    kv_bytes_per_token: int
+    _replicas: Any = field(repr=False, default=None)
+    _kvs: Any = field(repr=False, default=list)
+
+    @property
+    def where(self) -> str:
+        """``"2 nodes"``, or ``"2 pretend nodes"`` (NUMAINFER_FAKE_NODES), which prove nothing about two real ones."""
+        return counted(len(self.nodes), "pretend node" if self._pretend else "node")
+
+    @property
+    def _pretend(self):
+        return any(node.pretend is not None for node in self.nodes)
+
+    def kv_bytes(self) -> dict[int, int]:
+        """Bytes of KV cache in use now, by the node's number (index of a pretend one); empty where the kernel does not tell.
+
+        Pretend nodes share a real one's memory: there it is the node whose workers append to a page that has it.
+        """
+        kvs, found = self._kvs(), Counter({node.label: 0 for node in self.nodes})
+        if not self._pretend and _core.numa_max_node() > 0:
+            found.update(pages.bytes_by_node([kv.arena for kv in kvs]))
+            return dict(found)
+        for own in [kv.bytes_by_owner() for kv in kvs]:
+            if own is None:
+                return {}
+            found.update({self.nodes[i].label: n for i, n in own.items()})
+        return dict(found)
+
+    def huge_share(self, node: NodePlacement) -> float:
+        """Share of a node's weights that lies in huge pages, 0 to 1."""
+        arenas = self._replicas.arenas
+        total, huge = pages.resident([arenas[self.nodes.index(node) % len(arenas)]])
+        return huge / max(total, 1)
+
+    def verify(self, strict: bool = True) -> "Placement":
+        """Look up the node of every resident page of the weights; move strays.  Returns self.
+
+        Where the kernel refuses ``move_pages``, ``/proc/self/numa_maps`` tells instead, and strays stay where they are.
+
+        Raises
+        ------
+        PlacementError
+            Pages lie on another node and cannot be moved (with `strict`; else PlacementWarning).
+
+        Warns
+        -----
+        PlacementWarning
+            Once, of all in the system that keeps pages from being bound or checked, and how to mend it.
+        """
+        notes, refused = [], 0
+        for node, arena in zip(self.nodes, self._replicas.arenas):
+            counts, page, errno = _count_pages(arena)
+            refused = refused or errno
+            if counts is None:
+                notes.append(f"the kernel does not tell where pages lie ({os.strerror(errno)}); in a container add the SYS_NICE "
+                             "capability")
+                break
+            if self.policy == "interleave":  # one copy, on all of the nodes
+                for each in self.nodes:
+                    each.verified = float(sum(counts[n] for n in {n.number for n in self.nodes}) / max(counts.sum(), 1))
+                break
+            stray = int(counts.sum() - counts[node.number])
+            if stray and not errno and arena.move(node.number) == 0:
+                counts, page, errno = _count_pages(arena)
+                stray = int(counts.sum() - counts[node.number])
+            node.verified = float(counts[node.number] / max(counts.sum(), 1))
+            if stray:
+                message = f"{stray * page} bytes of node {node.label}'s weights lie on other nodes and could not be moved"
+                if strict:
+                    raise PlacementError(message)
+                notes.append(message)
+        unbound = _core.numa_available() and not all(arena.bound for arena in self._replicas.arenas)
+        if unbound or refused:
+            done = ["the threads' first touch placed the pages"] * unbound
+            done += ["/proc/self/numa_maps told where they lie"] * bool(refused)
+            notes.append(f"the kernel refuses {' and '.join(['mbind'] * unbound + ['move_pages'] * bool(refused))}: {', '.join(done)}; "
+                         "in a container add the SYS_NICE capability (docker run --cap-add SYS_NICE)")
+        if pages.read("/proc/sys/kernel/numa_balancing") not in ("", "0") and len(self.nodes) > 1:
+            notes.append("kernel.numa_balancing is on: it moves pages that are not bound, and costs time; "
+                         "switch it off with: sysctl kernel.numa_balancing=0")
+        if notes:
+            warnings.warn("; ".join(notes), PlacementWarning, stacklevel=2)
+        return self
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Per node: number, cores, weights, their share in huge pages, share found on the node, KV cache, scratch, as text."""
+        kv = self.kv_bytes()
+        return [(str(n.label), str(len(n.cpus)), _size(n.weights), f"{self.huge_share(n):.0%}",
+                 "not checked" if n.verified is None else f"{n.verified:.1%}",
+                 _size(kv[n.label]) if kv else "-", _size(n.scratch)) for n in self.nodes]
+
+    def _head(self):
+        reason = f" ({self.reason})" if self.reason else ""
+        return f"{self.policy} on {self.where}{reason}; KV cache {_size(self.kv_bytes_per_token)} per token"
+
+    def _columns(self):
+        return ("pretend node" if self._pretend else "node", *_COLUMNS)
+
+    def __str__(self) -> str:
+        rows = [self._columns(), *self.rows()]
+        widths = [max(map(len, column)) for column in zip(*rows)]
+        table = "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows)
+        return f"{self._head()}\n{table}"
+
+    def _repr_html_(self) -> str:
+        return _html(self._head(), self._columns(), self.rows())
+
+
+def _html(title, head, rows):
+    """A table for a notebook."""
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<p>{html.escape(title)}</p><table><tr>{''.join(f'<th>{name}</th>' for name in head)}</tr>{body}</table>"
+
+
+def _count_pages(arena):
+    """Resident pages by node (or None if nothing tells), their size, and the errno if move_pages was refused."""
+    found = arena.count(_core.numa_max_node() + 1)
+    if not isinstance(found, int):
+        return *found, 0
+    counts, page = np.zeros(_core.numa_max_node() + 1, np.int64), os.sysconf("SC_PAGESIZE")
+    for node, n_bytes in pages.bytes_by_node([arena]).items():
+        counts[node] = n_bytes // page
+    return counts if counts.any() else None, page, found
+
+
+def choose_policy(asked, chosen, weight_bytes, other_bytes, standing=()):
+    """Policy and reason for weights of `weight_bytes` per copy plus `other_bytes` per node; `standing`: policies whose copies are
+    in memory already, for another model of this process.
+
+    Raises
+    ------
+    OutOfNodeMemory
+        No policy that was asked for fits; nothing has been allocated.
+    """
+    reason = ""
+    if len(chosen) == 1 and asked != "local":
+        asked, reason = "local", "one node: every policy is the same single copy"
+    part = -(-weight_bytes // len(chosen))
+    need = {"replicate": weight_bytes, "local": weight_bytes, "shard": part, "interleave": part} | dict.fromkeys(standing, 0)
+    # Pretend nodes share the memory of the real one.
+    sharers = {node.number: sum(other.number == node.number for other in chosen) for node in chosen}
+
+    def fits(policy):
+        return all((need[policy] + other_bytes) * sharers[n.number] <= n.free - RESERVE * n.total for n in chosen)
+
+    if asked == "auto":
+        if fits("replicate"):
+            return "replicate", f"every node has room for its own {_size(weight_bytes)}"
+        asked, reason = "shard", f"no room for {_size(weight_bytes)} on every node"
+    if not fits(asked):
+        table = "; ".join(f"node {n.label}: need {_size((need[asked] + other_bytes) * sharers[n.number])}, "
+                          f"free {_size(max(int(n.free - RESERVE * n.total), 0))}" for n in chosen)
+        raise OutOfNodeMemory(f"placement {asked!r} does not fit (with {RESERVE:.0%} kept free): {table}")
+    return asked, reason
+
+
+def _size(n):
+    for unit in ("B", "KB", "MB", "GB"):
+        if abs(n) < 1000 or unit == "GB":
+            return f"{n:.0f} {unit}" if unit == "B" or n >= 100 else f"{n:.1f} {unit}"
+        n /= 1000
+
+
+def _ranges(numbers):
+    """"0-3,8" for [0, 1, 2, 3, 8]."""
+    parts, start = [], None
+    for i, n in enumerate(numbers):
+        start = n if start is None else start
+        if i + 1 == len(numbers) or numbers[i + 1] != n + 1:
+            parts.append(str(start) if start == n else f"{start}-{n}")
+            start = None
+    return ",".join(parts)

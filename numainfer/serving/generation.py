@@ -1,0 +1,142 @@
+"""From logits to text, token by token: one answer in the making.
+
+`Generation` chooses tokens and decides where the text ends; it does not know where logits come from, so whoever runs
+the model (a stream, a batch of prompts) can drive many of them.
+"""
+
+from ..results import Chunk, Completion, Logprob, Timings, Usage
+from .sampling import Sampler
+from ..text.stopping import StopStrings
+
+
+class Generation:
+    """One answer in the making.
+
+    Parameters
+    ----------
+    tokenizer : Tokenizer
+    n_vocab : int
+        Number of logits; those beyond the tokenizer's vocabulary (padding) are never chosen.
+    prompt_ids : int32 array (n,)
+    params : SamplingParams
+    room : int
+        Most tokens that the context leaves space for.
+
+    Attributes
+    ----------
+    token_ids : list of int
+        Chosen so far.
+    finish_reason : str or None
+
+    Raises
+    ------
+    ValueError
+        A token id in the parameters that is not in the vocabulary.
+    """
+
+    def __init__(self, tokenizer, n_vocab, prompt_ids, params, room):
+        self.params, self.prompt_ids = params, prompt_ids
+        self.token_ids, self.finish_reason = [], None
+        self._tokenizer, self._n_vocab = tokenizer, min(n_vocab, tokenizer.n_vocab)
+        own = () if params.ignore_eos else (i for i in tokenizer.stop_token_ids if i < self._n_vocab)
+        self._ends = frozenset(own).union(params.stop_token_ids)
+        self._limit = room if params.max_tokens is None else min(room, params.max_tokens)
+        self._sampler = Sampler(params, self._n_vocab, prompt_ids, sorted(self._ends))
+        self._decoder = tokenizer.stream(after=int(prompt_ids[-1]))
+        self._stops = StopStrings(params.stop)
+        self._pieces, self._logprobs, self._tail = [], [], ""
+        self._shown = 0  # tokens and pieces that chunks have told already
+
+    def choose(self, logits):
+        """Choose the next token and take in its text.
+
+        Parameters
+        ----------
+        logits : float32 array (n_vocab,), C-contiguous, writable
+
+        Returns
+        -------
+        Chunk or None
+            None while there is no new text to show.
+        """
+        token, logprob = self._sampler.sample(logits[: self._n_vocab])
+        ended = token in self._ends
+        piece = "" if ended else self._decoder.put(token)
+        if len(self.token_ids) < self.params.min_tokens:
+            text = piece  # no stop string counts yet
+        else:
+            text = self._stops.feed(piece)
+        reason = None
+        if ended or self._stops.matched is not None:
+            reason = "stop"
+        elif len(self.token_ids) + 1 >= self._limit:
+            reason = "length"
+        if reason and self._stops.matched is None:
+            text += self._stops.feed(self._decoder.flush()) + self._stops.flush()
+        # Ctrl-C may come between any two lines, so what a token brings goes in at once: the token last.
+        self._pieces.append(text)
+        if logprob is not None:
+            self._logprobs.append(self._named(logprob))
+        self.token_ids.append(token)
+        self.finish_reason = reason
+        return self._chunk() if text or reason else None
+
+    def cancel(self):
+        """End it here, unless it has ended; text that was held back is let go. Returns the last Chunk, or None."""
+        if self.finish_reason is not None:
+            return None
+        self._tail = self._stops.flush()
+        self.finish_reason = "cancelled"
+        return self._chunk()
+
+    def _chunk(self):
+        start, self._shown = self._shown, len(self.token_ids)
+        logprobs = None if self.params.logprobs is None else tuple(self._logprobs[start : self._shown])
+        text = "".join(self._pieces[start : self._shown]) + self._tail
+        return Chunk(text, tuple(self.token_ids[start : self._shown]), self.finish_reason, logprobs)
+
+    def _named(self, p):
+        top = tuple(Logprob(i, self._text(i), value, rank) for rank, (i, value) in enumerate(p.top, 1))
+        return Logprob(p.token_id, self._text(p.token_id), p.logprob, p.rank, top)
+
+    def _text(self, token):
+        return self._tokenizer.token_bytes(token).decode("utf-8", "replace")
+
+    def completion(self, clock, cached_tokens):
+        """What there is.
+
+        Parameters
+        ----------
+        clock : Clock
+        cached_tokens : int
+            Of the prompt, those that the KV cache held.
+
+        Returns
+        -------
+        Completion
+        """
+        n, n_prompt = len(self.token_ids), len(self.prompt_ids)
+        usage = Usage(n_prompt, n, cached_tokens)
+        timings = Timings(clock.prompt_tokens, clock.prompt, max(n - 1, 0), clock.generation, clock.first_token, clock.mode)
+        logprobs = None if self.params.logprobs is None else tuple(self._logprobs[:n])
+        text = "".join(self._pieces[:n]) + self._tail
+        return Completion(text, tuple(self.token_ids), self.finish_reason, logprobs, usage, timings)
+
+
+class Clock:
+    """Seconds spent on one answer.
+
+    Attributes
+    ----------
+    prompt, generation : float
+    first_token : float or None
+    prompt_tokens : int
+        Computed so far.
+    mode : str or None
+        "latency" or "throughput"; None while it is not chosen.
+    """
+
+    def __init__(self, mode="latency"):
+        self.mode = mode
+        self.prompt = self.generation = 0.0
+        self.first_token, self.prompt_tokens = None, 0
