@@ -43,7 +43,7 @@ def compare(model, prompts, n, repeats, mode):
 
 def steps(model, most, repeats=9):
     """Print what steps of several sequences cost."""
-    engine = model._engine
+    engine = model.runtime.engine
     plan = engine.lane.core_plan()
     caches = [engine.new_kv() for _ in range(most)]
     for kv in caches:
@@ -84,7 +84,8 @@ def main():
     rng = np.random.default_rng(0)
     with ni.load(find_model(args.model), n_ctx=args.tokens + 256, threads=args.threads) as model:
         prompts = [rng.integers(300, 1000, n) for n in rng.integers(8, 33, args.prompts)]
-        print(f"{model.path.name}, {model._engine.threads} threads on {len(model._engine.nodes)} nodes, {model._engine.isa}")
+        engine = model.runtime.engine
+        print(f"{model.path.name}, {engine.threads} threads on {len(engine.nodes)} nodes, {engine.isa}")
         steps(model, min(max(args.prompts, 1), model.n_batch))
         compare(model, prompts, args.tokens, args.repeats, args.mode)
 

@@ -45,7 +45,7 @@ class Ours:
         from numainfer.measure.bandwidth import ReadProbe
 
         if self._probe is None:
-            self._probe = ReadProbe(self._model)
+            self._probe = ReadProbe(self._model.runtime)
         return self._probe.sample()
 
     def logits(self, ids):

@@ -27,43 +27,91 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
+    from .machine.placement import Node as Node
+    from .machine.placement import NodePlacement as NodePlacement
+    from .machine.placement import Placement as Placement
+    from .machine.placement import Topology as Topology
+    from .machine.placement import topology as topology
+    from .measure.benchmark import Bench as Bench
+    from .measure.benchmark import Speed as Speed
     from .measure.benchmark import bench as bench
     from .model import Model as Model
     from .model import load as load
-    from .machine.placement import topology as topology
+    from .results import Chunk as Chunk
+    from .results import Completion as Completion
+    from .results import Logprob as Logprob
+    from .results import Score as Score
+    from .results import Timings as Timings
+    from .results import Usage as Usage
     from .serving.sampling import SamplingParams as SamplingParams
+    from .session import Session as Session
+    from .stream import TokenStream as TokenStream
+    from .summary import ModelConfig as ModelConfig
+    from .text.tokenizer import TokenDecoder as TokenDecoder
     from .text.tokenizer import Tokenizer as Tokenizer
 
 __version__ = "0.1.0"
 
 # Found on first use: importing NumPy, the core and the tokenizer libraries takes a while.
 _LAZY = {
-    "load": "model",
-    "Model": "model",
-    "Tokenizer": "text.tokenizer",
-    "SamplingParams": "serving.sampling",
+    "Node": "machine.placement",
+    "NodePlacement": "machine.placement",
+    "Placement": "machine.placement",
+    "Topology": "machine.placement",
     "topology": "machine.placement",
+    "Bench": "measure.benchmark",
+    "Speed": "measure.benchmark",
     "bench": "measure.benchmark",
+    "Model": "model",
+    "load": "model",
+    "Chunk": "results",
+    "Completion": "results",
+    "Logprob": "results",
+    "Score": "results",
+    "Timings": "results",
+    "Usage": "results",
+    "SamplingParams": "serving.sampling",
+    "Session": "session",
+    "TokenStream": "stream",
+    "ModelConfig": "summary",
+    "TokenDecoder": "text.tokenizer",
+    "Tokenizer": "text.tokenizer",
 }
 
 __all__ = [
+    "Bench",
     "CancelledWarning",
     "ChatTemplateMissing",
     "ChatTemplateWarning",
+    "Chunk",
+    "Completion",
     "ContextOverflow",
     "CorruptModel",
     "ForkedProcess",
+    "Logprob",
     "Model",
     "ModelClosed",
+    "ModelConfig",
     "ModelNotFound",
+    "Node",
+    "NodePlacement",
     "NumaInferError",
     "OutOfNodeMemory",
+    "Placement",
     "PlacementError",
     "PlacementWarning",
     "PlanError",
     "SamplingParams",
+    "Score",
+    "Session",
+    "Speed",
+    "Timings",
+    "TokenDecoder",
+    "TokenStream",
     "Tokenizer",
+    "Topology",
     "UnsupportedModel",
+    "Usage",
     "__version__",
     "bench",
     "errors",

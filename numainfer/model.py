@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import os
-import threading
-import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Unpack, overload
 
 import numpy as np
 
-from ._core import Cancelled, Turns
+from . import verbs
 from .arguments import integer, names_near_misses, node_numbers, one_of, progress_way
-from .errors import ForkedProcess, ModelClosed
-from .prompts import split_prompts, to_ids
+from .prompts import split_prompts
 from .results import Completion, Score
 from .serving.sampling import SamplingParams, check_sampling, resolve_params
+from .serving.runtime import Runtime
 from .serving.scheduler import MODES, generate_list
-from .session import CHAT_PARAMETERS, Session, check_generate
+from .serving.sequence import Sequence as KeptSequence
+from .session import Session
 from .signatures import FloatArray, Messages, Progress, Prompt, Prompts, SamplingOptions, Tools
 from .summary import ModelConfig, short_bytes, short_count
 
 if TYPE_CHECKING:
-    from .engine.engine import Engine
     from .machine.placement import Placement
     from .engine.plan import Plan
     from .stream import TokenStream
-    from .text.tokenizer import Tokenizer
 
 POOLINGS = ("mean", "last")
 
@@ -117,7 +115,7 @@ def load(
         with progress_bar(progress, f"Loading {path.name}") as report:
             engine = Engine(gguf, n_ctx=n_ctx, n_batch=n_batch, threads=threads, nodes=nodes, placement=placement,
                             kv_type=kv_type, progress=report, verify=verify)  # fmt: skip
-        return Model(engine, tokenizer, config, gguf.metadata, path)
+        return Model(Runtime(engine, tokenizer, config.name or path.name), config, gguf.metadata, path)
 
 
 class Model:
@@ -134,23 +132,17 @@ class Model:
     metadata : mapping
         All of the file's key-value pairs.
     path : pathlib.Path
-    n_ctx, n_vocab : int
+    n_ctx, n_vocab, n_batch : int
+    runtime : Runtime
+        Its steps, for tools that measure or drive them one by one.
     """
 
-    def __init__(
-        self, engine: Engine, tokenizer: Tokenizer, config: ModelConfig, metadata: Mapping[str, Any], path: Path
-    ) -> None:
-        self._pid, self._closing = os.getpid(), False
-        self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
-        self._turn = Turns()  # around each step
-        self._jobs: dict[Any, Any] = {}  # whose step each lane runs
-        self._job_lock = threading.RLock()  # cancel() may come in a signal handler
-        self._step_seconds = None  # the scheduler's calibration
-        self.tokenizer, self.config, self.metadata, self.path = tokenizer, config, metadata, path
-        self.n_ctx: int = engine.n_ctx
-        self.n_vocab: int = engine.n_vocab
-        self.n_batch: int = engine.n_batch
-        self._engine = engine  # last: what Ctrl-C leaves half made has nothing to close
+    def __init__(self, runtime: Runtime, config: ModelConfig, metadata: Mapping[str, Any], path: Path) -> None:
+        self.runtime, self.tokenizer = runtime, runtime.tokenizer
+        self.config, self.metadata, self.path = config, metadata, path
+        self.n_ctx: int = runtime.n_ctx
+        self.n_vocab: int = runtime.n_vocab
+        self.n_batch: int = runtime.n_batch
 
     # ---- verbs -----------------------------------------------------------------------------------
 
@@ -218,16 +210,15 @@ class Model:
         and ``max_tokens`` (None: the whole context); the others wait, in order. A logits processor is called from
         another thread than the caller's.
         """
-        check_generate(sampling, "model", ("mode", "progress"))
+        verbs.check_generate(sampling, "model", ("mode", "progress"))
         one_of("mode", mode, MODES)
         progress_way("progress", progress)
-        self._check_usable()
+        self.runtime.check()
         prompts, is_list = split_prompts("prompt", prompt)
         if is_list:
-            return generate_list(self, prompts, params, mode, progress, sampling)
+            return generate_list(self.runtime, prompts, params, mode, progress, sampling)
         own = resolve_params(params, **sampling)  # type: ignore[arg-type]  # it refuses a list
-        with self.session() as session:
-            return session._generate(prompts[0], own, reuse=False)
+        return self._once(lambda sequence: verbs.generate(sequence, prompts[0], own, reuse=False))
 
     def stream(
         self, prompt: Prompt, params: SamplingParams | None = None, **sampling: Unpack[SamplingOptions]
@@ -239,7 +230,7 @@ class Model:
         TokenStream
             Iterates Chunk. Several streams may be used in turns.
         """
-        return self._own_stream(lambda s: s._one_stream(prompt, resolve_params(params, **sampling), owned=True))
+        return self._stream(lambda sequence: verbs.stream(sequence, prompt, resolve_params(params, **sampling), owned=True))
 
     @overload
     def chat(
@@ -291,18 +282,23 @@ class Model:
         ChatTemplateWarning
             A role other than system, user, assistant and tool that the template does not name.
         """
-        check_sampling(sampling, CHAT_PARAMETERS)
+        check_sampling(sampling, verbs.CHAT_PARAMETERS)
         own = resolve_params(params, **sampling)
-        return self._own_stream(lambda s: s._chat(messages, own, tools, stream, owned=True))
+        return self._stream(lambda sequence: verbs.chat(sequence, messages, own, tools, stream, owned=True))
 
-    def _own_stream(self, make):
-        """A result of ``make(session)``; the session lives as long as the stream, if it is one."""
-        session = self.session()
+    def _stream(self, make):
+        """A result of ``make(sequence)``; the sequence lives as long as the stream, if it is one."""
+        sequence = KeptSequence(self.runtime)
         try:
-            return make(session)
+            return make(sequence)
         except BaseException:
-            session.close()
+            sequence.close()
             raise
+
+    def _once(self, compute):
+        """``compute(sequence)``, of a sequence that ends with it."""
+        with contextlib.closing(KeptSequence(self.runtime)) as sequence:
+            return compute(sequence)
 
     def logits(self, ids: Prompt, *, all: bool = False) -> FloatArray:
         """Logits of the token after ``ids``.
@@ -317,8 +313,7 @@ class Model:
         -------
         float32 array (n_vocab,), or (n, n_vocab)
         """
-        with self.session() as session:
-            return session.logits(ids, all=all)
+        return self._once(lambda sequence: verbs.logits(sequence, ids, all))
 
     def score(self, text: Prompt) -> Score:
         """How probable a text is.
@@ -333,11 +328,11 @@ class Model:
         Score
             Memory does not grow with length times vocabulary.
         """
-        with self.session() as session:
-            ids = to_ids("text", text, self.tokenizer, self.n_vocab, self.n_ctx)
-            if len(ids) < 2:
-                raise ValueError("text: found 1 token, wanted at least 2: the first has no probability")
-            return Score(ids, session._logprobs(ids))
+        self.runtime.check()
+        ids = verbs.ids_of(self.runtime, "text", text)
+        if len(ids) < 2:
+            raise ValueError("text: found 1 token, wanted at least 2: the first has no probability")
+        return Score(ids, self._once(lambda sequence: sequence.logprobs(ids)))
 
     def embed(self, texts: Prompt | Prompts, *, pooling: str = "mean") -> FloatArray:
         """The model's last hidden states (after its last norm), pooled over each text.
@@ -354,14 +349,14 @@ class Model:
             Not normalised.
         """
         one_of("pooling", pooling, POOLINGS)
-        self._check_usable()
+        self.runtime.check()
         texts, is_list = split_prompts("texts", texts)
         names = [f"texts[{i}]" if is_list else "texts" for i in range(len(texts))]
-        batch = [to_ids(name, t, self.tokenizer, self.n_vocab, self.n_ctx) for name, t in zip(names, texts)]
-        out = np.empty((len(batch), self._engine.n_embd), np.float32)
-        with self.session() as session:
+        batch = [verbs.ids_of(self.runtime, name, t) for name, t in zip(names, texts)]
+        out = np.empty((len(batch), self.runtime.n_embd), np.float32)
+        with contextlib.closing(KeptSequence(self.runtime)) as sequence:
             for i, ids in enumerate(batch):
-                out[i] = session._pooled(ids, pooling)
+                out[i] = sequence.pooled(ids, pooling)
         return out if is_list else out[0]
 
     def session(self) -> Session:
@@ -371,60 +366,38 @@ class Model:
         -------
         Session
         """
-        self._check_usable()
-        return Session(self)
+        self.runtime.check()
+        return Session(KeptSequence(self.runtime))
 
     # ---- what it is ------------------------------------------------------------------------------
 
     @property
     def placement(self) -> Placement:
         """Where the weights and caches lie, node by node; print it."""
-        return self._check_usable().placement
+        return self.runtime.engine.placement
 
     @property
     def plan(self) -> Plan:
         """The forward pass as a list of ops with their barriers; print it."""
-        return self._check_usable().plan
+        return self.runtime.engine.plan
 
     @property
     def closed(self) -> bool:
-        return self._engine is None
+        return self.runtime.closed
 
     def close(self) -> None:
         """Free weights, caches and threads; sessions and streams that still exist raise ModelClosed from then on."""
-        if self._engine is None:
-            return
-        if os.getpid() != self._pid:  # the threads are not here, and who holds the lock may not be either
-            engine, self._engine = self._engine, None
-        else:
-            self._turn.check()
-            self._closing = True
-            with self._job_lock:
-                if self._jobs:
-                    self._engine.cancel()
-            with self._turn.of():
-                engine, self._engine = self._engine, None
-        for session in list(self._sessions):
-            session.close()
-        if engine is not None:
-            engine.close()
+        self.runtime.close()
 
     def __enter__(self) -> Model:
-        self._check_usable()
+        self.runtime.check()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __del__(self):
-        if getattr(self, "_engine", None) is not None:
-            self.close()
-
     def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise TypeError(
-            f"the model {self._name} can be neither pickled nor copied: its weights and threads are this process's. Load it in the other "
-            "process; a second load in this one shares the weights"
-        )
+        return self.runtime.__reduce_ex__(protocol)
 
     def _facts(self):
         c = self.config
@@ -434,73 +407,13 @@ class Model:
             ("weights", f"{short_bytes(c.n_bytes)}, mostly {c.main_type}"),
             ("n_ctx", str(self.n_ctx)),
         ]
-        return facts + [("state", "closed") if self.closed else ("threads", str(self._engine.threads))]
-
-    @property
-    def _name(self):
-        return self.config.name or self.path.name
+        return facts + [("state", "closed") if self.closed else ("threads", str(self.runtime.engine.threads))]
 
     def __repr__(self) -> str:
-        return f"<Model {self._name}: {', '.join(f'{name} {value}' for name, value in self._facts())}>"
+        return f"<Model {self.runtime.name}: {', '.join(f'{name} {value}' for name, value in self._facts())}>"
 
     def _repr_html_(self) -> str:
         facts = [(html.escape(name), html.escape(value)) for name, value in self._facts()]
         rows = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in facts)
-        placement = "" if self.closed else getattr(self._engine.placement, "_repr_html_", str)()
-        return f"<table><caption>{html.escape(self._name)}</caption>{rows}</table>{placement}"
-
-    # ---- the engine, one step at a time ----------------------------------------------------------
-
-    def _check_process(self):
-        if os.getpid() != self._pid:
-            raise ForkedProcess(
-                f"the model {self._name} was loaded in process {self._pid}; this one, {os.getpid()}, is a fork of it "
-                "and has none of its threads. Load the model after the fork, or start processes with the 'spawn' method"
-            )
-
-    def _check_usable(self):
-        """The engine, if it can be used here and now."""
-        self._check_process()
-        engine = self._engine
-        if engine is None:
-            raise ModelClosed(f"the model {self._name} was closed")
-        return engine
-
-    def _step(self, segments, rows, *, hidden=False, job=None, lane=None):
-        """``Lane.step`` of one node's lane, or of all nodes.
-
-        ``job``: a stream or a crew, which may be cancelled meanwhile, or nobody in particular.
-        """
-        self._check_usable()
-        with self._turn.of(lane, job):
-            engine = self._check_usable()
-            lane = lane or engine.lane
-            with self._job_lock:
-                if job is not None and job.cancelled:
-                    raise Cancelled
-                self._jobs[lane] = self if job is None else job
-            try:
-                return lane.step(segments, rows, hidden=hidden, stop=lambda: self._closing or job is not None and job.cancelled)
-            except Cancelled:
-                if self._closing:
-                    raise ModelClosed(f"the model {self._name} was closed while a step ran") from None
-                raise
-            finally:
-                with self._job_lock:
-                    self._jobs.pop(lane, None)
-
-    def _cancel(self, job):
-        """Break off the steps that run and are ``job``'s."""
-        with self._job_lock:
-            for lane, own in self._jobs.items():
-                if own is job:
-                    lane.team.cancel()
-
-    def _new_kv(self, lane=None):
-        with self._turn.of(lane):
-            return self._check_usable().new_kv()
-
-    def _copy_kv(self, kv, n):
-        with self._turn.of():
-            self._check_usable()
-            return kv.copy(n)
+        placement = "" if self.closed else self.runtime.engine.placement._repr_html_()
+        return f"<table><caption>{html.escape(self.runtime.name)}</caption>{rows}</table>{placement}"

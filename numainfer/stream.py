@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Iterator
 
+from ._core import Cancelled
 from .serving.generation import Clock, Generation
 from .results import Chunk, Completion
 from .summary import counted
@@ -17,17 +18,17 @@ class TokenStream(Iterator[Chunk]):
     Made by ``Model.stream``, ``Session.stream`` and ``chat(..., stream=True)``.
     """
 
-    def __init__(self, session, ids, params, *, owns_session):
-        model = session._model
-        room = model.n_ctx - len(ids) + 1  # the last token needs no place: it is never fed back
-        self._generation = Generation(model.tokenizer, model.n_vocab, ids, params, room)
-        self._session, self._owns_session, self._model = session, owns_session, model
+    def __init__(self, sequence, ids, params, *, owns_sequence=False, reuse=True):
+        runtime = sequence.runtime
+        room = runtime.n_ctx - len(ids) + 1  # the last token needs no place: it is never fed back
+        self._generation = Generation(runtime.tokenizer, runtime.n_vocab, ids, params, room)
+        self._sequence, self._owns_sequence, self._runtime = sequence, owns_sequence, runtime
         self._ids, self._clock = ids, Clock()
         self._started = self._cancelled = False
         self._last = None  # a last chunk that nobody has seen yet
         self._running = threading.Lock()
-        self._cached_tokens = session._begin(ids, self)
-        self._turn = session._turn
+        self._cached_tokens = sequence.begin(ids, self, reuse)
+        self._turn = sequence.turn
 
     def __iter__(self) -> "TokenStream":
         return self
@@ -46,8 +47,6 @@ class TokenStream(Iterator[Chunk]):
             if chunk is None:
                 raise StopIteration
             return chunk
-        from .engine.engine import Cancelled
-
         try:
             chunk = None
             while chunk is None:
@@ -65,13 +64,13 @@ class TokenStream(Iterator[Chunk]):
         """One more token; its Chunk, or None while there is no new text."""
         clock, start = self._clock, time.perf_counter()
         if self._started:
-            logits = self._session._feed(self._generation.token_ids[-1], self)
+            logits = self._sequence.feed(self._generation.token_ids[-1], self)
             chunk = self._generation.choose(logits)
             clock.generation += time.perf_counter() - start
             return chunk
-        for logits in self._session._prefill(self._ids, self._cached_tokens, self):
+        for logits in self._sequence.prefill(self._ids, self._cached_tokens, self):
             clock.prompt = time.perf_counter() - start
-            clock.prompt_tokens = self._session.n_past - self._cached_tokens
+            clock.prompt_tokens = self._sequence.n_past - self._cached_tokens
         self._started = True
         chunk = self._generation.choose(logits)
         clock.first_token = time.perf_counter() - start
@@ -84,11 +83,11 @@ class TokenStream(Iterator[Chunk]):
         return chunk
 
     def _release(self):
-        session, self._session = self._session, None
-        if session is not None:
-            session._ended(self._turn, len(self._ids), self._generation.token_ids)
-            if self._owns_session:
-                session.close()
+        sequence, self._sequence = self._sequence, None
+        if sequence is not None:
+            sequence.ended(self._turn, len(self._ids), self._generation.token_ids)
+            if self._owns_sequence:
+                sequence.close()
 
     def cancel(self) -> None:
         """End the answer, within 50 ms even while a step runs in another thread. A finished one stays as it is."""
@@ -100,7 +99,7 @@ class TokenStream(Iterator[Chunk]):
             finally:
                 self._running.release()
         else:
-            self._model._cancel(self)
+            self._runtime.cancel(self)
 
     close = cancel
 
@@ -113,6 +112,18 @@ class TokenStream(Iterator[Chunk]):
             Its ``finish_reason`` is None while the stream has not ended.
         """
         return self._generation.completion(self._clock, self._cached_tokens)
+
+    def finish(self) -> Completion:
+        """Compute the rest without looking at the pieces.
+
+        Returns
+        -------
+        Completion
+        """
+        with self:
+            for _ in self:
+                pass
+        return self.result()
 
     @property
     def running(self) -> bool:

@@ -51,13 +51,13 @@ def load_tiny(tiny_pair, monkeypatch):
         monkeypatch.setenv("NUMAINFER_FAKE_NODES", str(nodes))
         model = ni.load(tiny_pair[name], **options)
         models.append(model)
-        make = model._engine.new_kv
+        make = model.runtime.engine.new_kv
 
         def new_kv():
             caches.append(make())
             return caches[-1]
 
-        model._engine.new_kv = new_kv
+        model.runtime.engine.new_kv = new_kv
         return model
 
     yield load

@@ -261,7 +261,7 @@ def test_a_share_is_given_up_with_its_owner_and_only_once():
 
 # ---- the environment ------------------------------------------------------------------------------------------------
 
-LOAD = "import sys, numainfer as ni; print(ni.load(sys.argv[1])._engine.threads)"
+LOAD = "import sys, numainfer as ni; print(ni.load(sys.argv[1]).runtime.engine.threads)"
 
 
 def in_process(path, **env):

@@ -29,14 +29,14 @@ def little_memory(monkeypatch):
 
 def steps(monkeypatch, model):
     """A list that fills with (position, tokens, wanted rows) of every step of the model."""
-    seen, step = [], model._step
+    seen, step = [], model.runtime.step
 
     def record(segments, rows, **more):
         ((_, ids, pos0),) = segments
         seen.append((pos0, len(ids), list(rows)))
         return step(segments, rows, **more)
 
-    monkeypatch.setattr(model, "_step", record)
+    monkeypatch.setattr(model.runtime, "step", record)
     return seen
 
 
@@ -71,7 +71,7 @@ def test_repeats_do_not_change_the_cache(tiny_path):
     with ni.load(tiny_path, n_ctx=80, threads=1) as model, Runner(model, [Trial(PROMPT, 20), Trial(GEN, 4, 40)]) as runner:
         found = []
         for _ in range(2):
-            found.append(model._step([(runner._kv, runner._ids[43:44], 43)], [0]))
+            found.append(model.runtime.step([(runner._kv, runner._ids[43:44], 43)], [0]))
             for trial in (Trial(GEN, 4, 10), Trial(PROMPT, 20), Trial(GEN, 3, 40)):
                 runner.run(trial)
         np.testing.assert_array_equal(*found)
@@ -111,7 +111,7 @@ def test_what_does_not_fit_is_named(tiny_path):
 
 def test_one_way_to_measure_reading(monkeypatch, tiny_model):
     assert machine.read_rate is bandwidth.read_rate
-    with bandwidth.ReadProbe(tiny_model) as probe:
+    with bandwidth.ReadProbe(tiny_model.runtime) as probe:
         assert 1e8 < probe.sample() < 1e13
 
         class Team:
@@ -121,7 +121,7 @@ def test_one_way_to_measure_reading(monkeypatch, tiny_model):
         assert bandwidth.read_rate(Team(), [0, 0], 1000) == pytest.approx(2 * 1000 / 250e-9), "the best number of streams"
     tiny_model.close()
     with pytest.raises(ni.ModelClosed):
-        bandwidth.ReadProbe(tiny_model)
+        bandwidth.ReadProbe(tiny_model.runtime)
 
 
 def test_how_much_is_read(monkeypatch):
@@ -176,7 +176,7 @@ def test_stamps_show_order_and_barriers(tiny_path, monkeypatch, workers):
 @pytest.fixture(scope="module")
 def profiled(tiny_path):
     with ni.load(tiny_path, n_ctx=64, n_batch=16) as model:
-        yield profile(model, [Trial(PROMPT, 40), Trial(GEN, 12, 8)], 2), model.plan, model._engine
+        yield profile(model, [Trial(PROMPT, 40), Trial(GEN, 12, 8)], 2), model.plan, model.runtime.engine
 
 
 def test_a_profile_adds_up(profiled):
@@ -226,7 +226,7 @@ def test_a_failed_profile_stops_the_clock(tiny_model, monkeypatch):
     monkeypatch.setattr(bandwidth.ReadProbe, "sample", lambda self: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         profile(tiny_model, [Trial(GEN, 2)], 1)
-    core = tiny_model._engine.lane.core_plan()
+    core = tiny_model.runtime.engine.lane.core_plan()
     core.times()
     tiny_model.logits([1, 2])
     assert not core.times()[0].any()

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from numainfer.cli.main import main as cli
+from numainfer.cli import main as cli
 from numainfer.cli.main import main
 
 COMMAND = [sys.executable, "-m", "numainfer"]

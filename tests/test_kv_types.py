@@ -97,7 +97,7 @@ def test_copies_and_positions_taken_back(path, wanted, monkeypatch, kv_type):
 def test_sessions_of_models_that_share_weights(kv_type):
     """Two types of KV memory over the same copies of the weights: each answers as alone, forked and rewound too."""
     with ni.load("smollm2", n_ctx=512) as plain, ni.load("smollm2", n_ctx=512, kv_type=kv_type) as other:
-        assert other._engine.replicas is plain._engine.replicas
+        assert other.runtime.engine.replicas is plain.runtime.engine.replicas
         ids = plain.tokenizer.encode("Once upon a time, in a village by the sea, there lived an old fisherman.")
         with other.session() as session:
             first = session.logits(ids)
@@ -122,7 +122,7 @@ def test_bytes(path, kv_type):
         assert model.placement.kv_bytes_per_token == model.plan.kv_bytes // N_CTX
         assert need.kv_read(500) == (70 + 500) * position and need.kv_type == kv_type
         assert bytes_per_token(model, Trial(GEN, 1, 499)) == pytest.approx(model.plan.bytes_per_token + (70 + 500) * position)
-        kv = model._engine.new_kv()
+        kv = model.runtime.engine.new_kv()
         assert kv.arena.bytes == pytest.approx(model.plan.kv_bytes, abs=1 << 21)
         kv.close()
 

@@ -18,7 +18,9 @@ ROWS = (
     ("machine",),
     ("engine",),
     ("prompts", "serving"),
-    ("stream", "session"),
+    ("stream",),
+    ("verbs",),
+    ("session",),
     ("model",),
     ("measure",),
     ("__init__",),
@@ -76,6 +78,23 @@ def test_imports_never_point_up(path):
         room = name.split(".")[0]
         if room in LEVEL:  # else a name of the package itself, such as __version__
             assert LEVEL[room] <= own, f"{path} imports {name}"
+
+
+FOREIGN = {"_option_string_actions", "_Namespace__attrs"}  # argparse and jinja2 tell these in no other way
+
+
+def test_nobody_uses_the_underscored_names_of_others():
+    """``x._name`` only for ``self`` and ``cls``, or where the file itself defines the name: another object of the own class."""
+    for path in FILES:
+        tree = ast.parse(path.read_text())
+        own = {n.name for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))}
+        own |= {t.attr for n in ast.walk(tree) if isinstance(n, (ast.Assign, ast.AnnAssign, ast.AugAssign, ast.For, ast.With))
+                for t in ast.walk(n) if isinstance(t, ast.Attribute) and isinstance(t.ctx, ast.Store)}  # fmt: skip
+        own |= {n.target.id for n in ast.walk(tree) if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+                simple = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+                assert simple or node.attr in own | FOREIGN, f"{path}:{node.lineno} uses {ast.unparse(node)}"
 
 
 @pytest.mark.parametrize("where", WITHIN)

@@ -348,7 +348,7 @@ MEMORY = """if True:
 
     before = private()["Rss"]
     with ni.load("smollm2", placement=sys.argv[1], progress=False) as model:
-        engine = model._engine
+        engine = model.runtime.engine
         packed = sum(w.packed_bytes for w in engine.plan.weights)
         after = private()["Rss"]
         model.generate("The", max_tokens=2)

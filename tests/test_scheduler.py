@@ -31,7 +31,7 @@ def test_every_placement_and_mode(load_tiny, placement):
         if mode == "throughput" and placement in ("shard", "interleave"):
             continue
         assert [facts(d) for d in model.generate(prompts_of(LENGTHS), max_tokens=8, mode=mode)] == wanted
-    assert len(model._engine.node_lanes()) == (2 if placement == "replicate" else 1)
+    assert len(model.runtime.engine.node_lanes()) == (2 if placement == "replicate" else 1)
 
 
 @pytest.mark.parametrize("placement", ["shard", "interleave"])
@@ -123,9 +123,9 @@ def test_timings_tell_the_mode(load_tiny, monkeypatch):
     assert modes(model, [[5], [N], [6]], mode="throughput") == ["throughput", None, "throughput"]
     assert modes(model, ["a"]) == ["latency"]
     rates = {"latency": ((1, 1.0), (16, 1.0)), "throughput": ((1, 9.0), (16, 9.0))}
-    model._step_seconds = rates
+    model.runtime.step_seconds = rates
     assert modes(model, ["a", "b"]) == ["latency"] * 2
-    model._step_seconds = dict(zip(rates, reversed(rates.values())))
+    model.runtime.step_seconds = dict(zip(rates, reversed(rates.values())))
     assert modes(model, ["a", "b"]) == ["throughput"] * 2
     assert modes(load_tiny(1), ["a", "b"]) == ["latency"] * 2  # there are no lanes to choose
     one = model.generate("a", max_tokens=2)
@@ -137,13 +137,13 @@ def test_timings_tell_the_mode(load_tiny, monkeypatch):
 def test_memory_for_caches_is_bounded(load_tiny, monkeypatch, mode):
     model = load_tiny(2, n_ctx=256)
     chunk = 256 * model.placement.kv_bytes_per_token  # what each of these sequences reserves
-    monkeypatch.setattr(scheduler, "kv_budget", lambda model, lane: int(3.5 * chunk))
+    monkeypatch.setattr(scheduler, "kv_budget", lambda runtime, lane: int(3.5 * chunk))
     seen = []
     spy_steps(monkeypatch, lambda lane, segments: seen.append(len(segments)))
     prompts = prompts_of([9] * 20)
     assert all(len(d.token_ids) == 5 for d in model.generate(prompts, max_tokens=5, ignore_eos=True, mode=mode))
     assert max(seen) == 3
-    monkeypatch.setattr(scheduler, "kv_budget", lambda model, lane: 0)  # alone each may have what there is
+    monkeypatch.setattr(scheduler, "kv_budget", lambda runtime, lane: 0)  # alone each may have what there is
     seen.clear()
     assert all(len(d.token_ids) == 5 for d in model.generate(prompts, max_tokens=5, ignore_eos=True, mode=mode))
     assert set(seen) == {1}
@@ -152,11 +152,11 @@ def test_memory_for_caches_is_bounded(load_tiny, monkeypatch, mode):
 def test_the_budget_is_what_the_nodes_have_free(load_tiny, monkeypatch):
     model = load_tiny(2)
     monkeypatch.setattr(scheduler, "node_memory", lambda node: (1000, 550))
-    lanes = model._engine.node_lanes()  # two pretend nodes share (550 - 5 % of 1000) bytes
-    assert [scheduler.kv_budget(model, lane) for lane in lanes] == [250, 250]
-    assert scheduler.kv_budget(model, model._engine.lane) == 500
+    lanes = model.runtime.engine.node_lanes()  # two pretend nodes share (550 - 5 % of 1000) bytes
+    assert [scheduler.kv_budget(model.runtime, lane) for lane in lanes] == [250, 250]
+    assert scheduler.kv_budget(model.runtime, model.runtime.engine.lane) == 500
     monkeypatch.setattr(scheduler, "node_memory", lambda node: (10**6, 450))
-    assert scheduler.kv_budget(model, lanes[0]) == 0
+    assert scheduler.kv_budget(model.runtime, lanes[0]) == 0
 
 
 def test_at_most_so_many_share_a_step(load_tiny, monkeypatch):
@@ -192,7 +192,7 @@ def test_a_lanes_thread_stays_with_its_workers(load_tiny, monkeypatch):
 
     model.generate(prompts_of([4] * 8), max_tokens=2, mode="throughput", logits_processor=look)
     # One lane may have done it all before the other came.
-    assert found and found <= {frozenset(lane.team.cpus()) for lane in model._engine.node_lanes()}
+    assert found and found <= {frozenset(lane.team.cpus()) for lane in model.runtime.engine.node_lanes()}
     assert os.sched_getaffinity(0) == mine
     found.clear()
     model.generate(prompts_of([4] * 8), max_tokens=2, mode="latency", logits_processor=look)
@@ -224,7 +224,7 @@ def test_auto_measures_once_and_chooses(load_tiny, monkeypatch):
 
     assert lanes(1) == {(0, 1)} and measured == []
     assert lanes(2) <= {(0,), (1,)} and lanes(30) <= {(0,), (1,)} and measured == [1, 2]  # 1.9 s for 2 rows, not 2 s
-    model._step_seconds["throughput"] = ((1, 2.1), (16, 40.0))
+    model.runtime.step_seconds["throughput"] = ((1, 2.1), (16, 40.0))
     assert lanes(2) == {(0, 1)}
 
 
@@ -232,6 +232,6 @@ def test_the_measurement_is_of_steps(load_tiny, monkeypatch):
     model = load_tiny(2)
     steps = spy_steps(monkeypatch)
     model.generate(prompts_of([2, 2]), max_tokens=1)
-    (a, t_a), (b, t_b) = model._step_seconds["throughput"]
+    (a, t_a), (b, t_b) = model.runtime.step_seconds["throughput"]
     assert (a, b) == (1, 16) and 0 < t_a and 0 < t_b
     assert t_b in [pytest.approx(step[3] - step[2], rel=0.5) for step in steps if step[1] == 16 and len(step[0]) == 1]

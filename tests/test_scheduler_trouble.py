@@ -179,16 +179,16 @@ def test_ctrl_c_warns_once(load_tiny, last, says):
 
 
 def test_ctrl_c_again_raises():
-    class Model:
-        _pid = os.getpid()
+    class Steps:
+        forked = False
 
-        def _check_process(self):
+        def check_process(self):
             pass
 
-        def _cancel(self, job):
+        def cancel(self, job):
             pass
 
-    crew, go_on = Crew(Model()), threading.Event()
+    crew, go_on = Crew(Steps()), threading.Event()
     with interrupt_after(0.1), interrupt_after(0.3), pytest.raises(KeyboardInterrupt):
         crew.run([lambda: go_on.wait(20)], lambda: None)
     assert crew.cancelled and crew.working == 1

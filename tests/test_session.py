@@ -176,7 +176,7 @@ def test_closing(smollm2):
 def test_a_forgotten_session_frees_its_cache(smollm2):
     session = smollm2.session()
     session.generate(STORY, max_tokens=1)
-    kv, gone = session._kv, weakref.ref(session)
+    kv, gone = session._sequence._cache, weakref.ref(session)
     assert kv.address
     del session
     gc.collect()

@@ -261,7 +261,7 @@ def test_an_error_in_a_processor_reaches_the_caller(smollm2):
 def test_leaving_the_block_ends_it(smollm2):
     with smollm2.stream(PROMPT, max_tokens=100) as stream:
         next(stream)
-        kv = stream._session._kv
+        kv = stream._sequence._cache
     assert stream.result().finish_reason == "cancelled" and not kv.address
 
 
@@ -270,7 +270,7 @@ def test_an_abandoned_stream_frees_its_cache(smollm2, started):
     stream = smollm2.stream(PROMPT, max_tokens=100)
     if started:
         next(stream)
-    kv, session = stream._session._kv, weakref.ref(stream._session)
+    kv, session = stream._sequence._cache, weakref.ref(stream._sequence)
     del stream
     gc.collect()
     assert session() is None and not kv.address
@@ -278,7 +278,7 @@ def test_an_abandoned_stream_frees_its_cache(smollm2, started):
 
 def test_a_finished_stream_holds_no_cache(smollm2):
     stream = smollm2.stream(PROMPT, max_tokens=2)
-    kv = stream._session._kv
+    kv = stream._sequence._cache
     list(stream)
     assert not kv.address
 

@@ -101,7 +101,7 @@ def _about(model):
     """(name, size, parameters, threads) as a table shows them."""
     from ..summary import short_bytes, short_count
 
-    return _name(model.path), short_bytes(model.config.n_bytes), short_count(model.config.parameters), str(model._engine.threads)
+    return _name(model.path), short_bytes(model.config.n_bytes), short_count(model.config.parameters), str(model.runtime.engine.threads)
 
 
 def _note(found):

@@ -41,9 +41,9 @@ def names_model(word):
         return True
     if any(c.isspace() for c in word):  # a question may speak of TCP/IP, or of a file
         return word.startswith(("/", "./", "../", "~/")) and word.lower().endswith(".gguf")
-    if "/" in word or word.lower().endswith(".gguf") or word.lower() in (*sources._PACKAGES, *sources._ALIASES):
+    if "/" in word or word.lower().endswith(".gguf") or word.lower() in sources.short_names():
         return True
-    return word.startswith("ollama:") or sources._ollama(word, []) is not None
+    return word.startswith("ollama:") or sources.ollama_path(word, []) is not None
 
 
 def load(args, source, **more):

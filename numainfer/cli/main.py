@@ -203,7 +203,7 @@ def _speed_line(model, done):
     def rate(value):
         return "-" if value is None else f"{value:.1f}"
 
-    t, engine = done.timings, model._engine
+    t, engine = done.timings, model.runtime.engine
     return (f"[{model.path.name}: prompt {counted(t.prompt_tokens, 'token')}, {rate(t.prompt_tokens_per_second)} tokens/s; "
             f"answer {counted(len(done.token_ids), 'token')}, {rate(t.generation_tokens_per_second)} tokens/s; "
             f"{model.placement.policy} on {model.placement.where}, {counted(engine.threads, 'thread')}, "

@@ -73,7 +73,7 @@ def resolve(source):
     looked = [f"no file {path}"]
     found = None
     if isinstance(source, str):
-        found = _package(text, looked) or _ollama(text, looked) or _hub(text, looked)
+        found = _package(text, looked) or ollama_path(text, looked) or _hub(text, looked)
     if found is None:
         raise ModelNotFound(f"no model {text!r}: {'; '.join(looked)}{_near(text, path)}")
     return found
@@ -257,6 +257,11 @@ def _parts(name):
 # --- Ollama ------------------------------------------------------------------------------------------------------
 
 
+def short_names():
+    """Words that stand for models of packages: "smollm2" and the like, in lower case."""
+    return {*_PACKAGES, *_ALIASES}
+
+
 def _ollama_roots():
     """Where Ollama keeps models: $OLLAMA_MODELS, else the user's folder and the service's."""
     if os.environ.get("OLLAMA_MODELS"):
@@ -264,7 +269,7 @@ def _ollama_roots():
     return [Path.home() / ".ollama" / "models", Path("/usr/share/ollama/.ollama/models")]
 
 
-def _ollama(text, looked):
+def ollama_path(text, looked):
     """The layer of kind "model" in the manifest of ``[host/][namespace/]name[:tag]``.
 
     Source: https://github.com/ollama/ollama, docs/import.md and the layout of its folder: manifests/HOST/NAMESPACE/

@@ -56,12 +56,12 @@ class ReadProbe:
 
     Parameters
     ----------
-    model : Model
+    runtime : Runtime
     """
 
-    def __init__(self, model):
-        self._model, self._arenas, self._written = model, [], False
-        nodes = model._check_usable().nodes
+    def __init__(self, runtime):
+        self._runtime, self._arenas, self._written = runtime, [], False
+        nodes = runtime.engine.nodes
         self._n_bytes = probe_bytes(_LEAST, min(_core.numa_node_memory(node)[1] for node in nodes), len(nodes))
         try:
             for node in nodes:
@@ -73,8 +73,8 @@ class ReadProbe:
     def sample(self):
         """Bytes per second over all nodes, each worker reading from its own node; takes a fraction of a second."""
         addresses = [arena.address for arena in self._arenas]
-        with self._model._turn.of():
-            team = self._model._check_usable().lane.team
+        with self._runtime.turn():
+            team = self._runtime.engine.lane.team
             if not self._written:
                 team.read_time(addresses, self._n_bytes, 0)  # writes, as first touch by each node's own workers
                 self._written = True

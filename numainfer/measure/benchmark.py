@@ -216,7 +216,7 @@ def bench(model: "Model", n_prompt: int = 512, n_gen: int = 128, repeats: int = 
 
 def summarise(model, prompt, gen, limit):
     """Bench of two of a model's Speeds, either of which may be None."""
-    engine = model._check_usable()
+    engine = model.runtime.engine
     return Bench(model.path.name, engine.isa, engine.threads, len(engine.nodes), engine.placement.policy, prompt, gen, limit)
 
 
@@ -244,7 +244,7 @@ def measure(model, trials, repeats):
     bytes_read = [round(bytes_per_token(model, trial)) if trial.kind == GEN else 0 for trial in trials]
     samples, limits, seen = [[] for _ in trials], [[] for _ in trials], []
     stopped = False
-    with Runner(model, trials) as runner, ReadProbe(model) as probe:
+    with Runner(model, trials) as runner, ReadProbe(model.runtime) as probe:
         try:
             for _ in range(repeats):
                 before = None
@@ -296,8 +296,8 @@ class Runner:
             if trial.end > model.n_ctx:
                 depth = f" at depth {trial.depth}" if trial.depth else ""
                 raise ContextOverflow(f"{_ARGUMENT[trial.kind]} = {trial.n}{depth}, but the context holds n_ctx = {model.n_ctx}")
-        self._model = model
-        self._kv = model._new_kv()
+        self._runtime = model.runtime
+        self._kv = self._runtime.new_cache()
         # Position p has the same id in every trial, so none of them spoils what another finds in the cache.
         self._ids = np.random.default_rng(0).integers(0, model.n_vocab, max(trial.end for trial in trials), dtype=np.int32)
         try:
@@ -318,12 +318,12 @@ class Runner:
             ``after_step(first, end, seconds)`` is called after each step with its positions and time; its own time does
             not count.
         """
-        total, size = 0.0, self._model.n_batch if trial.kind == PROMPT else 1
+        total, size = 0.0, self._runtime.n_batch if trial.kind == PROMPT else 1
         for a in range(trial.depth, trial.end, size):
             b = min(a + size, trial.end)
             rows = [b - a - 1] if trial.kind == GEN or b == trial.end else []
             start = time.perf_counter()
-            self._model._step([(self._kv, self._ids[a:b], a)], rows)
+            self._runtime.step([(self._kv, self._ids[a:b], a)], rows)
             seconds = time.perf_counter() - start
             total += seconds
             if after_step is not None:
@@ -342,7 +342,7 @@ class Runner:
 
 def bytes_per_token(model, trial):
     """Bytes of weights, keys and values that a token of a decoding trial reads, on average over its positions; float."""
-    engine = model._check_usable()
+    engine = model.runtime.engine
     plan, kv = engine.plan, 0.0
     seen = np.arange(trial.depth, trial.end) + 1  # positions that each token attends to
     ends = [layer[0] for layer in plan.kv_layers[1:]] + [plan.kv_bytes]

@@ -114,10 +114,10 @@ def profile(model, trials, repeats):
     Stopped
         After Ctrl-C, if any repeat of any trial had ended; with a Profile of the trials that have repeats.
     """
-    engine = model._check_usable()
+    engine = model.runtime.engine
     ops, core, limits = [_describe(op) for op in engine.plan.ops], engine.lane.core_plan(), []
     taken, events, stopped = [[] for _ in trials], [], False
-    with Runner(model, trials) as runner, ReadProbe(model) as probe:
+    with Runner(model, trials) as runner, ReadProbe(model.runtime) as probe:
         core.set_timing(True)
         try:
             for repeat in range(repeats):

@@ -1,7 +1,6 @@
 """Crew: functions that work in a thread each, and the calling thread's wait for them."""
 
 import contextlib
-import os
 import queue
 import threading
 
@@ -20,8 +19,8 @@ class Crew:
     cancelled : bool
     """
 
-    def __init__(self, model):
-        self._model, self._error, self.cancelled = model, None, False
+    def __init__(self, runtime):
+        self._runtime, self._error, self.cancelled = runtime, None, False
         # Not an Event: Ctrl-C in the midst of its Python would leave its lock locked.
         self._threads, self._ended, self._news = [], set(), queue.SimpleQueue()
 
@@ -53,11 +52,11 @@ class Crew:
                 thread.start()
             while self.working:
                 self._wait(_LOOK)
-                self._model._check_process()
+                self._runtime.check_process()
                 watch()
             for thread in self._threads:
                 thread.join()
-            self._model._check_process()  # in a fork that `watch` made no thread works
+            self._runtime.check_process()  # in a fork that `watch` made no thread works
         except BaseException:
             self._stop()
             raise
@@ -94,10 +93,10 @@ class Crew:
 
     def _cancel(self):
         self.cancelled = True
-        self._model._cancel(self)
+        self._runtime.cancel(self)
 
     def _stop(self):
         """Cancel and wait. Again and again: a step that is just beginning does not see it."""
-        while self.working and os.getpid() == self._model._pid:  # a fork has none of the threads
+        while self.working and not self._runtime.forked:  # a fork has none of the threads
             self._cancel()
             self._wait(_LOOK / 4)

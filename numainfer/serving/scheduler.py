@@ -38,17 +38,17 @@ _REPORT = 0.25  # seconds between two reports of progress
 _CALIBRATION_ROWS = 16
 
 
-def generate_list(model, prompts, params, mode, progress, sampling):
+def generate_list(runtime, prompts, params, mode, progress, sampling):
     """``Model.generate`` of a list of prompts.
 
     Returns
     -------
     list of Completion
     """
-    _check_lanes(model, mode)
-    params = _params_each(model, params, len(prompts), sampling)
-    sequences = [_Sequence(model, i, prompt, own) for i, (prompt, own) in enumerate(zip(prompts, params))]
-    run = _Run(model, sequences)
+    _check_lanes(runtime, mode)
+    params = _params_each(runtime, params, len(prompts), sampling)
+    sequences = [_Sequence(runtime, i, prompt, own) for i, (prompt, own) in enumerate(zip(prompts, params))]
+    run = _Run(runtime, sequences)
     with progress_bar(progress, "Generating", unit="prompts") as report:
         run.run(mode, report)
     failed = [(i, done.error) for i, done in enumerate(run.results) if done.error is not None]
@@ -62,9 +62,9 @@ def generate_list(model, prompts, params, mode, progress, sampling):
     return run.results
 
 
-def _check_lanes(model, mode):
+def _check_lanes(runtime, mode):
     """Raise ValueError if lanes of single nodes are asked for where no node has all weights."""
-    placement = model._check_usable().placement
+    placement = runtime.engine.placement
     if mode == "throughput" and len(placement.nodes) > 1 and placement.policy != "replicate":
         raise ValueError(
             f"mode = 'throughput': every node works by itself then and needs its own copy of the weights, but the placement is "
@@ -72,7 +72,7 @@ def _check_lanes(model, mode):
         )
 
 
-def _params_each(model, params, n, sampling):
+def _params_each(runtime, params, n, sampling):
     """SamplingParams for each of n prompts; what is wrong with them is wrong with the call."""
     if isinstance(params, (list, tuple)):
         if len(params) != n:
@@ -84,33 +84,33 @@ def _params_each(model, params, n, sampling):
     else:
         each = [resolve_params(params, **sampling)] * n
     for own in {id(own): own for own in each}.values():  # refuses token ids that do not exist
-        Sampler(own, min(model.n_vocab, model.tokenizer.n_vocab), (), own.stop_token_ids)
+        Sampler(own, min(runtime.n_vocab, runtime.tokenizer.n_vocab), (), own.stop_token_ids)
     return each
 
 
 class _Sequence:
     """One of the prompts and what becomes of it."""
 
-    def __init__(self, model, index, prompt, params):
+    def __init__(self, runtime, index, prompt, params):
         self.index, self.params, self.clock = index, params, Clock(mode=None)
         self.ids, self.error, self.n_bytes = np.empty(0, np.int32), None, 0
         self.generation = self.kv = None
         self.at = 0  # positions computed
         try:
-            self.ids = to_ids(f"prompt[{index}]", prompt, model.tokenizer, model.n_vocab, model.n_ctx)
+            self.ids = to_ids(f"prompt[{index}]", prompt, runtime.tokenizer, runtime.n_vocab, runtime.n_ctx)
         except ValueError as e:
             self.error = e
             return
-        self.room = model.n_ctx - len(self.ids) + 1  # the last token needs no place: it is never fed back
+        self.room = runtime.n_ctx - len(self.ids) + 1  # the last token needs no place: it is never fed back
         answer = self.room if params.max_tokens is None else min(self.room, params.max_tokens)
         chunks = -(-(len(self.ids) + answer - 1) // CHUNK)
-        self.n_bytes = chunks * CHUNK * model._check_usable().placement.kv_bytes_per_token
+        self.n_bytes = chunks * CHUNK * runtime.engine.placement.kv_bytes_per_token
 
-    def start(self, model, lane, mode):
+    def start(self, runtime, lane, mode):
         """Get what it takes to compute it."""
         self.clock.mode = mode
-        self.generation = Generation(model.tokenizer, model.n_vocab, self.ids, self.params, self.room)
-        self.kv = model._new_kv(lane)
+        self.generation = Generation(runtime.tokenizer, runtime.n_vocab, self.ids, self.params, self.room)
+        self.kv = runtime.new_cache(lane)
 
     def next_rows(self, most):
         """Ids for the next step, at most so many, and whether the logits of the last one are wanted."""
@@ -143,8 +143,8 @@ class _Run:
         Ctrl-C was pressed.
     """
 
-    def __init__(self, model, sequences):
-        self.model, self.crew, self.start = model, Crew(model), time.perf_counter()
+    def __init__(self, runtime, sequences):
+        self.runtime, self.crew, self.start = runtime, Crew(runtime), time.perf_counter()
         self.results, self.interrupted = [None] * len(sequences), False
         self._sequences = sequences
         self._waiting = collections.deque(s for s in sequences if s.error is None)
@@ -164,11 +164,11 @@ class _Run:
         watch = (lambda: None) if report is None else _Watch(self, report)
         try:
             if self._waiting:
-                lanes = choose_lanes(self.model, mode, len(self._waiting), self.crew)
+                lanes = choose_lanes(self.runtime, mode, len(self._waiting), self.crew)
                 if mode == "auto":
                     mode = "throughput" if len(lanes) > 1 else "latency"
                 workers = sum(len(lane.team) for lane in lanes)
-                works = [_LaneWork(self, lane, mode, len(lane.team) / workers, kv_budget(self.model, lane)) for lane in lanes]
+                works = [_LaneWork(self, lane, mode, len(lane.team) / workers, kv_budget(self.runtime, lane)) for lane in lanes]
                 if report is not None:
                     watch.works = works
                 self.crew.run(works, watch)
@@ -232,9 +232,9 @@ class _LaneWork:
 
     def __init__(self, run, lane, mode, share, budget):
         self._mode = mode
-        self._run, self._model, self._share, self._budget = run, run.model, share, budget
-        self._lane = lane if lane is not run.model._check_usable().lane else None  # None: all nodes
-        self._active, self._most = [], min(MAX_ACTIVE, run.model.n_batch)
+        self._run, self._runtime, self._share, self._budget = run, run.runtime, share, budget
+        self._lane = lane if lane is not run.runtime.engine.lane else None  # None: all nodes
+        self._active, self._most = [], min(MAX_ACTIVE, run.runtime.n_batch)
         self.n_tokens = 0
 
     def __call__(self):
@@ -256,7 +256,7 @@ class _LaneWork:
                 break
             self._active.append(s)
             try:
-                s.start(self._model, self._lane, self._mode)
+                s.start(self._runtime, self._lane, self._mode)
             except (ModelClosed, ForkedProcess):
                 raise
             except Exception as e:
@@ -271,7 +271,7 @@ class _LaneWork:
         start = time.perf_counter()
         segments, parts, wanted, row = [], [], [], 0
         for s in self._active:  # in order of arrival: no prompt stands before an answer, for its rows came first
-            ids, is_last = s.next_rows(self._model.n_batch - row)
+            ids, is_last = s.next_rows(self._runtime.n_batch - row)
             if not len(ids):
                 break
             segments.append((s.kv, ids, s.at))
@@ -279,7 +279,7 @@ class _LaneWork:
             row += len(ids)
             if is_last:
                 wanted.append((s, row - 1))
-        logits = self._model._step(segments, [at for _, at in wanted], job=self._run.crew, lane=self._lane)
+        logits = self._runtime.step(segments, [at for _, at in wanted], job=self._run.crew, lane=self._lane)
         seconds = time.perf_counter() - start
         for s, n, is_prompt in parts:
             s.at += n
@@ -328,7 +328,7 @@ class _Watch:
 # ---- lanes -----------------------------------------------------------------------------------------------------------
 
 
-def choose_lanes(model, mode, n, crew):
+def choose_lanes(runtime, mode, n, crew):
     """The lanes for n sequences: that of all nodes, or each node's own.
 
     Parameters
@@ -340,42 +340,39 @@ def choose_lanes(model, mode, n, crew):
     -------
     list of Lane
     """
-    whole = [model._check_usable().lane]
+    whole = [runtime.engine.lane]
     if mode == "latency" or mode == "auto" and n == 1:
         return whole
-    with model._turn.of():  # teams and plans are made once, and not by two threads
-        lanes = model._check_usable().node_lanes()
-        for lane in lanes:
-            lane.core_plan()
+    lanes = runtime.node_lanes()
     if mode == "throughput" or len(lanes) == 1:
         return lanes
-    if model._step_seconds is None:
-        model._step_seconds = {"latency": _measure(model, [None], crew), "throughput": _measure(model, lanes, crew)}
-        log.info("seconds per step, by rows: %s", model._step_seconds)
+    if runtime.step_seconds is None:
+        runtime.step_seconds = {"latency": _measure(runtime, [None], crew), "throughput": _measure(runtime, lanes, crew)}
+        log.info("seconds per step, by rows: %s", runtime.step_seconds)
 
     def rate(mode, n_lanes):
-        rows = min(-(-n // n_lanes), MAX_ACTIVE, model.n_batch)
-        (a, t_a), (b, t_b) = model._step_seconds[mode]
+        rows = min(-(-n // n_lanes), MAX_ACTIVE, runtime.n_batch)
+        (a, t_a), (b, t_b) = runtime.step_seconds[mode]
         seconds = t_a + (t_b - t_a) * (rows - a) / max(b - a, 1)
         return min(rows * n_lanes, n) / seconds
 
     return lanes if rate("throughput", len(lanes)) > rate("latency", 1) else whole
 
 
-def _measure(model, lanes, crew):
+def _measure(runtime, lanes, crew):
     """Seconds of a step of one row and of several, on all of these lanes at the same time: two (rows, seconds)."""
     found = []
-    for rows in (1, min(_CALIBRATION_ROWS, model.n_batch, model.n_ctx)):
+    for rows in (1, min(_CALIBRATION_ROWS, runtime.n_batch, runtime.n_ctx)):
         seconds = [0.0] * len(lanes)
 
         def work(i, rows=rows, seconds=seconds):
             if lanes[i] is not None:
                 lanes[i].keep_caller()
-            kv, times = model._new_kv(lanes[i]), []
+            kv, times = runtime.new_cache(lanes[i]), []
             try:
                 for _ in range(4):
                     start = time.perf_counter()
-                    model._step([(kv, np.zeros(rows, np.int32), 0)], range(rows), job=crew, lane=lanes[i])
+                    runtime.step([(kv, np.zeros(rows, np.int32), 0)], range(rows), job=crew, lane=lanes[i])
                     times.append(time.perf_counter() - start)
             finally:
                 kv.close()
@@ -386,12 +383,12 @@ def _measure(model, lanes, crew):
     return tuple(found)
 
 
-def kv_budget(model, lane):
+def kv_budget(runtime, lane):
     """Bytes of KV memory that sequences in this lane may fill: what its nodes have free now, but for the reserve.
 
     Pretend nodes share the memory of the real one.
     """
-    engine = model._check_usable()
+    engine = runtime.engine
     rooms = []
     for i in lane.nodes:
         total, free = node_memory(engine.nodes[i])

@@ -99,7 +99,7 @@ def numainfer(counter, path, policy, mode):
     import numainfer
 
     model = numainfer.load(path, n_ctx=64, n_batch=16, placement=policy, verify="warn")
-    engine = model._engine
+    engine = model.runtime.engine
     lanes = [engine.lane] if mode == "latency" else engine.node_lanes()
     counter.said |= {"nodes": engine.nodes, "weight_bytes": engine.bytes_per_token}
 

@@ -1,0 +1,183 @@
+"""Runtime: a loaded model as those see it who run its steps."""
+
+import os
+import threading
+import weakref
+from typing import NoReturn
+
+from .._core import Cancelled, Turns
+from ..errors import ForkedProcess, ModelClosed
+
+
+class Runtime:
+    """Whose step runs when, what was cancelled, and whether the model can still be used.
+
+    Sessions, streams, lists and benchmarks hold it; so does Model, which is a face over it. The last of them to go closes it.
+
+    Parameters
+    ----------
+    engine : Engine
+    tokenizer : Tokenizer
+    name : str
+        What errors call the model.
+
+    Attributes
+    ----------
+    tokenizer : Tokenizer
+    name : str
+    n_ctx, n_batch : int
+        Most tokens of a sequence, and of a step.
+    n_vocab, n_embd : int
+        Width of a row of logits, and of a hidden state.
+    step_seconds : dict or None
+        What a step takes in each mode; the scheduler measures it once.
+    """
+
+    def __init__(self, engine, tokenizer, name):
+        self._pid, self._closing = os.getpid(), False
+        self._users = weakref.WeakSet()  # closed with the model
+        self._turns = Turns()  # around each step
+        self._jobs = {}  # whose step each lane runs
+        self._job_lock = threading.RLock()  # cancel() may come in a signal handler
+        self.step_seconds = None
+        self.tokenizer, self.name = tokenizer, name
+        self.n_ctx, self.n_batch, self.n_vocab, self.n_embd = engine.n_ctx, engine.n_batch, engine.n_vocab, engine.n_embd
+        self._engine = engine  # last: what Ctrl-C leaves half made has nothing to close
+
+    # ---- may it be used? ---------------------------------------------------------------------------------------------
+
+    @property
+    def engine(self):
+        """The engine, if it can be used here and now.
+
+        Raises
+        ------
+        ModelClosed, ForkedProcess
+        """
+        self.check_process()
+        engine = self._engine
+        if engine is None:
+            raise ModelClosed(f"the model {self.name} was closed")
+        return engine
+
+    def check(self):
+        """Raise ModelClosed or ForkedProcess if the model cannot be used here and now."""
+        _ = self.engine
+
+    def check_process(self):
+        """Raise ForkedProcess in a fork of the process that loaded the model."""
+        if self.forked:
+            raise ForkedProcess(
+                f"the model {self.name} was loaded in process {self._pid}; this one, {os.getpid()}, is a fork of it "
+                "and has none of its threads. Load the model after the fork, or start processes with the 'spawn' method"
+            )
+
+    @property
+    def forked(self):
+        """Whether this process is a fork of the one that loaded the model."""
+        return os.getpid() != self._pid
+
+    @property
+    def closed(self):
+        return self._engine is None
+
+    # ---- steps -------------------------------------------------------------------------------------------------------
+
+    def turn(self, lane=None, job=None):
+        """The right to use the workers of one lane, or of all (None), for one ``with``: see `Turns.of`."""
+        return self._turns.of(lane, job)
+
+    def step(self, segments, rows, *, hidden=False, job=None, lane=None):
+        """``Lane.step`` of one node's lane, or of all nodes, when its turn has come.
+
+        Parameters
+        ----------
+        segments, rows, hidden :
+            As for `Lane.step`.
+        job : object with ``cancelled``, or None
+            A stream or a crew, which may be cancelled meanwhile, or nobody in particular.
+        lane : Lane or None
+
+        Raises
+        ------
+        Cancelled
+            The job was.
+        ModelClosed, ForkedProcess
+        """
+        self.check()
+        with self._turns.of(lane, job):
+            lane = lane or self.engine.lane
+            with self._job_lock:
+                if job is not None and job.cancelled:
+                    raise Cancelled
+                self._jobs[lane] = self if job is None else job
+            try:
+                return lane.step(segments, rows, hidden=hidden, stop=lambda: self._closing or job is not None and job.cancelled)
+            except Cancelled:
+                if self._closing:
+                    raise ModelClosed(f"the model {self.name} was closed while a step ran") from None
+                raise
+            finally:
+                with self._job_lock:
+                    self._jobs.pop(lane, None)
+
+    def cancel(self, job):
+        """Break off the steps that run and are ``job``'s."""
+        with self._job_lock:
+            for lane, own in self._jobs.items():
+                if own is job:
+                    lane.team.cancel()
+
+    def new_cache(self, lane=None):
+        """A KV cache for one sequence."""
+        with self._turns.of(lane):
+            return self.engine.new_kv()
+
+    def copy_cache(self, cache, n):
+        """A cache that begins with the first ``n`` positions of another."""
+        with self._turns.of():
+            self.check()
+            return cache.copy(n)
+
+    def node_lanes(self):
+        """A lane per node, ready to run."""
+        with self._turns.of():  # teams and plans are made once, and not by two threads
+            lanes = self.engine.node_lanes()
+            for lane in lanes:
+                lane.core_plan()
+        return lanes
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError(
+            f"the model {self.name} can be neither pickled nor copied: its weights and threads are this process's. Load it in the other "
+            "process; a second load in this one shares the weights"
+        )
+
+    # ---- the end -----------------------------------------------------------------------------------------------------
+
+    def attach(self, user):
+        """Let ``user.close()`` be called when the model is closed; it is not kept alive by that."""
+        self._users.add(user)
+
+    def close(self):
+        """Free weights, caches and threads; who still holds the runtime gets ModelClosed from then on."""
+        if self._engine is None:
+            return
+        if self.forked:  # the threads are not here, and who holds the lock may not be either
+            engine, self._engine = self._engine, None
+        else:
+            self._turns.check()
+            self._closing = True
+            with self._job_lock:
+                if self._jobs:
+                    self._engine.cancel()
+            with self._turns.of():
+                engine, self._engine = self._engine, None
+        for user in list(self._users):
+            user.close()
+        if engine is not None:
+            engine.close()
+
+    def __del__(self):
+        if getattr(self, "_engine", None) is not None:
+            self.close()

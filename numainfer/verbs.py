@@ -1,0 +1,77 @@
+"""What a model and a session both do with a sequence: the checks of a call's arguments, then the steps."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from .prompts import check_messages, split_prompts, to_ids
+from .serving.sampling import check_sampling
+from .stream import TokenStream
+
+CHAT_PARAMETERS = ("tools", "stream")  # keywords of `chat` besides those of sampling
+
+
+def check_generate(sampling: Iterable[str], owner: str, own: tuple[str, ...] = ()) -> None:
+    """Refuse unknown keywords of ``generate``; one that other libraries have leads to the verb it stands for."""
+    if "stream" in sampling:
+        raise TypeError(f"unknown parameter 'stream': {owner}.stream(prompt) gives the answer piece by piece")
+    check_sampling(sampling, own)
+
+
+def ids_of(runtime, name, prompt):
+    """A prompt's ids for this model, int32 (n,); raises as `to_ids`."""
+    return to_ids(name, prompt, runtime.tokenizer, runtime.n_vocab, runtime.n_ctx)
+
+
+def generate(sequence, prompt, params, reuse):
+    """Completion of a prompt, or a list of them, each continuing from what the one before has in common with it.
+
+    Parameters
+    ----------
+    sequence : Sequence
+    prompt : str, token ids, or a list of those
+    params : SamplingParams
+    reuse : bool
+        Whether what the cache holds counts.
+    """
+    sequence.check()
+    prompts, is_list = split_prompts("prompt", prompt)
+    names = [f"prompt[{i}]" if is_list else "prompt" for i in range(len(prompts))]
+    batch = [ids_of(sequence.runtime, name, p) for name, p in zip(names, prompts)]
+    done = [TokenStream(sequence, ids, params, reuse=reuse).finish() for ids in batch]
+    return done if is_list else done[0]
+
+
+def stream(sequence, prompt, params, owned):
+    """TokenStream of one prompt; ``owned``: the sequence ends with it."""
+    sequence.check()
+    prompts, is_list = split_prompts("prompt", prompt)
+    if is_list:
+        raise TypeError("prompt: found a list of prompts, wanted one: a str or token ids (generate takes lists)")
+    return TokenStream(sequence, ids_of(sequence.runtime, "prompt", prompts[0]), params, owns_sequence=owned)
+
+
+def chat(sequence, messages, params, tools, stream, owned):
+    """Completion of a conversation, or TokenStream if ``stream``."""
+    sequence.check()
+    if not isinstance(stream, bool):
+        raise TypeError(f"stream = {stream!r}: found {type(stream).__name__}, wanted True or False")
+    messages = check_messages(messages, tools)
+    ids = sequence.runtime.tokenizer.apply_chat_template(messages, tools=tools, tokenize=True)
+    answer = TokenStream(sequence, ids_of(sequence.runtime, "messages", ids), params, owns_sequence=owned)
+    return answer if stream else answer.finish()
+
+
+def logits(sequence, ids, all):
+    """Logits after the last of the ids, float32 (n_vocab,), or after each (n, n_vocab)."""
+    sequence.check()
+    ids = ids_of(sequence.runtime, "ids", ids)
+    start = sequence.begin(ids, reuse=not all)
+    if not all:
+        for rows in sequence.prefill(ids, start):
+            pass
+        return rows
+    out = np.empty((len(ids), sequence.runtime.n_vocab), np.float32)
+    for at, rows in sequence.rows(ids):
+        out[at : at + len(rows)] = rows
+    return out
