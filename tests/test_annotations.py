@@ -2,6 +2,8 @@
 
 import dataclasses
 import inspect
+import pydoc
+import re
 import typing
 
 import pytest
@@ -40,3 +42,17 @@ def test_sampling_options_are_the_fields_of_sampling_params():
     fields = {f.name for f in dataclasses.fields(ni.SamplingParams)}
     options, params = typing.get_type_hints(signatures.SamplingOptions), typing.get_type_hints(ni.SamplingParams)
     assert options == {name: params[name] for name in fields}
+
+
+def test_what_verbs_give_can_be_imported_by_name():
+    given = (session.Session, stream.TokenStream, results.Completion, results.Chunk, results.Logprob, results.Score, results.Timings,
+             results.Usage, placement.Topology, placement.Placement, benchmark.Bench, ni.ModelConfig, ni.TokenDecoder)  # fmt: skip
+    for cls in given:
+        assert getattr(ni, cls.__name__) is cls and cls.__name__ in ni.__all__ and cls.__name__ in dir(ni)
+    assert not [name for name in dir(ni) if name.startswith("_") and name != "__version__"]
+
+
+def test_help_shows_the_public_names_alone():
+    text = pydoc.plain(pydoc.render_doc(ni))
+    shown = set(re.findall(r"^    (?:class )?(\w+)\(", text, re.MULTILINE))
+    assert {"load", "topology", "bench", "Completion", "Session"} <= shown <= set(ni.__all__)
