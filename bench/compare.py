@@ -1,12 +1,14 @@
 """Our speed as a ratio to llama.cpp's, both measured alternately in one run.
 
     python bench/compare.py [smollm2 gemma3 1b-q4_k FILE.gguf ...] [-p 512] [-n 128] [-r 5] [-t 2] [--isa avx2] [--json]
+    python bench/compare.py --before CHECKOUT [MODEL ...]
     python bench/compare.py --table
 
 Each engine is loaded in a process of its own and stays loaded. A round is: their prompt, ours, their decode, ours; what
 is compared are medians over the rounds, so a machine that slows down slows both. Bare times from different runs say
 nothing. Beside our decode stands its share of what the same threads can read, measured before and after each. A row per
 model is appended to bench/results/compare.csv; ``--table`` prints the newest of them as README shows them.
+``--before`` compares with another checkout of ours instead, built there in place, and records nothing.
 """
 
 import argparse
@@ -32,7 +34,8 @@ MAX_FOREIGN = 0.03  # share of all processor time that other processes may take
 PAUSE = 0.05  # seconds: an OpenMP pool may spin for some milliseconds after its last step
 
 
-def compare(path, n_prompt=512, n_gen=128, repeats=5, threads=2, ours=True, flash_attention=None, peer=None, isa=None):
+def compare(path, n_prompt=512, n_gen=128, repeats=5, threads=2, ours=True, flash_attention=None, peer=None, isa=None,
+            before=None):
     """Measure one model.
 
     Parameters
@@ -49,6 +52,8 @@ def compare(path, n_prompt=512, n_gen=128, repeats=5, threads=2, ours=True, flas
         One of ``peers.PEERS``; by default the first that is installed.
     isa : str, optional
         Our kernels; by default the best of this machine.
+    before : path-like, optional
+        A checkout of ours that is the peer.
 
     Returns
     -------
@@ -59,10 +64,13 @@ def compare(path, n_prompt=512, n_gen=128, repeats=5, threads=2, ours=True, flas
         processor time that went to other processes meanwhile.
     """
     n_ctx = max(n_prompt, n_gen) + 8
-    engines = {"peer": open_peer(path, peer, threads=threads, n_ctx=n_ctx, flash_attention=flash_attention)}
+    env = {"NUMAINFER_ISA": isa} if isa else {}
+    if before:
+        engines = {"peer": Worker("ours:Ours", str(path), threads=threads, n_ctx=n_ctx, env=env, root=before)}
+    else:
+        engines = {"peer": open_peer(path, peer, threads=threads, n_ctx=n_ctx, flash_attention=flash_attention)}
     try:
         if ours:
-            env = {"NUMAINFER_ISA": isa} if isa else {}
             engines["numainfer"] = Worker("ours:Ours", str(path), threads=threads, n_ctx=n_ctx, env=env)
             size, shares = engines["numainfer"].bytes_per_token(n_gen), []
         rates = {name: {"pp": [], "tg": []} for name in engines}
@@ -215,6 +223,7 @@ def main(argv=None):
     parser.add_argument("-r", "--repeats", type=int, default=5)
     parser.add_argument("-t", "--threads", type=int, default=2)
     parser.add_argument("--peer", choices=PEERS, help="the package to compare with; by default the first installed")
+    parser.add_argument("--before", metavar="CHECKOUT", help="compare with this checkout of ours, built in place, instead of a peer")
     parser.add_argument("--isa", help="our kernels, such as avx2; by default the best of this machine")
     parser.add_argument("--flash-attention", choices=["on", "off"], help="the peer's; by default it chooses")
     parser.add_argument("--peer-only", action="store_true", help="measure the peer alone, record nothing")
@@ -225,14 +234,15 @@ def main(argv=None):
     if args.table:
         print(readme_table())
         return
-    peer = find_peer(args.peer)
+    peer = None if args.before else find_peer(args.peer)
     flash = None if args.flash_attention is None else args.flash_attention == "on"
     results = []
     for name in args.models:
         path = find_model(name)
-        result = compare(path, args.prompt, args.gen, args.repeats, args.threads, not args.peer_only, flash, peer, args.isa)
+        result = compare(path, args.prompt, args.gen, args.repeats, args.threads, not args.peer_only, flash, peer, args.isa,
+                         args.before)
         results.append(result)
-        if not args.peer_only and not args.no_record and result["foreign"] <= MAX_FOREIGN:
+        if not args.peer_only and not args.no_record and not args.before and result["foreign"] <= MAX_FOREIGN:
             record(result)
         if args.json:
             print(json.dumps(result), flush=True)

@@ -29,15 +29,18 @@ class Worker:
         "module:Class", the module being importable from this folder.
     env : dict of str, optional
         Environment variables of the child, on top of ours.
+    root : path-like, optional
+        Another checkout of this project, built in place: the child runs there.
 
     Notes
     -----
     Arguments and results are pickled. What the child's libraries print goes nowhere.
     """
 
-    def __init__(self, target, *args, env=None, **kwargs):
+    def __init__(self, target, *args, env=None, root=None, **kwargs):
+        script = Path(root, "bench", "worker.py") if root else __file__
         self._child = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **(env or {})}
+            [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **(env or {})}
         )
         self._target = target
         try:
