@@ -1,0 +1,72 @@
+"""Every supported architecture against llama.cpp's logits, on the tiny models of ``archs/``."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import numainfer as ni
+from numainfer.engine.architectures import SUPPORTED
+
+ARCHS = Path(__file__).resolve().parent / "archs"
+sys.path.insert(0, str(ARCHS))
+
+from make_gguf import make, templates  # noqa: E402
+
+TEMPLATES = templates()
+EXPECTED = np.load(ARCHS / "expected.npz")
+NOISE = json.loads((ARCHS / "noise.json").read_text())
+IDS = EXPECTED["ids"].astype(np.int32)
+NAMES = [name for name, t in TEMPLATES.items() if t["arch"] in SUPPORTED]
+# What numainfer does not run yet of an architecture that it knows.
+REFUSED = {"llama-moe": "expert_count", "llama-bias": "attn_q.bias"}
+RUN = [name for name in NAMES if name not in REFUSED]
+
+
+@pytest.fixture(scope="module")
+def golden(tmp_path_factory):
+    """``golden(name)``: the path of a model, written once."""
+    folder, paths = tmp_path_factory.mktemp("golden"), {}
+
+    def path(name):
+        if name not in paths:
+            paths[name] = folder / f"{name}.gguf"
+            make(name, str(paths[name]), TEMPLATES[name])
+        return paths[name]
+
+    return path
+
+
+def test_every_architecture_has_its_golden():
+    assert set(SUPPORTED) <= {TEMPLATES[name]["arch"] for name in RUN}
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_logits_are_those_of_llama_cpp(golden, name):
+    with ni.load(golden(name), threads=1) as model:
+        found = model.logits(IDS, all=True)
+    wanted = EXPECTED[name]
+    assert np.abs(found - wanted).max() / np.abs(wanted).max() < 3e-3  # KV memory in f16
+
+
+@pytest.mark.parametrize("name", RUN)
+@pytest.mark.parametrize("nodes, placement", [(1, "auto"), (2, "replicate"), (2, "shard"), (2, "interleave")])
+def test_bits_are_the_same_everywhere(golden, name, nodes, placement, monkeypatch):
+    with ni.load(golden(name), threads=1, n_batch=128) as model:
+        wanted = model.logits(IDS, all=True)
+    monkeypatch.setenv("NUMAINFER_FAKE_NODES", str(nodes))
+    with ni.load(golden(name), threads=2, placement=placement, n_batch=33) as model:
+        assert np.array_equal(model.logits(IDS, all=True), wanted)
+        with model.session() as session:
+            for n in (40, 41, 42, 75, 96):  # alone, and in pieces
+                assert np.array_equal(session.logits(IDS[:n]), wanted[n - 1])
+        answers = model.generate([IDS[:50], IDS[:7], IDS[:50]], max_tokens=4, ignore_eos=True)
+        assert [answer.token_ids[0] for answer in answers] == [int(wanted[n - 1].argmax()) for n in (50, 7, 50)]
+
+
+@pytest.mark.parametrize("name", [name for name in REFUSED if name in NAMES])
+def test_what_does_not_run_is_refused_by_name(golden, name):
+    with pytest.raises(ni.UnsupportedModel, match=REFUSED[name]):
+        ni.load(golden(name))
