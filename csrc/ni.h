@@ -1,7 +1,8 @@
 /* numainfer's core, as Cython sees it: the only header that _core.pyx includes.
  *
  * Setup functions take a ni_status last and return 0 or NULL/-1 with the status filled.  Running a plan cannot fail.
- * Nothing here prints, exits, asserts on input, or changes the calling thread's affinity, signals or environment.
+ * Nothing here prints, exits, asserts on input, or changes the calling thread's affinity, signals or environment; its floating-point
+ * mode only where a function says so.
  */
 #ifndef NI_H
 #define NI_H
@@ -47,9 +48,12 @@ int ni_arena_move(const ni_arena *a, int os_node);
 
 typedef struct ni_team ni_team;
 
+enum { NI_MOST_WORKERS = 4096, NI_MOST_CPUS = 1 << 20 };
+
 /* Starts n workers: worker w is pinned to cpus[w] and belongs to node index nodes[w] (0 .. n_nodes-1, ascending, every node has a worker).
+ * domains[w]: a number that neighbours of one node share who share an L3 cache; they meet before the others do.
  * Workers sleep until they get work. */
-ni_team *ni_team_open(const int *cpus, const int *nodes, int n, int n_nodes, ni_status *st);
+ni_team *ni_team_open(const int *cpus, const int *nodes, const int *domains, int n, int n_nodes, ni_status *st);
 /* Ends the workers and frees the team.  In a forked child it only frees. */
 void ni_team_close(ni_team *t);
 int ni_team_size(const ni_team *t);
@@ -61,6 +65,25 @@ int ni_team_wait(ni_team *t, int ms);
 int ni_team_cancelled(const ni_team *t);
 /* The CPU each worker was last seen on (n ints), for placement reports. */
 void ni_team_cpus(const ni_team *t, int *cpus);
+
+/* A point where workers meet (barrier.h).  Its lines are written by `size` of them at a barrier, and at the end of a job. */
+typedef struct {
+    int node;       /* whose workers meet here; -1: those of several */
+    int up;         /* the point that the last to arrive goes on to; -1: all are together */
+    int size;       /* so many arrive */
+    int workers;    /* of them, workers that come from no other point; they are told of jobs here */
+} ni_meeting;
+
+/* Who meets where, of a team with these nodes and domains: fills m (room for 2 n points), of_worker (n: where each begins); returns the
+ * number of points.  A point comes after those below it.  Needs no team. */
+int ni_meetings(const int *nodes, const int *domains, int n, ni_meeting *m, int *of_worker);
+/* The points of a running team, as many as m has room for; returns how many there are. */
+int ni_team_meetings(const ni_team *t, ni_meeting *m, int room);
+
+/* Sets the calling thread's floating-point mode to the default (nearest, denormals count, nothing traps); returns what it was, for
+ * ni_floats_restore.  Around whatever computes on a thread that is not ours: the process may have set another mode. */
+uint64_t ni_floats_default(void);
+void ni_floats_restore(uint64_t mode);
 
 /* OpenMP's places, none unless it binds threads (OMP_PROC_BIND); the number of CPUs of one, which go to cpus if it has room. */
 int ni_omp_n_places(void);

@@ -31,6 +31,12 @@ void ni_numa_node_memory(int os_node, int64_t *total, int64_t *free_bytes) {
     }
 }
 
+/* Not MPOL_DEFAULT, which would be as local, but lets kernel.numa_balancing move the pages.  Before Linux 3.8 there is no MPOL_LOCAL.
+ * Refused (containers), all stays as it is. */
+void ni_memory_local(void) {
+    if (set_mempolicy(MPOL_LOCAL, NULL, 0) && errno == EINVAL) set_mempolicy(MPOL_DEFAULT, NULL, 0);
+}
+
 int ni_arena_open(ni_arena *a, size_t bytes, const int *os_nodes, int n, int huge, ni_status *st) {
     size_t page = (size_t)sysconf(_SC_PAGESIZE), round = huge ? HUGE_BYTES : page;
     *a = (ni_arena){0};

@@ -1,7 +1,6 @@
 #define _GNU_SOURCE
 #include "team.h"
 #include <errno.h>
-#include <linux/futex.h>
 #include <omp.h>
 #include <pthread.h>
 #include <sched.h>
@@ -10,41 +9,34 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 
-#define LINE 128    /* two cache lines: adjacent-line prefetch would couple neighbours */
+/* How long workers spin before they sleep.  A token's barriers are microseconds apart and a futex wake-up costs 30 to 60 of them;
+ * between two tokens of a stream lies the reader's Python. */
+enum { STACK_GAP = 65536, LEAST_STACK = 4 * STACK_GAP, SPIN_BARRIER_NS = 1000000, SPIN_IDLE_NS = 200000 };
 
-/* Spins before sleeping.  A token's barriers are microseconds apart, a futex wake-up costs 30 to 60 us. */
-enum { STACK_GAP = 65536, LEAST_STACK = 4 * STACK_GAP, SPIN_BARRIER = 20000, SPIN_IDLE = 2000 };
-
-/* A page each: the node's own workers touch it first, so their waiting never crosses the link. */
-typedef struct {
-    _Alignas(4096) atomic_uint gen;         /* what waiters of this node watch */
-    atomic_int sleepers;
-    _Alignas(LINE) atomic_int arrived;
-} node_barrier;
+typedef struct { _Alignas(NI_LINE) atomic_int cpu; } seen_on;
 
 struct ni_team {
-    node_barrier *node;                     /* n_nodes */
-    _Alignas(LINE) atomic_int nodes_arrived;
-    _Alignas(LINE) atomic_uint posted;      /* number of the last job handed out */
-    atomic_int posted_sleepers;
-    _Alignas(LINE) atomic_int running;      /* workers still in the job */
-    _Alignas(LINE) atomic_uint finished;    /* number of the last job done */
-    atomic_int cancel, stop;
-    ni_job job;
-    void *arg;
-    int n, n_nodes, spin;
+    int n, n_nodes, n_points;
+    int64_t spin;                           /* ns at a barrier */
     ni_worker *worker;
+    ni_meeting *meeting;                    /* n_points */
+    ni_point **point;                       /* n_points: each node's on pages of its own, which its workers touch first */
+    uint8_t *pages;
+    size_t bytes;                           /* of the pages */
     int *cpu;
-    atomic_int *seen;
+    seen_on *seen;
     pthread_t runner;
     pid_t pid;
-    atomic_uint ready;                      /* 0 starting, 1 up, 2 failed */
     int started;                            /* threads that OpenMP really gave */
     int pin_error;
+    atomic_uint ready;                      /* 0 starting, 1 up, 2 failed */
+    _Alignas(NI_LINE) atomic_int cancel;
+    _Alignas(NI_LINE) ni_job job;
+    void *arg;
+    atomic_uint posted;                     /* number of the last job handed out */
+    _Alignas(NI_LINE) atomic_uint finished;    /* number of the last job done */
 };
 
 int ni_fail(ni_status *st, int code, const char *format, ...) {
@@ -56,85 +48,36 @@ int ni_fail(ni_status *st, int code, const char *format, ...) {
     return -1;
 }
 
-static void futex_wait(atomic_uint *at, unsigned value, const struct timespec *timeout) {
-    syscall(SYS_futex, (void *)at, FUTEX_WAIT_PRIVATE, value, timeout, NULL, 0);
-}
-
-static void futex_wake(atomic_uint *at) {
-    syscall(SYS_futex, (void *)at, FUTEX_WAKE_PRIVATE, 1 << 30, NULL, NULL, 0);
-}
-
-static inline void pause_cpu(void) {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ volatile("yield");
-#endif
-}
-
-/* Waits until *at differs from value: spins, then sleeps.  `sleepers` is raised before the last look, and the waker looks at it
- * after its store; both are sequentially consistent, so no wake-up is lost. */
-static void wait_change(atomic_uint *at, unsigned value, atomic_int *sleepers, int spin) {
-    for (int i = 0; i < spin; i++) {
-        if (atomic_load_explicit(at, memory_order_acquire) != value) return;
-        pause_cpu();
-    }
-    atomic_fetch_add(sleepers, 1);
-    while (atomic_load(at) == value) futex_wait(at, value, NULL);
-    atomic_fetch_sub(sleepers, 1);
-}
-
-static void publish(atomic_uint *at, unsigned value, atomic_int *sleepers) {
-    atomic_store(at, value);
-    if (atomic_load(sleepers) > 0) futex_wake(at);
-}
-
 void ni_node_barrier(const ni_worker *me) {
-    ni_team *t = me->team;
-    node_barrier *b = &t->node[me->node];
-    if (me->size == 1) return;
-    unsigned gen = atomic_load_explicit(&b->gen, memory_order_acquire);
-    if (atomic_fetch_add(&b->arrived, 1) + 1 == me->size) {
-        atomic_store_explicit(&b->arrived, 0, memory_order_relaxed);
-        publish(&b->gen, gen + 1, &b->sleepers);
-    } else {
-        wait_change(&b->gen, gen, &b->sleepers, t->spin);
-    }
+    if (me->size > 1) ni_meet(me->point, me->of_node, NULL, me->team->spin);
 }
 
-int ni_team_barrier(const ni_worker *me) {
-    ni_team *t = me->team;
-    node_barrier *b = &t->node[me->node];
-    unsigned gen = atomic_load_explicit(&b->gen, memory_order_acquire);
-    if (atomic_fetch_add(&b->arrived, 1) + 1 == me->size) {
-        atomic_store_explicit(&b->arrived, 0, memory_order_relaxed);
-        if (atomic_fetch_add(&t->nodes_arrived, 1) + 1 == t->n_nodes) {
-            atomic_store_explicit(&t->nodes_arrived, 0, memory_order_relaxed);
-            /* One worker decides for all: seen differently, the flag would leave some of them waiting. */
-            atomic_store_explicit(&t->stop, atomic_load(&t->cancel), memory_order_relaxed);
-            for (int i = 0; i < t->n_nodes; i++) {
-                node_barrier *o = &t->node[i];
-                publish(&o->gen, atomic_load_explicit(&o->gen, memory_order_relaxed) + 1, &o->sleepers);
-            }
-            return atomic_load_explicit(&t->stop, memory_order_relaxed);
-        }
-    }
-    wait_change(&b->gen, gen, &b->sleepers, t->spin);
-    return atomic_load_explicit(&t->stop, memory_order_relaxed);
+int ni_team_barrier(const ni_worker *me) { return ni_meet(me->point, NULL, me->cancel, me->team->spin); }
+
+/* Hands out the job, or the end: to each point where workers begin. */
+static void post(ni_team *t, ni_job job, void *arg) {
+    unsigned number = atomic_load(&t->posted) + 1;
+    t->job = job, t->arg = arg;
+    atomic_store(&t->posted, number);
+    for (int i = 0; i < t->n_points; i++)
+        if (t->meeting[i].workers) atomic_store_explicit(&t->point[i]->posted, number, memory_order_release);
+    atomic_thread_fence(memory_order_seq_cst);      /* between the stores and ni_wake's looks, once for all */
+    for (int i = 0; i < t->n_points; i++)
+        if (t->meeting[i].workers) ni_wake(&t->point[i]->posted, &t->point[i]->idle);
 }
 
 /* A worker's life. */
 static __attribute__((noinline)) void serve(ni_team *t, int w) {
-    unsigned last = 0;
-    for (;;) {
-        wait_change(&t->posted, last, &t->posted_sleepers, t->spin < SPIN_IDLE ? t->spin : SPIN_IDLE);
+    const ni_worker *me = &t->worker[w];
+    for (unsigned last = 0;;) {
+        ni_wait_change(&me->point->posted, last, &me->point->idle, t->spin < SPIN_IDLE_NS ? t->spin : SPIN_IDLE_NS);
         last++;
         if (!t->job) return;
-        t->job(&t->worker[w], t->arg);
-        atomic_store_explicit(&t->seen[w], sched_getcpu(), memory_order_relaxed);
-        if (atomic_fetch_sub(&t->running, 1) == 1) {
+        t->job(me, t->arg);
+        atomic_store_explicit(&t->seen[w].cpu, sched_getcpu(), memory_order_relaxed);
+        if (ni_arrive(me->point)) {
             atomic_store(&t->finished, last);
-            futex_wake(&t->finished);
+            ni_futex_wake(&t->finished);
         }
     }
 }
@@ -166,17 +109,47 @@ static __attribute__((noinline)) int renew_stack(void) {
     return room;
 }
 
+/* CPU numbers go past what a cpu_set_t holds. */
+static int pin(int cpu) {
+    size_t bytes = CPU_ALLOC_SIZE(cpu + 1);
+    cpu_set_t *set = CPU_ALLOC(cpu + 1);
+    if (!set) return ENOMEM;
+    CPU_ZERO_S(bytes, set);
+    CPU_SET_S(cpu, bytes, set);
+    int e = sched_setaffinity(0, bytes, set) ? errno : 0;
+    CPU_FREE(set);
+    return e;
+}
+
+/* The thread becomes our own: what it inherits is the process's, or numactl's. */
+static int settle(int cpu) {
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, NULL);
+    ni_floats_default();
+    ni_memory_local();
+    return pin(cpu);
+}
+
+/* By one worker of each node: its node's meeting points; worker 0 makes those of all nodes too. */
+static void make_points(ni_team *t, int node) {
+    for (int i = 0; i < t->n_points; i++) {
+        const ni_meeting *m = &t->meeting[i];
+        if (m->node == node || (m->node < 0 && node == 0))
+            t->point[i]->size = m->size, t->point[i]->up = m->up < 0 ? NULL : t->point[m->up];
+    }
+}
+
 static void work(ni_team *t, int w) {
-    cpu_set_t set;
-    CPU_ZERO(&set);
-    CPU_SET(t->cpu[w], &set);
-    if (sched_setaffinity(0, sizeof set, &set)) __atomic_store_n(&t->pin_error, errno, __ATOMIC_RELAXED);
+    int e = settle(t->cpu[w]);
+    if (e) __atomic_store_n(&t->pin_error, e, __ATOMIC_RELAXED);
     const int renewed = renew_stack();
+    if (t->worker[w].rank == 0) make_points(t, t->worker[w].node);
     #pragma omp barrier
     #pragma omp master
     {
         atomic_store(&t->ready, t->started == t->n ? 1 : 2);
-        futex_wake(&t->ready);
+        ni_futex_wake(&t->ready);
     }
     if (t->started == t->n) (renewed ? serve_below : serve)(t, w);
 }
@@ -204,13 +177,13 @@ static int distinct_cpus(const int *cpus, int n) {
 }
 
 static void team_free(ni_team *t) {
-    if (t->node) munmap(t->node, sizeof *t->node * (size_t)t->n_nodes);
-    free(t->worker), free(t->cpu), free(t->seen), free(t);
+    if (t->pages) munmap(t->pages, t->bytes);
+    free(t->worker), free(t->meeting), free(t->point), free(t->cpu), free(t->seen), free(t);
 }
 
 static void *idle(void *arg) {
     atomic_uint *over = arg;
-    while (!atomic_load(over)) futex_wait(over, 0, NULL);
+    while (!atomic_load(over)) ni_futex_wait(over, 0, -1);
     return NULL;
 }
 
@@ -221,7 +194,7 @@ static int try_threads(int n) {
     int got = 0, e = thread ? 0 : ENOMEM;
     while (!e && got < n) if (!(e = pthread_create(&thread[got], NULL, idle, &over))) got++;
     atomic_store(&over, 1);
-    futex_wake(&over);
+    ni_futex_wake(&over);
     while (got) pthread_join(thread[--got], NULL);
     free(thread);
     return e;
@@ -236,12 +209,11 @@ static int start_runner(ni_team *t, ni_status *st) {
     if (!e) e = pthread_create(&t->runner, NULL, run, t);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (e) return ni_fail(st, NI_ERR_SYSTEM, "cannot start %d threads: %s", t->n, strerror(e));
-    while (atomic_load(&t->ready) == 0) futex_wait(&t->ready, 0, NULL);
+    while (atomic_load(&t->ready) == 0) ni_futex_wait(&t->ready, 0, -1);
     if (atomic_load(&t->ready) == 1 && !t->pin_error) return 0;
     if (atomic_load(&t->ready) == 1) {
         ni_fail(st, NI_ERR_SYSTEM, "a worker could not be pinned to its CPU: %s", strerror(t->pin_error));
-        t->job = NULL;
-        publish(&t->posted, 1, &t->posted_sleepers);
+        post(t, NULL, NULL);
     } else {
         ni_fail(st, NI_ERR_SYSTEM, "OpenMP gave %d threads where %d were asked for; look at OMP_THREAD_LIMIT and "
                 "OMP_MAX_ACTIVE_LEVELS", t->started, t->n);
@@ -250,44 +222,84 @@ static int start_runner(ni_team *t, ni_status *st) {
     return -1;
 }
 
-ni_team *ni_team_open(const int *cpus, const int *nodes, int n, int n_nodes, ni_status *st) {
-    if (n < 1 || n > 4096 || n_nodes < 1 || n_nodes > n) {
+/* Room for the points: each node's on pages of its own; those of several nodes beside the first one's. */
+static int lay_out_points(ni_team *t) {
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    for (int pass = 0; pass < 2; pass++) {
+        size_t at = 0;
+        for (int node = 0; node < t->n_nodes; node++) {
+            for (int i = 0; i < t->n_points; i++)
+                if (t->meeting[i].node == node || (t->meeting[i].node < 0 && node == 0)) {
+                    if (pass) t->point[i] = (ni_point *)(t->pages + at);
+                    at += sizeof(ni_point);
+                }
+            at = (at + page - 1) / page * page;
+        }
+        if (pass) break;
+        void *pages = mmap(NULL, at, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (pages == MAP_FAILED) return -1;
+        t->pages = pages, t->bytes = at;
+        madvise(pages, at, MADV_NOHUGEPAGE);
+    }
+    return 0;
+}
+
+/* Who is who, and meets where. */
+static void describe(ni_team *t, const int *nodes, const int *of_worker) {
+    for (int w = 0; w < t->n; w++) {
+        int top = of_worker[w];
+        while (t->meeting[top].up >= 0 && t->meeting[t->meeting[top].up].node >= 0) top = t->meeting[top].up;
+        t->worker[w] = (ni_worker){.worker = w, .n_workers = t->n, .node = nodes[w], .n_nodes = t->n_nodes,
+                                   .rank = w && nodes[w] == nodes[w - 1] ? t->worker[w - 1].rank + 1 : 0, .team = t,
+                                   .point = t->point[of_worker[w]], .of_node = t->point[top], .cancel = &t->cancel};
+        atomic_store(&t->seen[w].cpu, -1);
+    }
+    for (int w = t->n - 1; w >= 0; w--)
+        t->worker[w].size = w + 1 < t->n && nodes[w] == nodes[w + 1] ? t->worker[w + 1].size : t->worker[w].rank + 1;
+}
+
+static void *lines(size_t bytes) {
+    size_t whole = (bytes + NI_LINE - 1) / NI_LINE * NI_LINE;
+    void *found = aligned_alloc(NI_LINE, whole);
+    return found ? memset(found, 0, whole) : NULL;
+}
+
+ni_team *ni_team_open(const int *cpus, const int *nodes, const int *domains, int n, int n_nodes, ni_status *st) {
+    if (n < 1 || n > NI_MOST_WORKERS || n_nodes < 1 || n_nodes > n) {
         ni_fail(st, NI_ERR_VALUE, "a team needs at least one worker for every node; found %d workers on %d nodes", n, n_nodes);
         return NULL;
     }
     for (int w = 0; w < n; w++)
-        if (cpus[w] < 0 || cpus[w] >= CPU_SETSIZE || nodes[w] != (w ? nodes[w - 1] : 0) + (w && nodes[w] != nodes[w - 1])
+        if (cpus[w] < 0 || cpus[w] >= NI_MOST_CPUS || nodes[w] != (w ? nodes[w - 1] : 0) + (w && nodes[w] != nodes[w - 1])
             || nodes[w] >= n_nodes) {
             ni_fail(st, NI_ERR_VALUE, "worker %d: CPU %d, node %d; CPUs must be below %d and node numbers ascend without gaps from 0",
-                    w, cpus[w], nodes[w], CPU_SETSIZE);
+                    w, cpus[w], nodes[w], NI_MOST_CPUS);
             return NULL;
         }
-    ni_team *t = aligned_alloc(LINE, (sizeof *t + LINE - 1) / LINE * LINE);
+    ni_team *t = lines(sizeof *t);
     if (!t) { ni_fail(st, NI_ERR_MEMORY, "no memory for a team of %d workers", n); return NULL; }
-    memset(t, 0, sizeof *t);
     t->n = n, t->n_nodes = n_nodes, t->pid = getpid();
-    t->node = mmap(NULL, sizeof *t->node * (size_t)n_nodes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (t->node == MAP_FAILED) t->node = NULL;
-    else madvise(t->node, sizeof *t->node * (size_t)n_nodes, MADV_NOHUGEPAGE);
+    int *of_worker = malloc(sizeof *of_worker * (size_t)n);
     t->worker = calloc((size_t)n, sizeof *t->worker);
+    t->meeting = calloc(2 * (size_t)n, sizeof *t->meeting);
+    t->point = calloc(2 * (size_t)n, sizeof *t->point);
     t->cpu = malloc(sizeof *t->cpu * (size_t)n);
-    t->seen = calloc((size_t)n, sizeof *t->seen);
-    if (!t->node || !t->worker || !t->cpu || !t->seen) {
+    t->seen = lines(sizeof *t->seen * (size_t)n);
+    int complete = of_worker && t->worker && t->meeting && t->point && t->cpu && t->seen;
+    if (complete) {
+        t->n_points = ni_meetings(nodes, domains, n, t->meeting, of_worker);
+        complete = !lay_out_points(t);
+    }
+    if (complete) {
+        memcpy(t->cpu, cpus, sizeof *cpus * (size_t)n);
+        /* Never more spinning threads than CPUs. */
+        t->spin = distinct_cpus(cpus, n) == n ? SPIN_BARRIER_NS : 0;
+        describe(t, nodes, of_worker);
+    } else {
         ni_fail(st, NI_ERR_MEMORY, "no memory for a team of %d workers", n);
-        team_free(t);
-        return NULL;
     }
-    memcpy(t->cpu, cpus, sizeof *cpus * (size_t)n);
-    /* Never more spinning threads than CPUs. */
-    t->spin = distinct_cpus(cpus, n) == n ? SPIN_BARRIER : 0;
-    for (int w = 0; w < n; w++)
-        t->worker[w] = (ni_worker){.worker = w, .n_workers = n, .node = nodes[w], .n_nodes = n_nodes,
-                                   .rank = w && nodes[w] == nodes[w - 1] ? t->worker[w - 1].rank + 1 : 0, .team = t, .cancel = &t->cancel};
-    for (int w = n - 1; w >= 0; w--) {
-        t->worker[w].size = w + 1 < n && nodes[w] == nodes[w + 1] ? t->worker[w + 1].size : t->worker[w].rank + 1;
-        atomic_store(&t->seen[w], -1);
-    }
-    if (start_runner(t, st)) { team_free(t); return NULL; }
+    free(of_worker);
+    if (!complete || start_runner(t, st)) { team_free(t); return NULL; }
     return t;
 }
 
@@ -295,30 +307,24 @@ void ni_team_close(ni_team *t) {
     if (!t) return;
     if (t->pid == getpid()) {
         while (!ni_team_wait(t, 1000)) ni_team_cancel(t);
-        t->job = NULL;
-        publish(&t->posted, atomic_load(&t->posted) + 1, &t->posted_sleepers);
+        post(t, NULL, NULL);
         pthread_join(t->runner, NULL);
     }
     team_free(t);
 }
 
 int ni_team_start(ni_team *t, ni_job job, void *arg, ni_status *st) {
-    unsigned posted = atomic_load(&t->posted);
-    if (atomic_load(&t->finished) != posted)
+    if (atomic_load(&t->finished) != atomic_load(&t->posted))
         return ni_fail(st, NI_ERR_VALUE, "the team is still at work; wait for it before handing it another job");
-    t->job = job, t->arg = arg;
     atomic_store(&t->cancel, 0);
-    atomic_store(&t->stop, 0);
-    atomic_store(&t->running, t->n);
-    publish(&t->posted, posted + 1, &t->posted_sleepers);
+    post(t, job, arg);
     return 0;
 }
 
 int ni_team_wait(ni_team *t, int ms) {
     unsigned posted = atomic_load(&t->posted), finished = atomic_load(&t->finished);
     if (finished == posted) return 1;
-    struct timespec timeout = {ms / 1000, ms % 1000 * 1000000L};
-    futex_wait(&t->finished, finished, &timeout);
+    ni_futex_wait(&t->finished, finished, ms * (int64_t)1000000);
     return atomic_load(&t->finished) == posted;
 }
 
@@ -328,7 +334,12 @@ int ni_team_size(const ni_team *t) { return t->n; }
 const ni_worker *ni_team_worker(const ni_team *t, int w) { return &t->worker[w]; }
 
 void ni_team_cpus(const ni_team *t, int *cpus) {
-    for (int w = 0; w < t->n; w++) cpus[w] = atomic_load_explicit(&t->seen[w], memory_order_relaxed);
+    for (int w = 0; w < t->n; w++) cpus[w] = atomic_load_explicit(&t->seen[w].cpu, memory_order_relaxed);
+}
+
+int ni_team_meetings(const ni_team *t, ni_meeting *m, int room) {
+    for (int i = 0; i < t->n_points && i < room; i++) m[i] = t->meeting[i], m[i].size = t->point[i]->size;
+    return t->n_points;
 }
 
 int ni_omp_n_places(void) { return omp_get_proc_bind() == omp_proc_bind_false ? 0 : omp_get_num_places(); }

@@ -1,19 +1,20 @@
 /* Worker threads: the only user of OpenMP.
  *
  * A private runner thread opens one parallel region that lasts as long as the team, so libgomp's pool, its spin policy and the
- * pinning never meet the caller's thread.  Between jobs workers spin for a few microseconds, then sleep on a futex.
+ * pinning never meet the caller's thread.  Whatever the process has set for its threads, workers have their own memory policy (local),
+ * floating-point mode (default) and signal mask (all).  Between jobs they spin for a fraction of a millisecond, then sleep on a futex.
  */
 #ifndef NI_TEAM_H
 #define NI_TEAM_H
-#include <stdatomic.h>
 #include <stdarg.h>
-#include "ni.h"
+#include "barrier.h"
 
 typedef struct {
     int worker, n_workers;      /* over the team */
     int node, n_nodes;          /* node index */
     int rank, size;             /* within the node */
     ni_team *team;
+    ni_point *point, *of_node;  /* where it begins to meet others, and where all of its node have met */
     const atomic_int *cancel;   /* set: results will be thrown away, hurry */
 } ni_worker;
 
@@ -26,6 +27,9 @@ const ni_worker *ni_team_worker(const ni_team *t, int w);
 /* Barriers for use inside a job.  The team barrier returns 1 if all must leave the job because it was cancelled: every worker gets the same answer. */
 void ni_node_barrier(const ni_worker *me);
 int ni_team_barrier(const ni_worker *me);
+
+/* numa.c: pages that the calling thread touches first, in memory without a policy of its own, come from its node from now on. */
+void ni_memory_local(void);
 
 /* Fills a status; returns -1. */
 int ni_fail(ni_status *st, int code, const char *format, ...) __attribute__((format(printf, 3, 4)));

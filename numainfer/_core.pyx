@@ -1,6 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, embedsignature=True
 """Binding of numainfer's C core: no arithmetic, no policy.  Internal; its shape follows csrc/ni.h."""
 
+import functools
 import os
 from _thread import allocate_lock, get_ident
 
@@ -50,13 +51,20 @@ cdef extern from "../csrc/ni.h":
 
     ctypedef struct ni_team:
         pass
-    ni_team *ni_team_open(const int *, const int *, int, int, ni_status *) nogil
+    ni_team *ni_team_open(const int *, const int *, const int *, int, int, ni_status *) nogil
     void ni_team_close(ni_team *) nogil
     int ni_team_size(const ni_team *) nogil
     void ni_team_cancel(ni_team *) nogil
     int ni_team_wait(ni_team *, int) nogil
     int ni_team_cancelled(const ni_team *) nogil
     void ni_team_cpus(const ni_team *, int *) nogil
+    ctypedef struct ni_meeting:
+        int node, up, size, workers
+    int NI_MOST_WORKERS
+    int ni_meetings(const int *, const int *, int, ni_meeting *, int *) nogil
+    int ni_team_meetings(const ni_team *, ni_meeting *, int) nogil
+    uint64_t ni_floats_default() nogil
+    void ni_floats_restore(uint64_t) nogil
     int ni_omp_n_places()
     int ni_omp_place(int, int *, int)
 
@@ -168,6 +176,21 @@ def isa():
     return ni_k.name.decode()
 
 
+def in_default_floats(function):
+    """A function that computes in the default floating-point mode, whatever its caller's thread is in, and leaves that as it was.
+
+    Rounding modes and the flushing of denormals belong to the process; what we compute must not depend on them.
+    """
+    @functools.wraps(function)
+    def call(*args, **keywords):
+        cdef uint64_t mode = ni_floats_default()
+        try:
+            return function(*args, **keywords)
+        finally:
+            ni_floats_restore(mode)
+    return call
+
+
 def formats():
     """Weight formats by GGUF name: dict of code, block, block_bytes, record_bytes, quantised."""
     return {ni_formats[i].name.decode(): dict(code=i, block=ni_formats[i].block, block_bytes=ni_formats[i].block_bytes,
@@ -186,8 +209,10 @@ def decode(int code, const uint8_t[::1] blocks):
     cdef int64_t n = blocks.shape[0] // ni_formats[code].block_bytes
     out = np.empty(n * ni_formats[code].block, np.float32)
     cdef float[::1] view = out
+    cdef uint64_t mode = ni_floats_default()
     if n:
         ni_formats[code].decode(&blocks[0], n, &view[0])
+    ni_floats_restore(mode)
     return out
 
 

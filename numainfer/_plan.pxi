@@ -109,9 +109,12 @@ cdef class Plan:
         s.ids, s.segments = &ids[0], <const ni_segment *>&g[0]
         s.out_rows = &out_rows[0] if out_rows.shape[0] else NULL
         s.out = &out[0, 0] if out_rows.shape[0] else NULL
+        cdef uint64_t mode
         if shuffle_seed:
             with nogil:
+                mode = ni_floats_default()
                 ni_plan_run_shuffled(t, self.p, &s, shuffle_seed)
+                ni_floats_restore(mode)
             return
         if ni_plan_start(t, self.p, &s, &st):
             _fail(&st)

@@ -76,6 +76,7 @@ cdef class Sampler:
         cdef int status = 0
         if bias.shape[0] != bias_ids.shape[0]:
             raise ValueError(f"{bias_ids.shape[0]} bias ids for {bias.shape[0]} biases")
+        cdef uint64_t mode = ni_floats_default()
         p.temperature, p.top_k, p.top_p, p.min_p = temperature, top_k, top_p, min_p
         p.repetition_penalty, p.presence_penalty = repetition_penalty, presence_penalty
         p.frequency_penalty, p.min_tokens, p.seed = frequency_penalty, min_tokens, seed
@@ -84,6 +85,7 @@ cdef class Sampler:
             &p, n_vocab, &prompt[0] if prompt.shape[0] else NULL, prompt.shape[0],
             &bias_ids[0] if bias.shape[0] else NULL, &bias[0] if bias.shape[0] else NULL, <int32_t>bias.shape[0],
             &stop_ids[0] if stop_ids.shape[0] else NULL, <int32_t>stop_ids.shape[0], &status)
+        ni_floats_restore(mode)
         if status == NI_SAMPLE_NO_MEMORY:
             raise MemoryError(f"no memory for a sampler over {n_vocab} logits")
         if status != 0:
@@ -101,8 +103,11 @@ cdef class Sampler:
         """A token id, or SAMPLE_NAN or SAMPLE_EMPTY. Does not count the token."""
         cdef int32_t token
         self.check(logits.shape[0], scratch)
+        cdef uint64_t mode
         with nogil:
+            mode = ni_floats_default()
             token = ni_sample(self.sampler, &logits[0], scratch.memory)
+            ni_floats_restore(mode)
         return token
 
     def distribution(self, float[::1] logits, SampleScratch scratch not None, int32_t[::1] ids, double[::1] probs):
@@ -110,8 +115,11 @@ cdef class Sampler:
         cdef int32_t count
         self.check(logits.shape[0], scratch)
         self.check(min(ids.shape[0], probs.shape[0]), scratch)
+        cdef uint64_t mode
         with nogil:
+            mode = ni_floats_default()
             count = ni_sampler_distribution(self.sampler, &logits[0], scratch.memory, &ids[0], &probs[0])
+            ni_floats_restore(mode)
         return count
 
     def accept(self, int32_t token):
@@ -131,9 +139,12 @@ def top_logprobs(const float[::1] logits, int32_t chosen, SampleScratch scratch 
     cdef float logprob = 0
     if logits.shape[0] != scratch.n_vocab:
         raise ValueError(f"{logits.shape[0]} logits with scratch for {scratch.n_vocab}")
+    cdef uint64_t mode
     with nogil:
+        mode = ni_floats_default()
         count = ni_top_logprobs(&logits[0], scratch.n_vocab, chosen, k, scratch.memory, &ids[0] if k else NULL,
                                 &logprobs[0] if k else NULL, &logprob, &rank)
+        ni_floats_restore(mode)
     if count == NI_SAMPLE_BAD_ARGUMENT:
         raise ValueError(f"token id {chosen}: outside [0, {scratch.n_vocab})")
     return (count, logprob, rank) if count >= 0 else (count, None, None)

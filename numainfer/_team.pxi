@@ -1,22 +1,84 @@
 # Binds csrc/team.c, and the jobs that a team runs besides plans: packing, copying, measuring.
 
+cdef list _lines(const ni_meeting *m, int n):
+    """The lines that workers write at points of meeting: (what, node or -1, workers that may write it at one barrier or job)."""
+    found = []
+    for i in range(n):
+        found.append(("arrive", m[i].node, m[i].size))
+        found.append(("release", m[i].node, m[i].size))  # by the last one; by the others where they fall asleep, and wake
+        if m[i].workers:
+            found.append(("job", m[i].node, m[i].workers))  # the same
+    return found
+
+
+def barrier_lines(nodes, domains=None):
+    """The lines that a team's workers write at a barrier, and for a job, without a team.
+
+    Parameters
+    ----------
+    nodes, domains : sequence of int
+        Per worker, as `Team` takes them.
+
+    Returns
+    -------
+    list of (str, int, int)
+        What it is for ("arrive", "release" or "job"), the node whose workers write it (-1: of several), and how many may.
+    """
+    cdef int n = len(nodes)
+    if not 1 <= n <= NI_MOST_WORKERS or domains is not None and len(domains) != n:
+        raise ValueError(f"wanted 1 to {NI_MOST_WORKERS} workers, and a domain for each; found {n} and "
+                         f"{'none' if domains is None else len(domains)}")
+    cdef int *d = _ints(nodes)
+    cdef int *e = NULL
+    cdef int *of_worker = NULL
+    cdef ni_meeting *m = NULL
+    try:
+        e = _ints([0] * n if domains is None else domains)
+        of_worker = _ints(nodes)
+        m = <ni_meeting *>calloc(2 * n, sizeof(ni_meeting))
+        if m == NULL:
+            raise MemoryError
+        return _lines(m, ni_meetings(d, e, n, m, of_worker))
+    finally:
+        free(d)
+        free(e)
+        free(of_worker)
+        free(m)
+
+
 cdef class Team:
-    """Pinned worker threads; see csrc/ni.h.  cpus, nodes: one per worker, node indices ascending from 0."""
+    """Pinned worker threads; see csrc/ni.h.
+
+    Parameters
+    ----------
+    cpus, nodes : sequence of int
+        Per worker: its CPU, and its node's index, ascending from 0.
+    domains : sequence of int, optional
+        Per worker a number that neighbours share who share an L3 cache; by default all of a node do.
+    """
     cdef ni_team *p
     cdef object pid
     cdef readonly int n_nodes
 
-    def __init__(self, cpus, nodes):
+    def __init__(self, cpus, nodes, domains=None):
         cdef ni_status st
         if len(cpus) != len(nodes) or not len(cpus):
             raise ValueError(f"a team needs a CPU and a node for each worker; found {len(cpus)} and {len(nodes)}")
+        domains = [0] * len(cpus) if domains is None else domains
+        if len(domains) != len(cpus):
+            raise ValueError(f"a team needs a domain for each of {len(cpus)} workers; found {len(domains)}")
         cdef int n = len(cpus), n_nodes = max(nodes) + 1
-        cdef int *c = _ints(cpus)
-        cdef int *d = _ints(nodes)
-        with nogil:
-            self.p = ni_team_open(c, d, n, n_nodes, &st)
-        free(c)
-        free(d)
+        cdef int *c = NULL
+        cdef int *d = NULL
+        cdef int *e = NULL
+        try:
+            c, d, e = _ints(cpus), _ints(nodes), _ints(domains)
+            with nogil:
+                self.p = ni_team_open(c, d, e, n, n_nodes, &st)
+        finally:
+            free(c)
+            free(d)
+            free(e)
         if self.p == NULL:
             _fail(&st)
         self.pid, self.n_nodes = os.getpid(), n_nodes
@@ -49,6 +111,18 @@ cdef class Team:
         found = [seen[i] for i in range(n)]
         free(seen)
         return found
+
+    def barrier_lines(self):
+        """The function of that name, of this team as it meets."""
+        cdef int n = ni_team_meetings(self.usable(), NULL, 0)
+        cdef ni_meeting *m = <ni_meeting *>calloc(n, sizeof(ni_meeting))
+        if m == NULL:
+            raise MemoryError
+        try:
+            ni_team_meetings(self.p, m, n)
+            return _lines(m, n)
+        finally:
+            free(m)
 
     def cancel(self):
         """Ask the running job to end early; from any thread."""
