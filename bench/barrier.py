@@ -15,13 +15,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from numainfer import _core
 from numainfer.machine import placement
+from numainfer.machine.cpus import domains
 
 FIELDS = ("nodes", "threads", "barrier", "median_ns", "best_ns")
 
 
 def measure(cpus, node_of, repeats, run_ns=2e6):
     """{"team", "node"} -> list of nanoseconds per barrier; each run lasts about run_ns."""
-    team = _core.Team(cpus, node_of)
+    team = _core.Team(cpus, node_of, domains(cpus))
     found = {"team": [], "node": []}
     try:
         counts = {}

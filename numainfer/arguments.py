@@ -68,12 +68,21 @@ def node_numbers(name, nodes):
     ------
     TypeError, ValueError
     """
-    if isinstance(nodes, (str, bytes, dict)) or not hasattr(nodes, "__iter__"):
-        raise TypeError(f"{name}: found {type(nodes).__name__}, wanted a sequence of node numbers or None")
-    nodes = [integer(f"{name}[{i}]", node, 0) for i, node in enumerate(nodes)]
-    if not nodes or len(set(nodes)) < len(nodes):
-        raise ValueError(f"{name} = {nodes}: wanted at least one node, and none twice")
-    return nodes
+    return _different_numbers(name, nodes, "node")
+
+
+def cpu_numbers(name, cpus):
+    """The same of CPU numbers."""
+    return _different_numbers(name, cpus, "CPU")
+
+
+def _different_numbers(name, values, what):
+    if isinstance(values, (str, bytes, dict)) or not hasattr(values, "__iter__"):
+        raise TypeError(f"{name}: found {type(values).__name__}, wanted a sequence of {what} numbers or None")
+    values = [integer(f"{name}[{i}]", value, 0) for i, value in enumerate(values)]
+    if not values or len(set(values)) < len(values):
+        raise ValueError(f"{name} = {values}: wanted at least one {what}, and none twice")
+    return values
 
 
 def one_of(name, value, known):

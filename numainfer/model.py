@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Unpack, overload
 import numpy as np
 
 from . import verbs
-from .arguments import integer, names_near_misses, node_numbers, one_of, progress_way
+from .arguments import cpu_numbers, integer, names_near_misses, node_numbers, one_of, progress_way
 from .prompts import split_prompts
 from .results import Completion, Score
 from .serving.sampling import SamplingParams, check_sampling, resolve_params
@@ -39,6 +39,7 @@ def load(
     n_batch: int = 512,
     threads: int | Sequence[int] | None = None,
     nodes: Sequence[int] | None = None,
+    cpus: Sequence[int] | None = None,
     placement: str = "auto",
     kv_type: str = "f16",
     progress: Progress = None,
@@ -60,6 +61,9 @@ def load(
         Worker threads over all nodes, or a number for each node; None: one per physical core that this process may use.
     nodes : sequence of int, or None
         NUMA nodes to use, by the system's numbers; None: all with CPUs and memory.
+    cpus : sequence of int, or None
+        Exactly these CPUs, a worker on each; None: those of the nodes' cores that no other model holds come first, of this
+        process or of another; ``print(model.placement)`` says which were taken and why.
     placement : {"auto", "replicate", "shard", "interleave", "local"}
         Where the weights go: a copy on every node; one copy, each node holding its rows of every matrix; one copy page by
         page over all nodes; or one copy on one node. auto: replicate if every node has room, else shard;
@@ -94,6 +98,7 @@ def load(
     else:
         threads = None if threads is None else integer("threads", threads, 1)
     nodes = None if nodes is None else node_numbers("nodes", nodes)
+    cpus = None if cpus is None else cpu_numbers("cpus", cpus)
     progress_way("progress", progress)
     if not isinstance(verify, bool) and verify != "warn":
         error = ValueError if isinstance(verify, str) else TypeError
@@ -113,7 +118,7 @@ def load(
         config = ModelConfig.from_gguf(gguf)
         tokenizer = Tokenizer(gguf.metadata, path)
         with progress_bar(progress, f"Loading {path.name}") as report:
-            engine = Engine(gguf, n_ctx=n_ctx, n_batch=n_batch, threads=threads, nodes=nodes, placement=placement,
+            engine = Engine(gguf, n_ctx=n_ctx, n_batch=n_batch, threads=threads, nodes=nodes, cpus=cpus, placement=placement,
                             kv_type=kv_type, progress=report, verify=verify)  # fmt: skip
         return Model(Runtime(engine, tokenizer, config.name or path.name), config, gguf.metadata, path)
 

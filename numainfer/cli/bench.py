@@ -79,6 +79,8 @@ def _models(args, threads):
                 try:
                     if before is not None and before.placement.policy == "shard":  # its cuts follow the threads: nothing to share
                         before.close()
+                    elif before is not None:
+                        before.runtime.engine.leave_cpus()  # the same for all numbers of threads
                     model = load(args, path, threads=n)
                 finally:
                     if before is not None:

@@ -12,6 +12,7 @@ def add_load(parser, threads=None):
     one = {"type": int, "metavar": "N", "help": "worker threads (default: one per core)"}
     group.add_argument("-t", "--threads", **(threads or one))
     group.add_argument("--nodes", metavar="LIST", help="NUMA nodes to use, such as 0,1 (default: all)")
+    group.add_argument("--cpus", metavar="LIST", help="exactly these CPUs, such as 0-3,8 (default: cores that no other model holds)")
     group.add_argument("--placement", default="auto", help="auto, replicate, shard, interleave or local")
     group.add_argument("--no-verify", action="store_true", help="do not look up where the pages lie")
     group.add_argument("-q", "--quiet", action="store_true", help="no progress bar, no line about speed")
@@ -49,6 +50,7 @@ def names_model(word):
 def load(args, source, **more):
     """The Model that the arguments of `add_load` ask for; ``more`` is laid over them."""
     from ..errors import NumaInferError
+    from ..machine.placement import _parse_ranges
     from ..model import load
 
     nodes = None
@@ -57,12 +59,19 @@ def load(args, source, **more):
             nodes = [int(n) for n in args.nodes.split(",")]
         except ValueError:
             args.parser.error(f"--nodes {args.nodes!r}: wanted numbers with commas between them, such as 0,1")
+    cpus = None
+    if args.cpus is not None:
+        try:
+            cpus = _parse_ranges(args.cpus)
+        except ValueError:
+            args.parser.error(f"--cpus {args.cpus!r}: wanted numbers or ranges with commas between them, such as 0-3,8")
     options = {
         "n_ctx": args.n_ctx,
         "n_batch": args.n_batch,
         "kv_type": args.kv_type,
         "threads": args.threads,
         "nodes": nodes,
+        "cpus": cpus,
         "placement": args.placement,
         "verify": not args.no_verify,
         "progress": False if args.quiet else None,

@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import _core
 from . import kv_pages, store
-from ..machine import placement
+from ..machine import cpus as cpus_of, placement
 from .._core import Cancelled
 from .architectures import build, context_length
 from ..errors import ModelClosed, OutOfNodeMemory, PlanError
@@ -122,7 +122,8 @@ class Lane:
         self._engine, self.nodes, self._plans = engine, nodes, {}
         workers = [(cpu, nodes.index(node)) for cpu, node in zip(engine.cpus, engine.node_of) if node in nodes]
         self._cpus = {cpu for cpu, _ in workers}
-        self.team = _core.Team([cpu for cpu, _ in workers], [node for _, node in workers])
+        cpus = [cpu for cpu, _ in workers]
+        self.team = _core.Team(cpus, [node for _, node in workers], cpus_of.domains(cpus))
 
     def keep_caller(self):
         """Keep the calling thread on the lane's nodes: what it reads and what memory it takes from now on is near then."""
@@ -218,7 +219,7 @@ class Engine:
         Most positions per sequence; the model's own by default.
     n_batch : int
         Most tokens per step.
-    threads, nodes :
+    threads, nodes, cpus :
         See `placement.choose_workers`.
     placement : str
         One of `placement.POLICIES`.
@@ -235,26 +236,24 @@ class Engine:
         All nodes together: the latency mode.
     """
 
+    @_core.in_default_floats
     def __init__(self, gguf, *, n_ctx=None, n_batch=512, threads=None, nodes=None, placement="auto", kv_type="f16",
-                 progress=None, verify=True):
-        self.lane = self.replicas = self._node_lanes = self._share = None
+                 progress=None, verify=True, cpus=None):
+        self.lane = self.replicas = self._node_lanes = self._share = self._hold = None
         self.kvs = weakref.WeakSet()
         if kv_type not in KV_TYPES:
             raise ValueError(f"kv_type = {kv_type!r}; wanted one of {', '.join(KV_TYPES)}")
         self.kv_type = kv_type
         try:
-            self._open(gguf, n_ctx, n_batch, threads, nodes, placement, progress, verify)
+            self._open(gguf, n_ctx, n_batch, threads, nodes, cpus, placement, progress, verify)
         except BaseException:
             self.close()
             raise
 
-    def _open(self, gguf, n_ctx, n_batch, threads, nodes, policy, progress, verify):
+    def _open(self, gguf, n_ctx, n_batch, threads, nodes, named, policy, progress, verify):
         if policy not in placement.POLICIES:
             raise ValueError(f"placement = {policy!r}; wanted one of {', '.join(placement.POLICIES)}")
-        chosen, cpus, node_of = placement.choose_workers(placement.topology(), threads, nodes)
-        if policy == "local":  # one copy, one node: the first, if none was named
-            cpus = [cpu for cpu, node in zip(cpus, node_of) if node == 0]
-            chosen, node_of = chosen[:1], [0] * len(cpus)
+        chosen, cpus, node_of, story = self._choose_workers(threads, nodes, named, policy == "local")
         self.cpus, self.node_of, self.threads = cpus, node_of, len(cpus)
         self.nodes, self.isa = [n.number for n in chosen], _core.isa()
         trained = context_length(gguf)
@@ -296,10 +295,30 @@ class Engine:
             policy, reason,
             [placement.NodePlacement(n.number, tuple(c for c, i in zip(cpus, node_of) if i == j), sizes[j], 0, pretend=n.pretend)
              for j, n in enumerate(chosen)],
-            self.plan.kv_bytes // self.n_ctx, self.replicas, lambda kvs=self.kvs: list(kvs))
+            self.plan.kv_bytes // self.n_ctx, self.replicas, lambda kvs=self.kvs: list(kvs), story)
         self.lane.core_plan()
         if verify:
             self.placement.verify(strict=verify != "warn")
+
+    def _choose_workers(self, threads, nodes, named, local):
+        """What `placement.choose_workers` returns, held from now on, and in words what others hold of it."""
+        machine = placement.topology()
+
+        def choose(held):
+            chosen, cpus, node_of = placement.choose_workers(machine, threads, nodes, named, held)
+            if not local:
+                return chosen, cpus, node_of
+            if named is not None and len(chosen) > 1:
+                raise ValueError(f"cpus = {named}: they lie on nodes {[node.label for node in chosen]}, but placement = 'local' is on one")
+            cpus = [cpu for cpu, node in zip(cpus, node_of) if node == 0]  # one copy, one node: the first, if none was named
+            return chosen[:1], cpus, [0] * len(cpus)
+
+        first = choose({})[1]
+        with cpus_of.choosing():
+            held = cpus_of.holders({cpu for node in machine.nodes for cpu in node.cpus}.union(first))
+            chosen, cpus, node_of = choose(held)
+            self._hold = cpus_of.Hold(cpus)
+        return chosen, cpus, node_of, cpus_of.story(first, cpus, held)
 
     def _refuse_context(self, n_ctx, fit, error):
         """Raise OutOfNodeMemory with the most tokens that fit, if less would, and with the error's table of need and free."""
@@ -326,6 +345,7 @@ class Engine:
             raise
         return replicas
 
+    @_core.in_default_floats
     def build(self, n_nodes, hidden=False):
         """The model's plan for a team on n_nodes nodes."""
         return build(Plan(n_nodes, self.n_batch, self.n_ctx, hidden=hidden, kv_type=self.kv_type), self._catalog)
@@ -386,6 +406,11 @@ class Engine:
         for lane in self._lanes():
             lane.team.cancel()
 
+    def leave_cpus(self):
+        """Let others have the workers' CPUs, for nobody will run a step any more."""
+        if self._hold is not None:
+            self._hold.close()
+
     def close(self):
         """End the workers and give all memory back."""
         lanes = self._lanes()
@@ -393,5 +418,6 @@ class Engine:
         for lane in lanes:
             lane.close()
         self.replicas = None
+        self.leave_cpus()
         if self._share is not None:
             self._share.close()

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from .. import _core
-from . import pages
+from . import cpus as cpus_of, pages
+from .cpus import ranges as _ranges
 from ..errors import OutOfNodeMemory, PlacementError, PlacementWarning
 from ..summary import counted
 
@@ -171,7 +172,7 @@ def cpu_quota():
         return math.inf
 
 
-def choose_workers(topology, threads=None, nodes=None):
+def choose_workers(topology, threads=None, nodes=None, cpus=None, held=None):
     """CPUs for a team's workers.
 
     Parameters
@@ -181,18 +182,25 @@ def choose_workers(topology, threads=None, nodes=None):
         Workers in all, spread evenly, or on each node; by default one per core, or as many as the control group's quota feeds.
     nodes : list of int, optional
         Numbers of the nodes to use (indices of pretend ones); by default all.
+    cpus : list of int, optional
+        Exactly these CPUs.
+    held : dict, optional
+        CPUs that others hold (`cpus.holders`); they are taken last.
 
     Returns
     -------
     chosen : list of Node
     cpus, node_of : list of int
-        Per worker: its CPU, and the index of its node in `chosen`.
+        Per worker: its CPU, and the index of its node in `chosen`. Within a node those of one L3 cache stand side by side.
 
     Raises
     ------
     ValueError
-        An unknown node, or more threads than cores, or fewer than nodes.
+        An unknown node, or more threads than cores, or fewer than nodes; CPUs that are not there, or not for this process, or
+        contradict threads or nodes.
     """
+    if cpus is not None:
+        return _named_workers(topology, threads, nodes, cpus)
     known = {node.label: node for node in topology.nodes}
     if nodes is not None:
         unknown = [n for n in nodes if n not in known]
@@ -204,7 +212,7 @@ def choose_workers(topology, threads=None, nodes=None):
         if len(threads) != len(chosen) or any(not 1 <= n <= len(node.cpus) for n, node in zip(threads, chosen)):
             raise ValueError(f"threads = {list(threads)!r}; wanted a number for each of nodes {[n.label for n in chosen]}, from 1 to its "
                              f"cores, {[len(n.cpus) for n in chosen]}")
-        return _workers(chosen, threads)
+        return _workers(chosen, threads, held)
     if threads is None:
         threads = max(min(cores, int(cpu_quota())) if cpu_quota() < cores else cores, len(chosen))
     if not len(chosen) <= threads <= cores:
@@ -214,12 +222,39 @@ def choose_workers(topology, threads=None, nodes=None):
         i = min((i for i, node in enumerate(chosen) if counts[i] < len(node.cpus)),
                 key=lambda i: (counts[i] > 0, counts[i] / len(chosen[i].cpus), i))
         counts[i] += 1
-    return _workers(chosen, counts)
+    return _workers(chosen, counts, held)
 
 
-def _workers(chosen, counts):
-    cpus = [cpu for node, count in zip(chosen, counts) for cpu in node.cpus[:count]]
+def _workers(chosen, counts, held):
+    cpus = [cpu for node, count in zip(chosen, counts) for cpu in cpus_of.pick(node.cpus, count, held or {})]
     return chosen, cpus, [i for i, count in enumerate(counts) for _ in range(count)]
+
+
+def _named_workers(topology, threads, nodes, cpus):
+    """`choose_workers` where the user names the CPUs."""
+    def refuse(why):
+        raise ValueError(f"cpus = {list(cpus)}: {why}")
+
+    own = sorted({cpu for node in topology.nodes for cpu in node.cpus})
+    node_of_core = {}
+    for node in topology.nodes:
+        for cpu in node.cpus:
+            node_of_core.setdefault(cpus_of.core(cpu), node)
+    if len(set(cpus)) < len(cpus):
+        refuse(f"CPU {next(cpu for cpu in cpus if list(cpus).count(cpu) > 1)} stands there twice")
+    others = set(cpus) - set(own)
+    for cpu in sorted(others - _allowed_cpus() if others else others):  # a second CPU of a core is not in the topology
+        refuse(f"this process may not run on CPU {cpu} (its affinity, or its cpuset); cores that it may use: {_ranges(own)}"
+               if cpus_of.exists(cpu) else f"there is no CPU {cpu}; cores that this process may use: {_ranges(own)}")
+    owner = {cpu: node_of_core[cpus_of.core(cpu)] for cpu in cpus}
+    chosen = [node for node in topology.nodes if node in owner.values()]
+    if nodes is not None and sorted(nodes) != sorted(node.label for node in chosen):
+        refuse(f"they lie on nodes {[node.label for node in chosen]}, but nodes = {list(nodes)}; leave nodes out")
+    per_node = [cpus_of.side_by_side(cpu for cpu in cpus if owner[cpu] is node) for node in chosen]
+    counts = [len(group) for group in per_node]
+    if threads is not None and threads not in (len(cpus), counts):
+        refuse(f"they are for {counted(len(cpus), 'thread')}, but threads = {threads}; leave threads out")
+    return chosen, [cpu for group in per_node for cpu in group], [i for i, group in enumerate(per_node) for _ in group]
 
 
 @dataclass
@@ -242,7 +277,7 @@ class NodePlacement:
         return self.number if self.pretend is None else self.pretend
 
 
-_COLUMNS = ("cores", "weights", "huge pages", "verified", "KV", "scratch")
+_COLUMNS = ("cores", "CPUs", "weights", "huge pages", "verified", "KV", "scratch")
 
 
 @dataclass
@@ -258,6 +293,8 @@ class Placement:
     nodes : list of NodePlacement
     kv_bytes_per_token : int
         KV memory per token of context, touched as it fills.
+    cpus : str
+        Which CPUs the workers have and why, if others hold some: ``"CPU 1 (0 is held by another model of this process)"``.
     """
 
     policy: str
@@ -266,6 +303,7 @@ class Placement:
     kv_bytes_per_token: int
     _replicas: Any = field(repr=False, default=None)
     _kvs: Any = field(repr=False, default=list)
+    cpus: str = ""
 
     @property
     def where(self) -> str:
@@ -348,15 +386,16 @@ class Placement:
         return self
 
     def rows(self) -> list[tuple[str, ...]]:
-        """Per node: number, cores, weights, their share in huge pages, share found on the node, KV cache, scratch, as text."""
+        """Per node: number, cores, CPUs, weights, their share in huge pages, share found on the node, KV cache, scratch, as text."""
         kv = self.kv_bytes()
-        return [(str(n.label), str(len(n.cpus)), _size(n.weights), f"{self.huge_share(n):.0%}",
+        return [(str(n.label), str(len(n.cpus)), _ranges(sorted(n.cpus)), _size(n.weights), f"{self.huge_share(n):.0%}",
                  "not checked" if n.verified is None else f"{n.verified:.1%}",
                  _size(kv[n.label]) if kv else "-", _size(n.scratch)) for n in self.nodes]
 
     def _head(self):
         reason = f" ({self.reason})" if self.reason else ""
-        return f"{self.policy} on {self.where}{reason}; KV cache {_size(self.kv_bytes_per_token)} per token"
+        cpus = f"; {self.cpus}" if self.cpus else ""
+        return f"{self.policy} on {self.where}{reason}; KV cache {_size(self.kv_bytes_per_token)} per token{cpus}"
 
     def _columns(self):
         return ("pretend node" if self._pretend else "node", *_COLUMNS)
@@ -424,14 +463,3 @@ def _size(n):
         if abs(n) < 1000 or unit == "GB":
             return f"{n:.0f} {unit}" if unit == "B" or n >= 100 else f"{n:.1f} {unit}"
         n /= 1000
-
-
-def _ranges(numbers):
-    """"0-3,8" for [0, 1, 2, 3, 8]."""
-    parts, start = [], None
-    for i, n in enumerate(numbers):
-        start = n if start is None else start
-        if i + 1 == len(numbers) or numbers[i + 1] != n + 1:
-            parts.append(str(start) if start == n else f"{start}-{n}")
-            start = None
-    return ",".join(parts)

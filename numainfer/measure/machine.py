@@ -8,6 +8,7 @@ import numpy as np
 
 from .. import _core
 from ..machine import placement
+from ..machine.cpus import domains
 from .bandwidth import probe_bytes, read_rate
 from ..engine.plan import Plan
 from ..engine.weights import FORMATS, Matrix, Replicas, Vector
@@ -213,7 +214,8 @@ def measure(threads=None, nodes=None, weight_type="Q4_K"):
     arenas, teams = [], []
     try:
         for i, site in enumerate(machine.sites):
-            teams.append(_core.Team([c for c, n in zip(cpus, node_of) if n == i], [0] * site.cores))
+            own = [c for c, n in zip(cpus, node_of) if n == i]
+            teams.append(_core.Team(own, [0] * site.cores, domains(own)))
             arenas.append(_core.Arena(n_bytes, [site.number], huge=True))
             teams[i].read_time([arenas[i].address], n_bytes, 0)  # writes: first touch by its own node's workers
 
@@ -228,7 +230,7 @@ def measure(threads=None, nodes=None, weight_type="Q4_K"):
     finally:
         for thing in (*arenas, *teams):
             thing.close()
-    team = _core.Team(cpus, node_of)
+    team = _core.Team(cpus, node_of, domains(cpus))
     try:
         outer = barrier_seconds(team)
     finally:

@@ -317,6 +317,7 @@ class Sampler:
         A token id outside [0, n_vocab).
     """
 
+    @_core.in_default_floats
     def __init__(
         self, params: SamplingParams, n_vocab: int, prompt_ids: TokenIds = (), stop_ids: Sequence[int] = ()
     ) -> None:

@@ -4,6 +4,7 @@ import weakref
 
 import numpy as np
 
+from .._core import in_default_floats
 from ..errors import ModelClosed
 
 _OUT_BYTES = 64 << 20  # most bytes of logits or hidden states per step: a 262k vocabulary takes 1 MiB a row
@@ -148,6 +149,7 @@ class Sequence:
             self.n_past = a + len(part)
             yield a, rows
 
+    @in_default_floats
     def logprobs(self, ids):
         """Log-probabilities of ids[1:], float64 (n - 1,)."""
         logprobs = np.empty(len(ids) - 1)
@@ -156,12 +158,13 @@ class Sequence:
                 logprobs[at + i] = _log_softmax_at(row, ids[at + i + 1])
         return logprobs
 
+    @in_default_floats
     def pooled(self, ids, pooling):
-        """Hidden states over the ids, (n_embd,): their "mean", or the "last"."""
+        """Hidden states over the ids, (n_embd,) float32: their "mean", or the "last"."""
         total = 0.0
         for _, rows in self.rows(ids, hidden=True):
             total = rows.sum(axis=0, dtype=np.float64) + total if pooling == "mean" else rows[-1]
-        return total / len(ids) if pooling == "mean" else total
+        return (total / len(ids)).astype(np.float32) if pooling == "mean" else total
 
 
 def _log_softmax_at(row, i):
