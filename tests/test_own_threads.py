@@ -5,7 +5,6 @@ import ctypes
 import platform
 import subprocess
 
-import numpy as np
 import pytest
 from core_tools import CPUS, python
 from tiny_models import tiny

@@ -107,7 +107,7 @@ def test_cpus_that_are_not_there(recwarn):
 @pytest.mark.parametrize(("cpus", "nodes", "says"), [
     ([], [], "a CPU and a node for each worker; found 0 and 0"), ([0, 0], [0], "found 2 and 1"),
     ([0, 0], [1, 1], "worker 0: CPU 0, node 1"), ([0, 0, 0], [0, 2, 2], "worker 1: CPU 0, node 2"),
-    ([0, 0, 0], [0, 1, 0], "worker 2: CPU 0, node 0"), ([-1], [0], "worker 0: CPU -1"), ([5000], [0], "CPUs must be below"),
+    ([0, 0, 0], [0, 1, 0], "worker 2: CPU 0, node 0"), ([-1], [0], "worker 0: CPU -1"), ([1 << 20], [0], "CPUs must be below 1048576"),
     ([0], [-1], "at least one worker for every node"), ([0] * 5000, [0] * 5000, "5000 workers"),
 ])  # fmt: skip
 def test_bad_arguments(cpus, nodes, says):

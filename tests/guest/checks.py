@@ -177,6 +177,31 @@ def expect_memory(engine, before, said, when):
 
 
 @check
+def interleaved(settings):
+    """Under ``numactl --interleave=all`` workers still place what they touch first on their own nodes."""
+    import ctypes
+
+    mask = ctypes.c_ulong(sum(1 << node for node in node_numbers()))
+    assert ctypes.CDLL("libnuma.so.1").set_mempolicy(3, ctypes.byref(mask), 64) == 0  # MPOL_INTERLEAVE
+    engine, said = open_engine(settings["model"], placement="replicate"), {}
+    for lane in engine.node_lanes():
+        kv = engine.new_kv()
+        assert bits(lane, kv) == settings["bits"]["model"]
+        pages = pages_by_node(kv.arena.address, kv.arena.bytes)
+        said[str(lane.nodes)] = pages
+        assert set(pages) == {engine.nodes[lane.nodes[0]]}, f"KV pages of a lane of node {lane.nodes}: {pages}"
+    kv = engine.new_kv()
+    assert bits(engine, kv) == settings["bits"]["model"]
+    found, told = pages_by_node(kv.arena.address, kv.arena.bytes), {n: 0 for n in engine.nodes}
+    owners = kv.bytes_by_owner()
+    for i, n_bytes in owners.items():
+        told[engine.nodes[i]] += n_bytes // 4096
+    assert found == told, f"KV pages on nodes {found}, owners would have {told}"
+    engine.close()
+    return said
+
+
+@check
 def subset(settings):
     """``nodes=[last]``: weights and workers there alone."""
     last = max(int(node) for node in settings["cpus"])

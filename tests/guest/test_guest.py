@@ -16,7 +16,7 @@ MACHINES = {
         Machine([(2, 640), (2, 640)]),
         {0: [0, 1], 1: [2, 3]},
         [["topology", "placements", "subset", "strays", "balancing", "too_big"], ["affinity"], ["cpuset_of_one_node"], ["cpuset_memory"],
-         ["without_mbind"], ["as_in_docker"], ["memory"]],
+         ["interleaved"], ["without_mbind"], ["as_in_docker"], ["memory"]],
     ),
     "four nodes": (
         Machine([(1, 384)] * 4),
