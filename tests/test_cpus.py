@@ -304,6 +304,7 @@ def test_the_story():
     tell = cpus_of.story
     assert tell([0, 1], [0, 1], {}) == "" == tell([0], [0], {3: ["x"]})
     assert tell([0], [1], {0: ["process 7"]}) == "CPU 1 (0 is held by process 7)"
-    assert tell([0, 1, 2], [3, 4, 5], {0: ["process 7"], 1: ["process 7"], 2: ["M"]}) == "CPUs 3-5 (0-1 are held by process 7, 2 is held by M)"
+    held = {0: ["process 7"], 1: ["process 7"], 2: ["M"]}
+    assert tell([0, 1, 2], [3, 4, 5], held) == "CPUs 3-5 (0-1 are held by process 7, 2 is held by M)"
     assert tell([0, 1], [1, 0], {0: ["M", "N"], 1: ["M"]}) == "CPUs 0-1 (shared with M)"
     assert tell([0, 1], [1, 2], {0: ["M"], 1: ["N"]}) == "CPUs 1-2 (0 is held by M, 1 is shared with N)"
