@@ -192,7 +192,7 @@ def interleaved(settings):
         assert set(pages) == {engine.nodes[lane.nodes[0]]}, f"KV pages of a lane of node {lane.nodes}: {pages}"
     kv = engine.new_kv()
     assert bits(engine, kv) == settings["bits"]["model"]
-    found, told = pages_by_node(kv.arena.address, kv.arena.bytes), {n: 0 for n in engine.nodes}
+    found, told = pages_by_node(kv.arena.address, kv.arena.bytes), dict.fromkeys(engine.nodes, 0)
     owners = kv.bytes_by_owner()
     for i, n_bytes in owners.items():
         told[engine.nodes[i]] += n_bytes // 4096
