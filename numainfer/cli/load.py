@@ -11,10 +11,25 @@ def add_load(parser, threads=None):
     group.add_argument("--n-batch", type=int, default=512, metavar="N", help="most tokens per step (default 512)")
     one = {"type": int, "metavar": "N", "help": "worker threads (default: one per core)"}
     group.add_argument("-t", "--threads", **(threads or one))
-    group.add_argument("--nodes", metavar="LIST", help="NUMA nodes to use, such as 0,1 (default: all)")
+    add_nodes(group)
     group.add_argument("--placement", default="auto", help="auto, replicate, shard, interleave or local")
     group.add_argument("--no-verify", action="store_true", help="do not look up where the pages lie")
     group.add_argument("-q", "--quiet", action="store_true", help="no progress bar, no line about speed")
+
+
+def add_nodes(parser):
+    """The argument --nodes, which `nodes_of` reads."""
+    parser.add_argument("--nodes", metavar="LIST", help="NUMA nodes to use, such as 0,1 or 0-3,8 (default: all)")
+
+
+def nodes_of(args):
+    """The numbers that --nodes lists, or None; a list that is none is an error of usage."""
+    from ..arguments import node_numbers, number_list
+
+    try:
+        return None if args.nodes is None else node_numbers("--nodes", number_list("--nodes", args.nodes))
+    except ValueError as e:
+        args.parser.error(str(e))
 
 
 def add_kv_type(parser):
@@ -51,18 +66,12 @@ def load(args, source, **more):
     from ..errors import NumaInferError
     from ..model import load
 
-    nodes = None
-    if args.nodes is not None:
-        try:
-            nodes = [int(n) for n in args.nodes.split(",")]
-        except ValueError:
-            args.parser.error(f"--nodes {args.nodes!r}: wanted numbers with commas between them, such as 0,1")
     options = {
         "n_ctx": args.n_ctx,
         "n_batch": args.n_batch,
         "kv_type": args.kv_type,
         "threads": args.threads,
-        "nodes": nodes,
+        "nodes": nodes_of(args),
         "placement": args.placement,
         "verify": not args.no_verify,
         "progress": False if args.quiet else None,

@@ -251,7 +251,8 @@ class Engine:
     def _open(self, gguf, n_ctx, n_batch, threads, nodes, policy, progress, verify):
         if policy not in placement.POLICIES:
             raise ValueError(f"placement = {policy!r}; wanted one of {', '.join(placement.POLICIES)}")
-        chosen, cpus, node_of = placement.choose_workers(placement.topology(), threads, nodes)
+        machine = placement.topology()
+        chosen, cpus, node_of = placement.choose_workers(machine, threads, nodes)
         if policy == "local":  # one copy, one node: the first, if none was named
             cpus = [cpu for cpu, node in zip(cpus, node_of) if node == 0]
             chosen, node_of = chosen[:1], [0] * len(cpus)
@@ -272,7 +273,7 @@ class Engine:
                 keys.update((p, self._store_key(gguf, p, bounds)) for p in placement.POLICIES[1:])
             standing = {p for p, key in keys.items() if store.stands(key)}
             weight_bytes = sum(w.packed_bytes for w in self.plan.weights)
-            return placement.choose_policy(asked, chosen, weight_bytes, others, standing)
+            return placement.choose_policy(asked, chosen, weight_bytes, others, standing, machine.limits.memory)
 
         try:
             policy, reason = fit(n_ctx or trained)
