@@ -142,7 +142,7 @@ def test_high_is_a_limit_too(system):
 def test_containers(system, cgroup, root, point):
     system(groups(cgroup, f"30 23 0:26 {root} {point} ro - cgroup2 cgroup rw\n") | {
         "sys/fs/cgroup/memory.max": 120 * MB, "sys/fs/cgroup/memory.current": 20 * MB,
-        "sys/fs/cgroup/cpu.max": "50000 100000"})  # fmt: skip
+        "sys/fs/cgroup/cpu.max": "50000 100000", "sys/fs/sibling/memory.max": 1})  # fmt: skip
     assert told() == (1.0, (120 * MB, 100 * MB))  # never less than one CPU
 
 
@@ -240,6 +240,8 @@ def test_no_memory_is_not_unknown(system):
 def test_a_machine_that_does_not_know_nodes(system):
     system({"proc/meminfo": meminfo(1000 * MIB, 100 * MIB, 7 * MIB, MemAvailable=300 * MIB)})
     assert node_memory(0) == (1000 * MIB, 300 * MIB)
+    system({"proc/meminfo": meminfo(1000 * MIB, 100 * MIB, 7 * MIB, MemAvailable=3000 * MIB)})  # a container that shows its own total
+    assert node_memory(0) == (1000 * MIB, 1000 * MIB)
     system({"proc/meminfo": meminfo(1000 * MIB, 100 * MIB, 7 * MIB)})  # before Linux 3.14
     assert node_memory(0) == (1000 * MIB, 107 * MIB)
     system({"sys/devices/system/node/online": "0", "sys/devices/system/node/node0/meminfo": "rubbish"})
@@ -259,11 +261,14 @@ def test_a_node_has_what_the_group_leaves(system):
     assert node_memory(0, Allowance(900 * MIB, 800 * MIB, "x")) == (1000 * MIB, 500 * MIB)
     assert node_memory(0, Allowance(500 * MIB, 480 * MIB, "x")) == (1000 * MIB, 500 * MIB)  # less its larger reserve
     assert node_memory(0, None) == (1000 * MIB, 500 * MIB)
+    system({"sys/devices/system/node/online": "0-1"})
+    assert node_memory(1) == (None, None) and node_memory(1, Allowance(100, 90, "x")) == (100, 90)
 
 
 def test_limits_that_do_not_bind_are_none():
     memory, two = Allowance(100, 90, "x"), [(1000, 300), (1000, 60)]  # the nodes spare 250 + 10
     assert Limits(4.0, memory).binding(4, two) == Limits(None, memory, 4)
+    assert Limits(None, Allowance(300, 270, "x")).binding(4, two).memory  # 255, more than one node spares and less than both
     assert Limits(3.5, Allowance(300, 275, "x")).binding(4, two) == Limits(3.5, None, 4)
     assert Limits(3.5, memory).binding(4, [(1000, 300), (None, None)]).memory is memory
     assert Limits(None, None).binding(4, two) == Limits(cores=4)
@@ -315,6 +320,8 @@ def test_a_node_without_memory_is_passed_over_and_an_unknown_one_is_not(monkeypa
     files |= {"sys/devices/system/node/node1/distance": "20 10 15", "proc/self/status": "Name:\tx\nrubbish\nMems_allowed_list:\t0-63\n"}
     system(files)
     assert [node.number for node in topology().nodes] == [2]
+    system({"proc/self/status": "Mems_allowed_list:\t0-1\n"})  # a CPU set without the nearest
+    assert [node.number for node in topology().nodes] == [0]
     system({"sys/devices/system/node/node1/meminfo": ""})
     assert [(node.number, node.free) for node in topology().nodes] == [(1, None)]
 

@@ -216,7 +216,7 @@ def _memory(folder):
             ("inactive_file", "active_file", "file_dirty", "file_writeback")  # fmt: skip
     inactive, active, dirty, writing = (int(stat.get(name, 0)) for name in names)
     used -= max(inactive + active - dirty - writing, 0)
-    return [Allowance(n, min(max(n - max(used, 0), 0), n), f"{folder}/{name}") for name, n in limits.items()]
+    return [Allowance(n, min(max(n - used, 0), n), f"{folder}/{name}") for name, n in limits.items()]
 
 
 def _cpus(folder):
