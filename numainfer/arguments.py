@@ -7,8 +7,6 @@ import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import numpy as np
-
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
@@ -70,7 +68,7 @@ def integer(name, value, least, most=2**31 - 1):
     ------
     TypeError, ValueError
     """
-    if isinstance(value, (bool, np.bool_)):
+    if type(value).__name__ in ("bool", "bool_"):  # Python's and NumPy's
         raise TypeError(f"{name} = {value!r}: found a bool, wanted an int")
     try:
         value = operator.index(value)

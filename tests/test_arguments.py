@@ -1,8 +1,9 @@
 """Checks of arguments that several rooms use: lists of numbers, and words that nearly hit."""
 
+import numpy as np
 import pytest
 
-from numainfer.arguments import did_you_mean, nearest, node_numbers, number_list
+from numainfer.arguments import did_you_mean, integer, nearest, node_numbers, number_list
 
 
 @pytest.mark.parametrize(("text", "numbers"), [
@@ -33,7 +34,15 @@ def test_nodes_are_named_once():
 def test_nearest_words():
     known = ("Temperature", "top_k", "top_p", "max_tokens")
     assert nearest("temprature", known) == ["Temperature"] and nearest("TOP_K", known, 2) == ["top_k", "top_p"]
+    assert nearest("top_x", ("TOP_X", "TOP_Y")) == ["TOP_X"]
     assert nearest("zzz", known) == [] and nearest("x", ()) == []
     assert did_you_mean("max_token", known) == "did you mean max_tokens?"
     assert did_you_mean("max", known) == "did you mean max_tokens?"  # too short to be like it, but its beginning
     assert did_you_mean("ma", known) == "known are Temperature, top_k, top_p, max_tokens"
+
+
+@pytest.mark.parametrize("value", [True, np.True_, np.bool_(False)])
+def test_a_bool_is_no_number(value):
+    with pytest.raises(TypeError, match="found a bool, wanted an int"):
+        integer("n", value, 0)
+    assert integer("n", np.int64(3), 0) == 3

@@ -13,6 +13,7 @@ import tempfile
 from collections import namedtuple
 from pathlib import Path
 
+from ..arguments import nearest
 from ..errors import CorruptModel, ModelNotFound, UnsupportedModel
 
 __all__ = ["KnownSource", "known_sources", "resolve"]
@@ -117,8 +118,6 @@ def _only_model(folder):
 
 def _near(text, path):
     """What could have been meant, as the end of a message."""
-    from ..arguments import nearest  # which imports NumPy
-
     try:
         beside = [n for n in os.listdir(path.parent) if n.lower().endswith(".gguf")]
     except OSError:
