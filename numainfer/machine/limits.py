@@ -204,19 +204,19 @@ def _memory(folder):
     ``hierarchical_memory_limit`` is the least of a version 1 group's ancestors, seen from here or not.
     """
     stat = dict(re.findall(r"^(\w+) ([0-9]{1,20})$", pages.read(f"{folder}/memory.stat"), re.MULTILINE))
-    limits = {name: _number(f"{folder}/{name}") for name in ("memory.max", "memory.high", "memory.limit_in_bytes")}
+    found = {name: _number(f"{folder}/{name}") for name in ("memory.max", "memory.high", "memory.limit_in_bytes")}
     if "hierarchical_memory_limit" in stat:
-        limits["memory.stat"] = int(stat["hierarchical_memory_limit"])
-    limits = {name: n for name, n in limits.items() if n is not None and 0 <= n < _NO_LIMIT}
-    if not limits:
+        found["memory.stat"] = int(stat["hierarchical_memory_limit"])
+    found = {name: n for name, n in found.items() if n is not None and 0 <= n < _NO_LIMIT}
+    if not found:
         return []
-    old = "memory.limit_in_bytes" in limits or "memory.stat" in limits
+    old = "memory.limit_in_bytes" in found or "memory.stat" in found
     used = _number(f"{folder}/{'memory.usage_in_bytes' if old else 'memory.current'}") or 0
     names = ("total_inactive_file", "total_active_file", "total_dirty", "total_writeback") if old else \
             ("inactive_file", "active_file", "file_dirty", "file_writeback")  # fmt: skip
     inactive, active, dirty, writing = (int(stat.get(name, 0)) for name in names)
     used -= max(inactive + active - dirty - writing, 0)
-    return [Allowance(n, min(max(n - used, 0), n), f"{folder}/{name}") for name, n in limits.items()]
+    return [Allowance(n, min(max(n - used, 0), n), f"{folder}/{name}") for name, n in found.items()]
 
 
 def _cpus(folder):

@@ -94,12 +94,14 @@ def topology() -> Topology:
         NUMAINFER_FAKE_NODES is not a number from 1 to 64.
     """
     allowed = sorted(_allowed_cpus())
-    by_node, seen = {}, set()
+    by_node, seen, homes = {}, set(), {}
     for cpu in allowed:
         core = _siblings(cpu)
         if core not in seen:
             seen.add(core)
-            by_node.setdefault(_memory_node(_node_of(cpu)), []).append(cpu)
+            number = _node_of(cpu)
+            home = homes[number] = homes[number] if number in homes else _memory_node(number)
+            by_node.setdefault(home, []).append(cpu)
     found = limits().binding(len(seen), [node_memory(number) for number in by_node])
     nodes = tuple(Node(number, tuple(cpus), *node_memory(number, found.memory)) for number, cpus in sorted(by_node.items()))
     asked = os.environ.get(FAKE_NODES)

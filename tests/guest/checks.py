@@ -242,7 +242,7 @@ def _memory_limit(settings, version, limit, killed):
         text = str(error)
     else:
         raise AssertionError("no OutOfNodeMemory")
-    found = re.search(rf"control group allows 90.0 MB \({group}/{limit}\): need (\d+\.\d) MB, free (\d+\.\d) MB$", text)
+    found = re.search(rf"control group allows 90.0 MB \({group}/{limit}\): need ([0-9.]+) MB, free ([0-9.]+) MB$", text)
     assert found, text
     need, free = (float(n) * 1e6 for n in found.groups())
     (group / limit).write_text(str(int(90e6 + (need - free + 1e6) / 0.95)))

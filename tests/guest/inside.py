@@ -113,7 +113,7 @@ def refuse(*syscalls):
 
 def control_group(controller, settings, version=2):
     """Move this process into a new control group, within another that has these settings ({file: text}); returns the outer one's folder."""
-    root = Path(f"/tmp/cgroup{version}-{controller if version == 1 else ''}")
+    root = Path(f"/tmp/cgroup{'' if version == 2 else f'-{controller}'}")
     root.mkdir(exist_ok=True)
     libc = ctypes.CDLL(None, use_errno=True)
     kind, options = (b"cgroup2", None) if version == 2 else (b"cgroup", controller.encode())
