@@ -25,8 +25,6 @@ int ni_numa_available(void);
 int ni_numa_max_node(void);
 /* Node of a CPU, 0 without NUMA, -1 for an unknown CPU. */
 int ni_numa_node_of_cpu(int cpu);
-/* Total and free bytes of a node; both 0 for a node without memory. */
-void ni_numa_node_memory(int os_node, int64_t *total, int64_t *free_bytes);
 
 typedef struct {
     void *base;

@@ -19,18 +19,6 @@ int ni_numa_max_node(void) { return ni_numa_available() ? numa_max_node() : 0; }
 
 int ni_numa_node_of_cpu(int cpu) { return ni_numa_available() ? numa_node_of_cpu(cpu) : 0; }
 
-void ni_numa_node_memory(int os_node, int64_t *total, int64_t *free_bytes) {
-    *total = *free_bytes = 0;
-    if (ni_numa_available()) {
-        long long left = 0, all = numa_node_size64(os_node, &left);
-        if (all > 0) *total = all, *free_bytes = left;
-    } else {
-        int64_t page = sysconf(_SC_PAGESIZE);
-        *total = page * sysconf(_SC_PHYS_PAGES);
-        *free_bytes = page * sysconf(_SC_AVPHYS_PAGES);
-    }
-}
-
 /* Not MPOL_DEFAULT, which would be as local, but lets kernel.numa_balancing move the pages.  Before Linux 3.8 there is no MPOL_LOCAL.
  * Refused (containers), all stays as it is. */
 void ni_memory_local(void) {

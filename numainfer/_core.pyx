@@ -38,7 +38,6 @@ cdef extern from "../csrc/ni.h":
     int ni_numa_available()
     int ni_numa_max_node()
     int ni_numa_node_of_cpu(int)
-    void ni_numa_node_memory(int, int64_t *, int64_t *)
 
     ctypedef struct ni_arena:
         void *base

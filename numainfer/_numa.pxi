@@ -12,13 +12,6 @@ def numa_node_of_cpu(int cpu):
     return ni_numa_node_of_cpu(cpu)
 
 
-def numa_node_memory(int node):
-    """(total, free) bytes of a node."""
-    cdef int64_t total, left
-    ni_numa_node_memory(node, &total, &left)
-    return total, left
-
-
 def omp_places():
     """The CPUs of each place that OpenMP binds threads to, as sets; none unless OMP_PROC_BIND and the like ask for that."""
     cdef int n

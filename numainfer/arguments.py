@@ -3,12 +3,34 @@
 import functools
 import inspect
 import operator
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import numpy as np
-
 _F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def nearest(word, known, n=1):
+    """The known words that are most like a word, best first, at most n; upper and lower case are the same.
+
+    Parameters
+    ----------
+    word : str
+    known : iterable of str
+    n : int
+    """
+    import difflib  # only on the way to an error
+
+    names = {}
+    for name in known:
+        names.setdefault(name.lower(), name)
+    return [names[near] for near in difflib.get_close_matches(word.lower(), names, n)]
+
+
+def did_you_mean(word, known):
+    """The end of a message about an unknown word: the nearest known one, or one that it begins, else all of them."""
+    near = nearest(word, known) or [name for name in known if len(word) > 2 and name.startswith(word)]
+    return f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
 
 
 def check_names(what, given, known):
@@ -23,11 +45,7 @@ def check_names(what, given, known):
     """
     for name in given:
         if name not in known:
-            import difflib  # only on the way to an error
-
-            near = difflib.get_close_matches(name, known, n=1) or [k for k in known if len(name) > 2 and k.startswith(name)]
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-            raise TypeError(f"unknown {what} {name!r}: {hint}")
+            raise TypeError(f"unknown {what} {name!r}: {did_you_mean(name, known)}")
 
 
 def names_near_misses(function: _F) -> _F:
@@ -50,7 +68,7 @@ def integer(name, value, least, most=2**31 - 1):
     ------
     TypeError, ValueError
     """
-    if isinstance(value, (bool, np.bool_)):
+    if type(value).__name__ in ("bool", "bool_"):  # Python's and NumPy's
         raise TypeError(f"{name} = {value!r}: found a bool, wanted an int")
     try:
         value = operator.index(value)
@@ -59,6 +77,25 @@ def integer(name, value, least, most=2**31 - 1):
     if not least <= value <= most:
         raise ValueError(f"{name} = {value}: must be from {least} to {most}")
     return value
+
+
+def number_list(name, text, most=2**20):
+    """The numbers of a list such as ``"0-3,8"``, in its order.
+
+    Raises
+    ------
+    ValueError
+        It is none, or a number is above `most`, or a range runs backwards.
+    """
+    found = []
+    for part in text.split(","):
+        ends = re.fullmatch(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?", part, re.ASCII)
+        first, last = (int(ends[1]), int(ends[2] or ends[1])) if ends else (1, 0)
+        if not first <= last <= most:
+            raise ValueError(f"{name} {text!r}: found {part.strip()!r}, wanted numbers or ranges with commas between them, "
+                             f"such as 0,1 or 0-3,8, each from 0 to {most}")
+        found += range(first, last + 1)
+    return found
 
 
 def node_numbers(name, nodes):

@@ -64,7 +64,7 @@ class ChatTemplateMissing(NumaInferError, ValueError):
 
 
 class OutOfNodeMemory(NumaInferError, MemoryError):
-    """A NUMA node has too little free memory; the message tells need and free bytes per node."""
+    """A NUMA node has too little free memory, or the control group allows too little; the message tells need and free bytes of each."""
 
 
 class ModelClosed(NumaInferError, RuntimeError):

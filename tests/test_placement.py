@@ -13,7 +13,9 @@ from tiny_models import tiny
 
 from numainfer import _core
 from numainfer.engine import kv_pages
+from numainfer.arguments import number_list
 from numainfer.machine import placement
+from numainfer.machine.limits import Limits
 from numainfer.errors import OutOfNodeMemory, PlacementError, PlacementWarning
 from numainfer.machine.placement import Node, NodePlacement, Placement, Topology, choose_policy, choose_workers, topology
 
@@ -74,7 +76,7 @@ def test_pretend_nodes_that_are_none(monkeypatch, fake):
 
 def test_ranges():
     assert placement._ranges((0, 1, 2, 5, 7, 8)) == "0-2,5,7-8" and placement._ranges(()) == ""
-    assert placement._parse_ranges("0-2,5,7-8\n") == [0, 1, 2, 5, 7, 8]
+    assert number_list("CPUs", placement._ranges((0, 1, 2, 5, 7, 8))) == [0, 1, 2, 5, 7, 8]
 
 
 # ---- workers -----------------------------------------------------------------------------------------------------------
@@ -84,8 +86,7 @@ def test_ranges():
     ((4,), None, [4]), ((4,), 1, [1]), ((4, 4), None, [4, 4]), ((4, 4), 2, [1, 1]), ((4, 4), 3, [2, 1]), ((4, 4), 8, [4, 4]),
     ((8, 2), 5, [4, 1]), ((8, 2), 10, [8, 2]), ((1, 6), 4, [1, 3]), ((3, 3, 3), 7, [3, 2, 2]),
 ])  # fmt: skip
-def test_workers_are_spread_evenly(monkeypatch, cores, threads, counts):
-    monkeypatch.setattr(placement, "cpu_quota", lambda: float("inf"))
+def test_workers_are_spread_evenly(cores, threads, counts):
     made = Topology(nodes(*cores))
     chosen, cpus, node_of = choose_workers(made, threads)
     assert chosen == list(made.nodes) and [node_of.count(i) for i in range(len(cores))] == counts
@@ -93,12 +94,10 @@ def test_workers_are_spread_evenly(monkeypatch, cores, threads, counts):
     assert all(cpu in made.nodes[i].cpus for cpu, i in zip(cpus, node_of))
 
 
-def test_quota_limits_the_default_and_not_the_wish(monkeypatch):
-    monkeypatch.setattr(placement, "cpu_quota", lambda: 2.5)
-    made = Topology(nodes(4, 4))
-    assert len(choose_workers(made)[1]) == 2 and len(choose_workers(made, 8)[1]) == 8
-    monkeypatch.setattr(placement, "cpu_quota", lambda: 1.0)
-    assert len(choose_workers(made)[1]) == 2  # one per node at least
+@pytest.mark.parametrize(("quota", "threads"), [(None, 8), (9.5, 8), (5.0, 5), (2.5, 2), (1.0, 2)])  # one per node at least
+def test_quota_limits_the_default_and_not_the_wish(quota, threads):
+    made = Topology(nodes(4, 4), limits=Limits(cpus=quota))
+    assert len(choose_workers(made)[1]) == threads and len(choose_workers(made, 8)[1]) == 8
 
 
 def test_nodes_by_the_systems_numbers():

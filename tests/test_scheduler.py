@@ -8,6 +8,7 @@ from scheduler_tools import LENGTHS, N, facts, one_by_one, prompts_of, spy_steps
 
 import numainfer as ni
 from numainfer.machine import placement
+from numainfer.machine.limits import Allowance, Limits
 from numainfer.serving import scheduler
 
 MODES = ("latency", "throughput", "auto")
@@ -151,10 +152,18 @@ def test_memory_for_caches_is_bounded(load_tiny, monkeypatch, mode):
 
 def test_the_budget_is_what_the_nodes_have_free(load_tiny, monkeypatch):
     model = load_tiny(2)
+    monkeypatch.setattr(scheduler, "limits", Limits)
     monkeypatch.setattr(scheduler, "node_memory", lambda node: (1000, 550))
     lanes = model.runtime.engine.node_lanes()  # two pretend nodes share (550 - 5 % of 1000) bytes
     assert [scheduler.kv_budget(model.runtime, lane) for lane in lanes] == [250, 250]
     assert scheduler.kv_budget(model.runtime, model.runtime.engine.lane) == 500
+    monkeypatch.setattr(scheduler, "limits", lambda: Limits(memory=Allowance(1000, 150, "memory.max")))  # less 5 % of it
+    assert [scheduler.kv_budget(model.runtime, lane) for lane in lanes] == [50, 50]  # for both together
+    assert scheduler.kv_budget(model.runtime, model.runtime.engine.lane) == 100
+    monkeypatch.setattr(scheduler, "node_memory", lambda node: (None, None))
+    assert scheduler.kv_budget(model.runtime, lanes[0]) == 50
+    monkeypatch.setattr(scheduler, "limits", Limits)
+    assert scheduler.kv_budget(model.runtime, lanes[0]) > 1 << 60  # nothing is known, nothing binds
     monkeypatch.setattr(scheduler, "node_memory", lambda node: (10**6, 450))
     assert scheduler.kv_budget(model.runtime, lanes[0]) == 0
 

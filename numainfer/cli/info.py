@@ -37,7 +37,7 @@ def topology(args):
 
 def add_info(parser):
     """Arguments of ``info``."""
-    from .load import add_kv_type
+    from .load import add_kv_type, add_nodes
     from ..measure.machine import GRAMMAR
 
     parser.add_argument("model", metavar="MODEL")
@@ -46,7 +46,7 @@ def add_info(parser):
     help_ = "sequences that decode at once (default: 16 per node; 1 per node with a --topology without macs=)"
     parser.add_argument("-s", "--sequences", type=int, metavar="N", help=help_)
     parser.add_argument("-t", "--threads", type=int, metavar="N", help="worker threads (default: one per core)")
-    parser.add_argument("--nodes", metavar="LIST", help="NUMA nodes to use, such as 0,1 (default: all)")
+    add_nodes(parser)
     parser.add_argument("--topology", metavar="SHAPE", help=f"plan for another machine: {GRAMMAR}")
     parser.add_argument("--no-measure", action="store_true", help="do not measure this machine: memory only, no speeds")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -105,6 +105,7 @@ def info(args):
 
 def _machine(args):
     """The machine to plan for, not measured yet; wrong arguments are errors of usage."""
+    from .load import nodes_of
     from ..measure.machine import parse_machine, survey
 
     for name in ("ctx", "sequences", "threads"):
@@ -119,28 +120,20 @@ def _machine(args):
         except ValueError as e:
             args.parser.error(str(e))
     try:
-        return survey(args.threads, _nodes(args))
+        return survey(args.threads, nodes_of(args))
     except ValueError as e:
         args.parser.error(str(e))
-
-
-def _nodes(args):
-    if args.nodes is None:
-        return None
-    try:
-        return [int(n) for n in args.nodes.split(",")]
-    except ValueError:
-        args.parser.error(f"--nodes {args.nodes!r}: wanted numbers with commas between them, such as 0,1")
 
 
 def _plan(args, gguf, machine):
     """(Demand, Machine, list of Forecast)."""
     from ..measure.capacity import POLICIES, demand, forecast
+    from .load import nodes_of
     from ..measure.machine import measure
 
     need = demand(gguf, len(machine.sites), args.ctx, kv_type=args.kv_type)
     if args.topology is None and not args.no_measure:
-        machine = measure(args.threads, _nodes(args), need.weight_type)
+        machine = measure(args.threads, nodes_of(args), need.weight_type)
     return need, machine, [forecast(need, machine, policy, args.sequences) for policy in POLICIES]
 
 

@@ -11,11 +11,33 @@ def add_load(parser, threads=None):
     group.add_argument("--n-batch", type=int, default=512, metavar="N", help="most tokens per step (default 512)")
     one = {"type": int, "metavar": "N", "help": "worker threads (default: one per core)"}
     group.add_argument("-t", "--threads", **(threads or one))
-    group.add_argument("--nodes", metavar="LIST", help="NUMA nodes to use, such as 0,1 (default: all)")
+    add_nodes(group)
     group.add_argument("--cpus", metavar="LIST", help="exactly these CPUs, such as 0-3,8 (default: cores that no other model holds)")
     group.add_argument("--placement", default="auto", help="auto, replicate, shard, interleave or local")
     group.add_argument("--no-verify", action="store_true", help="do not look up where the pages lie")
     group.add_argument("-q", "--quiet", action="store_true", help="no progress bar, no line about speed")
+
+
+def add_nodes(parser):
+    """The argument --nodes, which `nodes_of` reads."""
+    parser.add_argument("--nodes", metavar="LIST", help="NUMA nodes to use, such as 0,1 or 0-3,8 (default: all)")
+
+
+def nodes_of(args):
+    """The numbers that --nodes lists, or None; a list that is none is an error of usage."""
+    from ..arguments import node_numbers
+
+    return _numbers(args, "--nodes", args.nodes, node_numbers)
+
+
+def _numbers(args, option, text, check):
+    """The numbers that an option lists, or None, by a function of `arguments`."""
+    from ..arguments import number_list
+
+    try:
+        return None if text is None else check(option, number_list(option, text))
+    except ValueError as e:
+        args.parser.error(str(e))
 
 
 def add_kv_type(parser):
@@ -50,28 +72,16 @@ def names_model(word):
 def load(args, source, **more):
     """The Model that the arguments of `add_load` ask for; ``more`` is laid over them."""
     from ..errors import NumaInferError
-    from ..machine.placement import _parse_ranges
+    from ..arguments import cpu_numbers
     from ..model import load
 
-    nodes = None
-    if args.nodes is not None:
-        try:
-            nodes = [int(n) for n in args.nodes.split(",")]
-        except ValueError:
-            args.parser.error(f"--nodes {args.nodes!r}: wanted numbers with commas between them, such as 0,1")
-    cpus = None
-    if args.cpus is not None:
-        try:
-            cpus = _parse_ranges(args.cpus)
-        except ValueError:
-            args.parser.error(f"--cpus {args.cpus!r}: wanted numbers or ranges with commas between them, such as 0-3,8")
     options = {
         "n_ctx": args.n_ctx,
         "n_batch": args.n_batch,
         "kv_type": args.kv_type,
         "threads": args.threads,
-        "nodes": nodes,
-        "cpus": cpus,
+        "nodes": nodes_of(args),
+        "cpus": _numbers(args, "--cpus", args.cpus, cpu_numbers),
         "placement": args.placement,
         "verify": not args.no_verify,
         "progress": False if args.quiet else None,

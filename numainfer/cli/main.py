@@ -1,7 +1,6 @@
 """The command ``numainfer``."""
 
 import argparse
-import difflib
 import json
 import logging
 import os
@@ -9,6 +8,7 @@ import sys
 import warnings
 
 from .. import __version__
+from ..arguments import did_you_mean, nearest
 from . import bench, info
 from .load import add_load, load, names_model
 from ..summary import counted
@@ -80,15 +80,13 @@ def _command(argv):
     parser.add_argument("command", metavar="COMMAND")
     name = parser.parse_args(argv[:1]).command
     if name not in _COMMANDS:
-        near = difflib.get_close_matches(name, _COMMANDS, 1)
-        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(_COMMANDS)}"
-        parser.error(f"unknown command {name!r}: {hint}")
+        parser.error(f"unknown command {name!r}: {did_you_mean(name, _COMMANDS)}")
     help_, add_arguments, run = _COMMANDS[name]
     parser = argparse.ArgumentParser(prog=f"numainfer {name}", description=f"{help_[0].upper()}{help_[1:]}.")
     add_arguments(parser)
     args, unknown = parser.parse_known_intermixed_args(argv[1:])  # options may stand between MODEL and PROMPT
     if unknown:
-        near = difflib.get_close_matches(unknown[0].partition("=")[0], parser._option_string_actions, 1)
+        near = nearest(unknown[0].partition("=")[0], parser._option_string_actions)
         hint = f"; did you mean {near[0]}?" if near else ""
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     args.parser = parser

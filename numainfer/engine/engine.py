@@ -253,7 +253,8 @@ class Engine:
     def _open(self, gguf, n_ctx, n_batch, threads, nodes, named, policy, progress, verify):
         if policy not in placement.POLICIES:
             raise ValueError(f"placement = {policy!r}; wanted one of {', '.join(placement.POLICIES)}")
-        chosen, cpus, node_of, story = self._choose_workers(threads, nodes, named, policy == "local")
+        machine = placement.topology()
+        chosen, cpus, node_of, story = self._choose_workers(machine, threads, nodes, named, policy == "local")
         self.cpus, self.node_of, self.threads = cpus, node_of, len(cpus)
         self.nodes, self.isa = [n.number for n in chosen], _core.isa()
         trained = context_length(gguf)
@@ -271,7 +272,7 @@ class Engine:
                 keys.update((p, self._store_key(gguf, p, bounds)) for p in placement.POLICIES[1:])
             standing = {p for p, key in keys.items() if store.stands(key)}
             weight_bytes = sum(w.packed_bytes for w in self.plan.weights)
-            return placement.choose_policy(asked, chosen, weight_bytes, others, standing)
+            return placement.choose_policy(asked, chosen, weight_bytes, others, standing, machine.limits.memory)
 
         try:
             policy, reason = fit(n_ctx or trained)
@@ -300,9 +301,8 @@ class Engine:
         if verify:
             self.placement.verify(strict=verify != "warn")
 
-    def _choose_workers(self, threads, nodes, named, local):
+    def _choose_workers(self, machine, threads, nodes, named, local):
         """What `placement.choose_workers` returns, held from now on, and in words what others hold of it."""
-        machine = placement.topology()
 
         def choose(held):
             chosen, cpus, node_of = placement.choose_workers(machine, threads, nodes, named, held)

@@ -4,7 +4,6 @@ A path wins over every other reading of the same words.  Then come names of inst
 has pulled and repositories of the Hugging Face hub, its local cache before the network.
 """
 
-import difflib
 import importlib
 import importlib.util
 import json
@@ -14,6 +13,7 @@ import tempfile
 from collections import namedtuple
 from pathlib import Path
 
+from ..arguments import nearest
 from ..errors import CorruptModel, ModelNotFound, UnsupportedModel
 
 __all__ = ["KnownSource", "known_sources", "resolve"]
@@ -122,12 +122,11 @@ def _near(text, path):
         beside = [n for n in os.listdir(path.parent) if n.lower().endswith(".gguf")]
     except OSError:
         beside = []
-    names = {n.lower(): str(path.parent / n) for n in beside}
-    near = [names[n] for n in difflib.get_close_matches(path.name.lower(), names, 3, 0.6)]
+    near = [str(path.parent / name) for name in nearest(path.name, beside, 3)]
     known = {k.name.lower(): k.name for k in known_sources()} | {a: a for a in _ALIASES}
     if text.lower() in known:  # known, but not installed: said already
         return ""
-    near += [known[n] for n in difflib.get_close_matches(text.lower(), known, 3, 0.6)]
+    near += [known[n] for n in nearest(text, known, 3)]
     return f". Did you mean {' or '.join(near)}?" if near else f". Known names: {', '.join(_PACKAGES)}"
 
 

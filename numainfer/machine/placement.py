@@ -1,12 +1,10 @@
 """Where things are: the machine's nodes and CPUs, and a model's memory on them."""
 
 import html
-import math
 import os
 import warnings
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +13,10 @@ from .. import _core
 from . import cpus as cpus_of, pages
 from .cpus import ranges as _ranges
 from ..errors import OutOfNodeMemory, PlacementError, PlacementWarning
+from .limits import RESERVE, Limits, limits, listed, node_memory, online_nodes, spare
 from ..summary import counted
 
 POLICIES = ("auto", "replicate", "shard", "interleave", "local")
-RESERVE = 0.05  # of a node's memory that a model leaves free
 FAKE_NODES = "NUMAINFER_FAKE_NODES"
 
 
@@ -32,16 +30,16 @@ class Node:
         The system's number of it; pretend nodes share one.
     cpus : tuple of int
         CPUs to run on: one per physical core, SMT siblings left out.
-    total, free : int
-        Bytes of memory.
+    total, free : int or None
+        Bytes of memory: the node's, or the control group's where that allows less; None where the system does not tell.
     pretend : int or None
         Index of a pretend node.
     """
 
     number: int
     cpus: tuple[int, ...]
-    total: int
-    free: int
+    total: int | None
+    free: int | None
     pretend: int | None = None
 
     @property
@@ -60,10 +58,13 @@ class Topology:
         Those with CPUs and memory.
     pretend : int
         Number of pretend nodes (NUMAINFER_FAKE_NODES), 0 for real ones.
+    limits : Limits
+        What the control group allows all nodes together, where it is less than they have.
     """
 
     nodes: tuple[Node, ...]
     pretend: int = 0
+    limits: Limits = Limits()
 
     def _head(self):
         return f"{counted(len(self.nodes), 'pretend NUMA node' if self.pretend else 'NUMA node')}, kernels: {_core.isa()}"
@@ -72,12 +73,13 @@ class Topology:
         lines = [self._head()]
         for node in self.nodes:
             lines.append(f"  node {node.label}: {counted(len(node.cpus), 'core')} ({_ranges(node.cpus)}), "
-                         f"{_size(node.free)} free of {_size(node.total)}")
-        return "\n".join(lines)
+                         f"{'memory unknown' if node.free is None else f'{_size(node.free)} free of {_size(node.total)}'}")
+        said = self.limits.describe()
+        return "\n".join(lines + [f"  {said}"] * bool(said))
 
     def _repr_html_(self) -> str:
         rows = [(str(n.label), str(len(n.cpus)), _ranges(n.cpus), _size(n.free), _size(n.total)) for n in self.nodes]
-        return _html(self._head(), ("node", "cores", "CPUs", "free", "memory"), rows)
+        return _html("; ".join(filter(None, (self._head(), self.limits.describe()))), ("node", "cores", "CPUs", "free", "memory"), rows)
 
 
 def topology() -> Topology:
@@ -93,33 +95,26 @@ def topology() -> Topology:
         NUMAINFER_FAKE_NODES is not a number from 1 to 64.
     """
     allowed = sorted(_allowed_cpus())
-    by_node, seen = {}, set()
+    by_node, seen, homes = {}, set(), {}
     for cpu in allowed:
         core = _siblings(cpu)
         if core not in seen:
             seen.add(core)
-            by_node.setdefault(_memory_node(max(_core.numa_node_of_cpu(cpu), 0)), []).append(cpu)
-    nodes = tuple(Node(number, tuple(cpus), *node_memory(number)) for number, cpus in sorted(by_node.items()))
+            number = _node_of(cpu)
+            home = homes[number] = homes[number] if number in homes else _memory_node(number)
+            by_node.setdefault(home, []).append(cpu)
+    found = limits().binding(len(seen), [node_memory(number) for number in by_node])
+    nodes = tuple(Node(number, tuple(cpus), *node_memory(number, found.memory)) for number, cpus in sorted(by_node.items()))
     asked = os.environ.get(FAKE_NODES)
     if not asked:
-        return Topology(nodes)
+        return Topology(nodes, limits=found)
     if not asked.isdecimal() or not 1 <= int(asked) <= 64:
         raise ValueError(f"{FAKE_NODES} = {asked!r}; wanted a number of nodes from 1 to 64")
     count, cpus = int(asked), [cpu for node in nodes for cpu in node.cpus]
     shares = [cpus[i * len(cpus) // count:(i + 1) * len(cpus) // count] or [cpus[i % len(cpus)]] for i in range(count)]
     real = [nodes[i % len(nodes)] for i in range(count)]
-    return Topology(tuple(Node(n.number, tuple(share), n.total, n.free, i) for i, (n, share) in enumerate(zip(real, shares))), count)
-
-
-def node_memory(number):
-    """(total, free) bytes of a node; file pages that nobody uses count as free, since the kernel gives them up when asked."""
-    total, free = _core.numa_node_memory(number)
-    try:
-        lines = Path(f"/sys/devices/system/node/node{number}/meminfo").read_text().splitlines()
-        free += next(int(line.split()[-2]) * 1024 for line in lines if " Inactive(file):" in line)
-    except (OSError, StopIteration):
-        pass
-    return total, free
+    made = tuple(Node(n.number, tuple(share), n.total, n.free, i) for i, (n, share) in enumerate(zip(real, shares)))
+    return Topology(made, count, found)
 
 
 def _allowed_cpus():
@@ -133,43 +128,28 @@ def _allowed_cpus():
 
 def node_cpus(number):
     """The node's CPUs that this thread may use, SMT siblings too; empty where the system does not tell."""
-    text = pages.read(f"/sys/devices/system/node/node{number}/cpulist").strip()
-    return os.sched_getaffinity(0).intersection(_parse_ranges(text) if text else ())
+    return os.sched_getaffinity(0).intersection(listed(pages.read(f"/sys/devices/system/node/node{number}/cpulist")))
 
 
 def _siblings(cpu):
-    try:
-        return Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text().strip()
-    except OSError:
-        return str(cpu)
+    return pages.read(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") or str(cpu)
+
+
+def _node_of(cpu):
+    """The CPU's node; where the system does not tell, the first one."""
+    number = _core.numa_node_of_cpu(cpu)
+    return number if number >= 0 else next(iter(online_nodes()), 0)
 
 
 def _memory_node(number):
     """The node itself, or the nearest one that has memory and lets this process (its cpuset) use it."""
-    status = dict(line.split(":", 1) for line in pages.read("/proc/self/status").splitlines())
-    allowed = _parse_ranges(status.get("Mems_allowed_list", "").strip() or str(number))
-    usable = {n for n in allowed if _core.numa_node_memory(n)[0]}
+    status = dict(line.partition(":")[::2] for line in pages.read("/proc/self/status").splitlines())
+    online, allowed = online_nodes(), listed(status.get("Mems_allowed_list", "").strip()) or [number]
+    usable = {n for n in online if n in allowed and node_memory(n)[0] != 0}
     distances = pages.read(f"/sys/devices/system/node/node{number}/distance").split()
     if number in usable or not usable or not distances:
         return number
-    return min((int(d), n) for d, n in zip(distances, _parse_ranges(pages.read("/sys/devices/system/node/online"))) if n in usable)[1]
-
-
-def _parse_ranges(text):
-    found = []
-    for part in text.strip().split(","):
-        first, _, last = part.partition("-")
-        found += range(int(first), int(last or first) + 1)
-    return found
-
-
-def cpu_quota():
-    """CPUs' worth of time that the control group allows, or infinity: more threads than that would only wait."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return math.inf if quota == "max" else max(int(quota) / int(period), 1.0)
-    except (OSError, ValueError):
-        return math.inf
+    return min((int(d), n) for d, n in zip(distances, online) if n in usable)[1]
 
 
 def choose_workers(topology, threads=None, nodes=None, cpus=None, held=None):
@@ -214,7 +194,7 @@ def choose_workers(topology, threads=None, nodes=None, cpus=None, held=None):
                              f"cores, {[len(n.cpus) for n in chosen]}")
         return _workers(chosen, threads, held)
     if threads is None:
-        threads = max(min(cores, int(cpu_quota())) if cpu_quota() < cores else cores, len(chosen))
+        threads = max(min(cores, int(topology.limits.cpus or cores)), len(chosen))
     if not len(chosen) <= threads <= cores:
         raise ValueError(f"threads = {threads}; wanted {len(chosen)} to {cores}: at least one per node, at most one per core")
     counts = [0] * len(chosen)
@@ -427,9 +407,9 @@ def _count_pages(arena):
     return counts if counts.any() else None, page, found
 
 
-def choose_policy(asked, chosen, weight_bytes, other_bytes, standing=()):
+def choose_policy(asked, chosen, weight_bytes, other_bytes, standing=(), limit=None):
     """Policy and reason for weights of `weight_bytes` per copy plus `other_bytes` per node; `standing`: policies whose copies are
-    in memory already, for another model of this process.
+    in memory already, for another model of this process; `limit`: the Allowance of the control group for all nodes together.
 
     Raises
     ------
@@ -444,21 +424,34 @@ def choose_policy(asked, chosen, weight_bytes, other_bytes, standing=()):
     # Pretend nodes share the memory of the real one.
     sharers = {node.number: sum(other.number == node.number for other in chosen) for node in chosen}
 
-    def fits(policy):
-        return all((need[policy] + other_bytes) * sharers[n.number] <= n.free - RESERVE * n.total for n in chosen)
+    def lacking(policy):
+        """What does not fit: a line for the control group, or one per node."""
+        each, lines = need[policy] + other_bytes, []
+        if limit is not None and each * len(chosen) > limit.spare:
+            lines.append(f"control group allows {_size(limit.total)} ({limit.file}): need {_size(each * len(chosen))}, "
+                         f"free {_size(limit.spare)}")
+        rooms = [spare(n.total, n.free) for n in chosen]
+        if not lines and any(room is not None and each * sharers[n.number] > room for n, room in zip(chosen, rooms)):
+            lines += [f"node {n.label}: need {_size(each * sharers[n.number])}, free {_size(room)}" for n, room in zip(chosen, rooms)]
+        return lines
 
     if asked == "auto":
-        if fits("replicate"):
+        unknown = [n.label for n in chosen if n.free is None]
+        if unknown:
+            asked, reason = "shard", f"one copy in all, for the system does not tell how much memory node {unknown[0]} has"
+        elif not lacking("replicate"):
             return "replicate", f"every node has room for its own {_size(weight_bytes)}"
-        asked, reason = "shard", f"no room for {_size(weight_bytes)} on every node"
-    if not fits(asked):
-        table = "; ".join(f"node {n.label}: need {_size((need[asked] + other_bytes) * sharers[n.number])}, "
-                          f"free {_size(max(int(n.free - RESERVE * n.total), 0))}" for n in chosen)
-        raise OutOfNodeMemory(f"placement {asked!r} does not fit (with {RESERVE:.0%} kept free): {table}")
+        else:
+            asked, reason = "shard", f"no room for {_size(weight_bytes)} on every node"
+    lines = lacking(asked)
+    if lines:
+        raise OutOfNodeMemory(f"placement {asked!r} does not fit (with {RESERVE:.0%} kept free): {'; '.join(lines)}")
     return asked, reason
 
 
 def _size(n):
+    if n is None:
+        return "unknown"
     for unit in ("B", "KB", "MB", "GB"):
         if abs(n) < 1000 or unit == "GB":
             return f"{n:.0f} {unit}" if unit == "B" or n >= 100 else f"{n:.1f} {unit}"

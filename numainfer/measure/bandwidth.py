@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from .. import _core
+from ..machine.limits import limits, node_memory
 
 STREAMS = (1, 2, 3, 4)  # which number of read streams per thread is fastest depends on the machine
 _LEAST = 512 << 20  # bytes per node: also where caches are small, far more than they hold
@@ -29,12 +30,18 @@ def probe_bytes(least, free, n_nodes):
     Parameters
     ----------
     least : int
-    free : int
-        Bytes free on the fullest node.
+    free : int or None
+        Bytes free on the fullest node; None: not known.
     n_nodes : int
         Nodes that are measured; pretend nodes share one memory.
     """
-    return max(min(max(least, 4 * cache_bytes() // n_nodes), free // (4 * n_nodes)) >> 20, 1) << 20
+    wanted = max(least, 4 * cache_bytes() // n_nodes)
+    return max((wanted if free is None else min(wanted, free // (4 * n_nodes))) >> 20, 1) << 20
+
+
+def least_free(free):
+    """The least of some nodes' free bytes; None where none is known."""
+    return min((n for n in free if n is not None), default=None)
 
 
 def cache_bytes():
@@ -61,8 +68,8 @@ class ReadProbe:
 
     def __init__(self, runtime):
         self._runtime, self._arenas, self._written = runtime, [], False
-        nodes = runtime.engine.nodes
-        self._n_bytes = probe_bytes(_LEAST, min(_core.numa_node_memory(node)[1] for node in nodes), len(nodes))
+        nodes, memory = runtime.engine.nodes, limits().memory
+        self._n_bytes = probe_bytes(_LEAST, least_free(node_memory(node, memory)[1] for node in nodes), len(nodes))
         try:
             for node in nodes:
                 self._arenas.append(_core.Arena(self._n_bytes, [node], huge=True))

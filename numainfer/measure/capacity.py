@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 
 from .. import _core
 from ..engine.architectures import build, context_length
-from ..machine.placement import RESERVE
+from ..machine.limits import RESERVE, spare
 from ..engine.plan import Plan
 from ..summary import counted, short_bytes
 from ..engine.weights import Catalog, Matrix
@@ -148,15 +148,15 @@ class NodeNeed:
         The system's number of the node.
     weights, kv, activations : int
         Bytes; kv: the node's part of one sequence's cache.
-    room : int
-        Free bytes less the reserve; pretend nodes share a real one's evenly.
+    room : int or None
+        Free bytes less the reserve; pretend nodes share a real one's evenly.  None: not known, and then nothing says that it does not fit.
     """
 
     number: int
     weights: int
     kv: int
     activations: int
-    room: int
+    room: int | None
 
     @property
     def need(self):
@@ -164,7 +164,7 @@ class NodeNeed:
 
     @property
     def fits(self):
-        return self.need <= self.room
+        return self.room is None or self.need <= self.room
 
 
 @dataclass(frozen=True)
@@ -184,6 +184,8 @@ class Forecast:
         Tokens per second in all, of `sequences` sequences at their start, in one team over all nodes.
     apart : float or None
         The same with a team per node, each decoding its own (throughput mode); None without a copy on every node.
+    room : int or None
+        Bytes that the control group leaves all nodes together, less the reserve; None: no limit.
     """
 
     policy: str
@@ -193,10 +195,16 @@ class Forecast:
     last: float | None = None
     together: float | None = None
     apart: float | None = None
+    room: int | None = None
+
+    @property
+    def fits_group(self):
+        """Whether the control group leaves enough for all nodes together."""
+        return self.room is None or sum(node.need for node in self.nodes) <= self.room
 
     @property
     def fits(self):
-        return all(node.fits for node in self.nodes)
+        return self.fits_group and all(node.fits for node in self.nodes)
 
     def to_dict(self):
         """A dict that ``json`` can write."""
@@ -226,8 +234,9 @@ def forecast(demand, machine, policy, sequences=None):
     if sequences is None:
         sequences = count * (16 if all(site.macs for site in machine.sites) else 1)
     nodes = _needs(demand, machine, policy)
+    room = None if machine.limits.memory is None else machine.limits.memory.spare
     if not machine.measured:
-        return Forecast(policy, nodes, sequences)
+        return Forecast(policy, nodes, sequences, room=room)
     on = [0] if policy == "local" else range(count)
     apart = None
     if policy == "replicate":
@@ -239,6 +248,7 @@ def forecast(demand, machine, policy, sequences=None):
         last=1 / step_seconds(demand, machine, policy, on, past=demand.n_ctx - 1),
         together=sequences / step_seconds(demand, machine, policy, on, sequences),
         apart=apart,
+        room=room,
     )  # fmt: skip
 
 
@@ -287,7 +297,8 @@ def _needs(demand, machine, policy):
                 break
             kv = demand.kv_bytes
         sharers = 1 if policy == "local" else sum(other.number == site.number for other in sites)
-        room = max(int(site.free - RESERVE * site.total), 0) // sharers
+        room = spare(site.total, site.free)
+        room = None if room is None else room // sharers
         found.append(NodeNeed(site.number, weights, kv, activations, room))
     return tuple(found)
 
@@ -316,8 +327,12 @@ def report(demand, machine, forecasts):
     for name, f in zip(names, forecasts):
         for label, node in _grouped(f.nodes):
             sizes = (node.weights, node.kv, node.activations, node.need, node.room)
-            rows.append((name, label, *map(short_bytes, sizes), "yes" if node.fits else "no"))
+            fits = "no" if not (node.fits and f.fits_group) else "?" if node.room is None else "yes"
+            rows.append((name, label, *("?" if n is None else short_bytes(n) for n in sizes), fits))
     lines += table(rows)
+    limits = machine.limits.describe()
+    if limits:
+        lines.append(limits + ("" if one or machine.limits.memory is None else ", for all nodes together"))
     lines.append(f"KV in {demand.kv_type}: one sequence, {short_bytes(demand.kv_bytes // demand.n_ctx)} per token"
                  + ("" if one else ", spread over the nodes; in throughput mode each lies whole on one"))
     if not machine.measured:

@@ -9,7 +9,8 @@ import numpy as np
 from .. import _core
 from ..machine import placement
 from ..machine.cpus import domains
-from .bandwidth import probe_bytes, read_rate
+from ..machine.limits import Limits
+from .bandwidth import least_free, probe_bytes, read_rate
 from ..engine.plan import Plan
 from ..engine.weights import FORMATS, Matrix, Replicas, Vector
 
@@ -34,8 +35,8 @@ class Site:
         The system's number; pretend nodes share one, and its memory.
     cores : int
         Workers there.
-    total, free : int
-        Bytes of memory.
+    total, free : int or None
+        Bytes of memory, as `placement.Node` has them; None: not known.
     read : float or None
         Bytes per second that its workers read from its own memory; None: not measured.
     macs : float or None
@@ -44,8 +45,8 @@ class Site:
 
     number: int
     cores: int
-    total: int
-    free: int
+    total: int | None
+    free: int | None
     read: float | None = None
     macs: float | None = None
 
@@ -63,6 +64,8 @@ class Machine:
         Seconds for all workers to meet, and for those of one node.
     source : str
         "measured", "given" or "not measured".
+    limits : Limits
+        What the control group allows all nodes together, where it is less than they have.
     """
 
     sites: tuple
@@ -70,6 +73,7 @@ class Machine:
     barrier: float | None = None
     node_barrier: float | None = None
     source: str = "given"
+    limits: Limits = Limits()
 
     @property
     def measured(self):
@@ -79,7 +83,7 @@ class Machine:
     def __str__(self):
         """The machine in `parse_machine`'s grammar; unequal nodes are written as so many of the smallest."""
         low = [min((getattr(s, name) or 0) for s in self.sites) for name in ("cores", "total", "read", "macs")]
-        parts = [f"{len(self.sites)}x{low[0]}c", _rate(low[1], "B"), _rate(low[2], "B/s") if low[2] else "?GB/s"]
+        parts = [f"{len(self.sites)}x{low[0]}c", _rate(low[1], "B") if low[1] else "?GB", _rate(low[2], "B/s") if low[2] else "?GB/s"]
         if self.link and len(self.sites) > 1:
             parts.append(f"link={_rate(self.link, 'B/s')}")
         if self.barrier:
@@ -184,9 +188,10 @@ def survey(threads=None, nodes=None):
 
 
 def _survey(threads, nodes):
-    chosen, cpus, node_of = placement.choose_workers(placement.topology(), threads, nodes)
+    machine = placement.topology()
+    chosen, cpus, node_of = placement.choose_workers(machine, threads, nodes)
     sites = tuple(Site(n.number, node_of.count(i), n.total, n.free) for i, n in enumerate(chosen))
-    return Machine(sites, source="not measured"), cpus, node_of
+    return Machine(sites, source="not measured", limits=machine.limits), cpus, node_of
 
 
 def measure(threads=None, nodes=None, weight_type="Q4_K"):
@@ -210,7 +215,7 @@ def measure(threads=None, nodes=None, weight_type="Q4_K"):
     """
     machine, cpus, node_of = _survey(threads, nodes)
     count, sites = len(machine.sites), []
-    n_bytes = probe_bytes(_READ_BYTES, min(site.free for site in machine.sites), count)
+    n_bytes = probe_bytes(_READ_BYTES, least_free(site.free for site in machine.sites), count)
     arenas, teams = [], []
     try:
         for i, site in enumerate(machine.sites):
@@ -235,7 +240,7 @@ def measure(threads=None, nodes=None, weight_type="Q4_K"):
         outer = barrier_seconds(team)
     finally:
         team.close()
-    return Machine(tuple(sites), link, outer, inner, "measured")
+    return Machine(tuple(sites), link, outer, inner, "measured", machine.limits)
 
 
 def barrier_seconds(team, whole=True, n=500):

@@ -12,6 +12,7 @@ begun can always end; the next one waits until there is room.
 import collections
 import dataclasses
 import logging
+import sys
 import threading
 import time
 import warnings
@@ -22,7 +23,7 @@ from .._core import CHUNK
 from .crew import Crew
 from ..errors import CancelledWarning, ForkedProcess, ModelClosed
 from .generation import Clock, Generation
-from ..machine.placement import RESERVE, node_memory
+from ..machine.limits import limits, node_memory, spare
 from ..progress import progress_bar
 from ..prompts import to_ids
 from ..results import Completion, Timings, Usage
@@ -384,13 +385,14 @@ def _measure(runtime, lanes, crew):
 
 
 def kv_budget(runtime, lane):
-    """Bytes of KV memory that sequences in this lane may fill: what its nodes have free now, but for the reserve.
+    """Bytes of KV memory that sequences in this lane may fill: what its nodes have free now, but for the reserve, and no more than the
+    lane's part of what the control group allows all nodes together.  What nobody knows does not bind.
 
     Pretend nodes share the memory of the real one.
     """
-    engine = runtime.engine
-    rooms = []
+    engine, memory, most = runtime.engine, limits().memory, sys.maxsize
     for i in lane.nodes:
-        total, free = node_memory(engine.nodes[i])
-        rooms.append((free - RESERVE * total) / engine.nodes.count(engine.nodes[i]))
-    return max(int(min(rooms) * len(rooms)), 0)
+        room = spare(*node_memory(engine.nodes[i]))
+        if room is not None:
+            most = min(most, room * len(lane.nodes) // engine.nodes.count(engine.nodes[i]))
+    return most if memory is None else min(most, memory.spare * len(lane.nodes) // len(engine.nodes))

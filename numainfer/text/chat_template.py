@@ -6,12 +6,12 @@ functions that templates on the model hubs expect, and with a budget: every turn
 template ends in an error instead of a hang or of all memory.
 """
 
-import difflib
 import json
 import re
 import warnings
 from functools import cache, wraps
 
+from ..arguments import nearest
 from ..errors import ChatTemplateWarning
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -108,7 +108,7 @@ class ChatTemplate:
             role = message["role"]
             if role in ROLES or f"'{role}'" in self._source or f'"{role}"' in self._source:
                 continue
-            near = difflib.get_close_matches(str(role).lower(), ROLES, n=1)
+            near = nearest(str(role), ROLES)
             if near:
                 raise ValueError(f"messages[{i}]['role'] = {role!r}: did you mean {near[0]!r}?")
             warnings.warn(f"messages[{i}]['role'] = {role!r}: the chat template does not name this role and may ignore the message; "

@@ -142,7 +142,7 @@ class Machine:
         line = ["qemu-system-x86_64", "-machine", "pc", "-accel", "tcg,thread=single", "-cpu", cpu, "-nodefaults",
                 "-display", "none", "-monitor", "none", "-no-reboot", "-serial", f"file:{console}", "-kernel", str(kernel),
                 "-initrd", str(initramfs), "-append",
-                f"console=ttyS0 quiet panic=-1 random.trust_cpu=on mitigations=off {self._left_out()} {self.kernel_args}",
+                f"console=ttyS0 quiet panic=-1 random.trust_cpu=on mitigations=off no_timer_check {self._left_out()} {self.kernel_args}",
                 "-fsdev", "local,id=host,path=/,security_model=none,readonly=on,multidevs=remap",
                 "-device", "virtio-9p-pci,fsdev=host,mount_tag=host",
                 "-fsdev", f"local,id=share,path={share},security_model=none",

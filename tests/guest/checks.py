@@ -6,6 +6,7 @@ computed, by model). Prints a line of JSON per check; the exit status is the num
 
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -14,7 +15,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from inside import NODES, anonymous, cpuset, digest, node_numbers, numa_maps, numbers, pages_by_node, pinned_threads, refuse
+from inside import NODES, anonymous, control_group, cpuset, digest, node_numbers, numa_maps, numbers, pages_by_node, pinned_threads, refuse
 
 PROMPT = [5, 9, 14, 3, 60, 61, 62, 7]
 STEPS = 3
@@ -250,6 +251,55 @@ def cpuset_memory(settings):
     engine = open_engine(settings["model"])
     assert engine.nodes == [last]
     expect_pages(engine.replicas.arenas[0], last)
+    assert bits(engine, engine.new_kv()) == settings["bits"]["model"]
+    engine.close()
+
+
+def _memory_limit(settings, version, limit, killed):
+    """A group that has no room for a model tells it; with as much more as the message says it has room, and nobody is killed."""
+    from numainfer.errors import OutOfNodeMemory
+
+    open_engine(settings["model"]).close()  # all that has to be imported
+    group = control_group("memory", {limit: "90000000"}, version)
+    try:
+        open_engine(settings["big"])
+    except OutOfNodeMemory as error:
+        text = str(error)
+    else:
+        raise AssertionError("no OutOfNodeMemory")
+    found = re.search(rf"control group allows 90.0 MB \({group}/{limit}\): need ([0-9.]+) MB, free ([0-9.]+) MB$", text)
+    assert found, text
+    need, free = (float(n) * 1e6 for n in found.groups())
+    (group / limit).write_text(str(int(90e6 + (need - free + 1e6) / 0.95)))
+    engine = open_engine(settings["big"])
+    assert bits(engine, engine.new_kv()) == settings["bits"]["big"]
+    engine.close()
+    events = dict(line.split() for line in (group / killed).read_text().splitlines())
+    assert events["oom_kill"] == "0", events
+    return {"error": text, "limit": (group / limit).read_text().strip(), "need": need, "free": free}
+
+
+@check
+def memory_limit(settings):
+    """Control groups of version 2."""
+    return _memory_limit(settings, 2, "memory.max", "memory.events")
+
+
+@check
+def memory_limit_of_version_1(settings):
+    return _memory_limit(settings, 1, "memory.limit_in_bytes", "memory.oom_control")
+
+
+@check
+def cpu_limit(settings):
+    """A quota of 1.5 CPUs feeds one worker."""
+    from numainfer.machine.placement import topology
+
+    control_group("cpu", {"cpu.max": "150000 100000"})
+    cores = sum(map(len, settings["cpus"].values()))
+    assert f"control group allows 1.5 of {cores} cores" in str(topology())
+    engine = open_engine(settings["model"], nodes=[int(min(settings["cpus"]))])
+    assert engine.threads == 1
     assert bits(engine, engine.new_kv()) == settings["bits"]["model"]
     engine.close()
 

@@ -111,19 +111,27 @@ def refuse(*syscalls):
         raise OSError(ctypes.get_errno(), "seccomp")
 
 
-def cpuset(cpus, mems):
-    """Move this process into a new control group with these CPUs and memory nodes (control groups v2)."""
-    root = Path("/tmp/cgroup")
+def control_group(controller, settings, version=2):
+    """Move this process into a new control group, within another that has these settings ({file: text}); returns the outer one's folder."""
+    root = Path(f"/tmp/cgroup{'' if version == 2 else f'-{controller}'}")
     root.mkdir(exist_ok=True)
     libc = ctypes.CDLL(None, use_errno=True)
-    if not (root / "cgroup.procs").exists() and libc.mount(b"none", bytes(root), b"cgroup2", 0, None):
-        raise OSError(ctypes.get_errno(), "mount cgroup2")
-    (root / "cgroup.subtree_control").write_text("+cpuset")
+    kind, options = (b"cgroup2", None) if version == 2 else (b"cgroup", controller.encode())
+    if not (root / "cgroup.procs").exists() and libc.mount(b"none", bytes(root), kind, 0, options):
+        raise OSError(ctypes.get_errno(), f"mount {kind.decode()}")
     group = root / f"numainfer-{os.getpid()}"
-    group.mkdir()
-    (group / "cpuset.cpus").write_text(cpus)
-    (group / "cpuset.mems").write_text(mems)
-    (group / "cgroup.procs").write_text(str(os.getpid()))
+    (group / "inner").mkdir(parents=True)
+    for folder in (root, group) if version == 2 else ():
+        (folder / "cgroup.subtree_control").write_text(f"+{controller}")
+    for name, text in settings.items():
+        (group / name).write_text(text)
+    (group / "inner" / "cgroup.procs").write_text(str(os.getpid()))
+    return group
+
+
+def cpuset(cpus, mems):
+    """Move this process into a new control group with these CPUs and memory nodes (control groups v2)."""
+    control_group("cpuset", {"cpuset.cpus": cpus, "cpuset.mems": mems})
 
 
 class Markers:

@@ -16,7 +16,7 @@ MACHINES = {
         Machine([(2, 640), (2, 640)]),
         {0: [0, 1], 1: [2, 3]},
         [["topology", "placements", "subset", "strays", "balancing", "too_big"], ["affinity"], ["cpuset_of_one_node"], ["cpuset_memory"],
-         ["interleaved"], ["without_mbind"], ["as_in_docker"], ["memory"]],
+         ["interleaved"], ["without_mbind"], ["as_in_docker"], ["memory"], ["memory_limit"], ["cpu_limit"]],
     ),
     "four nodes": (
         Machine([(1, 384)] * 4),
@@ -28,7 +28,11 @@ MACHINES = {
         {0: [0], 2: [1, 2]},
         [["topology", "placements", "affinity"]],
     ),
-    "a node without CPUs": (Machine([(2, 512), (0, 512)]), {0: [0, 1]}, [["topology", "placements"]]),
+    "a node without CPUs": (
+        Machine([(2, 512), (0, 512)]),
+        {0: [0, 1]},
+        [["topology", "placements"], ["memory_limit_of_version_1"]],
+    ),
     "node numbers with a gap": (
         Machine([(1, 512), (0, 0), (1, 512)]),
         {0: [0], 2: [1]},
