@@ -24,9 +24,4 @@ __attribute__((unused)) static void gather_quants(const ni_act *x, int64_t k0, i
         for (int64_t i = 0; x->s && i < nk / 16; i++) s[t * nk / 16 + i] = x->s[at / 16 + i];
     }
 }
-
-#define NI_GATHERS                                                                                               \
-    {[NI_F32] = gather_f32, [NI_F16] = gather_f32, [NI_BF16] = gather_f32, [NI_Q4_0] = gather_quants,            \
-     [NI_Q4_1] = gather_quants, [NI_Q5_0] = gather_quants, [NI_Q5_1] = gather_quants, [NI_Q8_0] = gather_quants, \
-     [NI_Q4_K] = gather_quants, [NI_Q5_K] = gather_quants, [NI_Q6_K] = gather_quants}
 #endif
