@@ -20,6 +20,8 @@ FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trap
          "-Wno-unused-parameter", "-Werror", "-fPIC", "-shared", f"-I{CSRC}"] + (["-march=x86-64-v2"] if X86 else [])
 # A table alone: its matrix kernels, which nobody calls here, may want the formats.
 TABLE = """#pragma weak ni_formats
+#pragma weak ni_kernels_{isa}
+#pragma weak ni_dot_by_panels
 #include "isa/{isa}.c"
 """
 CHUNK = 256
@@ -28,7 +30,7 @@ KV_TYPES = re.findall(r"^NI_KV\((\w+)\)", (CSRC / "isa" / "kv.def").read_text(),
 # exp and tanh are inline functions of the kernels; the shims show them to the tests, 16 values at a time.
 SOURCE = TABLE + """
 extern const struct ni_vec_kernels *const vec;
-const struct ni_vec_kernels *const vec = &ni_kernels_{isa}.vec;
+const struct ni_vec_kernels *const vec = &ni_own_{isa}.vec;
 void test_exp(const float *x, int64_t n, float *y);
 void test_tanh(const float *x, int64_t n, float *y);
 void test_exp(const float *x, int64_t n, float *y) {{
