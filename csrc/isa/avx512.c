@@ -1,6 +1,6 @@
 /* The AVX-512 table: F, BW, VL, DQ and VNNI, as Intel's servers have them since 2019 and AMD's since 2022.
  *
- * Measured on Zen 4, whose 512-bit operations take two 256-bit pipes for a cycle: what they save is instructions. */
+ * Measured on Zen 4, where a 512-bit operation takes two 256-bit pipes for a cycle: it saves an instruction, but no arithmetic. */
 #include "target.h"
 #if NI_X86
 NI_TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c,bmi2")

@@ -1,6 +1,6 @@
 /* v16: sixteen float lanes, whatever the machine has: one zmm, two ymm, four NEON registers, or a plain array.
  *
- * The file defines V16_AVX512, V16_AVX2 or V16_NEON first, or none for the array. Every operation gives the same bits
+ * The includer defines V16_AVX512, V16_AVX2 or V16_NEON first, or none for the array. Every operation gives the same bits
  * in all forms: each is either exact or one correctly rounded IEEE operation per lane, and sums over lanes use one
  * fixed tree (v16_sum). max and min are those of x86: `a > b ? a : b` and `a < b ? a : b`, so the second operand wins
  * for NaN and for zeros of either sign. Assumes the default rounding mode, subnormals on, -ffp-contract=off. Addresses
