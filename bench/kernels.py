@@ -13,13 +13,14 @@ Rates are per CPU second of each thread, summed over the threads, so that other 
 """
 import argparse
 import os
+import re
 import statistics
 import subprocess
 import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TYPES = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"]
+TYPES = re.findall(r"^NI_FORMAT\((\w+)", (ROOT / "csrc" / "formats" / "formats.def").read_text(), re.MULTILINE)
 FLAGS = ["-O3", "-std=gnu11", "-ffp-contract=off"]
 
 

@@ -13,6 +13,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "formats/half.h"
 #include "sample.h"
 
 enum { BLOCK = 32, BUCKETS = 2048 };
@@ -22,24 +23,12 @@ enum { BLOCK = 32, BUCKETS = 2048 };
 #define KEY_MINUS_INF (-0x7f800000 - 1)
 #define KEY_LOWEST (-0x7f800000) /* -FLT_MAX: the least logit that has a chance */
 
-static inline uint32_t bits_of(float x) {
-    uint32_t u;
-    memcpy(&u, &x, 4);
-    return u;
-}
-
-static inline float float_of(uint32_t u) {
-    float x;
-    memcpy(&x, &u, 4);
-    return x;
-}
-
 static inline int32_t key_of(float x) {
-    int32_t i = (int32_t)bits_of(x + 0.0f);
+    int32_t i = (int32_t)ni_f32_bits(x + 0.0f);
     return i ^ (int32_t)((uint32_t)(i >> 31) >> 1);
 }
 
-static inline float value_of(int32_t key) { return float_of((uint32_t)(key ^ (int32_t)((uint32_t)(key >> 31) >> 1))); }
+static inline float value_of(int32_t key) { return ni_bits_f32((uint32_t)(key ^ (int32_t)((uint32_t)(key >> 31) >> 1))); }
 
 /* The key of the least float >= v, at least KEY_LOWEST.  v <= FLT_MAX */
 static int32_t key_at_least(double v) {
@@ -55,13 +44,13 @@ static int32_t key_at_least(double v) {
  * negative number's size is in unsigned order, because gcc makes branches, not SIMD, of float comparisons. */
 static inline float exp_nonpositive(float x) {
     const float shifter = 12583039.0f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
-    uint32_t u = bits_of(x), limit = bits_of(-88.0f);
-    float c = float_of(u < limit ? u : limit);
+    uint32_t u = ni_f32_bits(x), limit = ni_f32_bits(-88.0f);
+    float c = ni_bits_f32(u < limit ? u : limit);
     float t = c * 1.44269504f + shifter;
     float n = t - shifter;
     float r = (c - n * ln2_high) - n * ln2_low;
     float q = (((0.00138145988f * r + 0.00836871658f) * r + 0.04166838899f) * r + 0.16666521132f) * r + 0.49999994040f;
-    return (q * (r * r) + r + 1.0f) * float_of(bits_of(t) << 23);
+    return (q * (r * r) + r + 1.0f) * ni_bits_f32(ni_f32_bits(t) << 23);
 }
 
 /* ---- scratch ---- */

@@ -25,7 +25,7 @@ cdef extern from "../csrc/ni.h":
         int sub_ "sub"
         void (*decode)(const uint8_t *, int64_t, float *) noexcept nogil
         void (*unpack_row)(const uint8_t *, int, int64_t, float *) noexcept nogil
-    const ni_format ni_formats[16]
+    const ni_format *ni_formats
     size_t ni_packed_bytes(int t, int64_t n, int64_t k) nogil
     size_t ni_group_bytes(int t, int64_t k) nogil
 

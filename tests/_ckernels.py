@@ -1,25 +1,41 @@
 """Builds the formats and kernels alone and binds them with ctypes, so that tests reach every table without the package.
 
-``library()`` compiles ``csrc/formats/*.c`` and ``csrc/isa/*.c`` once per process into a temporary folder.
+``library()`` is ``csrc/formats/*.c``, ``csrc/isa/*.c`` and a hook, for this machine.
 """
 
+import contextlib
 import ctypes
 import functools
 import pathlib
-import shutil
+import re
 import subprocess
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from _objects import MACHINE, compile_all
 
 CSRC = pathlib.Path(__file__).resolve().parents[1] / "csrc"
-FLAGS = ["-O2", "-std=gnu11", "-fPIC", "-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno"]
-X86_FLAGS = ["-march=x86-64-v2"]
+SOURCES = sorted([*CSRC.glob("formats/*.c"), *CSRC.glob("isa/*.c")])
 
-TYPES = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")  # order of ni_type
+TYPES = tuple(re.findall(r"^NI_FORMAT\((\w+)", (CSRC / "formats" / "formats.def").read_text(), re.MULTILINE))  # order of ni_type
 ROWS, SLAB, LONG_SLAB, SLAB_BYTES = 16, 256, 512, 640
 FLOAT, OFFSET, MIN, SIGNED, NESTED = range(5)  # ni_panel_kind
+
+# Completes a table without some slots of the types in a mask: 1 dot, 2 unpack, 4 gather and gemm.
+HOOK = """
+#include "isa/kernels.h"
+void complete_without(ni_kernels *table, const ni_own_kernels *own, uint64_t types, int slots);
+void complete_without(ni_kernels *table, const ni_own_kernels *own, uint64_t types, int slots) {
+    ni_own_kernels part = *own;
+    for (int t = 0; t < NI_N_TYPES; t++) {
+        if (!(types >> t & 1)) continue;
+        if (slots & 1) part.types[t].dot = NULL;
+        if (slots & 2) part.types[t].unpack = NULL;
+        if (slots & 4) part.types[t].gather = NULL, part.types[t].gemm = NULL;
+    }
+    ni_complete(table, &part);
+}
+"""
 
 _ptr, _i64, _int, _size = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_size_t
 
@@ -48,58 +64,39 @@ class Format(ctypes.Structure):
     ]  # fmt: skip
 
 
+_SLOTS = [
+    ("dot", ctypes.CFUNCTYPE(None, _ptr, _i64, ctypes.POINTER(Act), _ptr)),
+    ("unpack", ctypes.CFUNCTYPE(None, _ptr, _i64, _i64, ctypes.POINTER(Panel))),
+    ("gather", ctypes.CFUNCTYPE(None, ctypes.POINTER(Act), _i64, _i64, _int, _ptr, ctypes.POINTER(Act))),
+    ("gemm", ctypes.CFUNCTYPE(None, ctypes.POINTER(Panel), _i64, _i64, ctypes.POINTER(Act), _int, _ptr, _ptr)),
+    ("few", _int),
+    ("slab", _int),
+]
+
 class Kernels(ctypes.Structure):
     """The head of ni_kernels; the vector kernels that follow have their own test."""
 
-    _fields_ = [
-        ("name", ctypes.c_char_p),
-        ("dot", ctypes.CFUNCTYPE(None, _ptr, _i64, ctypes.POINTER(Act), _ptr) * len(TYPES)),
-        ("unpack", ctypes.CFUNCTYPE(None, _ptr, _i64, _i64, ctypes.POINTER(Panel)) * len(TYPES)),
-        (
-            "gather",
-            ctypes.CFUNCTYPE(None, ctypes.POINTER(Act), _i64, _i64, _int, _ptr, ctypes.POINTER(Act)) * len(TYPES),
-        ),
-        (
-            "gemm",
-            ctypes.CFUNCTYPE(None, ctypes.POINTER(Panel), _i64, _i64, ctypes.POINTER(Act), _int, _ptr, _ptr)
-            * len(TYPES),
-        ),
-        ("few", _int * len(TYPES)),
-        ("slab", _int * len(TYPES)),
-    ]
+    _fields_ = [("name", ctypes.c_char_p)] + [(slot, kind * len(TYPES)) for slot, kind in _SLOTS]
 
 
-def compile_library(sources, folder, flags=()):
-    """Compiles C files in parallel and links them; returns the path of the shared object."""
-    machine = X86_FLAGS if subprocess.check_output(["gcc", "-dumpmachine"], text=True).startswith("x86_64") else []
 
-    def one(source):
-        target = folder / (source.parent.name + "_" + source.stem + ".o")
-        done = subprocess.run(
-            ["gcc", *FLAGS, *machine, *flags, "-c", str(source), "-o", str(target)], text=True, capture_output=True,
-            check=False,
-        )
-        if done.returncode:
-            raise RuntimeError(f"{source.name} does not compile:\n{done.stderr}")
-        return str(target)
 
-    with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(one, sources))
-    path = folder / "kernels.so"
-    subprocess.run(["gcc", "-shared", "-o", str(path), *objects, *flags, "-lm"], check=True)
-    return path
+def load_library(sources, *flags):
+    """Compiles C files for this machine; returns them as a ctypes library."""
+    objects = compile_all("gcc", sources, *MACHINE, *flags)
+    with tempfile.TemporaryDirectory() as folder:  # the loader keeps what it mapped
+        path = pathlib.Path(folder) / "library.so"
+        subprocess.run(["gcc", "-shared", "-o", str(path), *objects, "-lm"], check=True)
+        return ctypes.CDLL(str(path))
 
 
 @functools.cache
 def library():
     """The formats and kernels as a ctypes library."""
-    folder = pathlib.Path(tempfile.mkdtemp(prefix="numainfer-kernels-"))
-    try:
-        lib = ctypes.CDLL(
-            str(compile_library(sorted([*CSRC.glob("formats/*.c"), *CSRC.glob("isa/*.c")]), folder))
-        )
-    finally:
-        shutil.rmtree(folder)  # the loader keeps what it mapped
+    with tempfile.TemporaryDirectory() as folder:
+        hook = pathlib.Path(folder) / "hook.c"
+        hook.write_text(HOOK)
+        lib = load_library([*SOURCES, hook], f"-I{CSRC}")
     lib.ni_isa_available.restype = ctypes.c_char_p
     lib.ni_isa_select.argtypes = [ctypes.c_char_p]
     return lib
@@ -116,6 +113,19 @@ def tables():
     """Name -> Kernels, for every table that this CPU runs."""
     names = library().ni_isa_available().decode().split(",")
     return {name: Kernels.in_dll(library(), f"ni_kernels_{name}") for name in names}
+
+
+@contextlib.contextmanager
+def without(isa, slots, names):
+    """While the context lasts, the table of `isa` is as if its file left `slots` ("dot", "unpack", "gemm": with gather) of types empty."""
+    lib = library()
+    own = ctypes.c_char.in_dll(lib, f"ni_own_{isa}")
+    bits = sum(1 << ("dot", "unpack", "gemm").index(slot) for slot in slots)
+    lib.complete_without(ctypes.byref(tables()[isa]), ctypes.byref(own), ctypes.c_uint64(sum(1 << TYPES.index(n) for n in names)), bits)
+    try:
+        yield tables()[isa]
+    finally:
+        lib.complete_without(ctypes.byref(tables()[isa]), ctypes.byref(own), ctypes.c_uint64(0), 0)
 
 
 def address(array):

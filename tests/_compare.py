@@ -1,36 +1,18 @@
 """Builds and runs cross/compare.c, which compares all tables of kernels that a CPU runs, bit for bit, without Python."""
 
-import atexit
 import functools
 import pathlib
-import platform
-import shutil
 import subprocess
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 
-from _ckernels import CSRC, FLAGS, TYPES, X86_FLAGS
+from _ckernels import CSRC, SOURCES, TYPES
+from _objects import MACHINE, compile_all
 
 CROSS = pathlib.Path(__file__).resolve().parent / "cross"
 COMPARE = CROSS / "compare.c"
-KERNELS = sorted([*CSRC.glob("formats/*.c"), *CSRC.glob("isa/*.c")])
-WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter"]
-MACHINE = X86_FLAGS if platform.machine() == "x86_64" else []
+# (table, slot): the types that a table has no kernel of its own for (gather and gemm go together), of all tables.
+EMPTY = {("scalar", "dot"): TYPES}
 CHECKS = [*TYPES, "maps", "quantize", "rope", "storing", "attention"]
-
-
-def compile_all(compiler, sources, folder, *flags):
-    """Compiles C files in parallel; returns the objects' paths."""
-
-    def one(source):
-        target = folder / f"{source.parent.name}_{source.stem}.o"
-        command = [compiler, *FLAGS, *WARNINGS, *flags, "-c", str(source), "-o", str(target)]
-        done = subprocess.run(command, text=True, capture_output=True, check=False)
-        assert done.returncode == 0, f"{compiler} {source.name}:\n{done.stderr}"
-        return str(target)
-
-    with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(one, sources))
 
 
 def link(compiler, objects, folder, *flags):
@@ -40,12 +22,17 @@ def link(compiler, objects, folder, *flags):
 
 
 def run(*command):
-    """Runs the driver; returns the tables' names, {(table, check): values compared} and the hash of scalar results."""
+    """Runs the driver; returns the tables' names, {(table, check): values compared} and the hash of scalar results.
+
+    Asserts that the tables compiled in leave empty what EMPTY says.
+    """
     done = subprocess.run(command, text=True, capture_output=True, check=False, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     first, *counts, last = (line.split() for line in done.stdout.splitlines())
     assert first[0] == "tables" and last[0] == "scalar"
-    return first[1].split(","), {(table, check): int(n) for table, check, n in counts}, last[1]
+    empty = {(words[0], words[2]): tuple(words[3:]) for words in counts if words[1] == "empty"}
+    assert empty == EMPTY
+    return first[1].split(","), {(words[0], words[1]): int(words[2]) for words in counts if words[1] != "empty"}, last[1]
 
 
 def check_counts(tables, counts):
@@ -54,16 +41,13 @@ def check_counts(tables, counts):
     assert all(n > 1000 for n in counts.values())
 
 
-@functools.cache
 def native_objects():
-    """Paths of the driver's objects for this machine."""
-    folder = pathlib.Path(tempfile.mkdtemp(prefix="numainfer-compare-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return compile_all("gcc", [*KERNELS, COMPARE], folder, "-O1", *MACHINE)
+    """Paths of the driver's objects for this machine: those of _ckernels.library(), and the driver's own."""
+    return compile_all("gcc", [*SOURCES, COMPARE], *MACHINE, f"-I{CSRC}")
 
 
 @functools.cache
 def native():
     """What the driver says on this machine."""
-    objects = native_objects()
-    return run(link("gcc", objects, pathlib.Path(objects[0]).parent))
+    with tempfile.TemporaryDirectory() as folder:
+        return run(link("gcc", native_objects(), pathlib.Path(folder)))

@@ -1,25 +1,24 @@
 """Builds the vector kernels of the core's tables, one library per instruction set, and binds them by ctypes."""
 
-import atexit
 import ctypes
 import functools
 import pathlib
-import platform
 import re
-import shutil
 import subprocess
 import tempfile
 
 import numpy as np
+from _objects import MACHINE, compile_one
 
 from numainfer import _core
 
 CSRC = pathlib.Path(__file__).resolve().parent.parent / "csrc"
-X86 = platform.machine() in ("x86_64", "AMD64")
 FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra",
-         "-Wno-unused-parameter", "-Werror", "-fPIC", "-shared", f"-I{CSRC}"] + (["-march=x86-64-v2"] if X86 else [])
+         "-Wno-unused-parameter", "-Werror", "-fPIC", f"-I{CSRC}", *MACHINE]
 # A table alone: its matrix kernels, which nobody calls here, may want the formats.
 TABLE = """#pragma weak ni_formats
+#pragma weak ni_kernels_{isa}
+#pragma weak ni_dot_by_panels
 #include "isa/{isa}.c"
 """
 CHUNK = 256
@@ -28,7 +27,7 @@ KV_TYPES = re.findall(r"^NI_KV\((\w+)\)", (CSRC / "isa" / "kv.def").read_text(),
 # exp and tanh are inline functions of the kernels; the shims show them to the tests, 16 values at a time.
 SOURCE = TABLE + """
 extern const struct ni_vec_kernels *const vec;
-const struct ni_vec_kernels *const vec = &ni_kernels_{isa}.vec;
+const struct ni_vec_kernels *const vec = &ni_own_{isa}.vec;
 void test_exp(const float *x, int64_t n, float *y);
 void test_tanh(const float *x, int64_t n, float *y);
 void test_exp(const float *x, int64_t n, float *y) {{
@@ -72,13 +71,6 @@ class _Table(ctypes.Structure):
 
 
 @functools.cache
-def _folder():
-    path = pathlib.Path(tempfile.mkdtemp(prefix="numainfer-vec-"))
-    atexit.register(shutil.rmtree, path, ignore_errors=True)
-    return path
-
-
-@functools.cache
 def available():
     """Names of the core's tables that this CPU runs, "scalar" first."""
     return _core.isa_available()[::-1]
@@ -87,10 +79,12 @@ def available():
 @functools.cache
 def load(isa):
     """Return the `Kernels` compiled for one instruction set."""
-    src, lib = _folder() / f"{isa}.c", _folder() / f"{isa}.so"
-    src.write_text(SOURCE.format(isa=isa))
-    subprocess.run(["gcc", *FLAGS, str(src), "-o", str(lib), "-lm"], check=True)
-    return Kernels(isa, ctypes.CDLL(str(lib)))
+    with tempfile.TemporaryDirectory() as folder:  # the loader keeps what it mapped
+        source, library = pathlib.Path(folder) / f"{isa}.c", pathlib.Path(folder) / f"{isa}.so"
+        source.write_text(SOURCE.format(isa=isa))
+        made = compile_one("gcc", source, *FLAGS)
+        subprocess.run(["gcc", "-shared", made, "-o", str(library), "-lm"], check=True)
+        return Kernels(isa, ctypes.CDLL(str(library)))
 
 
 class Kernels:

@@ -1,11 +1,18 @@
 """Models that tests share: each is loaded once per run."""
 
+import signal
 import threading
 
 import pytest
 from tiny_models import tiny
 
 import numainfer as ni
+
+
+def pytest_configure():
+    """Tests send Ctrl-C to this process, and some wait for it; a shell's background jobs start with it ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

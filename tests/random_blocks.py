@@ -7,7 +7,9 @@ the decoded weights have about the wanted standard deviation and, where the form
 import gguf
 import numpy as np
 
-TYPES = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
+from numainfer import _core
+
+TYPES = tuple(_core.formats())
 
 # Per type: byte offset of each float16 scale in a block, and its value for a standard deviation of 1.
 # A uniform q of n levels deviates by n / sqrt(12); a 6-bit scale of the K types has a mean square of 36.4^2.

@@ -9,8 +9,9 @@ import platform
 import shutil
 
 import pytest
-from _ckernels import CSRC
-from _compare import COMPARE, KERNELS, check_counts, compile_all, link, native, run
+from _ckernels import CSRC, SOURCES
+from _compare import COMPARE, check_counts, link, native, run
+from _objects import compile_all
 
 ARM = platform.machine() == "aarch64"
 CORE = sorted([*CSRC.glob("*.c"), *CSRC.glob("ops/*.c")])
@@ -38,8 +39,7 @@ def emulator():
 
 @pytest.fixture(scope="module")
 def arm_driver(compiler, emulator, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("aarch64")
-    return link(compiler, compile_all(compiler, [*KERNELS, COMPARE], folder), folder, "-static")
+    return link(compiler, compile_all(compiler, [*SOURCES, COMPARE]), tmp_path_factory.mktemp("aarch64"), "-static")
 
 
 def test_every_table_of_this_machine_has_the_scalar_bits():
@@ -64,4 +64,4 @@ def test_the_core_compiles_for_arm(compiler, tmp_path):
         pytest.skip("libnuma's headers are missing: Debian's libnuma-dev has them")
     for header in [*headers, *pathlib.Path("/usr/include").glob("numacompat*.h")]:
         shutil.copy(header, tmp_path)
-    compile_all(compiler, CORE, tmp_path, "-O1", "-fopenmp", "-isystem", str(tmp_path))
+    compile_all(compiler, CORE, "-O1", "-fopenmp", "-isystem", str(tmp_path))

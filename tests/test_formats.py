@@ -16,8 +16,8 @@ from _ckernels import (
     TYPES,
     address,
     aligned,
-    compile_library,
     formats,
+    load_library,
     pack,
     random_blocks,
     scale_offsets,
@@ -150,7 +150,7 @@ def half(tmp_path_factory):
         "void widen_b(const uint16_t *x, int64_t n, float *y) { while (n--) y[n] = ni_bf16_to_f32(x[n]); }\n"
         "void narrow(const float *x, int64_t n, uint16_t *y) { while (n--) y[n] = ni_f32_to_f16(x[n]); }\n"
     )
-    return ctypes.CDLL(str(compile_library([source], folder, [f"-I{CSRC / 'formats'}"])))
+    return load_library([source], f"-I{CSRC / 'formats'}")
 
 
 def convert(function, x, dtype):

@@ -24,6 +24,7 @@ from _ckernels import (
     random_blocks,
     scale_offsets,
     tables,
+    without,
 )
 from gguf.quants import dequantize
 
@@ -143,13 +144,13 @@ def reference(name, rows, x):
     return values @ w.T, np.abs(values) @ np.abs(w).T
 
 
-def check_all(name, rows, x):
+def check_all(name, rows, x, isas=ISAS):
     """Every table, dot and gemm, against the scalar table's gemm; that against float64."""
     packed = pack(name, rows)
     wanted = gemm("scalar", name, packed, x)
     right, magnitude = reference(name, rows, x)
     assert (np.abs(wanted[:, : len(rows)] - right) <= 1e-5 * magnitude + 1e-30).all()
-    for isa in ISAS:
+    for isa in isas:
         if isa != "scalar":
             for slab in {SLAB, max(SLAB, tables()[isa].slab[TYPES.index(name)])}:
                 found = gemm(isa, name, packed, x, slab=slab)
@@ -179,10 +180,52 @@ def test_tables_are_found_and_selected():
     assert current.value == ctypes.addressof(tables()[ISAS[0]])
 
 
+def where(function):
+    """Address of a slot's kernel."""
+    return ctypes.cast(function, ctypes.c_void_p).value
+
+
 def test_every_slot_is_filled():
+    """What the tables' files leave empty cross/compare.c says, for all tables (_compare.EMPTY)."""
     for table in tables().values():
         for kind in (table.dot, table.unpack, table.gather, table.gemm):
-            assert all(ctypes.cast(slot, ctypes.c_void_p).value for slot in kind)
+            assert all(map(where, kind))
+
+
+@pytest.mark.parametrize("slots", [("dot",), ("unpack",), ("gemm",), ("dot", "unpack", "gemm")], ids="+".join)
+@pytest.mark.parametrize("isa", OTHERS)
+def test_empty_slots_are_filled_with_kernels_of_the_same_bits(isa, slots):
+    """One type without its kernels takes those of its like; all types without them take the scalar table's."""
+    rng = np.random.default_rng(17)
+    for name in TYPES:
+        k = {1: 300, 32: 576, 256: 768}[formats()[name].block]
+        rows, x = random_blocks(rng, name, 3 * ROWS - 5, k), Activations(rng, 7, k)
+        for names in ([name], TYPES):
+            with without(isa, slots, names) as table:
+                check_all(name, rows, x, [isa])
+                i = TYPES.index(name)
+                assert "dot" not in slots or table.few[i] == 0
+                assert (where(table.unpack[i]) == where(tables()["scalar"].unpack[i])) == ("unpack" in slots)
+                if "gemm" in slots and names is TYPES:
+                    assert where(table.gemm[i]) == where(tables()["scalar"].gemm[i]) and table.slab[i] == 0
+                    assert where(table.gather[i]) == where(tables()["scalar"].gather[i])
+
+
+@pytest.mark.parametrize("isa", OTHERS)
+@pytest.mark.parametrize("empty, lender", [
+    ("F16", "F32"), ("Q4_1", "Q4_K"), ("Q4_K", "Q4_1"), ("Q5_K", "Q5_1"), ("Q4_1 Q4_K", "Q5_1"),
+    ("Q5_1 Q5_K", None), ("Q4_0", None), ("Q5_0", None), ("Q8_0", None), ("Q6_K", None),
+])  # fmt: skip
+def test_who_lends_a_gemm(isa, empty, lender):
+    """Panels must be alike in kind, sub-blocks and offset, and the lender's quants reach as far; narrow lenders go first."""
+    empty = empty.split()
+    with without(isa, ["gemm"], empty) as table:
+        for name in empty:
+            own, other = TYPES.index(name), TYPES.index(lender or name)
+            from_table = table if lender else tables()["scalar"]
+            assert where(table.gemm[own]) == where(from_table.gemm[other])
+            assert where(table.gather[own]) == where(from_table.gather[other])
+            assert table.slab[own] == from_table.slab[other]
 
 
 @pytest.mark.parametrize("name", TYPES)

@@ -138,3 +138,23 @@ def test_the_core_has_no_architecture_in_it():
     for path in sources("**/*.[ch]", "**/*.def"):
         code = re.sub(r"/\*.*?\*/", "", path.read_text(), flags=re.DOTALL)
         assert not any(re.search(rf'"{name}"', code) for name in SUPPORTED), path
+
+
+def comments(path):
+    return re.findall(r"/\*.*?\*/", path.read_text(), re.DOTALL)
+
+
+def test_comments_name_what_there_is():
+    """Files, and macros and functions of our own, that a comment of the core names exist."""
+    core = sources("**/*.[ch]", "**/*.def")
+    files = {p.name for p in ROOT.rglob("*.*") if ".venv" not in p.parts}
+    code = "".join(re.sub(r"/\*.*?\*/", "", p.read_text(), flags=re.DOTALL) for p in core)
+    # What macros make of lists of names.
+    made = re.compile(r"(?:NI_BLOCK|NI_KV|ni_(?:block|record|decode|pack|unpack_row|own|kernels|op|scratch))_\w*")
+    names = set(re.findall(r"\b(?:NI|V16|ni|v16)_\w+", code))
+    for path in core:
+        for text in comments(path):
+            for name in re.findall(r"\b[\w/]+\.(?:h|c|py|def|pyx|pxi)\b", text):
+                assert name.rpartition("/")[2] in files, f"{path.name} speaks of {name}"
+            for name in re.findall(r"\b(?:NI|V16|ni|v16)_\w+", text):
+                assert name in names or made.fullmatch(name), f"{path.name} speaks of {name}"

@@ -26,9 +26,9 @@
  *              | 16 x 3 vectors, sub-block s: bits 0-5 of vector j = 0..2 are kg j; kg 3 is in the upper two bits of the
  *              three, its bits 4-5 in vector 0, 2-3 in vector 1, 0-1 in vector 2               value = (d * sc) * (q - 32)
  *
- * These are the dwords of the GGUF blocks, interleaved over the rows, but for the fifth bits of Q5_0/Q5_1 (transposed), the
- * bits of Q6_K (set anew, in the order of k and for the fewest instructions) and the 6-bit scales of Q4_K/Q5_K (widened to
- * bytes).  Rows missing from the last group are zero bytes.
+ * The dwords of the GGUF blocks are only interleaved over the rows, with three exceptions: the fifth bits of Q5_0 and Q5_1 are
+ * transposed, the 6-bit scales of Q4_K and Q5_K become bytes, and the bits of Q6_K are arranged anew, in the order of k and for the
+ * fewest instructions.  Rows missing from the last group are zero bytes.  records.h has the same layouts as C structs.
  */
 #ifndef NI_FORMATS_H
 #define NI_FORMATS_H
@@ -38,8 +38,9 @@
 #define NI_ROWS 16
 
 typedef enum {
-    NI_F32, NI_F16, NI_BF16,
-    NI_Q4_0, NI_Q4_1, NI_Q5_0, NI_Q5_1, NI_Q8_0, NI_Q4_K, NI_Q5_K, NI_Q6_K,
+#define NI_FORMAT(NAME, ...) NI_##NAME,
+#include "formats.def"
+#undef NI_FORMAT
     NI_N_TYPES
 } ni_type;
 
@@ -82,8 +83,8 @@ static inline size_t ni_packed_bytes(ni_type t, int64_t n, int64_t k) {
     return (size_t)((n + NI_ROWS - 1) / NI_ROWS) * ni_group_bytes(t, k);
 }
 
-/* Asks for bytes that come next: into the second-level cache, for the first would not hold them until they are used.  Beyond the last
- * row nothing may be mapped; asking does no harm. */
+/* Asks for bytes that are read soon: into the second-level cache, for the first would not hold them until they are used.  Asking for
+ * addresses that are not mapped, beyond the last row, does no harm. */
 static inline void ni_fetch(const uint8_t *from, size_t bytes) {
     for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
 }

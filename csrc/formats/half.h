@@ -1,4 +1,5 @@
-/* Half floats and bfloat16 as plain integers: exact, whatever the instruction set and the denormal mode. */
+/* Half floats and bfloat16 to floats and back, in integers: the same bits whatever the instruction set and the denormal mode.  The tables
+ * of vector kernels have the hardware's conversions instead (isa/v16.h), which must agree. */
 #ifndef NI_HALF_H
 #define NI_HALF_H
 #include <stdint.h>
@@ -47,4 +48,10 @@ static inline uint16_t ni_f32_to_f16(float f) {
 }
 
 static inline float ni_bf16_to_f32(uint16_t h) { return ni_bits_f32((uint32_t)h << 16); }
+
+/* Rounds to nearest, ties to even.  A NaN becomes quiet and keeps its upper bits. */
+static inline uint16_t ni_f32_to_bf16(float f) {
+    const uint32_t u = ni_f32_bits(f);
+    return (uint16_t)((f != f ? u | 0x00400000u : u + 0x7fffu + (u >> 16 & 1)) >> 16);
+}
 #endif

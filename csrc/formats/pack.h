@@ -1,23 +1,31 @@
-/* Internal to formats/: the loop that every quantised format packs with.
+/* Internal to formats/: what quantised formats are packed with.
  *
- * Packing runs once, at load, and shall cost little more than a copy.  What it does is transpose dwords: in the compiler's own vectors,
- * which every target has.
+ * Packing runs once, at load, and should cost little more than a copy.  Most of it is the transposing of dwords, written in the
+ * compiler's own vectors, which every target has.
  */
 #ifndef NI_PACK_H
 #define NI_PACK_H
 #include "records.h"
 
-/* The blocks of sixteen rows that become one record.  Sixteen rows are more streams than the hardware fetches ahead.  But the group
- * that comes next in the file is one stretch, of which each record of this one asks for its share, little by little: with each
- * field, as many bytes as are read of it. */
+/* The blocks of sixteen rows that become one record.
+ *
+ * Sixteen rows are more streams than the hardware fetches ahead.  But the sixteen rows that follow are one stretch of the file, and a
+ * record stands for a share of it as long as its own blocks.  While a record is packed its share is asked for, little by little: with
+ * each part of the blocks that is read, as many bytes as were read. */
 typedef struct {
     const uint8_t *row[NI_ROWS];
-    const uint8_t *next;   /* the record's share of the next group */
+    const uint8_t *next;   /* the record's share of the next sixteen rows */
 } ni_blocks;
+
+typedef union {
+#define NI_FORMAT(NAME, name, ...) ni_block_##name name;
+#include "formats.def"
+#undef NI_FORMAT
+} ni_any_block;
 
 /* Rows that are missing read zeros. */
 static inline ni_blocks ni_blocks_at(const uint8_t *src, size_t row_bytes, int rows, size_t offset) {
-    static const uint8_t zeros[sizeof(ni_block_q6_k)];   /* as large as the largest block */
+    static const uint8_t zeros[sizeof(ni_any_block)];
     ni_blocks in = {.next = src + NI_ROWS * (row_bytes + offset)};
     for (int r = 0; r < NI_ROWS; r++) in.row[r] = r < rows ? src + (size_t)r * row_bytes + offset : zeros;
     return in;
@@ -30,7 +38,7 @@ static inline void ni_fetch_next(const ni_blocks *in, size_t offset, size_t byte
 typedef uint32_t ni_dwords __attribute__((vector_size(16)));
 #if defined(__clang__)
 #define NI_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else   /* gcc has the other only since 12 */
+#else   /* gcc has __builtin_shufflevector since version 12 only */
 #define NI_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (ni_dwords){__VA_ARGS__})
 #endif
 
@@ -61,10 +69,10 @@ static inline void ni_interleave_u16(const ni_blocks *in, size_t offset, uint16_
 }
 
 /* Defines ni_pack_<name> from pack_<name>, which packs one record. */
-#define NI_DEFINE_PACK(name, n_values) \
+#define NI_DEFINE_PACK(name) \
     void ni_pack_##name(const uint8_t *src, size_t row_bytes, int rows, int64_t k, uint8_t *dst) { \
         ni_record_##name *record = (ni_record_##name *)dst; \
-        for (int64_t b = 0; b < k / (n_values); b++) { \
+        for (int64_t b = 0; b < k / NI_BLOCK_##name; b++) { \
             const ni_blocks in = ni_blocks_at(src, row_bytes, rows, (size_t)b * sizeof(ni_block_##name)); \
             pack_##name(&in, &record[b]); \
         } \

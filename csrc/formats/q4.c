@@ -34,8 +34,8 @@ static inline void pack_q4_1(const ni_blocks *in, ni_record_q4_1 *out) {
     ni_interleave(in, offsetof(ni_block_q4_1, q), 4, out->q);
 }
 
-NI_DEFINE_PACK(q4_0, 32)
-NI_DEFINE_PACK(q4_1, 32)
+NI_DEFINE_PACK(q4_0)
+NI_DEFINE_PACK(q4_1)
 
 void ni_unpack_row_q4_0(const uint8_t *group, int r, int64_t k, float *out) {
     const ni_record_q4_0 *in = (const ni_record_q4_0 *)group;

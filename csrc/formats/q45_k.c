@@ -76,8 +76,8 @@ static inline void pack_q5_k(const ni_blocks *in, ni_record_q5_k *out) {
     ni_interleave(in, offsetof(ni_block_q5_k, q), 32, out->q);
 }
 
-NI_DEFINE_PACK(q4_k, 256)
-NI_DEFINE_PACK(q5_k, 256)
+NI_DEFINE_PACK(q4_k)
+NI_DEFINE_PACK(q5_k)
 
 void ni_unpack_row_q4_k(const uint8_t *group, int r, int64_t k, float *out) {
     const ni_record_q4_k *in = (const ni_record_q4_k *)group;

@@ -58,8 +58,8 @@ static inline void pack_q5_1(const ni_blocks *in, ni_record_q5_1 *out) {
     ni_interleave(in, offsetof(ni_block_q5_1, q), 4, out->q);
 }
 
-NI_DEFINE_PACK(q5_0, 32)
-NI_DEFINE_PACK(q5_1, 32)
+NI_DEFINE_PACK(q5_0)
+NI_DEFINE_PACK(q5_1)
 
 /* Value k of row r, from the vectors of a record. */
 static inline int value(const ni_vector high, const ni_vector q[4], int r, int k) {

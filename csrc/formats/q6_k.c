@@ -20,7 +20,7 @@ void ni_decode_q6_k(const uint8_t *blocks, int64_t n_blocks, float *out) {
     }
 }
 
-/* out[s][r] = scale s of row r: first dwords are transposed, then bytes within four rows', then dwords of four bytes each. */
+/* out[s][r] = scale s of row r: transposes dwords, then the bytes within four rows, then the dwords that those make up. */
 static inline void interleave_scales(const ni_blocks *in, int8_t out[restrict 16][NI_ROWS]) {
     ni_vector sc[4];
     ni_interleave(in, offsetof(ni_block_q6_k, sc), 4, sc);
@@ -35,7 +35,8 @@ static inline void interleave_scales(const ni_blocks *in, int8_t out[restrict 16
     }
 }
 
-/* 16 values each of quarters t and t + 2, which share the bytes of `l`; odd: t is. */
+/* Packs 16 values of quarter t to `first` and 16 of quarter t + 2 to `second`; the two quarters share the bytes of l and h.
+ * l, h: [dword][four rows] of `q` and `high`.  odd: whether t is 1 (then its upper bits are bits 2, 3 of h) or 0. */
 static inline __attribute__((always_inline)) void merge(const ni_dwords l[4][4], const ni_dwords h[4][4], const int odd,
                                                         ni_vector first[restrict 3], ni_vector second[restrict 3]) {
     for (int r = 0; r < 4; r++)
@@ -64,7 +65,7 @@ static inline void pack_q6_k(const ni_blocks *in, ni_record_q6_k *out) {
     }
 }
 
-NI_DEFINE_PACK(q6_k, 256)
+NI_DEFINE_PACK(q6_k)
 
 void ni_unpack_row_q6_k(const uint8_t *group, int r, int64_t k, float *out) {
     const ni_record_q6_k *in = (const ni_record_q6_k *)group;

@@ -14,7 +14,7 @@ static inline void pack_q8_0(const ni_blocks *in, ni_record_q8_0 *out) {
     ni_interleave(in, offsetof(ni_block_q8_0, q), 8, out->q);
 }
 
-NI_DEFINE_PACK(q8_0, 32)
+NI_DEFINE_PACK(q8_0)
 
 void ni_unpack_row_q8_0(const uint8_t *group, int r, int64_t k, float *out) {
     const ni_record_q8_0 *in = (const ni_record_q8_0 *)group;

@@ -1,6 +1,6 @@
-/* Internal to formats/ and isa/: a block as the file has it, and the packed record it becomes (layouts: formats.h).
+/* Internal to formats/ and isa/: of each format the block as the file has it, and the packed record that it becomes (layouts: formats.h).
  *
- * File blocks hold bytes only, because in the file nothing is aligned.  Records are aligned to 32 bytes.
+ * Blocks hold bytes only, because in the file nothing is aligned.  Records are aligned to 32 bytes.
  */
 #ifndef NI_RECORDS_H
 #define NI_RECORDS_H
@@ -8,6 +8,8 @@
 #include "half.h"
 #include <string.h>
 
+typedef struct { uint8_t value[4]; } ni_block_f32;
+typedef struct { uint8_t value[2]; } ni_block_f16, ni_block_bf16;
 typedef struct { uint8_t d[2], q[16]; } ni_block_q4_0;
 typedef struct { uint8_t d[2], m[2], q[16]; } ni_block_q4_1;
 typedef struct { uint8_t d[2], high[4], q[16]; } ni_block_q5_0;
@@ -19,6 +21,8 @@ typedef struct { uint8_t q[128], high[64], sc[16], d[2]; } ni_block_q6_k;
 
 typedef uint8_t ni_vector[4 * NI_ROWS];   /* byte 4r + b belongs to row r */
 
+typedef struct { float value[NI_ROWS]; } ni_record_f32;
+typedef struct { uint16_t value[NI_ROWS]; } ni_record_f16, ni_record_bf16;
 typedef struct { uint16_t d[NI_ROWS]; ni_vector q[4]; } ni_record_q4_0;
 typedef struct { uint16_t d[NI_ROWS], m[NI_ROWS]; ni_vector q[4]; } ni_record_q4_1;
 typedef struct { uint16_t d[NI_ROWS]; ni_vector high, q[4]; } ni_record_q5_0;
@@ -44,20 +48,18 @@ static inline uint32_t ni_load_u32(const uint8_t *p) {
 
 static inline float ni_load_f16(const uint8_t *p) { return ni_f16_to_f32(ni_load_u16(p)); }
 
-/* The three functions of each format, which formats.c puts into the table. */
-#define NI_DECLARE_FORMAT(name) \
-    void ni_decode_##name(const uint8_t *blocks, int64_t n_blocks, float *out); \
-    void ni_pack_##name(const uint8_t *src, size_t row_bytes, int rows, int64_t k, uint8_t *dst); \
+/* Values per block of each format: NI_BLOCK_q4_0 = 32. */
+enum {
+#define NI_FORMAT(NAME, name, ggml_type, block, ...) NI_BLOCK_##name = block,
+#include "formats.def"
+#undef NI_FORMAT
+};
+
+/* The three functions of each format; formats.h says what they do. */
+#define NI_FORMAT(NAME, name, ...)                                                                          \
+    void ni_decode_##name(const uint8_t *blocks, int64_t n_blocks, float *out);                             \
+    void ni_pack_##name(const uint8_t *src, size_t row_bytes, int rows, int64_t k, uint8_t *dst);           \
     void ni_unpack_row_##name(const uint8_t *group, int r, int64_t k, float *out);
-NI_DECLARE_FORMAT(f32)
-NI_DECLARE_FORMAT(f16)
-NI_DECLARE_FORMAT(bf16)
-NI_DECLARE_FORMAT(q4_0)
-NI_DECLARE_FORMAT(q4_1)
-NI_DECLARE_FORMAT(q5_0)
-NI_DECLARE_FORMAT(q5_1)
-NI_DECLARE_FORMAT(q8_0)
-NI_DECLARE_FORMAT(q4_k)
-NI_DECLARE_FORMAT(q5_k)
-NI_DECLARE_FORMAT(q6_k)
+#include "formats.def"
+#undef NI_FORMAT
 #endif

@@ -27,8 +27,8 @@
 #else
 #define NI_ATT_NB(nq) 1
 #endif
-/* 12 sums leave 4 registers: 3 broadcast values and a key vector (2) do not fit. A pointer that the compiler cannot
- * see through makes it broadcast again for the second block instead of spilling. */
+/* Of AVX2's 16 registers 12 sums leave 4, too few for 3 broadcast values and a key vector of 2. A pointer that the compiler
+ * cannot see through makes it broadcast the values again for the second block; else it would spill. */
 #if defined(V16_AVX2) && !defined(V16_AVX512)
 #define NI_ATT_AGAIN(nq, nb, p) do { if ((nq) == 3 && (nb) > 1) __asm__ volatile("" : "+r"(p)); } while (0)
 /* The compiler would compute all products of a row before it adds them, and spill the sums. */

@@ -13,12 +13,11 @@
 #include "dot_groups.h"
 
 /* Q4_0, Q4_1, Q5_0, Q5_1: blocks of 32. */
-NI_INLINE void dot_block32(const uint8_t *w, int bits, int offset, const ni_act *x, float *y) {
-    const int has_min = !offset, fifth = has_min ? 64 : 32, quants = fifth + (bits == 5 ? 64 : 0);
+NI_INLINE void dot_block32(const uint8_t *w, const ni_parts at, int offset, const ni_act *x, float *y) {
     __m256 acc[2], accm[2];
     acc[0] = acc[1] = accm[0] = accm[1] = _mm256_setzero_ps();
     const int64_t n = x->k / 32;
-    for (int64_t b = 0; b < n; b++, w += quants + 256) {
+    for (int64_t b = 0; b < n; b++, w += at.bytes) {
         const int8_t *xq = x->q + 32 * b;
         __m256i lo[2], hi[2];
 #pragma GCC unroll 4
@@ -27,9 +26,9 @@ NI_INLINE void dot_block32(const uint8_t *w, int bits, int offset, const ni_act 
 #pragma GCC unroll 2
             for (int i = 0; i < 2; i++) {
                 const uint8_t *p = w + 32 * i;
-                const __m256i v = load32(p + quants + 64 * j), h = bits == 5 ? load32(p + fifth) : v;
-                __m256i a = _mm256_maddubs_epi16(bits == 5 ? q5_low(v, h, j) : low_nibbles(v), x0);
-                __m256i c = _mm256_maddubs_epi16(bits == 5 ? q5_high(v, h, j + 4) : high_nibbles(v), x1);
+                const __m256i v = load32(p + at.q + 64 * j), h = at.high ? load32(p + at.high) : v;
+                __m256i a = _mm256_maddubs_epi16(at.high ? q5_low(v, h, j) : low_nibbles(v), x0);
+                __m256i c = _mm256_maddubs_epi16(at.high ? q5_high(v, h, j + 4) : high_nibbles(v), x1);
                 lo[i] = j ? _mm256_add_epi16(lo[i], a) : a;
                 hi[i] = j ? _mm256_add_epi16(hi[i], c) : c;
                 IN_ORDER(lo[i]);
@@ -41,30 +40,31 @@ NI_INLINE void dot_block32(const uint8_t *w, int bits, int offset, const ni_act 
         for (int i = 0; i < 2; i++) {
             const uint8_t *p = w + 16 * i;
             __m256i s;
-            if (bits == 5) s = _mm256_add_epi32(widen(lo[i]), widen(hi[i]));
+            if (at.high) s = _mm256_add_epi32(widen(lo[i]), widen(hi[i]));
             else s = widen(_mm256_add_epi16(lo[i], hi[i]));
             if (offset) s = _mm256_sub_epi32(s, offset32(x->s + 2 * b, offset));
             acc[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(s), _mm256_mul_ps(load_f16(p), dx), acc[i]);
-            if (has_min) accm[i] = _mm256_fmadd_ps(load_f16(p + 32), _mm256_broadcast_ss(x->m + b), accm[i]);
+            if (at.min) accm[i] = _mm256_fmadd_ps(load_f16(p + at.min), _mm256_broadcast_ss(x->m + b), accm[i]);
         }
     }
 #pragma GCC unroll 2
-    for (int i = 0; i < 2; i++) _mm256_storeu_ps(y + 8 * i, has_min ? _mm256_add_ps(acc[i], accm[i]) : acc[i]);
+    for (int i = 0; i < 2; i++) _mm256_storeu_ps(y + 8 * i, at.min ? _mm256_add_ps(acc[i], accm[i]) : acc[i]);
 }
 
 /* Q8_0.  |w| * sign(x, w): a pair is at most 2 * 128 * 127, and x is never -128, so nothing saturates. */
 NI_INLINE void dot_block_q8_0(const uint8_t *w, const ni_act *x, float *y) {
+    const ni_record_q8_0 *in = (const ni_record_q8_0 *)w;
     __m256 acc[2];
     acc[0] = acc[1] = _mm256_setzero_ps();
     const int64_t n = x->k / 32;
-    for (int64_t b = 0; b < n; b++, w += REC_Q8_0) {
+    for (int64_t b = 0; b < n; b++, in++) {
         __m256i s[2];
 #pragma GCC unroll 8
         for (int j = 0; j < 8; j++) {
             const __m256i xb = bcast4(x->q + 32 * b + 4 * j);
 #pragma GCC unroll 2
             for (int i = 0; i < 2; i++) {
-                __m256i v = load32(w + 32 + 64 * j + 32 * i);
+                __m256i v = load32(in->q[j] + 32 * i);
                 v = widen(_mm256_maddubs_epi16(_mm256_abs_epi8(v), _mm256_sign_epi8(xb, v)));
                 s[i] = j ? _mm256_add_epi32(s[i], v) : v;
                 IN_ORDER(s[i]);
@@ -73,39 +73,38 @@ NI_INLINE void dot_block_q8_0(const uint8_t *w, const ni_act *x, float *y) {
         const __m256 dx = _mm256_broadcast_ss(x->d + b);
 #pragma GCC unroll 2
         for (int i = 0; i < 2; i++)
-            acc[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(s[i]), _mm256_mul_ps(load_f16(w + 16 * i), dx), acc[i]);
+            acc[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(s[i]), _mm256_mul_ps(load_f16(in->d + 8 * i), dx), acc[i]);
     }
     _mm256_storeu_ps(y, acc[0]);
     _mm256_storeu_ps(y + 8, acc[1]);
 }
 
 /* The header of a record of Q4_K or Q5_K, blocks b .. b + 7 of x: all minimums; the scales wait in memory. */
-NI_INLINE void use_header(const uint8_t *w, int bits, const ni_act *x, int64_t b, float scale[8][NI_ROWS], __m256 accm[2]) {
+NI_INLINE void use_header(const uint8_t *w, const ni_parts at, const ni_act *x, int64_t b, float scale[8][NI_ROWS], __m256 accm[2]) {
 #pragma GCC unroll 2
     for (int i = 0; i < 2; i++) {
-        const __m256 d = load_f16(w + 16 * i), dmin = load_f16(w + 32 + 16 * i);
+        const __m256 d = load_f16(w + 16 * i), dmin = load_f16(w + at.min + 16 * i);
 #pragma GCC unroll 8
         for (int s = 0; s < 8; s++) {
-            const uint8_t *p = w + 64 + 32 * s + 8 * i;
+            const ni_scale_pair *p = (const ni_scale_pair *)(w + at.s) + s;
             const __m256 dx = _mm256_broadcast_ss(x->d + b + s), mx = _mm256_broadcast_ss(x->m + b + s);
-            _mm256_storeu_ps(scale[s] + 8 * i, _mm256_mul_ps(_mm256_mul_ps(d, load_u8(p)), dx));
-            accm[i] = _mm256_fnmadd_ps(_mm256_mul_ps(dmin, load_u8(p + 16)), mx, accm[i]);
+            _mm256_storeu_ps(scale[s] + 8 * i, _mm256_mul_ps(_mm256_mul_ps(d, load_u8(p->sc + 8 * i)), dx));
+            accm[i] = _mm256_fnmadd_ps(_mm256_mul_ps(dmin, load_u8(p->mn + 8 * i)), mx, accm[i]);
         }
     }
-    if (bits == 5) touch(w + 64 + 256, 512);
+    if (at.high) touch(w + at.high, at.q - at.high);
     asm volatile("" ::: "memory");   /* no load moves across */
 }
 
 /* Q4_K, Q5_K.  The header is used up first, so that lines are met in order.  Sub-blocks 2c and 2c + 1 share their
  * vectors of nibbles. */
-NI_INLINE void dot_block256(const uint8_t *w, int bits, const ni_act *x, float *y) {
-    const int fifth = 64 + 256, quants = fifth + (bits == 5 ? 512 : 0);
+NI_INLINE void dot_block256(const uint8_t *w, const ni_parts at, const ni_act *x, float *y) {
     __m256 acc[2], accm[2];
     acc[0] = acc[1] = accm[0] = accm[1] = _mm256_setzero_ps();
     const int64_t n = x->k / 32;
-    for (int64_t b = 0; b < n; b += 8, w += quants + 2048) {
+    for (int64_t b = 0; b < n; b += 8, w += at.bytes) {
         float scale[8][NI_ROWS];
-        use_header(w, bits, x, b, scale, accm);
+        use_header(w, at, x, b, scale, accm);
 #pragma GCC unroll 4
         for (int c = 0; c < 4; c++) {
             const int8_t *xq = x->q + 32 * b + 64 * c;
@@ -113,14 +112,14 @@ NI_INLINE void dot_block256(const uint8_t *w, int bits, const ni_act *x, float *
 #pragma GCC unroll 8
             for (int j = 0; j < 8; j++) {
                 const __m256i x0 = bcast4(xq + 4 * j), x1 = bcast4(xq + 32 + 4 * j);
-                const int start = j == 0 || (bits == 5 && j == 4);
+                const int start = j == 0 || (at.high && j == 4);
 #pragma GCC unroll 2
                 for (int i = 0; i < 2; i++) {
                     const uint8_t *p = w + 32 * i + 64 * j;
-                    const __m256i v = load32(p + quants + 512 * c), h = bits == 5 ? load32(p + fifth) : v;
-                    __m256i lo = _mm256_maddubs_epi16(bits == 5 ? q5_low(v, h, 2 * c) : low_nibbles(v), x0);
-                    __m256i hi = _mm256_maddubs_epi16(bits == 5 ? q5_high(v, h, 2 * c + 1) : high_nibbles(v), x1);
-                    if (bits == 5 && j == 4) {
+                    const __m256i v = load32(p + at.q + 512 * c), h = at.high ? load32(p + at.high) : v;
+                    __m256i lo = _mm256_maddubs_epi16(at.high ? q5_low(v, h, 2 * c) : low_nibbles(v), x0);
+                    __m256i hi = _mm256_maddubs_epi16(at.high ? q5_high(v, h, 2 * c + 1) : high_nibbles(v), x1);
+                    if (at.high && j == 4) {
                         part[0][i] = widen(s[0][i]);
                         part[1][i] = widen(s[1][i]);
                     }
@@ -135,7 +134,7 @@ NI_INLINE void dot_block256(const uint8_t *w, int bits, const ni_act *x, float *
 #pragma GCC unroll 2
                 for (int i = 0; i < 2; i++) {
                     __m256i sum = widen(s[e][i]);
-                    if (bits == 5) sum = _mm256_add_epi32(sum, part[e][i]);
+                    if (at.high) sum = _mm256_add_epi32(sum, part[e][i]);
                     const __m256 sc = _mm256_loadu_ps(scale[2 * c + e] + 8 * i);
                     acc[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), sc, acc[i]);
                 }
@@ -166,9 +165,9 @@ NI_INLINE void q6_starts(const int8_t *q, int64_t n, int32_t *start) {
 }
 
 /* n values; start: q6_starts of them. */
-NI_INLINE void dot_block_q6_k(const uint8_t *w, int64_t n, const int8_t *q, const float *d, const int32_t *start,
+NI_INLINE void dot_block_q6_k(const ni_record_q6_k *in, int64_t n, const int8_t *q, const float *d, const int32_t *start,
                               __m256 acc[2]) {
-    for (int64_t k = 0; k < n; k += 256, w += REC_Q6_K) {
+    for (int64_t k = 0; k < n; k += 256, in++) {
         __m256 total[2];
         total[0] = total[1] = _mm256_setzero_ps();
         for (int64_t s = 0; s < 16; s += 2) {
@@ -179,13 +178,13 @@ NI_INLINE void dot_block_q6_k(const uint8_t *w, int64_t n, const int8_t *q, cons
 #pragma GCC unroll 2
                 for (int i = 0; i < 2; i++) {
                     __m256i v[4], part = _mm256_set1_epi32(start[k / 16 + s + e]);
-                    q6_values(w + 288 + 192 * (s + e) + 32 * i, v);
+                    q6_values(in->v[s + e][0] + 32 * i, v);
 #pragma GCC unroll 4
                     for (int j = 0; j < 4; j++) {
                         part = _mm256_add_epi16(part, _mm256_maddubs_epi16(v[j], bcast4(xq + 16 * e + 4 * j)));
                         IN_ORDER(part);
                     }
-                    part = _mm256_madd_epi16(part, q6_scales(w + 32 + 16 * (s + e) + 8 * i));
+                    part = _mm256_madd_epi16(part, q6_scales(in->sc[s + e] + 8 * i));
                     sum[i] = e ? _mm256_add_epi32(sum[i], part) : part;
                 }
             const __m256 dx = _mm256_broadcast_ss(d + k / 32 + s / 2);
@@ -193,7 +192,7 @@ NI_INLINE void dot_block_q6_k(const uint8_t *w, int64_t n, const int8_t *q, cons
             for (int i = 0; i < 2; i++) total[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[i]), dx, total[i]);
         }
 #pragma GCC unroll 2
-        for (int i = 0; i < 2; i++) acc[i] = _mm256_fmadd_ps(total[i], load_f16(w + 16 * i), acc[i]);
+        for (int i = 0; i < 2; i++) acc[i] = _mm256_fmadd_ps(total[i], load_f16(in->d + 8 * i), acc[i]);
     }
 }
 
@@ -201,13 +200,14 @@ NI_INLINE void dot_block_q6_k(const uint8_t *w, int64_t n, const int8_t *q, cons
 static void dot_q6_k(const uint8_t *w, int64_t n_groups, const ni_act *x, float *y) {
     enum { MOST = 16384 };
     int32_t start[MOST / 16];
+    const ni_record_q6_k *in = (const ni_record_q6_k *)w;
     for (int64_t g = 0; g < n_groups; g++, y += NI_ROWS) {
         __m256 acc[2];
         acc[0] = acc[1] = _mm256_setzero_ps();
-        for (int64_t k = 0, n; k < x->k; k += n, w += n / 256 * REC_Q6_K) {
+        for (int64_t k = 0, n; k < x->k; k += n, in += n / 256) {
             n = x->k - k < MOST ? x->k - k : MOST;
             if (g == 0 || x->k > MOST) q6_starts(x->q + k, n, start);
-            dot_block_q6_k(w, n, x->q + k, x->d + k / 32, start, acc);
+            dot_block_q6_k(in, n, x->q + k, x->d + k / 32, start, acc);
         }
         _mm256_storeu_ps(y, acc[0]);
         _mm256_storeu_ps(y + 8, acc[1]);
@@ -216,7 +216,7 @@ static void dot_q6_k(const uint8_t *w, int64_t n_groups, const ni_act *x, float 
 
 /* F32, F16, BF16: `groups` row groups, `stride` bytes apart, side by side. */
 NI_INLINE void dot_float(const uint8_t *w, size_t stride, int groups, ni_type type, const ni_act *x, float *y) {
-    const int record = type == NI_F32 ? REC_F32 : REC_F16, n = 2 * groups;
+    const int record = type == NI_F32 ? sizeof(ni_record_f32) : sizeof(ni_record_f16), n = 2 * groups;
     __m256 acc[8];
 #pragma GCC unroll 8
     for (int i = 0; i < n; i++) acc[i] = _mm256_setzero_ps();
@@ -234,14 +234,14 @@ NI_INLINE void dot_float(const uint8_t *w, size_t stride, int groups, ni_type ty
     for (int i = 0; i < n; i++) _mm256_storeu_ps(y + 8 * i, acc[i]);
 }
 
-NI_DOT_FLOAT(f32, REC_F32, NI_F32)
-NI_DOT_FLOAT(f16, REC_F16, NI_F16)
-NI_DOT_FLOAT(bf16, REC_F16, NI_BF16)
-NI_DOT(q4_0, REC_Q4_0, 32, dot_block32, 4, 8)
-NI_DOT(q4_1, REC_Q4_1, 32, dot_block32, 4, 0)
-NI_DOT(q5_0, REC_Q5_0, 32, dot_block32, 5, 16)
-NI_DOT(q5_1, REC_Q5_1, 32, dot_block32, 5, 0)
-NI_DOT(q8_0, REC_Q8_0, 32, dot_block_q8_0)
-NI_DOT(q4_k, REC_Q4_K, 256, dot_block256, 4)
-NI_DOT(q5_k, REC_Q5_K, 256, dot_block256, 5)
+NI_DOT_FLOAT(f32, NI_F32)
+NI_DOT_FLOAT(f16, NI_F16)
+NI_DOT_FLOAT(bf16, NI_BF16)
+NI_DOT(q4_0, q4_0, dot_block32, parts_q4_0, 8)
+NI_DOT(q4_1, q4_1, dot_block32, parts_q4_1, 0)
+NI_DOT(q5_0, q5_0, dot_block32, parts_q5_0, 16)
+NI_DOT(q5_1, q5_1, dot_block32, parts_q5_1, 0)
+NI_DOT(q8_0, q8_0, dot_block_q8_0)
+NI_DOT(q4_k, q4_k, dot_block256, parts_q4_k)
+NI_DOT(q5_k, q5_k, dot_block256, parts_q5_k)
 #endif

@@ -7,39 +7,30 @@
 #include <string.h>
 #include "intrinsics.h"
 #include "kernels.h"
+#include "parts.h"
+#include "v16.h"
 
 #define NI_INLINE static inline __attribute__((always_inline))
 
 /* Keeps gcc from putting an addition off: gcc 12 would hold every product in a register of its own and spill. */
 #define IN_ORDER(v) asm volatile("" : "+x"(v))
 
-/* Bytes of one packed record (formats.h). */
-enum {
-    REC_F32 = 64, REC_F16 = 32, REC_Q4_0 = 288, REC_Q4_1 = 320, REC_Q5_0 = 352, REC_Q5_1 = 384, REC_Q8_0 = 544,
-    REC_Q4_K = 2368, REC_Q5_K = 2880, REC_Q6_K = 3360
-};
-
 NI_INLINE __m256i load32(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
 
-/* 8 half floats. */
-NI_INLINE __m256 load_f16(const uint8_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
-
-/* 8 bfloat16. */
-NI_INLINE __m256 load_bf16(const uint8_t *p) {
-    __m256i v = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
-    return _mm256_castsi256_ps(_mm256_slli_epi32(v, 16));
-}
+/* 8 half floats, 8 bfloat16. */
+NI_INLINE __m256 load_f16(const void *p) { return v16_8_f16(p); }
+NI_INLINE __m256 load_bf16(const void *p) { return v16_8_bf16(p); }
 
 /* 8 unsigned or signed bytes as floats. */
 NI_INLINE __m256 load_u8(const uint8_t *p) {
     return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)));
 }
-NI_INLINE __m256 load_i8(const uint8_t *p) {
+NI_INLINE __m256 load_i8(const int8_t *p) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
 }
 
-/* Loads a byte of every line, in order, ahead of use in another order.  Not unrolled: from one load instruction the
- * prefetcher learns the stride (3 x faster). */
+/* Loads a byte of every line, in order, before the lines are used in another order.  Not unrolled: the prefetcher learns the stride
+ * from one load instruction that repeats (3 x faster). */
 NI_INLINE void touch(const uint8_t *p, int bytes) {
 #pragma GCC unroll 1
     for (int i = 0; i < bytes; i += 64) (void)*(const volatile uint8_t *)(p + i);
@@ -91,7 +82,7 @@ NI_INLINE void q6_values(const uint8_t *p, __m256i v[4]) {
 }
 
 /* Q6_K: the scales of 8 rows as 16 bits, each twice, to multiply pairs of 16-bit sums with. */
-NI_INLINE __m256i q6_scales(const uint8_t *p) {
+NI_INLINE __m256i q6_scales(const int8_t *p) {
     const __m256i v = _mm256_broadcastsi128_si256(_mm_loadl_epi64((const __m128i *)p));
     const __m256i twice = _mm256_setr_epi8(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3,
                                            4, 4, 4, 4, 5, 5, 5, 5, 6, 6, 6, 6, 7, 7, 7, 7);

@@ -9,8 +9,7 @@
 #define NI_ATT_FEW 3    /* queries, at most */
 
 V16_FN __m256 NI_VEC(att_load_half)(const ni_kv_type type, const uint16_t *p) {
-    const __m128i h = _mm_loadu_si128((const __m128i *)p);
-    return type == NI_KV_bf16 ? _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16)) : _mm256_cvtph_ps(h);
+    return type == NI_KV_bf16 ? v16_8_bf16(p) : v16_8_f16(p);
 }
 
 /* out[j * out_stride + 16 b + l] = sum over i = i0 .. i1-1 of x[j * x_stride + i] * m[b * block + 16 i + l] for

@@ -18,12 +18,11 @@ NI_INLINE __m256 vnni_add(__m256i isum, __m256 scale, __m256 acc) {
 }
 
 /* Q4_0, Q4_1, Q5_0, Q5_1: blocks of 32. */
-NI_INLINE void vnni_block32(const uint8_t *w, int bits, int offset, const ni_act *x, float *y) {
-    const int has_min = !offset, fifth = has_min ? 64 : 32, quants = fifth + (bits == 5 ? 64 : 0);
+NI_INLINE void vnni_block32(const uint8_t *w, const ni_parts at, int offset, const ni_act *x, float *y) {
     __m256 acc[2], accm[2];
     acc[0] = acc[1] = accm[0] = accm[1] = _mm256_setzero_ps();
     const int64_t n = x->k / 32;
-    for (int64_t b = 0; b < n; b++, w += quants + 256) {
+    for (int64_t b = 0; b < n; b++, w += at.bytes) {
         const int8_t *xq = x->q + 32 * b;
         __m256i lo[2], hi[2];
         lo[0] = lo[1] = offset ? offset32(x->s + 2 * b, -offset) : _mm256_setzero_si256();
@@ -34,9 +33,9 @@ NI_INLINE void vnni_block32(const uint8_t *w, int bits, int offset, const ni_act
 #pragma GCC unroll 2
             for (int i = 0; i < 2; i++) {
                 const uint8_t *p = w + 32 * i;
-                const __m256i v = load32(p + quants + 64 * j), h = bits == 5 ? load32(p + fifth) : v;
-                lo[i] = dpbusd(lo[i], bits == 5 ? q5_low(v, h, j) : low_nibbles(v), x0);
-                hi[i] = dpbusd(hi[i], bits == 5 ? q5_high(v, h, j + 4) : vnni_high(v), x1);
+                const __m256i v = load32(p + at.q + 64 * j), h = at.high ? load32(p + at.high) : v;
+                lo[i] = dpbusd(lo[i], at.high ? q5_low(v, h, j) : low_nibbles(v), x0);
+                hi[i] = dpbusd(hi[i], at.high ? q5_high(v, h, j + 4) : vnni_high(v), x1);
                 IN_ORDER(lo[i]);
                 IN_ORDER(hi[i]);
             }
@@ -45,24 +44,23 @@ NI_INLINE void vnni_block32(const uint8_t *w, int bits, int offset, const ni_act
 #pragma GCC unroll 2
         for (int i = 0; i < 2; i++) {
             const uint8_t *p = w + 16 * i;
-            const __m256i s = _mm256_add_epi32(lo[i], bits == 4 ? _mm256_srai_epi32(hi[i], 4) : hi[i]);
+            const __m256i s = _mm256_add_epi32(lo[i], at.high ? hi[i] : _mm256_srai_epi32(hi[i], 4));
             acc[i] = vnni_add(s, _mm256_mul_ps(load_f16(p), dx), acc[i]);
-            if (has_min) accm[i] = _mm256_fmadd_ps(load_f16(p + 32), _mm256_broadcast_ss(x->m + b), accm[i]);
+            if (at.min) accm[i] = _mm256_fmadd_ps(load_f16(p + at.min), _mm256_broadcast_ss(x->m + b), accm[i]);
         }
     }
 #pragma GCC unroll 2
-    for (int i = 0; i < 2; i++) _mm256_storeu_ps(y + 8 * i, has_min ? _mm256_add_ps(acc[i], accm[i]) : acc[i]);
+    for (int i = 0; i < 2; i++) _mm256_storeu_ps(y + 8 * i, at.min ? _mm256_add_ps(acc[i], accm[i]) : acc[i]);
 }
 
 /* Q4_K, Q5_K.  The header is used up first, so that lines are met in order. */
-NI_INLINE void vnni_block256(const uint8_t *w, int bits, const ni_act *x, float *y) {
-    const int fifth = 64 + 256, quants = fifth + (bits == 5 ? 512 : 0);
+NI_INLINE void vnni_block256(const uint8_t *w, const ni_parts at, const ni_act *x, float *y) {
     __m256 acc[2], accm[2];
     acc[0] = acc[1] = accm[0] = accm[1] = _mm256_setzero_ps();
     const int64_t n = x->k / 32;
-    for (int64_t b = 0; b < n; b += 8, w += quants + 2048) {
+    for (int64_t b = 0; b < n; b += 8, w += at.bytes) {
         float scale[8][NI_ROWS];
-        use_header(w, bits, x, b, scale, accm);
+        use_header(w, at, x, b, scale, accm);
 #pragma GCC unroll 4
         for (int c = 0; c < 4; c++) {
             const int8_t *xq = x->q + 32 * b + 64 * c;
@@ -74,9 +72,9 @@ NI_INLINE void vnni_block256(const uint8_t *w, int bits, const ni_act *x, float 
 #pragma GCC unroll 2
                 for (int i = 0; i < 2; i++) {
                     const uint8_t *p = w + 32 * i + 64 * j;
-                    const __m256i v = load32(p + quants + 512 * c), h = bits == 5 ? load32(p + fifth) : v;
-                    s[0][i] = dpbusd(s[0][i], bits == 5 ? q5_low(v, h, 2 * c) : low_nibbles(v), x0);
-                    s[1][i] = dpbusd(s[1][i], bits == 5 ? q5_high(v, h, 2 * c + 1) : vnni_high(v), x1);
+                    const __m256i v = load32(p + at.q + 512 * c), h = at.high ? load32(p + at.high) : v;
+                    s[0][i] = dpbusd(s[0][i], at.high ? q5_low(v, h, 2 * c) : low_nibbles(v), x0);
+                    s[1][i] = dpbusd(s[1][i], at.high ? q5_high(v, h, 2 * c + 1) : vnni_high(v), x1);
                     IN_ORDER(s[0][i]);
                     IN_ORDER(s[1][i]);
                 }
@@ -85,7 +83,7 @@ NI_INLINE void vnni_block256(const uint8_t *w, int bits, const ni_act *x, float 
             for (int e = 0; e < 2; e++)
 #pragma GCC unroll 2
                 for (int i = 0; i < 2; i++) {
-                    const __m256i sum = bits == 4 && e ? _mm256_srai_epi32(s[e][i], 4) : s[e][i];
+                    const __m256i sum = !at.high && e ? _mm256_srai_epi32(s[e][i], 4) : s[e][i];
                     acc[i] = vnni_add(sum, _mm256_loadu_ps(scale[2 * c + e] + 8 * i), acc[i]);
                 }
             asm volatile("" ::: "memory");
@@ -96,10 +94,10 @@ NI_INLINE void vnni_block256(const uint8_t *w, int bits, const ni_act *x, float 
 }
 
 /* Q8_0 as unsigned w + 128; start[b] = -128 * (sum of block b of x). */
-NI_INLINE void vnni_blocks_q8_0(const uint8_t *w, int64_t n, const int8_t *q, const float *d, const int32_t *start,
+NI_INLINE void vnni_blocks_q8_0(const ni_record_q8_0 *in, int64_t n, const int8_t *q, const float *d, const int32_t *start,
                                 __m256 acc[2]) {
     const __m256i sign = _mm256_set1_epi8((char)0x80);
-    for (int64_t b = 0; b < n; b++, w += REC_Q8_0) {
+    for (int64_t b = 0; b < n; b++, in++) {
         __m256i s[2];
         s[0] = s[1] = _mm256_set1_epi32(start[b]);
 #pragma GCC unroll 8
@@ -107,13 +105,13 @@ NI_INLINE void vnni_blocks_q8_0(const uint8_t *w, int64_t n, const int8_t *q, co
             const __m256i xb = bcast4(q + 32 * b + 4 * j);
 #pragma GCC unroll 2
             for (int i = 0; i < 2; i++) {
-                s[i] = dpbusd(s[i], _mm256_xor_si256(load32(w + 32 + 64 * j + 32 * i), sign), xb);
+                s[i] = dpbusd(s[i], _mm256_xor_si256(load32(in->q[j] + 32 * i), sign), xb);
                 IN_ORDER(s[i]);
             }
         }
         const __m256 dx = _mm256_broadcast_ss(d + b);
 #pragma GCC unroll 2
-        for (int i = 0; i < 2; i++) acc[i] = vnni_add(s[i], _mm256_mul_ps(load_f16(w + 16 * i), dx), acc[i]);
+        for (int i = 0; i < 2; i++) acc[i] = vnni_add(s[i], _mm256_mul_ps(load_f16(in->d + 8 * i), dx), acc[i]);
     }
 }
 
@@ -121,6 +119,7 @@ NI_INLINE void vnni_blocks_q8_0(const uint8_t *w, int64_t n, const int8_t *q, co
 static void dot_vnni_q8_0(const uint8_t *w, int64_t n_groups, const ni_act *x, float *y) {
     enum { MOST = 1024 };
     int32_t start[MOST];
+    const ni_record_q8_0 *in = (const ni_record_q8_0 *)w;
     const int64_t n = x->k / 32;
     for (int64_t g = 0; g < n_groups; g++) {
         __m256 acc[2];
@@ -135,18 +134,18 @@ static void dot_vnni_q8_0(const uint8_t *w, int64_t n_groups, const ni_act *x, f
                     t = _mm_add_epi32(t, _mm_shuffle_epi32(t, 0x4e));
                     start[i] = -128 * (_mm_cvtsi128_si32(t) + _mm_extract_epi32(t, 1));
                 }
-            vnni_blocks_q8_0(w, part, x->q + 32 * b, x->d + b, start, acc);
-            w += part * REC_Q8_0;
+            vnni_blocks_q8_0(in, part, x->q + 32 * b, x->d + b, start, acc);
+            in += part;
         }
         _mm256_storeu_ps(y + NI_ROWS * g, acc[0]);
         _mm256_storeu_ps(y + NI_ROWS * g + 8, acc[1]);
     }
 }
 
-NI_DOT(vnni_q4_0, REC_Q4_0, 32, vnni_block32, 4, 8)
-NI_DOT(vnni_q4_1, REC_Q4_1, 32, vnni_block32, 4, 0)
-NI_DOT(vnni_q5_0, REC_Q5_0, 32, vnni_block32, 5, 16)
-NI_DOT(vnni_q5_1, REC_Q5_1, 32, vnni_block32, 5, 0)
-NI_DOT(vnni_q4_k, REC_Q4_K, 256, vnni_block256, 4)
-NI_DOT(vnni_q5_k, REC_Q5_K, 256, vnni_block256, 5)
+NI_DOT(vnni_q4_0, q4_0, vnni_block32, parts_q4_0, 8)
+NI_DOT(vnni_q4_1, q4_1, vnni_block32, parts_q4_1, 0)
+NI_DOT(vnni_q5_0, q5_0, vnni_block32, parts_q5_0, 16)
+NI_DOT(vnni_q5_1, q5_1, vnni_block32, parts_q5_1, 0)
+NI_DOT(vnni_q4_k, q4_k, vnni_block256, parts_q4_k)
+NI_DOT(vnni_q5_k, q5_k, vnni_block256, parts_q5_k)
 #endif

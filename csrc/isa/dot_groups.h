@@ -1,19 +1,20 @@
-/* The walk over row groups that every vector table's dot has; what it calls per group is the table's own, and is inlined. */
+/* The walk over row groups that the dots of every vector table share.  What it calls per group is the table's own, and is inlined. */
 #ifndef NI_DOT_GROUPS_H
 #define NI_DOT_GROUPS_H
+#include "../formats/records.h"
 
-/* Defines dot_<name>, group by group. */
-#define NI_DOT(name, record, block, call, ...)                                              \
+/* Defines dot_<name> for a format, group by group. */
+#define NI_DOT(name, format, call, ...)                                                     \
     static void dot_##name(const uint8_t *w, int64_t n_groups, const ni_act *x, float *y) { \
-        const size_t stride = (size_t)(x->k / (block)) * (record);                          \
+        const size_t stride = (size_t)(x->k / NI_BLOCK_##format) * sizeof(ni_record_##format); \
         for (int64_t g = 0; g < n_groups; g++, w += stride, y += NI_ROWS)                   \
             call(w, ##__VA_ARGS__, x, y);                                                   \
     }
 
 /* The same, 4 groups at a time. */
-#define NI_DOT_FLOAT(name, record, type)                                                    \
+#define NI_DOT_FLOAT(name, type)                                                            \
     static void dot_##name(const uint8_t *w, int64_t n_groups, const ni_act *x, float *y) { \
-        const size_t stride = (size_t)x->k * (record);                                      \
+        const size_t stride = (size_t)x->k * sizeof(ni_record_##name);                      \
         int64_t g = 0;                                                                      \
         for (; g + 4 <= n_groups; g += 4, w += 4 * stride, y += 4 * NI_ROWS)                \
             dot_float(w, stride, 4, type, x, y);                                            \

@@ -71,6 +71,7 @@ V16_FN v16 v16_gelu(v16 g) {
 /* c tanh(x / c) */
 V16_FN v16 v16_softcap(v16 x, v16 c) { return v16_mul(c, v16_tanh(v16_div(x, c))); }
 
-/* 0, or NaN where a number is NaN or infinite.  Added to a scale: maxima lose NaN, and what came of it would look like an answer. */
+/* 0, or NaN if a number is NaN or infinite.  It is added to scales, which come from a maximum: a maximum drops NaN, and a broken file
+ * would then give numbers that look like an answer. */
 V16_FN float NI_VEC(poison)(v16 a, v16 b) { return v16_sum(v16_add(v16_sub(a, a), v16_sub(b, b))); }
 #endif

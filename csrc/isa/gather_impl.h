@@ -1,10 +1,11 @@
-/* Slabs of activations as most tables want them: nothing but moved together.  Included after the file's target. */
+/* Slabs of activations as most tables want them: the values of each token moved together and left as they are.  Included after the
+ * file's target. */
 #ifndef NI_GATHER_IMPL_H
 #define NI_GATHER_IMPL_H
 #include <string.h>
 #include "kernels.h"
 
-/* Float weights: rows are read in order, so they stay where they are. */
+/* Float weights: their gemm reads each token in order, so that floats stay where they are. */
 __attribute__((unused)) static void gather_f32(const ni_act *x, int64_t k0, int64_t nk, int n_tokens, uint8_t *to, ni_act *slab) {
     (void)nk, (void)n_tokens, (void)to;
     *slab = (ni_act){.k = x->k, .f = x->f + k0};
@@ -24,9 +25,4 @@ __attribute__((unused)) static void gather_quants(const ni_act *x, int64_t k0, i
         for (int64_t i = 0; x->s && i < nk / 16; i++) s[t * nk / 16 + i] = x->s[at / 16 + i];
     }
 }
-
-#define NI_GATHERS                                                                                               \
-    {[NI_F32] = gather_f32, [NI_F16] = gather_f32, [NI_BF16] = gather_f32, [NI_Q4_0] = gather_quants,            \
-     [NI_Q4_1] = gather_quants, [NI_Q5_0] = gather_quants, [NI_Q5_1] = gather_quants, [NI_Q8_0] = gather_quants, \
-     [NI_Q4_K] = gather_quants, [NI_Q5_K] = gather_quants, [NI_Q6_K] = gather_quants}
 #endif

@@ -4,6 +4,17 @@
 
 const ni_kernels *ni_k = &ni_kernels_scalar;
 
+#define NI_ISA(name, has) ni_kernels ni_kernels_##name;
+#include "isa.def"
+#undef NI_ISA
+
+/* When the library is loaded: nobody can meet an empty slot. */
+__attribute__((constructor)) static void complete_all(void) {
+#define NI_ISA(name, has) ni_complete(&ni_kernels_##name, &ni_own_##name);
+#include "isa.def"
+#undef NI_ISA
+}
+
 #if defined(NI_SIMDE)           /* runs anywhere */
 #define HAS(feature) 1
 #define HWCAP(bit) 1
@@ -46,7 +57,7 @@ int ni_isa_select(const char *name) {
 }
 
 const char *ni_isa_available(void) {
-    static char names[16 * N_TABLES];   /* every call writes the same bytes, so that calls may overlap */
+    static char names[16 * N_TABLES];   /* calls may overlap: each writes the same bytes */
     size_t n = 0;
     for (size_t i = 0; i < N_TABLES; i++) {
         if (!tables[i].runs()) continue;

@@ -1,10 +1,12 @@
-/* The table of kernels that one instruction set fills; chosen once, at import (isa.c).
+/* The tables of kernels, one per instruction set; one of them is chosen, at import (isa.c).
  *
- * Kernels know no plans, threads or nodes.  They cannot fail and do not allocate.  Every slot of every table is filled.
+ * Kernels know no plans, threads or nodes.  They cannot fail and do not allocate.  An instruction set brings the kernels that it does
+ * better (ni_own_kernels, below); the slots that it leaves empty are filled at the start of the process (complete.c), so that in a table
+ * in use every slot holds a kernel.
  *
  * Bits: all tables give the same bits.  The formulas below fix, for each output, one order of float operations, with
  * fused multiply-adds exactly where fma() is written and nowhere else (-ffp-contract=off); integer sums are exact, so
- * their order is free.  A lane is one row (matmul) or one of 16 fixed partial sums (vector kernels, see vec.h).
+ * their order is free.  A lane is one row (matmul) or one of 16 fixed partial sums (vector kernels, see v16.h).
  */
 #ifndef NI_KERNELS_H
 #define NI_KERNELS_H
@@ -30,50 +32,56 @@ typedef struct {
 typedef struct {
     uint8_t *q;
     float *scale;       /* Q6_K: sc, a whole number */
-    float *min;         /* added: value = scale * q + min (so -(dmin * mn) for the K-quants); Q6_K: [NI_ROWS], its d */
+    float *min;         /* what is added, value = scale * q + min: m, or -(dmin * mn); Q6_K: [NI_ROWS], its d */
     float *f;
 } ni_panel;
 
-#define NI_SLAB 256         /* slabs start at multiples of it; values of K in a panel, unless a table's `slab` allows more */
-#define NI_LONG_SLAB 512   /* values of K in a panel, at most; with sub-blocks of 32 only */
+#define NI_SLAB 256         /* values of K in a panel, unless a table's `slab` allows more; slabs start at multiples of it */
+#define NI_LONG_SLAB 512    /* values of K in a panel, at most; with sub-blocks of 32 only */
+#define NI_PANEL_SUBS (NI_LONG_SLAB / 32 > NI_SLAB / 16 ? NI_LONG_SLAB / 32 : NI_SLAB / 16)   /* sub-blocks in a panel, at most */
 #define NI_SLAB_BYTES (NI_LONG_SLAB / 4 * 5)   /* of memory per token for a slab of activations, at most */
+
+/* Decode: y[16 g + r] for n_groups row groups, one token.  Streams the packed bytes once, in order.
+ *
+ * Quantised, but for Q6_K: per sub-block b of 32 values, in order:
+ *   isum = sum q * xq                          (minus offset * s where the format has an offset)
+ *   acc  = fma((float)isum, scale_b * d_x, acc)
+ *   accm = fma(min_b, m_x, accm)               (formats with a minimum only)
+ *   y = acc, or acc + accm for formats with a minimum.
+ *   scale_b = d, or d * sc; min_b = m, or -(dmin * mn).
+ * Q6_K: per block of 256, whose sub-blocks of 16 have scales sc, total starts at 0; per 32 values, in order:
+ *   isum  = sum sc * (q - 32) * xq             (below 2^24, so the float is exact)
+ *   total = fma((float)isum, d_x, total)
+ *   then acc = fma(total, d, acc); y = acc.
+ * Float: acc = fma(w, x, acc) for k = 0, 1, 2 ...; y = acc. */
+typedef void ni_dot(const uint8_t *w, int64_t n_groups, const ni_act *x, float *y);
+
+/* Unpacks k0 .. k0 + nk of one row group into a panel.  k0 is a multiple of NI_SLAB; nk at most NI_SLAB, or NI_LONG_SLAB with sub-blocks
+ * of 32.  A type has one form of panel, whatever the table. */
+typedef void ni_unpack(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p);
+
+/* Moves values k0 .. k0 + nk of x together, the tokens one after the other, in the form that this table's gemm of the same type
+ * reads: a slab, whose k says how far apart its tokens lie.  It serves many row groups.  `to`: n_tokens * NI_SLAB_BYTES, 64-byte
+ * aligned; the slab may point there and into x. */
+typedef void ni_gather(const ni_act *x, int64_t k0, int64_t nk, int n_tokens, uint8_t *to, ni_act *slab);
+
+/* Prefill: multiplies the panel with tokens t = 0 .. n_tokens-1 of the slab x, values k0 .. k0 + nk of it (k0 is 0 for all callers), and
+ * continues their sums acc[t][NI_ROWS] (and accm[t][NI_ROWS] for formats with a minimum), by the formulas of ni_dot.  The caller
+ * clears the sums before the first slab and adds accm to acc after the last. */
+typedef void ni_gemm(const ni_panel *p, int64_t k0, int64_t nk, const ni_act *x, int n_tokens, float *acc, float *accm);
 
 typedef struct ni_kernels {
     const char *name;   /* "scalar", "avx2", ... */
 
-    /* Decode: y[16 g + r] for n_groups row groups, one token.  Streams the packed bytes once, in order.
-     *
-     * Quantised, but for Q6_K: per sub-block b of 32 values, in order:
-     *   isum = sum q * xq                          (minus offset * s where the format has an offset)
-     *   acc  = fma((float)isum, scale_b * d_x, acc)
-     *   accm = fma(min_b, m_x, accm)               (formats with a minimum only)
-     *   y = acc, or acc + accm for formats with a minimum.
-     *   scale_b = d, or d * sc; min_b = m, or -(dmin * mn).
-     * Q6_K: per block of 256, whose sub-blocks of 16 have scales sc, total starts at 0; per 32 values, in order:
-     *   isum  = sum sc * (q - 32) * xq             (below 2^24, so the float is exact)
-     *   total = fma((float)isum, d_x, total)
-     *   then acc = fma(total, d, acc); y = acc.
-     * Float: acc = fma(w, x, acc) for k = 0, 1, 2 ...; y = acc. */
-    void (*dot[NI_N_TYPES])(const uint8_t *w, int64_t n_groups, const ni_act *x, float *y);
-
-    /* Unpacks k0 .. k0 + nk of one row group (k0 a multiple of NI_SLAB, nk at most NI_SLAB or `slab`) into a panel. */
-    void (*unpack[NI_N_TYPES])(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p);
-
-    /* Moves values k0 .. k0 + nk of x together, the tokens one after the other, in the form that this table's gemm of the same type
-     * reads: a slab, whose k says how far apart its tokens lie.  It serves many row groups.  `to`: n_tokens * NI_SLAB_BYTES, 64-byte
-     * aligned; the slab may point there and into x. */
-    void (*gather[NI_N_TYPES])(const ni_act *x, int64_t k0, int64_t nk, int n_tokens, uint8_t *to, ni_act *slab);
-
-    /* Prefill: multiplies the panel with tokens t = 0 .. n_tokens-1 of the slab x, values k0 .. k0 + nk of it (k0 = 0 but in the scalar
-     * table's own dot), and continues their sums acc[t][NI_ROWS] (and accm[t][NI_ROWS] for formats with a minimum), by the formulas
-     * above.  The caller clears the sums before the first slab and adds accm to acc after the last. */
-    void (*gemm[NI_N_TYPES])(const ni_panel *p, int64_t k0, int64_t nk, const ni_act *x, int n_tokens,
-                             float *acc, float *accm);
+    ni_dot *dot[NI_N_TYPES];
+    ni_unpack *unpack[NI_N_TYPES];
+    ni_gather *gather[NI_N_TYPES];
+    ni_gemm *gemm[NI_N_TYPES];
 
     /* Up to how many tokens a dot for each is cheaper than unpack and gemm; 0 counts as 1. */
     int few[NI_N_TYPES];
 
-    /* How long a panel the kernels take, a multiple of NI_SLAB up to NI_LONG_SLAB; 0 counts as NI_SLAB. */
+    /* How long a panel gather and gemm take, a multiple of NI_SLAB up to NI_LONG_SLAB; 0 counts as NI_SLAB. */
     int slab[NI_N_TYPES];
 
     /* Vector kernels: vec_impl.h */
@@ -124,7 +132,33 @@ typedef struct ni_kernels {
     } vec;
 } ni_kernels;
 
-#define NI_ISA(name, has) extern const ni_kernels ni_kernels_##name;
+/* What an instruction set brings of its own: isa/<name>.c. */
+typedef struct {
+    const char *name;
+    /* A line per type with what there is; the rest stays NULL and 0.  gather and gemm come together or not at all. */
+    struct ni_own_type {
+        ni_dot *dot;
+        ni_unpack *unpack;
+        ni_gather *gather;
+        ni_gemm *gemm;
+        int few, slab;
+    } types[NI_N_TYPES];
+    ni_dot *const *panel_dots;      /* for types without a dot: panel_dots.h */
+    struct ni_vec_kernels vec;      /* complete */
+} ni_own_kernels;
+
+/* Makes the complete table, in which an empty slot is filled with
+ *   unpack          the scalar table's;
+ *   gather, gemm    those of a type of the same set whose panels have the same kind, sub-blocks and offset, and quants that reach as far;
+ *                   if there is none, the scalar table's;
+ *   dot             unpack and gemm of the table, one token. */
+void ni_complete(ni_kernels *table, const ni_own_kernels *own);
+
+/* y = W x for one token, through panels: what a dot does, and the dot of the types that have none. */
+void ni_dot_by_panels(const ni_kernels *table, ni_type type, const uint8_t *w, int64_t n_groups, const ni_act *x, float *y);
+
+/* Complete from the start of the process. */
+#define NI_ISA(name, has) extern ni_kernels ni_kernels_##name; extern const ni_own_kernels ni_own_##name;
 #include "isa.def"
 #undef NI_ISA
 

@@ -5,12 +5,15 @@ NI_TARGET("arch=armv8.2-a+dotprod")
 #define V16_NEON
 #include "neon_dot.h"
 #include "neon_sdot.h"
-#include "neon_table.h"
 #include "neon_unpack.h"
 #include "gather_impl.h"
 
 #define NI_VEC(name) name##_neon
 #include "vec_impl.h"
+#include "panel_dots.h"
 
-const ni_kernels ni_kernels_neon = NI_NEON_TABLE("neon");
+const ni_own_kernels ni_own_neon = {
+    .name = "neon",
+#include "neon_table.h"
+};
 #endif

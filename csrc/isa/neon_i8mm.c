@@ -5,12 +5,15 @@ NI_TARGET("arch=armv8.2-a+dotprod+i8mm")
 #define V16_NEON
 #include "neon_dot.h"
 #include "neon_smmla.h"
-#include "neon_table.h"
 #include "neon_unpack.h"
 #include "gather_impl.h"
 
 #define NI_VEC(name) name##_neon_i8mm
 #include "vec_impl.h"
+#include "panel_dots.h"
 
-const ni_kernels ni_kernels_neon_i8mm = NI_NEON_TABLE("neon_i8mm");
+const ni_own_kernels ni_own_neon_i8mm = {
+    .name = "neon_i8mm",
+#include "neon_table.h"
+};
 #endif

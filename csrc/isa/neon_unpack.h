@@ -3,8 +3,6 @@
 #define NI_NEON_UNPACK_H
 #include "neon_util.h"
 
-#define RECORDS(name, block) const ni_record_##name *in = (const ni_record_##name *)group + k0 / (block)
-
 /* The body of a block of Q4_0 .. Q5_1; high: its fifth bits, or NULL. */
 NI_INLINE void unpack_body32(const ni_vector q[4], const uint8_t *high, uint8_t *out) {
     QUADS(i) {
@@ -19,7 +17,7 @@ NI_INLINE void unpack_body32(const ni_vector q[4], const uint8_t *high, uint8_t 
 
 #define NI_UNPACK32(name, minimum, fifth)                                                       \
     static void unpack_##name(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) {     \
-        RECORDS(name, 32);                                                                     \
+        RECORDS(name);                                                                     \
         for (int64_t b = 0; b < nk / 32; b++) {                                                \
             v16_store(p->scale + NI_ROWS * b, v16_load_f16(in[b].d));                          \
             minimum;                                                                           \
@@ -32,7 +30,7 @@ NI_UNPACK32(q5_0, , in[b].high)
 NI_UNPACK32(q5_1, v16_store(p->min + NI_ROWS * b, v16_load_f16(in[b].m)), in[b].high)
 
 static void unpack_q8_0(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) {
-    RECORDS(q8_0, 32);
+    RECORDS(q8_0);
     for (int64_t b = 0; b < nk / 32; b++) {
         v16_store(p->scale + NI_ROWS * b, v16_load_f16(in[b].d));
         memcpy(p->q + 512 * b, in[b].q, 512);
@@ -64,7 +62,7 @@ NI_INLINE void unpack_body256(const ni_vector q[32], const ni_vector *high, uint
 
 #define NI_UNPACK256(name, fifth)                                                                                   \
     static void unpack_##name(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) {                         \
-        RECORDS(name, 256);                                                                                        \
+        RECORDS(name);                                                                                        \
         for (int64_t b = 0; b < nk / 256; b++) {                                                                   \
             unpack_k_scales(in[b].d, in[b].dmin, in[b].s, p->scale + 8 * NI_ROWS * b, p->min + 8 * NI_ROWS * b);   \
             unpack_body256(in[b].q, fifth, p->q + 4096 * b);                                                       \
@@ -74,7 +72,7 @@ NI_UNPACK256(q4_k, NULL)
 NI_UNPACK256(q5_k, in[b].high)
 
 static void unpack_q6_k(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) {
-    RECORDS(q6_k, 256);
+    RECORDS(q6_k);
     (void)nk;   /* a slab is one block */
     v16_store(p->min, v16_load_f16(in->d));
     for (int s = 0; s < 16; s++) {
@@ -88,17 +86,17 @@ static void unpack_q6_k(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *
 }
 
 static void unpack_f32(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) {
-    memcpy(p->f, (const float *)group + NI_ROWS * k0, (size_t)(NI_ROWS * nk) * sizeof(float));
+    RECORDS(f32);
+    memcpy(p->f, in, (size_t)nk * sizeof *in);
 }
 
 static void unpack_f16(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) {
-    const uint16_t *in = (const uint16_t *)group + NI_ROWS * k0;
-    for (int64_t i = 0; i < nk; i++) v16_store(p->f + NI_ROWS * i, v16_load_f16(in + NI_ROWS * i));
+    RECORDS(f16);
+    for (int64_t i = 0; i < nk; i++) v16_store(p->f + NI_ROWS * i, v16_load_f16(in[i].value));
 }
 
 static void unpack_bf16(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) {
-    const uint16_t *in = (const uint16_t *)group + NI_ROWS * k0;
-    for (int64_t i = 0; i < NI_ROWS * nk; i += 4) vst1q_f32(p->f + i, load_bf16(in + i));
+    RECORDS(bf16);
+    for (int64_t i = 0; i < nk; i++) v16_store(p->f + NI_ROWS * i, v16_load_bf16(in[i].value));
 }
-#undef RECORDS
 #endif

@@ -7,7 +7,7 @@
 #define NI_NEON_UTIL_H
 #include "intrinsics.h"
 #include "kernels.h"
-#include "../formats/records.h"
+#include "parts.h"
 #include "v16.h"
 
 #define NI_INLINE static inline __attribute__((always_inline))
@@ -39,9 +39,6 @@ NI_INLINE v16 load_i8(const int8_t *p) {
     return (v16){{vcvtq_f32_s32(vmovl_s16(vget_low_s16(lo))), vcvtq_f32_s32(vmovl_high_s16(lo)),
                   vcvtq_f32_s32(vmovl_s16(vget_low_s16(hi))), vcvtq_f32_s32(vmovl_high_s16(hi))}};
 }
-
-/* 4 bfloat16. */
-NI_INLINE float32x4_t load_bf16(const uint16_t *p) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16)); }
 
 NI_INLINE uint8x16_t low_nibbles(uint8x16_t v) { return vandq_u8(v, vdupq_n_u8(15)); }
 NI_INLINE uint8x16_t high_nibbles(uint8x16_t v) { return vshrq_n_u8(v, 4); }

@@ -18,6 +18,7 @@ V16_FN float32x4_t v16_part_shift(float32x4_t a, float32x4_t t) {
     return vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(a), vshlq_n_s32(vreinterpretq_s32_f32(t), 23)));
 }
 V16_FN float32x4_t v16_part_f16(const uint16_t *p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
+V16_FN float32x4_t v16_part_bf16(const uint16_t *p) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16)); }
 V16_FN float32x4_t v16_part_addsub(float32x4_t a, float32x4_t b) {
     const uint32x4_t even = vreinterpretq_u32_u64(vdupq_n_u64(0x80000000u));
     return vaddq_f32(a, vreinterpretq_f32_u32(veorq_u32(vreinterpretq_u32_f32(b), even)));
@@ -81,15 +82,15 @@ V16_FN v16 v16_load_f16(const uint16_t *p) { V16_RETURN(ONE); }
 #define ONE(i) vst1_u16(p + 4 * (i), vreinterpret_u16_f16(vcvt_f16_f32(a.v[i])))
 V16_FN void v16_store_f16(uint16_t *p, v16 a) { ONE(0), ONE(1), ONE(2), ONE(3); }
 #undef ONE
-#define ONE(i) vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p + 4 * (i)), 16))
+#define ONE(i) v16_part_bf16(p + 4 * (i))
 V16_FN v16 v16_load_bf16(const uint16_t *p) { V16_RETURN(ONE); }
 #undef ONE
-V16_FN uint16x4_t v16_part_bf16(float32x4_t a) {
+V16_FN uint16x4_t v16_part_to_bf16(float32x4_t a) {
     const uint32x4_t u = vreinterpretq_u32_f32(a), odd = vandq_u32(vshrq_n_u32(u, 16), vdupq_n_u32(1));
     const uint32x4_t near = vaddq_u32(u, vaddq_u32(odd, vdupq_n_u32(0x7fff)));
     return vshrn_n_u32(vbslq_u32(vceqq_f32(a, a), near, vorrq_u32(u, vdupq_n_u32(0x400000))), 16);
 }
-#define ONE(i) vst1_u16(p + 4 * (i), v16_part_bf16(a.v[i]))
+#define ONE(i) vst1_u16(p + 4 * (i), v16_part_to_bf16(a.v[i]))
 V16_FN void v16_store_bf16(uint16_t *p, v16 a) { ONE(0), ONE(1), ONE(2), ONE(3); }
 #undef ONE
 #define ONE(i) vrev64q_f32(a.v[i])

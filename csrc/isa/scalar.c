@@ -1,10 +1,9 @@
-/* The kernels in portable C: the definition that every other table is measured against, bit for bit.
- *
- * dot is unpack and gemm, slab by slab, with one token, so that the two cannot differ.
+/* The kernels in portable C: the definition that every other table is measured against, bit for bit.  Here every type has unpack, gather
+ * and gemm, from which tables that lack one take it; dot is made of them (complete.c), so that the two cannot differ.
  */
 #include "kernels.h"
 #include "gather_impl.h"
-#include "../formats/records.h"
+#include "parts.h"
 #include <math.h>
 
 static inline void copy_vector(uint8_t *out, const ni_vector in) { memcpy(out, in, sizeof(ni_vector)); }
@@ -26,22 +25,21 @@ static inline void halves(float *out, const uint16_t *in) {
     for (int r = 0; r < NI_ROWS; r++) out[r] = ni_f16_to_f32(in[r]);
 }
 
-/* Record k0 / block onwards of a group, as formats.h lays it out. */
-#define RECORDS(name, block) const ni_record_##name *in = (const ni_record_##name *)group + k0 / (block)
 #define VECTOR(i) (p->q + (size_t)(i) * sizeof(ni_vector))   /* k-group i of the panel */
 
 static void unpack_f32(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) {
-    memcpy(p->f, (const float *)group + NI_ROWS * k0, (size_t)(NI_ROWS * nk) * sizeof(float));
+    RECORDS(f32);
+    memcpy(p->f, in, (size_t)nk * sizeof *in);
 }
 
 static void unpack_f16(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) {
-    const uint16_t *in = (const uint16_t *)group + NI_ROWS * k0;
-    for (int64_t i = 0; i < NI_ROWS * nk; i++) p->f[i] = ni_f16_to_f32(in[i]);
+    RECORDS(f16);
+    for (int64_t i = 0; i < nk; i++) halves(p->f + NI_ROWS * i, in[i].value);
 }
 
 static void unpack_bf16(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) {
-    const uint16_t *in = (const uint16_t *)group + NI_ROWS * k0;
-    for (int64_t i = 0; i < NI_ROWS * nk; i++) p->f[i] = ni_bf16_to_f32(in[i]);
+    RECORDS(bf16);
+    for (int64_t i = 0; i < NI_ROWS * nk; i++) p->f[i] = ni_bf16_to_f32(in[i / NI_ROWS].value[i % NI_ROWS]);
 }
 
 /* The 4-bit body that Q4_0 .. Q5_1 share: vectors 8b .. 8b + 7. */
@@ -53,7 +51,7 @@ static inline void unpack_nibbles(const ni_vector q[4], int64_t b, ni_panel *p) 
 }
 
 static void unpack_q4_0(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) {
-    RECORDS(q4_0, 32);
+    RECORDS(q4_0);
     for (int64_t b = 0; b < nk / 32; b++) {
         halves(p->scale + NI_ROWS * b, in[b].d);
         unpack_nibbles(in[b].q, b, p);
@@ -61,7 +59,7 @@ static void unpack_q4_0(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *
 }
 
 static void unpack_q4_1(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) {
-    RECORDS(q4_1, 32);
+    RECORDS(q4_1);
     for (int64_t b = 0; b < nk / 32; b++) {
         halves(p->scale + NI_ROWS * b, in[b].d);
         halves(p->min + NI_ROWS * b, in[b].m);
@@ -70,7 +68,7 @@ static void unpack_q4_1(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *
 }
 
 static void unpack_q5_0(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) {
-    RECORDS(q5_0, 32);
+    RECORDS(q5_0);
     for (int64_t b = 0; b < nk / 32; b++) {
         halves(p->scale + NI_ROWS * b, in[b].d);
         unpack_nibbles(in[b].q, b, p);
@@ -79,7 +77,7 @@ static void unpack_q5_0(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *
 }
 
 static void unpack_q5_1(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) {
-    RECORDS(q5_1, 32);
+    RECORDS(q5_1);
     for (int64_t b = 0; b < nk / 32; b++) {
         halves(p->scale + NI_ROWS * b, in[b].d);
         halves(p->min + NI_ROWS * b, in[b].m);
@@ -89,7 +87,7 @@ static void unpack_q5_1(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *
 }
 
 static void unpack_q8_0(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) {
-    RECORDS(q8_0, 32);
+    RECORDS(q8_0);
     for (int64_t b = 0; b < nk / 32; b++) {
         halves(p->scale + NI_ROWS * b, in[b].d);
         for (int j = 0; j < 8; j++) copy_vector(VECTOR(8 * b + j), in[b].q[j]);
@@ -115,7 +113,7 @@ static inline void unpack_k_nibbles(const ni_vector q[32], int64_t b, ni_panel *
 }
 
 static void unpack_q4_k(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) {
-    RECORDS(q4_k, 256);
+    RECORDS(q4_k);
     for (int64_t b = 0; b < nk / 256; b++) {
         unpack_k_scales(in[b].d, in[b].dmin, in[b].s, b, p);
         unpack_k_nibbles(in[b].q, b, p);
@@ -123,7 +121,7 @@ static void unpack_q4_k(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *
 }
 
 static void unpack_q5_k(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) {
-    RECORDS(q5_k, 256);
+    RECORDS(q5_k);
     for (int64_t b = 0; b < nk / 256; b++) {
         unpack_k_scales(in[b].d, in[b].dmin, in[b].s, b, p);
         unpack_k_nibbles(in[b].q, b, p);
@@ -133,7 +131,7 @@ static void unpack_q5_k(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *
 }
 
 static void unpack_q6_k(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) {
-    RECORDS(q6_k, 256);
+    RECORDS(q6_k);
     for (int64_t b = 0; b < nk / 256; b++) {
         halves(p->min + NI_ROWS * b, in[b].d);
         for (int s = 0; s < 16; s++) {
@@ -213,62 +211,39 @@ static void gemm_nested(const ni_format *format, const ni_panel *p, int64_t k0, 
     }
 }
 
-static void gemm(ni_type type, const ni_panel *p, int64_t k0, int64_t nk, const ni_act *x, int n_tokens, float *acc,
+static void gemm(const ni_format *format, const ni_panel *p, int64_t k0, int64_t nk, const ni_act *x, int n_tokens, float *acc,
                  float *accm) {
-    const ni_format *format = &ni_formats[type];
     if (format->kind == NI_PANEL_FLOAT) gemm_float(p, k0, nk, x, n_tokens, acc);
     else if (format->kind == NI_PANEL_NESTED) gemm_nested(format, p, k0, x, n_tokens, acc);
     else gemm_quantised(format, p, k0, nk, x, n_tokens, acc, accm);
 }
 
-static void dot(ni_type type, const uint8_t *w, int64_t n_groups, const ni_act *x, float *y) {
-    uint8_t q[NI_SLAB * NI_ROWS] __attribute__((aligned(64)));
-    float scale[NI_SLAB / 16 * NI_ROWS], min[NI_SLAB / 16 * NI_ROWS], f[NI_SLAB * NI_ROWS];
-    ni_panel p = {q, scale, min, f};
-    for (int64_t g = 0; g < n_groups; g++, w += ni_group_bytes(type, x->k), y += NI_ROWS) {
-        float acc[NI_ROWS] = {0}, accm[NI_ROWS] = {0};
-        for (int64_t k0 = 0; k0 < x->k; k0 += NI_SLAB) {
-            const int64_t nk = x->k - k0 < NI_SLAB ? x->k - k0 : NI_SLAB;
-            ni_kernels_scalar.unpack[type](w, k0, nk, &p);
-            gemm(type, &p, k0, nk, x, 1, acc, accm);
-        }
-        for (int r = 0; r < NI_ROWS; r++) y[r] = ni_formats[type].kind == NI_PANEL_MIN ? acc[r] + accm[r] : acc[r];
+#define NI_FORMAT(NAME, name, ...)                                                                                              \
+    static void gemm_##name(const ni_panel *p, int64_t k0, int64_t nk, const ni_act *x, int n_tokens, float *acc, float *accm) { \
+        gemm(&ni_formats[NI_##NAME], p, k0, nk, x, n_tokens, acc, accm);                                                        \
     }
-}
-
-#define DEFINE(name, type) \
-    static void dot_##name(const uint8_t *w, int64_t n_groups, const ni_act *x, float *y) { \
-        dot(type, w, n_groups, x, y); \
-    } \
-    static void gemm_##name(const ni_panel *p, int64_t k0, int64_t nk, const ni_act *x, int n_tokens, float *acc, \
-                            float *accm) { \
-        gemm(type, p, k0, nk, x, n_tokens, acc, accm); \
-    }
-DEFINE(f32, NI_F32)
-DEFINE(f16, NI_F16)
-DEFINE(bf16, NI_BF16)
-DEFINE(q4_0, NI_Q4_0)
-DEFINE(q4_1, NI_Q4_1)
-DEFINE(q5_0, NI_Q5_0)
-DEFINE(q5_1, NI_Q5_1)
-DEFINE(q8_0, NI_Q8_0)
-DEFINE(q4_k, NI_Q4_K)
-DEFINE(q5_k, NI_Q5_K)
-DEFINE(q6_k, NI_Q6_K)
+#include "../formats/formats.def"
+#undef NI_FORMAT
 
 #define NI_VEC(name) name##_scalar
 #include "vec_impl.h"
+#include "panel_dots.h"
 
-#define EACH(kernel) { \
-    [NI_F32] = kernel##_f32, [NI_F16] = kernel##_f16, [NI_BF16] = kernel##_bf16, [NI_Q4_0] = kernel##_q4_0, \
-    [NI_Q4_1] = kernel##_q4_1, [NI_Q5_0] = kernel##_q5_0, [NI_Q5_1] = kernel##_q5_1, [NI_Q8_0] = kernel##_q8_0, \
-    [NI_Q4_K] = kernel##_q4_k, [NI_Q5_K] = kernel##_q5_k, [NI_Q6_K] = kernel##_q6_k}
+/* gather by kind of panel */
+#define gather_FLOAT gather_f32
+#define gather_OFFSET gather_quants
+#define gather_MIN gather_quants
+#define gather_SIGNED gather_quants
+#define gather_NESTED gather_quants
 
-const ni_kernels ni_kernels_scalar = {
+const ni_own_kernels ni_own_scalar = {
     .name = "scalar",
-    .dot = EACH(dot),
-    .unpack = EACH(unpack),
-    .gemm = EACH(gemm),
-    .gather = NI_GATHERS,
+    .types = {
+#define NI_FORMAT(NAME, name, ggml_type, block, kind, ...) \
+        [NI_##NAME] = {.unpack = unpack_##name, .gather = gather_##kind, .gemm = gemm_##name},
+#include "../formats/formats.def"
+#undef NI_FORMAT
+    },
+    .panel_dots = NI_VEC(panel_dots),
     .vec = NI_VEC_TABLE,
 };

@@ -1,6 +1,6 @@
 /* v16: sixteen float lanes, whatever the machine has: one zmm, two ymm, four NEON registers, or a plain array.
  *
- * The file defines V16_AVX512, V16_AVX2 or V16_NEON first, or none for the array. Every operation gives the same bits
+ * The includer defines V16_AVX512, V16_AVX2 or V16_NEON first, or none for the array. Every operation gives the same bits
  * in all forms: each is either exact or one correctly rounded IEEE operation per lane, and sums over lanes use one
  * fixed tree (v16_sum). max and min are those of x86: `a > b ? a : b` and `a < b ? a : b`, so the second operand wins
  * for NaN and for zeros of either sign. Assumes the default rounding mode, subnormals on, -ffp-contract=off. Addresses
@@ -12,6 +12,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "../formats/half.h"
 #include "intrinsics.h"
 
 #if defined(V16_AVX512)
@@ -20,6 +21,12 @@
 
 #if defined(V16_AVX2)
 #define V16_FN static inline __attribute__((always_inline, unused))
+
+/* 8 half floats, 8 bfloat16. */
+V16_FN __m256 v16_8_f16(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
+V16_FN __m256 v16_8_bf16(const uint16_t *p) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16));
+}
 
 /* Lanes l and l+8, then l+4, then l+2, then l+1: the one tree of every lane sum. */
 V16_FN float v16_sum_halves(__m256 lo, __m256 hi) {
@@ -163,18 +170,12 @@ V16_FN v16m v16_range(int lo, int hi) {
     return (v16m){v16_range_half(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), lo, hi),
                   v16_range_half(_mm256_setr_epi32(8, 9, 10, 11, 12, 13, 14, 15), lo, hi)};
 }
-V16_FN v16 v16_load_f16(const uint16_t *p) {
-    return (v16){_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)),
-                 _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + 8)))};
-}
+V16_FN v16 v16_load_f16(const uint16_t *p) { return (v16){v16_8_f16(p), v16_8_f16(p + 8)}; }
 V16_FN void v16_store_f16(uint16_t *p, v16 a) {
     _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(a.lo, _MM_FROUND_TO_NEAREST_INT));
     _mm_storeu_si128((__m128i *)(p + 8), _mm256_cvtps_ph(a.hi, _MM_FROUND_TO_NEAREST_INT));
 }
-V16_FN __m256 v16_bf16_half(const uint16_t *p) {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16));
-}
-V16_FN v16 v16_load_bf16(const uint16_t *p) { return (v16){v16_bf16_half(p), v16_bf16_half(p + 8)}; }
+V16_FN v16 v16_load_bf16(const uint16_t *p) { return (v16){v16_8_bf16(p), v16_8_bf16(p + 8)}; }
 V16_FN __m256i v16_to_bf16_half(__m256 a) {
     const __m256i u = _mm256_castps_si256(a), odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
     const __m256i near = _mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
@@ -239,28 +240,6 @@ typedef struct { int16_t i[32]; } v16p;
 
 #define V16_EACH(T, member, expr) T r; for (int l = 0; l < 16; l++) r.member[l] = (expr); return r
 
-V16_FN uint32_t v16_bits(float x) { uint32_t u; memcpy(&u, &x, 4); return u; }
-V16_FN float v16_from_bits(uint32_t u) { float x; memcpy(&x, &u, 4); return x; }
-
-/* Exact.  NaNs keep their top payload bits and become quiet, as the F16C instructions have it. */
-V16_FN float v16_half_to_float(uint16_t h) {
-    uint32_t sign = (uint32_t)(h & 0x8000) << 16, e = h >> 10 & 31, m = h & 1023;
-    if (e == 31) return v16_from_bits(sign | 0x7f800000u | (m ? 0x400000u : 0) | m << 13);
-    if (e == 0) return v16_from_bits(sign | v16_bits((float)m * 0x1p-24f));
-    return v16_from_bits(sign | (e + 112) << 23 | m << 13);
-}
-
-/* Round to nearest, ties to even; from 65520 on to infinity. */
-V16_FN uint16_t v16_float_to_half(float x) {
-    uint32_t u = v16_bits(x), a = u & 0x7fffffffu;
-    uint16_t sign = (uint16_t)(u >> 16 & 0x8000);
-    if (a > 0x7f800000u) return sign | 0x7e00 | (a >> 13 & 0x3ff);
-    if (a >= 0x477ff000u) return sign | 0x7c00;
-    /* Below 2^-14 adding 0.5 rounds to multiples of 2^-24, the unit of subnormal halves. */
-    if (a < 0x38800000u) return sign | (uint16_t)(v16_bits(v16_from_bits(a) + 0.5f) - 0x3f000000u);
-    return sign | (uint16_t)((a - 0x38000000u + 0xfff + (a >> 13 & 1)) >> 13);
-}
-
 V16_FN v16 v16_set1(float x) { V16_EACH(v16, f, x); }
 V16_FN v16 v16_load(const float *p) { V16_EACH(v16, f, p[l]); }
 V16_FN void v16_store(float *p, v16 a) { memcpy(p, a.f, sizeof a.f); }
@@ -274,21 +253,15 @@ V16_FN v16 v16_min(v16 a, v16 b) { V16_EACH(v16, f, a.f[l] < b.f[l] ? a.f[l] : b
 V16_FN v16 v16_abs(v16 a) { V16_EACH(v16, f, __builtin_fabsf(a.f[l])); }
 V16_FN v16 v16_copysign(v16 a, v16 s) { V16_EACH(v16, f, __builtin_copysignf(a.f[l], s.f[l])); }
 V16_FN v16 v16_shift_exponent(v16 a, v16 t) {
-    V16_EACH(v16, f, v16_from_bits(v16_bits(a.f[l]) + (v16_bits(t.f[l]) << 23)));
+    V16_EACH(v16, f, ni_bits_f32(ni_f32_bits(a.f[l]) + (ni_f32_bits(t.f[l]) << 23)));
 }
 V16_FN v16m v16_less(v16 a, v16 b) { V16_EACH(v16m, i, -(a.f[l] < b.f[l])); }
 V16_FN v16 v16_select(v16m m, v16 a, v16 b) { V16_EACH(v16, f, m.i[l] ? a.f[l] : b.f[l]); }
 V16_FN v16m v16_range(int lo, int hi) { V16_EACH(v16m, i, -(l >= lo && l < hi)); }
-V16_FN v16 v16_load_f16(const uint16_t *p) { V16_EACH(v16, f, v16_half_to_float(p[l])); }
-V16_FN void v16_store_f16(uint16_t *p, v16 a) { for (int l = 0; l < 16; l++) p[l] = v16_float_to_half(a.f[l]); }
-V16_FN v16 v16_load_bf16(const uint16_t *p) { V16_EACH(v16, f, v16_from_bits((uint32_t)p[l] << 16)); }
-/* Round to nearest, ties to even; a NaN becomes quiet and keeps its upper bits. */
-V16_FN void v16_store_bf16(uint16_t *p, v16 a) {
-    for (int l = 0; l < 16; l++) {
-        const uint32_t u = v16_bits(a.f[l]);
-        p[l] = (uint16_t)((a.f[l] != a.f[l] ? u | 0x400000u : u + 0x7fff + (u >> 16 & 1)) >> 16);
-    }
-}
+V16_FN v16 v16_load_f16(const uint16_t *p) { V16_EACH(v16, f, ni_f16_to_f32(p[l])); }
+V16_FN void v16_store_f16(uint16_t *p, v16 a) { for (int l = 0; l < 16; l++) p[l] = ni_f32_to_f16(a.f[l]); }
+V16_FN v16 v16_load_bf16(const uint16_t *p) { V16_EACH(v16, f, ni_bf16_to_f32(p[l])); }
+V16_FN void v16_store_bf16(uint16_t *p, v16 a) { for (int l = 0; l < 16; l++) p[l] = ni_f32_to_bf16(a.f[l]); }
 V16_FN v16 v16_swap_pairs(v16 a) { V16_EACH(v16, f, a.f[l ^ 1]); }
 V16_FN v16 v16_load_twice(const float *p) { V16_EACH(v16, f, p[l / 2]); }
 V16_FN v16 v16_addsub(v16 a, v16 b) { V16_EACH(v16, f, l & 1 ? a.f[l] + b.f[l] : a.f[l] - b.f[l]); }
@@ -304,7 +277,7 @@ V16_FN float v16_hmax(v16 a) {
 }
 /* Through 2^23 and a half: rounds as the hardware conversion does, without a call to libm.  |a| < 2^22. */
 V16_FN v16i v16_rint(v16 a) {
-    V16_EACH(v16i, i, (int32_t)(v16_bits(a.f[l] + 0x1.8p23f) - v16_bits(0x1.8p23f)));
+    V16_EACH(v16i, i, (int32_t)(ni_f32_bits(a.f[l] + 0x1.8p23f) - ni_f32_bits(0x1.8p23f)));
 }
 V16_FN int v16i_sum(v16i a) {
     int s = 0;

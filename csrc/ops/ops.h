@@ -66,8 +66,8 @@ static inline void ni_put(const ni_ctx *c, const ni_op *op, int i, int64_t row, 
                        m ? m + (row * k + a) / 32 : NULL, s ? s + (row * k + a) / 16 : NULL);
 }
 
-/* Cuts `rows` rows of `width` values among the workers of a node: whole rows where there are enough of them, else slices of rows.
- * Calls body(row, a, b) through the macro NI_EACH_SLICE; slices start at multiples of 64. */
+/* Cuts `rows` rows of `width` values among the workers of a node: whole rows where there are enough of them, else slices of rows, which
+ * start at multiples of 64.  ni_next_slice gives this worker's, one after the other. */
 typedef struct { int64_t unit, end, slices, width; } ni_slices;
 
 static inline ni_slices ni_slices_of(const ni_ctx *c, int64_t rows, int64_t width) {

@@ -8,10 +8,7 @@
 #include <string.h>
 #include "../isa/kernels.h"
 
-enum {
-    NI_PANEL_GROUPS = 32, NI_PANEL_TOKENS = 128,    /* a block, at most: its sums take half of a small L2 */
-    NI_PANEL_SUBS = NI_LONG_SLAB / 32 > NI_SLAB / 16 ? NI_LONG_SLAB / 32 : NI_SLAB / 16
-};
+enum { NI_PANEL_GROUPS = 32, NI_PANEL_TOKENS = 128 };    /* a block, at most: its sums take half of a small L2 */
 
 /* Behind it lie a block's sums, then its slab of activations. */
 typedef struct {

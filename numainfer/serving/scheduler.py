@@ -271,7 +271,9 @@ class _LaneWork:
     def _step(self):
         start = time.perf_counter()
         segments, parts, wanted, row = [], [], [], 0
-        for s in self._active:  # in order of arrival: no prompt stands before an answer, for its rows came first
+        # In order of arrival, in which prompts are read too: sequences that answer stand before those whose prompts are still being read,
+        # so that only these wait when n_batch rows are full.
+        for s in self._active:
             ids, is_last = s.next_rows(self._runtime.n_batch - row)
             if not len(ids):
                 break

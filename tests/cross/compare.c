@@ -1,8 +1,9 @@
 /* Compares every table of kernels that this CPU runs with the scalar table, bit for bit, without Python: for CPUs that
  * are emulated.  Deterministic: the same build flags give the same inputs on every machine.
  *
- * Prints "tables NAMES", then per table and kernel "NAME KERNEL VALUES-COMPARED", then "scalar HASH": a hash of all
- * scalar results, to be compared between machines.  Exits with 1 at the first table whose bits differ. */
+ * Prints "tables NAMES", then "NAME empty SLOT TYPE ..." for what the tables compiled here leave empty, then per table that the CPU
+ * runs and kernel "NAME KERNEL VALUES-COMPARED", then "scalar HASH": a hash of all scalar results, to be compared between machines.
+ * Exits with 1 at the first table whose bits differ. */
 #include "../../csrc/formats/records.h"
 #include "../../csrc/isa/kernels.h"
 #include <math.h>
@@ -72,11 +73,16 @@ static void draw_activations(int64_t k, int n_tokens, kind how) {
 }
 
 /* Where the half floats of a file block are. */
-static int scales_at(ni_type t, int at[2]) {
-    at[0] = t == NI_Q6_K ? 208 : 0;
-    at[1] = 2;
-    return t == NI_Q4_1 || t == NI_Q5_1 || t == NI_Q4_K || t == NI_Q5_K ? 2 : t < NI_Q4_0 ? 0 : 1;
-}
+static const struct { int n, at[2]; } scales[NI_N_TYPES] = {
+    [NI_Q4_0] = {1, {offsetof(ni_block_q4_0, d)}},
+    [NI_Q4_1] = {2, {offsetof(ni_block_q4_1, d), offsetof(ni_block_q4_1, m)}},
+    [NI_Q5_0] = {1, {offsetof(ni_block_q5_0, d)}},
+    [NI_Q5_1] = {2, {offsetof(ni_block_q5_1, d), offsetof(ni_block_q5_1, m)}},
+    [NI_Q8_0] = {1, {offsetof(ni_block_q8_0, d)}},
+    [NI_Q4_K] = {2, {offsetof(ni_block_q4_k, d), offsetof(ni_block_q4_k, dmin)}},
+    [NI_Q5_K] = {2, {offsetof(ni_block_q5_k, d), offsetof(ni_block_q5_k, dmin)}},
+    [NI_Q6_K] = {1, {offsetof(ni_block_q6_k, d)}},
+};
 
 static void draw_group(ni_type t, int64_t k, int rows, kind how, uint8_t *packed) {
     static const uint16_t extreme[] = {0x7bff, 0xfbff, 0x0001, 0x8001, 0x0000, 0x8000, 0xbc00, 0x0200};
@@ -85,8 +91,7 @@ static void draw_group(ni_type t, int64_t k, int rows, kind how, uint8_t *packed
     const ni_format *f = &ni_formats[t];
     const size_t row_bytes = (size_t)(k / f->block * f->block_bytes);
     const uint8_t end = ends[draw() % 4];
-    int at[2];
-    const int n_scales = scales_at(t, at);
+    const int n_scales = scales[t].n;
     if (t == NI_F32) floats((float *)file, NI_ROWS * k, 2);
     else
         for (size_t i = 0; i < NI_ROWS * row_bytes; i++) file[i] = how == LARGEST ? end : (uint8_t)draw();
@@ -95,7 +100,7 @@ static void draw_group(ni_type t, int64_t k, int rows, kind how, uint8_t *packed
     for (size_t b = 0; n_scales && b < NI_ROWS * row_bytes / (size_t)f->block_bytes; b++)
         for (int i = 0; i < n_scales; i++) {
             const uint16_t h = how == EXTREME_SCALES ? extreme[draw() % 8] : ni_f32_to_f16(uniform(0.02f));
-            memcpy(file + b * (size_t)f->block_bytes + at[i], &h, 2);
+            memcpy(file + b * (size_t)f->block_bytes + scales[t].at[i], &h, 2);
         }
     f->pack(file, row_bytes, rows, k, packed);
 }
@@ -335,12 +340,30 @@ static void check_attention(const ni_kernels *table) {
     printf("%s attention %zu\n", table->name, count);
 }
 
+/* "NAME empty SLOT TYPE ..." for each slot that the file of a table leaves empty for some types. */
+static void say_empty(const ni_own_kernels *own) {
+    static const char *const slots[] = {"dot", "unpack", "gather", "gemm"};
+    for (int s = 0; s < 4; s++) {
+        int any = 0;
+        for (int t = 0; t < NI_N_TYPES; t++) {
+            const struct ni_own_type *o = &own->types[t];
+            if (s == 0 ? o->dot != NULL : s == 1 ? o->unpack != NULL : s == 2 ? o->gather != NULL : o->gemm != NULL) continue;
+            if (!any++) printf("%s empty %s", own->name, slots[s]);
+            printf(" %s", ni_formats[t].name);
+        }
+        if (any) putchar('\n');
+    }
+}
+
 static const ni_kernels *named(const char *name) { return ni_isa_select(name) ? NULL : ni_k; }
 
 int main(void) {
     char names[256], *next;
     snprintf(names, sizeof names, "%s", ni_isa_available());
     printf("tables %s\n", names);
+#define NI_ISA(name, has) say_empty(&ni_own_##name);
+#include "../../csrc/isa/isa.def"
+#undef NI_ISA
     for (char *name = strtok_r(names, ",", &next); name; name = strtok_r(NULL, ",", &next)) {
         const ni_kernels *table = named(name);
         if (!table) return 2;
