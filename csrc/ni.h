@@ -195,8 +195,8 @@ static inline ni_runs ni_runs_of(int64_t from, int64_t pos, int64_t most) {
     return (ni_runs){a >> shift, (b >> shift) + 1, shift};
 }
 
-/* What each of n workers of the nodes (ascending) does for the attention of segments (n, pos0), of a layer with these integers: chunks
- * times queries. */
+/* What each of n workers, of nodes[worker] (ascending), does for the attention of segments (n, pos0) in a layer of these integers: positions
+ * times queries that meet them. */
 int ni_attend_costs(const int32_t *ints, int n_segments, const ni_segment *segments, const int *nodes, int n_workers, int64_t *costs,
                     ni_status *st);
 

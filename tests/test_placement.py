@@ -469,9 +469,9 @@ def test_kv_memory_that_nobody_can_tell_of(tmp_path, monkeypatch):
 
 def test_owners_are_the_cores(tmp_path):
     source, library = tmp_path / "node.c", tmp_path / "node.so"
-    source.write_text('#include "ni.h"\nint node(int64_t g, int64_t j, int64_t h, int64_t t, int n) { return ni_kv_node(g, j, h, t, n); }\n')
+    source.write_text('#include "ni.h"\nint f(int64_t g, int64_t j, int64_t h, int64_t t, int n) { return ni_kv_node(g, j, h, t, n); }\n')
     subprocess.run(["gcc", "-shared", "-fPIC", f"-I{CSRC}", str(source), "-o", str(library)], check=True)
-    node = ctypes.CDLL(str(library)).node
+    node = ctypes.CDLL(str(library)).f
     node.argtypes = [ctypes.c_int64] * 4 + [ctypes.c_int]
     for n_heads, n_nodes, turn in product((1, 2, 3, 4, 6, 8), (1, 2, 3, 4), (1, 2, 8)):
         head, chunk = np.meshgrid(np.arange(n_heads), np.arange(30))

@@ -207,9 +207,10 @@ class Plan:
                 self._is_vector("attend", name, norm, a.key_length)
         q = self._near(q)
         offset = self._kv_layer(a)
-        named = dict(heads=a.heads, kv_heads=a.kv_heads, e=a.key_length, ev=a.value_length,
-                     n_rot=a.rope_dim if rope is not None else 0, neox=int(a.neox), window=a.window, layer=offset // _KV_UNIT,
-                     n_chunks=self.n_chunks, kv_type=self.kv_type, most_runs=MOST_RUNS, part_runs=self._part_runs, turn=self._turn)
+        named = {"heads": a.heads, "kv_heads": a.kv_heads, "e": a.key_length, "ev": a.value_length,
+                 "n_rot": a.rope_dim if rope is not None else 0, "neox": int(a.neox), "window": a.window,
+                 "layer": offset // _KV_UNIT, "n_chunks": self.n_chunks, "kv_type": self.kv_type,
+                 "most_runs": MOST_RUNS, "part_runs": self._part_runs, "turn": self._turn}  # fmt: skip
         ints = [named[name] for name in _ATTENTION_INTS]
         # Each head stays with one node where heads divide evenly; else its chunks go round, and all nodes read them.
         kv = self._tensor(f"kv {len(self.kv_layers) - 1}", 0, PER_NODE if a.kv_heads % self.n_nodes == 0 else SHARED)
