@@ -1,5 +1,6 @@
 """Attention in runs of chunks: one order of sums for every query, whoever decodes beside it, and units that are dealt out by cost."""
 
+import functools
 from itertools import product
 
 import numpy as np
@@ -19,7 +20,7 @@ SHAPES = {
 }
 TEAMS = ((1, 1), (2, 1), (1, 3), (2, 3), (3, 4))  # (nodes, workers on each)
 # Positions where runs begin, end and grow, for the numbers of runs below.
-EDGES = sorted({p for j in (0, 1, 2, 3, 4, 5, 6, 8, 10) for p in (j * CHUNK, j * CHUNK + 255)} | {77, 1199, 1200, 1455, N - 1})
+EDGES = sorted({p for j in (0, 1, 2, 3, 4, 5, 6, 8, 10) for p in (j * CHUNK, j * CHUNK + 255)} | {77, 1199, 1200, 1455, N - 9})
 
 
 @pytest.fixture(scope="module", params=SHAPES)
@@ -38,31 +39,63 @@ def sheet(request, tmp_path_factory):
 
 
 class Attending(Rig):
-    """A plan that attends, with all N positions in a KV memory, and one more memory full of NaN."""
+    """A plan that attends, and sequences by name that all read the same rows."""
 
-    def __init__(self, sheet, team, **more):
+    def __init__(self, sheet, team):
         def build(p, s):
             p.logits(p.attend(*(p.embed(s[name]) for name in "qkv"), s.attention), None)
 
-        super().__init__(sheet, team, build, hidden=True, n_ctx=N, n_batch=700, **more)
-        self.full, self.spoiled = self.new_kv(), self.new_kv()
-        self.fed = self.feed()
-
-    def feed(self):
-        """All rows, in steps of many tokens and of one."""
-        found, at = [], 0
-        for size in (600, 1, 167, 1, 255, 1, 512, 1, 1, 700, 16, 64, 581):
-            found.append(self.step([(size, at)]))
-            at += size
-        assert at == N
-        return np.concatenate(found)
+        super().__init__(sheet, team, build, hidden=True, n_ctx=N, n_batch=700)
+        self.sequences = {}  # name: KV memory, positions in it
 
     def step(self, segments, seed=0):
-        """Rows of segments (n, pos0) of the full memory.  Everything they pass through holds NaN before."""
-        count = sum(n for n, _ in segments)
-        assert np.isnan(self.run(np.full(count, N), [(self.spoiled, n, at) for n, at in segments])).all()
-        ids = np.concatenate([np.arange(at, at + n) for n, at in segments])
-        return self.run(ids, [(self.full, n, at) for n, at in segments], seed=seed)
+        """Rows of the next n tokens of sequences (name, n), and their positions.  Everything they pass through holds NaN before."""
+        table, rows = [], []
+        for name, n in segments:
+            kv, at = self.sequences.setdefault(name, (self.new_kv(), 0))
+            table.append((kv, n, at))
+            rows.append(np.arange(at, at + n))
+        rows = np.concatenate(rows)
+        assert np.isnan(self.run(np.full(len(rows), N), table)).all()
+        found = self.run(rows, table, seed=seed)
+        for (name, n), (kv, _, at) in zip(segments, table):
+            self.sequences[name] = kv, at + n
+        return found, rows
+
+    def grow(self, **lengths):
+        """Let sequences have so many positions; the new rows of each step."""
+        found = []
+        for name, length in lengths.items():
+            while (left := length - self.sequences.get(name, (None, 0))[1]) > 0:
+                found.append(self.step([(name, min(left, 700))])[0])
+        return found
+
+
+@pytest.fixture(scope="module")
+def wanted(sheet):
+    """Rows of all positions by number of runs, from one worker in steps of many tokens."""
+    found = {}
+
+    def of(most):
+        if most not in found:
+            with pytest.MonkeyPatch.context() as patch, open_team() as team:
+                patch.setattr(plan, "MOST_RUNS", most)
+                rig = Attending(sheet, team)
+                found[most] = np.concatenate(rig.grow(all=N))
+                rig.close()
+        return found[most]
+
+    return of
+
+
+@functools.cache
+def stored(sheet, vec, g, j):
+    """Chunk j of kv-head g as the KV memory holds it: keys, values."""
+    found = []
+    for name, part in (("k", "key"), ("v", "value")):
+        rows = sheet.exact[name][:N].astype(np.float32).reshape(N, sheet.attention.kv_heads, -1)[j * CHUNK : (j + 1) * CHUNK, g]
+        found.append(vec.store("f16", part, np.pad(rows, ((0, CHUNK - len(rows)), (0, 0)))))
+    return found
 
 
 def twin(sheet, vec, pos, most):
@@ -72,20 +105,15 @@ def twin(sheet, vec, pos, most):
     chunks, length = range(first // CHUNK, pos // CHUNK + 1), 1
     while len({j // length for j in chunks}) > most:
         length *= 2
-    q, k, v = (sheet.exact[name][:N].astype(np.float32).reshape(N, count, -1)
-               for name, count in (("q", a.heads), ("k", a.kv_heads), ("v", a.kv_heads)))  # fmt: skip
+    q = sheet.exact["q"].astype(np.float32).reshape(N + 1, a.heads, -1)
     for g in range(a.kv_heads):
         heads = slice(g * a.heads // a.kv_heads, (g + 1) * a.heads // a.kv_heads)
         runs = {}
         for j in chunks:
-            x = [np.zeros((CHUNK, t.shape[2]), np.float32) for t in (k, v)]
-            for part, t in zip(x, (k, v)):
-                rows = t[j * CHUNK : (j + 1) * CHUNK, g]
-                part[: len(rows)] = rows
             lo, hi = max(first - j * CHUNK, 0), min(pos + 1 - j * CHUNK, CHUNK)
             count = heads.stop - heads.start
-            parts = vec.attend("f16", q[pos, heads] * np.float32(a.scale), vec.store("f16", "key", x[0]), vec.store("f16", "value", x[1]),
-                               a.value_length, [lo] * count, [hi] * count, a.softcap)  # fmt: skip
+            parts = vec.attend("f16", q[pos, heads] * np.float32(a.scale), *stored(sheet, vec, g, j), a.value_length, [lo] * count,
+                               [hi] * count, a.softcap)  # fmt: skip
             runs.setdefault(j // length, []).append(list(zip(*parts)))
         for h in range(heads.stop - heads.start):
             total = None
@@ -99,39 +127,44 @@ def twin(sheet, vec, pos, most):
 
 
 @pytest.mark.parametrize("most", [1, 3, 4, 64])
-def test_runs(sheet, monkeypatch, most):
-    """Tiles of a prompt and decoding sequences, in parts or whole, have the bits of the contract, on every team and in any order."""
+def test_order_of_sums(sheet, wanted, most):
+    for pos in EDGES:
+        same_bits(wanted(most)[pos], twin(sheet, load("scalar"), pos, most), pos)
+
+
+@pytest.mark.parametrize("most", [1, 3, 64])
+def test_prompts_and_decoding_sequences(sheet, wanted, monkeypatch, most):
+    """Tiles of a prompt and decoding sequences, in parts or whole, have the same bits, on every team and in any order."""
     monkeypatch.setattr(plan, "MOST_RUNS", most)
-    wanted = None
+    wanted = wanted(most)
     for shape, sequences in zip(TEAMS, (16, 0, 1, 2, 16)):
         monkeypatch.setattr(plan, "PART_SEQUENCES", sequences)  # so many of the longest are split
         with open_team(*shape) as team:
             rig = Attending(sheet, team)
-            if wanted is None:
-                wanted = rig.fed
-                for pos in EDGES:
-                    same_bits(wanted[pos], twin(sheet, load("scalar"), pos, most), pos)
-            same_bits(rig.fed, wanted, shape)
-            same_bits(rig.step([(1, pos) for pos in EDGES]), wanted[EDGES], shape)
-            for seed in (1, 2, 3):
-                mixed = [(1, 2899), (40, 1190), (1, 0), (1, 1500), (7, 250), (1, 2048)]
-                rows = np.concatenate([np.arange(at, at + n) for n, at in mixed])
-                same_bits(rig.step(mixed, seed), wanted[rows], (shape, seed))
+            for pos in EDGES:
+                rig.grow(long=pos)
+                found, rows = rig.step([("long", 1)])
+                same_bits(found, wanted[rows], (shape, pos))
+            rig.grow(middle=1499, short=249, edge=2047, prompt=1190)
+            for seed in (0, 1, 2, 3):
+                found, rows = rig.step([("long", 1), ("prompt", 40), (f"new {seed}", 1), ("middle", 1), ("short", 7), ("edge", 1)], seed)
+                same_bits(found, wanted[rows], (shape, seed))
             rig.close()
 
 
-def test_a_long_sequence_at_any_place_of_the_list(sheet, monkeypatch):
+def test_a_long_sequence_at_any_place_of_the_list(sheet, wanted, monkeypatch):
     """There is room for the parts of two long ones: bits do not show who has it."""
     monkeypatch.setattr(plan, "MOST_RUNS", 4)
     monkeypatch.setattr(plan, "PART_SEQUENCES", 2)
-    rng = np.random.default_rng(3)
+    short = {f"short {i}": int(n) for i, n in enumerate(np.random.default_rng(3).integers(0, 400, 11))}
     for shape in TEAMS[1:]:
         with open_team(*shape) as team:
             rig = Attending(sheet, team)
-            short = [(1, int(pos)) for pos in rng.integers(0, 400, 11)]
-            for place, long in product((0, 5, 11), ([(1, 2800)], [(1, 2500), (1, 2899), (1, 1300)])):
-                segments = short[:place] + long + short[place:]
-                same_bits(rig.step(segments), rig.fed[[at for _, at in segments]], (shape, place))
+            rig.grow(**short, first=2800, second=2500, third=1300)
+            for place, long in product((0, 5, 11), (["first"], ["second", "first", "third"])):
+                names = [*list(short)[:place], *long, *list(short)[place:]]
+                found, rows = rig.step([(name, 1) for name in names])
+                same_bits(found, wanted(4)[rows], (shape, place))
             rig.close()
 
 
