@@ -84,8 +84,10 @@ static int64_t search(const ni_attention *n, const ni_line *l, int64_t cost) {
 static void enter(ni_walk *w, int segment) {
     w->segment = segment;
     if (segment == w->step->n_segments) return;
+    const int64_t before = w->before[segment];
     w->line = line_of(w, segment);
-    w->unit = search(w->n, &w->line, w->a - w->before[segment]);
+    w->unit = before >= w->a ? 0 : search(w->n, &w->line, w->a - before);
+    w->end = w->before[segment + 1] <= w->b ? units_in(&w->line) : search(w->n, &w->line, w->b - before);
 }
 
 static void start_pass(ni_walk *w, int pass) {
@@ -122,7 +124,7 @@ int ni_walk_next(ni_walk *w, ni_unit *u) {
             start_pass(w, 1);
             continue;
         }
-        if (w->unit == units_in(l) || w->before[w->segment] + cost_before(n, l, w->unit) >= w->b) {
+        if (w->unit >= w->end) {
             enter(w, w->segment + 1);
             continue;
         }

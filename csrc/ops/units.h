@@ -30,7 +30,8 @@ typedef struct {
     const ni_worker *me;
     int64_t *before;            /* per segment, and one more: cost of all segments before it */
     int pass, segment;
-    int64_t unit, a, b;         /* the next one; the worker's stretch */
+    int64_t a, b;               /* the worker's stretch of the line */
+    int64_t unit, end;          /* of the segment: the next one, and the first that is not the worker's */
     ni_line line;
 } ni_walk;
 
