@@ -27,7 +27,7 @@ static void copy(const ni_worker *me, void *arg) {
         size_t bytes = ni_kv_chunk_bytes((ni_kv_type)layer->type, layer->e, layer->ev);
         for (int64_t g = 0; g < layer->n_heads; g++)
             for (int64_t j = 0; j < used; j++) {
-                if (ni_kv_node(g, j, layer->n_heads, me->n_nodes) != me->node || unit++ % me->size != me->rank) continue;
+                if (ni_kv_node(g, j, layer->n_heads, layer->turn, me->n_nodes) != me->node || unit++ % me->size != me->rank) continue;
                 size_t at = (size_t)layer->layer_offset + (size_t)(g * layer->n_chunks + j) * bytes;
                 memcpy(job->to + at, job->from + at, bytes);
             }

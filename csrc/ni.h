@@ -200,6 +200,27 @@ int ni_plan_stamps(const ni_plan *p, int64_t *stamps, ni_status *st);
 const char *ni_op_name(int code);
 const char *ni_op_signature(int code);
 
+/* ---- ops/units.c: attention's shape and work ------------------------------------------------------------------- */
+
+/* Names of the integers of attention's ops, in order of ni_op.i; NULL past the end. */
+const char *ni_attention_int(int i);
+
+/* The runs of chunks that a query folds: run k is chunks k << shift .. (k + 1 << shift) - 1, as far as they are seen. */
+typedef struct { int64_t first, end; int shift; } ni_runs;
+
+/* Of a query that sees positions from .. pos: the shortest runs of which there are at most `most` (1 or more). */
+static inline ni_runs ni_runs_of(int64_t from, int64_t pos, int64_t most) {
+    const int64_t a = from / NI_CHUNK, b = pos / NI_CHUNK;
+    int shift = 0;
+    while ((b >> shift) - (a >> shift) >= most) shift++;
+    return (ni_runs){a >> shift, (b >> shift) + 1, shift};
+}
+
+/* What each of n workers, of nodes[worker] (ascending), does for the attention of segments (n, pos0) in a layer of these integers: positions
+ * times queries that meet them. */
+int ni_attend_costs(const int32_t *ints, int n_segments, const ni_segment *segments, const int *nodes, int n_workers, int64_t *costs,
+                    ni_status *st);
+
 /* ---- kv.c: the KV cache of one sequence ---------------------------------------------------------------------- */
 
 /* Names of the types in order of ni_kv_type; NULL past the end. */
@@ -209,12 +230,13 @@ const char *ni_kv_name(int type);
 typedef struct {
     int64_t layer_offset;   /* bytes from the base */
     int32_t n_heads, e, ev, type;
-    int64_t n_chunks;       /* reserved per head */
+    int64_t n_chunks, turn; /* reserved per head; that one node holds in a row (ni_kv_node) */
 } ni_kv_layer;
 
-/* The node index that holds, appends and reads chunk j of kv-head g: heads are dealt to nodes in blocks where they divide evenly, else chunks go round. */
-static inline int ni_kv_node(int64_t g, int64_t j, int64_t n_heads, int n_nodes) {
-    return n_heads % n_nodes == 0 ? (int)(g * n_nodes / n_heads) : (int)((g + j) % n_nodes);
+/* The node index that holds, appends and reads chunk j of kv-head g: heads are dealt to nodes in blocks where they divide evenly, else
+ * chunks go round, `turn` in a row. */
+static inline int ni_kv_node(int64_t g, int64_t j, int64_t n_heads, int64_t turn, int n_nodes) {
+    return n_heads % n_nodes == 0 ? (int)(g * n_nodes / n_heads) : (int)((g + j / turn) % n_nodes);
 }
 
 /* Starts copying the first n_pos positions of every head of `from` to `to` (same layout), each chunk by the node that owns it. */

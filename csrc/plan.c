@@ -1,6 +1,6 @@
 /* Runs a checked plan: every worker walks the list of ops and meets the others where the list says so. */
 #define _GNU_SOURCE
-#include "ops/ops.h"
+#include "ops/units.h"
 #include <stdlib.h>
 #include <time.h>
 
@@ -15,7 +15,12 @@ static const op_entry registry[] = {
 #include "ops/ops.def"
 #undef NI_OP
 };
-enum { N_OPS = sizeof registry / sizeof *registry };
+enum {
+#define NI_OP(name, signature) CODE_##name,
+#include "ops/ops.def"
+#undef NI_OP
+    N_OPS
+};
 
 const char *ni_op_name(int code) { return code >= 0 && code < N_OPS ? registry[code].name : NULL; }
 const char *ni_op_signature(int code) { return code >= 0 && code < N_OPS ? registry[code].signature : NULL; }
@@ -35,6 +40,9 @@ struct ni_plan {
     ni_arena shared, *node, *scratch, *table;   /* per node; scratch: its workers' side by side */
     node_tables *tables;
     ni_step current;
+    const ni_op *attend;                /* the first, for the slots; NULL: none */
+    ni_place *places;                   /* room for max_tokens */
+    int32_t *slots;
     int64_t *op_ns, *barrier_ns;
     int64_t *stamps;                    /* per worker: n_stamps(p) of its last timed step; NULL until timing is first switched on */
 };
@@ -109,7 +117,7 @@ static void build(const ni_worker *me, void *arg) {
     uint8_t *mine = (uint8_t *)p->scratch[me->node].base + job->scratch * (size_t)me->rank;
     ni_ctx *c = (ni_ctx *)mine;
     *c = (ni_ctx){.own = *me, .step = &p->current, .ops = own->ops, .tensors = own->tensors, .weights = own->weights,
-                  .copy = job->node_map[me->node], .max_tokens = s->max_tokens, .taken = own->taken,
+                  .copy = job->node_map[me->node], .max_tokens = s->max_tokens, .taken = own->taken, .slots = p->slots,
                   .scratch = mine + aligned(sizeof *c)};
     c->me = &c->own;
     c->arena[NI_SHARED] = p->shared.base;
@@ -129,7 +137,9 @@ ni_plan *ni_plan_open(ni_team *t, const ni_plan_spec *s, const int *node_map, co
     p->tables = calloc(n, sizeof *p->tables);
     p->op_ns = calloc((size_t)s->n_ops, sizeof *p->op_ns);
     p->barrier_ns = calloc((size_t)s->n_ops, sizeof *p->barrier_ns);
-    if (!p->ctx || !p->node || !p->scratch || !p->table || !p->tables || !p->op_ns || !p->barrier_ns) {
+    p->places = calloc((size_t)s->max_tokens, sizeof *p->places);
+    p->slots = calloc((size_t)s->max_tokens, sizeof *p->slots);
+    if (!p->ctx || !p->node || !p->scratch || !p->table || !p->tables || !p->op_ns || !p->barrier_ns || !p->places || !p->slots) {
         ni_fail(st, NI_ERR_MEMORY, "no memory for a plan of %d ops", s->n_ops);
         ni_plan_close(p);
         return NULL;
@@ -145,6 +155,8 @@ ni_plan *ni_plan_open(ni_team *t, const ni_plan_spec *s, const int *node_map, co
     if (open_arenas(p, t, s, scratch, os_nodes, st) || ni_team_start(t, build, &job, st)) { ni_plan_close(p); return NULL; }
     while (!ni_team_wait(t, 1000)) {}
     p->ops = p->tables[0].ops;
+    for (int i = 0; i < s->n_ops && !p->attend; i++)
+        if (p->ops[i].code == CODE_attend) p->attend = &p->ops[i];
     return p;
 }
 
@@ -155,7 +167,7 @@ void ni_plan_close(ni_plan *p) {
     for (int i = 0; p->table && i < p->n_nodes; i++) ni_arena_close(&p->table[i]);
     ni_arena_close(&p->shared);
     free(p->ctx), free(p->node), free(p->scratch), free(p->table), free(p->tables), free(p->op_ns), free(p->barrier_ns);
-    free(p->stamps), free(p);
+    free(p->places), free(p->slots), free(p->stamps), free(p);
 }
 
 int64_t ni_plan_bytes(const ni_plan *p) {
@@ -195,12 +207,24 @@ static void run(const ni_worker *me, void *arg) {
     }
 }
 
+static void set_step(ni_plan *p, const ni_step *s) {
+    p->current = *s;
+    if (p->attend) ni_deal_slots(p->attend, s, p->places, p->slots);
+}
+
 int ni_plan_start(ni_team *t, ni_plan *p, const ni_step *s, ni_status *st) {
     if (s->n_tokens < 1 || s->n_tokens > p->ctx[0]->max_tokens)
         return ni_fail(st, NI_ERR_VALUE, "a step of %d tokens was asked for; the plan takes 1 to %d", s->n_tokens, p->ctx[0]->max_tokens);
+    int64_t covered = 0;
+    for (int i = 0; i < s->n_segments; covered += s->segments[i++].n)
+        if (s->segments[i].n < 1 || s->segments[i].row0 != covered)
+            return ni_fail(st, NI_ERR_VALUE, "segment %d of a step has %lld tokens from row %lld; wanted 1 or more from row %lld", i,
+                           (long long)s->segments[i].n, (long long)s->segments[i].row0, (long long)covered);
+    if (covered != s->n_tokens)
+        return ni_fail(st, NI_ERR_VALUE, "a step's segments have %lld tokens; the step has %d", (long long)covered, s->n_tokens);
     /* A running step still reads its own description in p. */
     if (!ni_team_wait(t, 0)) return ni_fail(st, NI_ERR_VALUE, "the team is still at work; wait for it before handing it another step");
-    p->current = *s;
+    set_step(p, s);
     return ni_team_start(t, run, p, st);
 }
 
@@ -220,7 +244,7 @@ static int may_go(const ni_plan *p, const int *at, int w) {
 
 void ni_plan_run_shuffled(ni_team *t, ni_plan *p, const ni_step *s, uint64_t seed) {
     (void)t;
-    p->current = *s;
+    set_step(p, s);
     int *at = calloc((size_t)p->n_workers, sizeof *at);
     seed = seed ? seed : 1;
     for (int w = 0; w < p->n_workers; w++) begin(p, p->ctx[w]);

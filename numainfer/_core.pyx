@@ -121,10 +121,16 @@ cdef extern from "../csrc/ni.h":
     int ni_plan_stamps(const ni_plan *, int64_t *, ni_status *)
     const char *ni_op_name(int)
     const char *ni_op_signature(int)
+    const char *ni_attention_int(int)
+    ctypedef struct ni_runs:
+        int64_t first, end
+        int shift
+    ni_runs ni_runs_of(int64_t, int64_t, int64_t)
+    int ni_attend_costs(const int32_t *, int, const ni_segment *, const int *, int, int64_t *, ni_status *)
     ctypedef struct ni_kv_layer:
         int64_t layer_offset
         int32_t n_heads, e, ev, type
-        int64_t n_chunks
+        int64_t n_chunks, turn
     ctypedef enum ni_kv_type:
         pass
     size_t ni_kv_chunk_bytes(ni_kv_type, int64_t, int64_t)
@@ -141,7 +147,7 @@ TENSOR_DTYPE = np.dtype([("storage", "i4"), ("width", "i4"), ("f", "i8"), ("q", 
                          ("s", "i8")])
 SEGMENT_DTYPE = np.dtype([("base", "u8"), ("row0", "i8"), ("n", "i8"), ("pos0", "i8")])
 KV_LAYER_DTYPE = np.dtype([("layer_offset", "i8"), ("n_heads", "i4"), ("e", "i4"), ("ev", "i4"), ("type", "i4"),
-                           ("n_chunks", "i8")])
+                           ("n_chunks", "i8"), ("turn", "i8")])
 if (OP_DTYPE.itemsize != sizeof(ni_op) or TENSOR_DTYPE.itemsize != sizeof(ni_tensor)
         or SEGMENT_DTYPE.itemsize != sizeof(ni_segment) or KV_LAYER_DTYPE.itemsize != sizeof(ni_kv_layer)):
     raise ImportError("numainfer._core was built from other headers than its Python side; reinstall numainfer")

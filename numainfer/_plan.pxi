@@ -33,6 +33,41 @@ def kv_chunk_bytes(int type, int64_t e, int64_t ev):
     return ni_kv_chunk_bytes(<ni_kv_type>type, e, ev)
 
 
+def attention_ints():
+    """Names of the integers of attention's ops, in the order in which an op holds them."""
+    found = []
+    while (name := ni_attention_int(len(found))) is not NULL:
+        found.append((<bytes>name).decode())
+    return tuple(found)
+
+
+def attention_runs(int64_t first_seen, int64_t pos, int64_t most):
+    """(first, end, shift) of the runs of 2**shift chunks that a query at `pos` folds, at most `most` of them."""
+    runs = ni_runs_of(first_seen, pos, most)
+    return runs.first, runs.end, runs.shift
+
+
+def attend_costs(ints, segments, nodes):
+    """Positions times queries that each worker has in an attend op: int64 array (workers,).
+
+    ints: the op's, as `attention_ints` names them; segments: SEGMENT_DTYPE array, of which n and pos0 count; nodes: of each worker, ascending.
+    """
+    cdef ni_status st
+    named = np.zeros(NI_OP_INTS, np.int32)
+    named[: len(ints)] = ints
+    cdef int32_t[::1] i = named
+    segments = np.ascontiguousarray(segments, SEGMENT_DTYPE)
+    cdef const uint8_t[::1] g = segments.view(np.uint8).reshape(-1)
+    costs = np.zeros(len(nodes), np.int64)
+    cdef int64_t[::1] c = costs
+    cdef int *of = _ints(nodes)
+    failed = ni_attend_costs(&i[0], len(segments), <const ni_segment *>&g[0], of, len(nodes), &c[0], &st)
+    free(of)
+    if failed:
+        _fail(&st)
+    return costs
+
+
 cdef class Plan:
     """A plan that a team runs.
 

@@ -9,6 +9,7 @@ import reference as ref
 from core_tools import Sheet, open_team, rig, same_bits
 from random_blocks import TYPES, random_weights
 
+from numainfer import _core
 from numainfer.engine.plan import KV_TYPES, Attention
 
 TOKENS = (1, 2, 3, 5, 17, 40)
@@ -164,6 +165,21 @@ def test_rope_table(sheet, team):
             angle = at[:, None] * frequencies
             wanted = 1.5 * np.concatenate([np.cos(angle), np.sin(angle)], axis=1)
             np.testing.assert_allclose(r.run(np.arange(tokens), segments), wanted, atol=2e-7)
+
+
+@pytest.mark.parametrize(("segments", "says"), [
+    ([(0, 2), (2, 0), (2, 1)], "segment 1 of a step has 0 tokens from row 2; wanted 1 or more from row 2"),
+    ([(0, 2), (1, 1)], "segment 1 of a step has 1 tokens from row 1; wanted 1 or more from row 2"),
+    ([(0, 2)], "a step's segments have 2 tokens; the step has 3"),
+    ([], "a step's segments have 0 tokens; the step has 3"),
+])  # fmt: skip
+def test_segments_cover_the_tokens(sheet, team, segments, says):
+    with rig(sheet, team, lambda p, s: p.logits(p.embed(s["a96"]), None), hidden=True) as r:
+        table = np.zeros(len(segments), _core.SEGMENT_DTYPE)
+        for record, (row0, n) in zip(table, segments):
+            record["row0"], record["n"] = row0, n
+        with pytest.raises(ValueError, match=says):
+            r.core.run(np.arange(3, dtype=np.int32), table, np.arange(3, dtype=np.int32), np.zeros((3, 96), np.float32))
 
 
 def attention_sheet(folder, heads, kv_heads, e, ev, n):

@@ -3,6 +3,7 @@
 import ctypes
 import re
 import subprocess
+from itertools import product
 from types import SimpleNamespace
 
 import numpy as np
@@ -467,12 +468,11 @@ def test_kv_memory_that_nobody_can_tell_of(tmp_path, monkeypatch):
 
 def test_owners_are_the_cores(tmp_path):
     source, library = tmp_path / "node.c", tmp_path / "node.so"
-    source.write_text('#include "ni.h"\nint node(int64_t g, int64_t j, int64_t h, int n) { return ni_kv_node(g, j, h, n); }\n')
+    source.write_text('#include "ni.h"\nint f(int64_t g, int64_t j, int64_t h, int64_t t, int n) { return ni_kv_node(g, j, h, t, n); }\n')
     subprocess.run(["gcc", "-shared", "-fPIC", f"-I{CSRC}", str(source), "-o", str(library)], check=True)
-    node = ctypes.CDLL(str(library)).node
-    node.argtypes = [ctypes.c_int64] * 3 + [ctypes.c_int]
-    for n_heads in (1, 2, 3, 4, 6, 8):
-        for n_nodes in (1, 2, 3, 4):
-            head, chunk = np.meshgrid(np.arange(n_heads), np.arange(9))
-            wanted = [[node(g, j, n_heads, n_nodes) for g in range(n_heads)] for j in range(9)]
-            assert kv_pages.owners(head, chunk, n_heads, n_nodes).tolist() == wanted
+    node = ctypes.CDLL(str(library)).f
+    node.argtypes = [ctypes.c_int64] * 4 + [ctypes.c_int]
+    for n_heads, n_nodes, turn in product((1, 2, 3, 4, 6, 8), (1, 2, 3, 4), (1, 2, 8)):
+        head, chunk = np.meshgrid(np.arange(n_heads), np.arange(30))
+        wanted = [[node(g, j, n_heads, turn, n_nodes) for g in range(n_heads)] for j in range(30)]
+        assert kv_pages.owners(head, chunk, n_heads, turn, n_nodes).tolist() == wanted

@@ -1,8 +1,8 @@
-/* What kv_append, attend and combine share: the layer's shape, its place in the KV memory, and parts of a sum over chunks.
+/* What kv_append, attend and combine share: the layer's shape (attention.def), its place in the KV memory, and parts of a sum over chunks.
  *
- * i: 0 heads H, 1 kv-heads G, 2 key width E, 3 value width, 4 n_rot, 5 neox (1) or norm (0) pairs, 6 window (0: none),
- *    7 first byte of the layer in the KV memory / NI_KV_UNIT, 8 chunks reserved per head, 9 slots for parts,
- *    10 type of the KV memory.
+ * A query folds its chunks in runs (ni_runs_of): first each run's chunks, then the runs, both in order.  A tile of queries does all of
+ * it in one unit of work; a decoding sequence may instead leave a part per run, from as many workers as there are runs, which combine.c
+ * folds.  The bits are the same.
  */
 #ifndef NI_ATTENTION_H
 #define NI_ATTENTION_H
@@ -11,25 +11,36 @@
 
 #define NI_KV_UNIT 4096     /* layers start at multiples of it */
 
+enum {
+#define NI_ATTENTION_INT(name) NI_ATTENTION_##name,
+#include "attention.def"
+#undef NI_ATTENTION_INT
+    NI_N_ATTENTION_INTS
+};
+_Static_assert((int)NI_N_ATTENTION_INTS <= (int)NI_OP_INTS, "an op has no room for attention's integers");
+
 typedef struct {
-    int64_t heads, kv_heads, e, ev, n_rot, neox, window, n_chunks, slots, group;
-    int64_t offset;
-    ni_kv_type type;
+#define NI_ATTENTION_INT(name) int64_t name;
+#include "attention.def"
+#undef NI_ATTENTION_INT
+    int64_t group;                      /* heads that share a kv-head */
     const struct ni_kv_kernels *kv;     /* those of the type */
 } ni_attention;
 
 static inline ni_attention ni_attention_of(const ni_op *op) {
-    const int32_t *i = op->i;
-    return (ni_attention){i[0], i[1], i[2], i[3], i[4], i[5], i[6], i[8], i[9], i[0] / i[1], (int64_t)i[7] * NI_KV_UNIT,
-                          (ni_kv_type)i[10], &ni_k->vec.kv[i[10]]};
+    return (ni_attention){
+#define NI_ATTENTION_INT(name) .name = op->i[NI_ATTENTION_##name],
+#include "attention.def"
+#undef NI_ATTENTION_INT
+        .group = op->i[NI_ATTENTION_heads] / op->i[NI_ATTENTION_kv_heads], .kv = &ni_k->vec.kv[op->i[NI_ATTENTION_kv_type]]};
 }
 
 static inline uint8_t *ni_keys(const ni_attention *n, const ni_segment *s, int64_t g, int64_t j) {
-    return s->base + n->offset + (size_t)(g * n->n_chunks + j) * ni_kv_chunk_bytes(n->type, n->e, n->ev);
+    return s->base + n->layer * NI_KV_UNIT + (size_t)(g * n->n_chunks + j) * ni_kv_chunk_bytes((ni_kv_type)n->kv_type, n->e, n->ev);
 }
 
 static inline uint8_t *ni_values(const ni_attention *n, const ni_segment *s, int64_t g, int64_t j) {
-    return ni_keys(n, s, g, j) + NI_CHUNK * ni_kv_bytes(n->type, n->e);
+    return ni_keys(n, s, g, j) + NI_CHUNK * ni_kv_bytes((ni_kv_type)n->kv_type, n->e);
 }
 
 /* First position that a query at `pos` sees. */
@@ -37,12 +48,14 @@ static inline int64_t ni_first_seen(const ni_attention *n, int64_t pos) {
     return n->window && pos >= n->window ? pos - n->window + 1 : 0;
 }
 
-/* A decoding sequence's work is spread over workers chunk by chunk: each chunk's part goes to a slot. */
-static inline int ni_in_parts(const ni_attention *n, const ni_segment *s, int64_t slot) { return s->n == 1 && slot < n->slots; }
+static inline ni_runs ni_query_runs(const ni_attention *n, int64_t pos) { return ni_runs_of(ni_first_seen(n, pos), pos, n->most_runs); }
 
-/* Part of chunk j for one head: m, l, acc[ev]. */
-static inline float *ni_part_of(const ni_attention *n, float *parts, int64_t slot, int64_t head, int64_t j) {
-    return parts + ((slot * n->heads + head) * n->n_chunks + j) * (n->ev + 16);
+/* Parts of one head that a sequence decoding at `pos` has room for: enough for any window, so that all layers place parts alike. */
+static inline int64_t ni_parts_at(int64_t most_runs, int64_t pos) { return ni_min(pos / NI_CHUNK + 1, most_runs); }
+
+/* Part k (0: its first run) of one head of a sequence whose parts start at `slot`: m, l, 14 unused, acc[ev]. */
+static inline float *ni_part_of(const ni_attention *n, float *parts, int64_t slot, int64_t pos, int64_t head, int64_t k) {
+    return parts + (slot * n->heads + head * ni_parts_at(n->most_runs, pos) + k) * (n->ev + 16);
 }
 
 /* Norms (w may be NULL) and rotates one head of e values into out. */

@@ -17,6 +17,7 @@ typedef struct {
     int copy;               /* index in ni_weight.copy for this worker's node */
     int max_tokens;
     atomic_int *taken;      /* per op, in the node's memory: how many of the pieces that its workers share have been taken */
+    const int32_t *slots;   /* per segment of the step: where its attention's parts start; -1: it leaves none (ops/units.h) */
     uint8_t *arena[2];      /* by storage class */
     uint8_t *scratch;       /* this worker's own, 64-byte aligned */
 } ni_ctx;

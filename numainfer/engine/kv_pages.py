@@ -29,7 +29,7 @@ def bytes_by_owner(arena, layers, n_nodes):
     found = np.zeros(n_nodes, np.int64)
     try:
         with open("/proc/self/pagemap", "rb") as pagemap:
-            for offset, heads, key_width, value_width, kv_type, n_chunks in layers:
+            for offset, heads, key_width, value_width, kv_type, n_chunks, turn in layers:
                 chunk = _core.kv_chunk_bytes(kv_type, key_width, value_width)
                 n_pages = -(-heads * n_chunks * chunk // _PAGE)
                 pagemap.seek((arena.address + offset) // _PAGE * 8)
@@ -37,12 +37,12 @@ def bytes_by_owner(arena, layers, n_nodes):
                 if len(entries) < n_pages:
                     return None
                 first = np.flatnonzero(entries & np.uint64(_RESIDENT)) * _PAGE // chunk  # chunk of the page's first byte
-                found += np.bincount(owners(first // n_chunks, first % n_chunks, heads, n_nodes), minlength=n_nodes) * _PAGE
+                found += np.bincount(owners(first // n_chunks, first % n_chunks, heads, turn, n_nodes), minlength=n_nodes) * _PAGE
     except OSError:
         return None
     return found
 
 
-def owners(head, chunk, n_heads, n_nodes):
+def owners(head, chunk, n_heads, turn, n_nodes):
     """The node that appends chunks of kv-heads (arrays of integers): ``ni_kv_node`` of csrc/ni.h."""
-    return head * n_nodes // n_heads if n_heads % n_nodes == 0 else (head + chunk) % n_nodes
+    return head * n_nodes // n_heads if n_heads % n_nodes == 0 else (head + chunk // turn) % n_nodes

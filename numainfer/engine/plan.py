@@ -24,6 +24,9 @@ _SUMS = {OFFSET: "s", MINIMUM: "m", NESTED: "s"}  # the form beside "q" that a k
 _KV_UNIT = 4096
 KV_TYPES = _core.kv_types()
 _ALIGN = 64
+_ATTENTION_INTS = _core.attention_ints()
+MOST_RUNS = 64  # of chunks, that a query's attention is summed in: bits depend on it beyond so many chunks
+PART_SEQUENCES = 16  # of the longest kind, whose attention can be spread over workers run by run; of shorter ones, more
 
 
 @dataclass(eq=False)
@@ -89,6 +92,11 @@ class _Op:
     selected: bool = False
     barrier: int = NONE
 
+    @property
+    def attention(self):
+        """The integers of attention's ops by the names of csrc/ops/attention.def."""
+        return dict(zip(_ATTENTION_INTS, self.ints, strict=True))
+
 
 def _signatures():
     """Op name -> (code, [(operand, mode, optional)])."""
@@ -113,18 +121,19 @@ class Plan:
         Most tokens per step.
     n_ctx : int
         Most positions per sequence.
-    parts : int
-        Decoding sequences per step whose attention is spread over workers chunk by chunk.
     hidden : bool
         The result is the last normed hidden state, not the logits.
     kv_type : str
         One of `KV_TYPES`.
     """
 
-    def __init__(self, n_nodes, n_batch, n_ctx, parts=16, hidden=False, kv_type="f16"):
+    def __init__(self, n_nodes, n_batch, n_ctx, hidden=False, kv_type="f16"):
         self.n_nodes, self.n_batch, self.n_ctx, self.kv_type = n_nodes, n_batch, n_ctx, KV_TYPES.index(kv_type)
         self.n_chunks = -(-n_ctx // _core.CHUNK)
-        self._parts, self._hidden = min(parts, n_batch), hidden
+        self._hidden = hidden
+        *_, shift = _core.attention_runs(0, n_ctx - 1, MOST_RUNS)
+        self._turn = 1 << shift  # no run is longer, so none has two owners
+        self._part_runs = min(PART_SEQUENCES, n_batch) * min(self.n_chunks, MOST_RUNS)
         self.ops, self.tensors, self.weights, self.kv_layers = [], [], [], []
         self.kv_bytes = 0
         self.arena_bytes = [0, 0]
@@ -198,12 +207,15 @@ class Plan:
                 self._is_vector("attend", name, norm, a.key_length)
         q = self._near(q)
         offset = self._kv_layer(a)
-        ints = (a.heads, a.kv_heads, a.key_length, a.value_length, a.rope_dim if rope is not None else 0, int(a.neox),
-                a.window, offset // _KV_UNIT, self.n_chunks, self._parts, self.kv_type)
+        named = {"heads": a.heads, "kv_heads": a.kv_heads, "e": a.key_length, "ev": a.value_length,
+                 "n_rot": a.rope_dim if rope is not None else 0, "neox": int(a.neox), "window": a.window,
+                 "layer": offset // _KV_UNIT, "n_chunks": self.n_chunks, "kv_type": self.kv_type,
+                 "most_runs": MOST_RUNS, "part_runs": self._part_runs, "turn": self._turn}  # fmt: skip
+        ints = [named[name] for name in _ATTENTION_INTS]
         # Each head stays with one node where heads divide evenly; else its chunks go round, and all nodes read them.
         kv = self._tensor(f"kv {len(self.kv_layers) - 1}", 0, PER_NODE if a.kv_heads % self.n_nodes == 0 else SHARED)
         parts = self._tensor("parts", 0, SHARED, "f")
-        parts.n_bytes = self._parts * a.heads * self.n_chunks * (a.value_length + 16) * 4
+        parts.n_bytes = self._part_runs * a.heads * (a.value_length + 16) * 4
         rows = self._tensor("rows", a.heads * a.value_length, SHARED, "f")
         o = self._tensor("o", rows.width, PER_NODE)
         self._add("kv_append", [k, v, rope, kv], [k_norm], ints, (a.eps,))
@@ -276,7 +288,7 @@ class Plan:
         if max(offset // _KV_UNIT, self.n_chunks) >= 2**31:
             raise PlanError(f"attend: the KV memory of {len(self.kv_layers)} layers for {self.n_ctx} positions takes {offset} bytes; "
                             f"wanted less than {_KV_UNIT * 2**31}")
-        self.kv_layers.append((offset, a.kv_heads, a.key_length, a.value_length, self.kv_type, self.n_chunks))
+        self.kv_layers.append((offset, a.kv_heads, a.key_length, a.value_length, self.kv_type, self.n_chunks, self._turn))
         n_bytes = a.kv_heads * self.n_chunks * _core.kv_chunk_bytes(self.kv_type, a.key_length, a.value_length)
         self.kv_bytes += -(-n_bytes // _KV_UNIT) * _KV_UNIT
         return offset

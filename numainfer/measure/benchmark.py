@@ -348,6 +348,6 @@ def bytes_per_token(model, trial):
     ends = [layer[0] for layer in plan.kv_layers[1:]] + [plan.kv_bytes]
     attends = [op for op in plan.ops if op.name == "attend"]
     for op, layer, end in zip(attends, plan.kv_layers, ends, strict=True):
-        per_position, window = (end - layer[0]) / (plan.n_chunks * _core.CHUNK), op.ints[6]
+        per_position, window = (end - layer[0]) / (plan.n_chunks * _core.CHUNK), op.attention["window"]
         kv += per_position * (np.minimum(seen, window) if window else seen).mean()
     return engine.bytes_per_token + kv

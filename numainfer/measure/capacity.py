@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from .. import _core
 from ..engine.architectures import build, context_length
 from ..machine.limits import RESERVE, spare
-from ..engine.plan import Plan
+from ..engine.plan import MOST_RUNS, Plan
 from ..summary import counted, short_bytes
 from ..engine.weights import Catalog, Matrix
 
@@ -44,7 +44,7 @@ class Demand:
         Of a whole sequence's cache.
     kv_layers : tuple of (int, int, int)
         Per attention layer: bytes of a position; positions that a query sees (0: all); bytes of the partial results that each
-        chunk of positions leaves for all nodes to read.
+        run of chunks leaves for all nodes to read.
     activations : int
         Bytes per node; each worker's scratch (about 0.1 MB) is not counted.
     exchange : int
@@ -85,7 +85,12 @@ class Demand:
 
     def exchanged(self, past):
         """Bytes of shared activations that a node reads per token."""
-        return self.exchange + sum(part * (min(past, window or past) // _core.CHUNK + 1) for _, window, part in self.kv_layers)
+        return self.exchange + sum(part * _runs(past, window) for _, window, part in self.kv_layers)
+
+
+def _runs(past, window):
+    first, end, _ = _core.attention_runs(max(past + 1 - window, 0) if window else 0, past, MOST_RUNS)
+    return end - first
 
 
 def demand(gguf, n_nodes, n_ctx=None, n_batch=512, kv_type="f16"):
@@ -114,7 +119,7 @@ def demand(gguf, n_nodes, n_ctx=None, n_batch=512, kv_type="f16"):
     multiplied = [w for op in plan.ops if op.name == "matmul" for w in op.weights]
     results = {id(t) for op in plan.ops if op.name == "matmul" for t in op.tensors[1:]}
     read = [t for op in plan.ops if op.name != "matmul" for t in op.tensors if id(t) in results]
-    attention = [op.ints for op in plan.ops if op.name == "attend"]
+    attention = [op.attention for op in plan.ops if op.name == "attend"]
     types = {}
     for w in multiplied:
         types[w.type] = types.get(w.type, 0) + w.packed_bytes
@@ -126,8 +131,8 @@ def demand(gguf, n_nodes, n_ctx=None, n_batch=512, kv_type="f16"):
         macs=sum(w.n * w.k for w in multiplied),
         n_ctx=n_ctx,
         kv_bytes=plan.kv_bytes,
-        kv_layers=tuple((g * _core.kv_chunk_bytes(plan.kv_type, e, ev) // _core.CHUNK, window, heads * (ev + 16) * 4)
-                        for heads, g, e, ev, _, _, window, *_ in attention),
+        kv_layers=tuple((a["kv_heads"] * _core.kv_chunk_bytes(plan.kv_type, a["e"], a["ev"]) // _core.CHUNK, a["window"],
+                         a["heads"] * (a["ev"] + 16) * 4) for a in attention),
         activations=sum(plan.arena_bytes),
         exchange=sum(4 * t.width for t in read),
         node_barriers=node,
