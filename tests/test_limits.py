@@ -163,9 +163,19 @@ def test_ancestors_that_cannot_be_seen(system):
     assert told()[1] == (120 * MB, 100 * MB)
 
 
+def test_the_file_that_sets_the_limit_is_named(system):
+    memory = "sys/fs/cgroup/memory/a"
+    system(groups("9:memory:/a/b\n", V1) | {
+        f"{memory}/memory.limit_in_bytes": 120 * MB, f"{memory}/b/memory.limit_in_bytes": UNLIMITED,
+        f"{memory}/b/memory.stat": stat1(more=f"hierarchical_memory_limit {120 * MB}\n")})  # fmt: skip
+    assert limits.limits().memory == Allowance(120 * MB, 120 * MB, f"/{memory}/memory.limit_in_bytes")
+
+
 def test_a_full_group_has_nothing_left(system):
     system(groups("0::/app\n", V2) | {"sys/fs/cgroup/app/memory.max": 50 * MB, "sys/fs/cgroup/app/memory.current": 51 * MB})
     assert told()[1] == (50 * MB, 0) and limits.limits().memory.spare == 0
+    system({"sys/fs/cgroup/app/memory.max": 0})
+    assert told()[1] == (0, 0)
 
 
 @pytest.mark.parametrize("current, cache", [(10 * MB, stat(30 * MB, 30 * MB)), (20 * MB, stat(5 * MB, 0, 50 * MB)), ("", "")])

@@ -260,23 +260,24 @@ def _memory_limit(settings, version, limit, killed):
     from numainfer.errors import OutOfNodeMemory
 
     open_engine(settings["model"]).close()  # all that has to be imported
-    group = control_group("memory", {limit: "90000000"}, version)
-    try:
-        open_engine(settings["big"])
-    except OutOfNodeMemory as error:
-        text = str(error)
-    else:
-        raise AssertionError("no OutOfNodeMemory")
-    found = re.search(rf"control group allows 90.0 MB \({group}/{limit}\): need ([0-9.]+) MB, free ([0-9.]+) MB$", text)
-    assert found, text
-    need, free = (float(n) * 1e6 for n in found.groups())
-    (group / limit).write_text(str(int(90e6 + (need - free + 1e6) / 0.95)))
-    engine = open_engine(settings["big"])
+    allowed, said, engine = 90e6, [], None
+    group = control_group("memory", {limit: f"{allowed:.0f}"}, version)
+    while engine is None and len(said) < 4:  # what Python takes to plan is of the group, too
+        try:
+            engine = open_engine(settings["big"])
+        except OutOfNodeMemory as error:
+            said.append(str(error))
+            found = re.search(rf"control group allows [0-9.]+ MB \({group}/{limit}\): need ([0-9.]+) MB, free ([0-9.]+) MB$", said[-1])
+            assert found, said
+            need, free = (float(n) * 1e6 for n in found.groups())
+            allowed += (need - free + 1e6) / 0.95
+            (group / limit).write_text(f"{allowed:.0f}")
+    assert said and engine is not None, said
     assert bits(engine, engine.new_kv()) == settings["bits"]["big"]
     engine.close()
     events = dict(line.split() for line in (group / killed).read_text().splitlines())
     assert events["oom_kill"] == "0", events
-    return {"error": text, "limit": (group / limit).read_text().strip(), "need": need, "free": free}
+    return {"errors": said, "allowed": allowed}
 
 
 @check
