@@ -11,15 +11,16 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-/* How long workers spin before they sleep.  A token's barriers are microseconds apart and a futex wake-up costs 30 to 60 of them;
- * between two tokens of a stream lies the reader's Python. */
-enum { STACK_GAP = 65536, LEAST_STACK = 4 * STACK_GAP, SPIN_BARRIER_NS = 1000000, SPIN_IDLE_NS = 200000 };
+/* How long a worker spins before it sleeps, at a barrier and between jobs.  A futex wake-up costs 30 to 60 us, and what it waits for is
+ * rarely further away: a token's next barrier, or the next token of a stream, 60 to 170 us of somebody's Python later.  More would
+ * gain little there, and loses where others want the CPUs: of two programs a core, spinning for 1 ms was a third slower than for 0.5. */
+enum { STACK_GAP = 65536, LEAST_STACK = 4 * STACK_GAP, SPIN_NS = 200000 };
 
 typedef struct { _Alignas(NI_LINE) atomic_int cpu; } seen_on;
 
 struct ni_team {
     int n, n_nodes, n_points;
-    int64_t spin;                           /* ns at a barrier */
+    int64_t spin;                           /* ns */
     ni_worker *worker;
     ni_meeting *meeting;                    /* n_points */
     ni_point **point;                       /* n_points: each node's on pages of its own, which its workers touch first */
@@ -70,7 +71,7 @@ static void post(ni_team *t, ni_job job, void *arg) {
 static __attribute__((noinline)) void serve(ni_team *t, int w) {
     const ni_worker *me = &t->worker[w];
     for (unsigned last = 0;;) {
-        ni_wait_change(&me->point->posted, last, &me->point->idle, t->spin < SPIN_IDLE_NS ? t->spin : SPIN_IDLE_NS);
+        ni_wait_change(&me->point->posted, last, &me->point->idle, t->spin);
         last++;
         if (!t->job) return;
         t->job(me, t->arg);
@@ -293,7 +294,7 @@ ni_team *ni_team_open(const int *cpus, const int *nodes, const int *domains, int
     if (complete) {
         memcpy(t->cpu, cpus, sizeof *cpus * (size_t)n);
         /* Never more spinning threads than CPUs. */
-        t->spin = distinct_cpus(cpus, n) == n ? SPIN_BARRIER_NS : 0;
+        t->spin = distinct_cpus(cpus, n) == n ? SPIN_NS : 0;
         describe(t, nodes, of_worker);
     } else {
         ni_fail(st, NI_ERR_MEMORY, "no memory for a team of %d workers", n);

@@ -2,7 +2,7 @@
  *
  * A private runner thread opens one parallel region that lasts as long as the team, so libgomp's pool, its spin policy and the
  * pinning never meet the caller's thread.  Whatever the process has set for its threads, workers have their own memory policy (local),
- * floating-point mode (default) and signal mask (all).  Between jobs they spin for a fraction of a millisecond, then sleep on a futex.
+ * floating-point mode (default) and signal mask (all).  Between jobs they spin for 0.2 ms, then sleep on a futex.
  */
 #ifndef NI_TEAM_H
 #define NI_TEAM_H

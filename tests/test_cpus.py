@@ -140,6 +140,23 @@ def test_two_processes(path):
 
 
 @two_cpus
+def test_what_is_held_again_is_seen_again():
+    for _ in range(2):
+        hold = cpus_of.Hold([CPUS[0]])
+        code = "import sys; from numainfer.machine import cpus; cpus.LOCKS = sys.argv[1]; print(cpus.holders([int(sys.argv[2])]))"
+        assert python(code, cpus_of.LOCKS, CPUS[0]).strip() == str({CPUS[0]: [f"process {os.getpid()}"]})
+        hold.close()
+        assert python(code, cpus_of.LOCKS, CPUS[0]).strip() == "{}"
+
+
+def test_a_core_is_held_not_a_cpu(monkeypatch):
+    monkeypatch.setattr(cpus_of, "core", lambda cpu: cpu % 8)
+    hold = cpus_of.Hold([11])
+    assert set(cpus_of.holders(range(16))) == {3, 11}
+    hold.close()
+
+
+@two_cpus
 def test_a_fork_holds_nothing_of_its_parents(path):
     a, b = first_and_second()
     ends, answers = os.pipe(), os.pipe()
