@@ -36,11 +36,12 @@ typedef struct {
  * them over the nodes (n > 1), or leave them to first touch (n = 0).  huge: ask for transparent huge pages. */
 int ni_arena_open(ni_arena *a, size_t bytes, const int *os_nodes, int n, int huge, ni_status *st);
 void ni_arena_close(ni_arena *a);
-/* Counts resident pages of [base, base + bytes) by node: counts[0 .. n_nodes-1], page size in *page.  Pages not touched are not counted.
+/* Adds the resident bytes of a slice of the arena to bytes[0 .. n_nodes-1], by node.  *at: where the slice begins (0 at first), and then
+ * where the next one does; at a->bytes all is counted.  A slice takes milliseconds, so that the caller can look at signals between them.
+ * huge: every whole 2 MiB of the arena is a huge page, so that one question answers for it; else every page is asked about.
+ * home >= 0: pages that lie elsewhere are moved to that node first, if the kernel lets them.
  * Returns 0, or the errno of a kernel that refuses to tell. */
-int ni_arena_count(const ni_arena *a, int64_t *counts, int n_nodes, int64_t *page);
-/* Moves the pages that lie elsewhere to the node.  Returns 0, or an errno. */
-int ni_arena_move(const ni_arena *a, int os_node);
+int ni_arena_count(const ni_arena *a, size_t *at, int huge, int home, int64_t *bytes, int n_nodes);
 
 /* ---- team.c: worker threads ---------------------------------------------------------------------------------- */
 
@@ -100,17 +101,21 @@ typedef struct {
 /* A tensor and where it comes from. */
 typedef struct {
     ni_weight w;
-    const uint8_t *src;     /* n rows of row_bytes, mapped from the file; w.type -1: row_bytes plain bytes, from anywhere */
     size_t row_bytes;
+    int fd;                 /* matrices: w.n rows of row_bytes stand in this file, from this byte on */
+    int64_t offset;
+    const uint8_t *src;     /* w.type -1: row_bytes plain bytes in memory */
 } ni_piece;
 
-/* Starts filling each node's copies of n tensors, by that node's own threads, which take stretches of `pieces` in order.  Copies that
- * are equal pointers are filled once.  nonzero[i] (0 at first) becomes 1 if matrix i holds anything but zeros.  Wait with ni_team_wait,
- * then free; pieces and nonzero must live as long.  NULL: st says why. */
+/* Starts filling each node's copies of n tensors, by that node's own threads, which take runs of `pieces` in order.  Nodes that have
+ * all their copies in common (equal pointers) share the work.  nonzero[i] (0 at first) becomes 1 if matrix i holds anything but zeros.
+ * Wait with ni_team_wait, then free; pieces and nonzero must live as long.  NULL: st says why. */
 typedef struct ni_fill ni_fill;
 ni_fill *ni_fill_start(ni_team *t, const ni_piece *pieces, int n, uint8_t *nonzero, ni_status *st);
 /* At any time: so many pieces, and of the next one so many rows, are in place on all nodes. */
 int ni_fill_done(const ni_fill *f, int64_t *row);
+/* Runs of about 2 MiB of the file that a worker has taken so far. */
+int64_t ni_fill_taken(const ni_fill *f, int worker);
 /* -1, or the piece whose bytes the file could not give (it was cut, or the disk failed): the job ended early. */
 int ni_fill_unreadable(const ni_fill *f);
 void ni_fill_free(ni_fill *f);

@@ -11,7 +11,8 @@
 #include <unistd.h>
 
 #define HUGE_BYTES ((size_t)2 << 20)
-enum { MASK_BITS = 4096, PAGES_AT_ONCE = 4096 };
+#define SLICE ((size_t)32 << 20)    /* bytes of an arena that are looked at in one call: moving all of them takes some 10 ms */
+enum { MASK_BITS = 4096, QUESTIONS = 4096 };
 
 int ni_numa_available(void) { return numa_available() >= 0; }
 
@@ -31,8 +32,9 @@ int ni_arena_open(ni_arena *a, size_t bytes, const int *os_nodes, int n, int hug
     if (bytes > SIZE_MAX / 2)
         return ni_fail(st, NI_ERR_MEMORY, "an arena of %zu bytes was asked for, more than an address space holds", bytes);
     a->bytes = ((bytes ? bytes : 1) + page - 1) / page * page;
-    /* Reserve with room to start on a huge page's border, then give the ends back. */
-    size_t reserve = a->bytes + (round > page ? round : 0);
+    /* Reserve with room to start on a huge page's border, and for a page that nobody may touch, then give the ends back.  That page
+     * keeps the kernel from making one mapping of two arenas, whose pages could not be told apart in /proc/self/smaps then. */
+    size_t reserve = a->bytes + page + (round > page ? round : 0);
     uint8_t *raw = mmap(NULL, reserve, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (raw == MAP_FAILED) {
         int e = errno;
@@ -41,8 +43,14 @@ int ni_arena_open(ni_arena *a, size_t bytes, const int *os_nodes, int n, int hug
     }
     uint8_t *base = (uint8_t *)(((uintptr_t)raw + round - 1) / round * round);
     if (base > raw) munmap(raw, (size_t)(base - raw));
-    if (base + a->bytes < raw + reserve) munmap(base + a->bytes, (size_t)(raw + reserve - base - a->bytes));
+    uint8_t *end = base + a->bytes + page;
+    if (end < raw + reserve) munmap(end, (size_t)(raw + reserve - end));
     a->base = base;
+    if (mprotect(base + a->bytes, page, PROT_NONE)) {
+        int e = errno;
+        ni_arena_close(a);
+        return ni_fail(st, NI_ERR_MEMORY, "cannot set bounds to %zu bytes of address space: %s", bytes, strerror(e));
+    }
     madvise(base, a->bytes, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
     madvise(base, a->bytes, MADV_DONTDUMP);
     if (n > 0 && ni_numa_available()) {
@@ -60,33 +68,33 @@ int ni_arena_open(ni_arena *a, size_t bytes, const int *os_nodes, int n, int hug
 }
 
 void ni_arena_close(ni_arena *a) {
-    if (a->base) munmap(a->base, a->bytes);
+    if (a->base) munmap(a->base, a->bytes + (size_t)sysconf(_SC_PAGESIZE));
     *a = (ni_arena){0};
 }
 
-/* Asks (nodes == NULL) or moves, a batch of pages at a time. */
-static int each_batch(const ni_arena *a, int64_t *counts, int n_nodes, const int *target) {
-    size_t page = (size_t)sysconf(_SC_PAGESIZE), n_pages = a->bytes / page;
-    void *pages[PAGES_AT_ONCE];
-    int status[PAGES_AT_ONCE], nodes[PAGES_AT_ONCE];
-    for (size_t i = 0; i < n_pages; i += PAGES_AT_ONCE) {
-        size_t n = n_pages - i < PAGES_AT_ONCE ? n_pages - i : PAGES_AT_ONCE;
-        for (size_t j = 0; j < n; j++) pages[j] = (uint8_t *)a->base + (i + j) * page;
-        if (target) for (size_t j = 0; j < n; j++) nodes[j] = *target;
-        if (move_pages(0, n, pages, target ? nodes : NULL, status, MPOL_MF_MOVE) < 0) return errno;
-        if (counts) for (size_t j = 0; j < n; j++) if (status[j] >= 0 && status[j] < n_nodes) counts[status[j]]++;
-    }
+/* Moves the pages that do not lie on `home` there, and asks again where they lie. */
+static void bring_home(void *const *page, int *node, size_t n, int home) {
+    void *stray[QUESTIONS];
+    int which[QUESTIONS], to[QUESTIONS], now[QUESTIONS];
+    size_t m = 0;
+    for (size_t i = 0; i < n; i++)
+        if (node[i] >= 0 && node[i] != home) stray[m] = page[i], to[m] = home, which[m++] = (int)i;
+    if (!m) return;
+    move_pages(0, m, stray, to, now, MPOL_MF_MOVE);     /* what it could not move, the next call tells */
+    if (move_pages(0, m, stray, NULL, now, 0) < 0) return;
+    for (size_t j = 0; j < m; j++) node[which[j]] = now[j];
+}
+
+int ni_arena_count(const ni_arena *a, size_t *at, int huge, int home, int64_t *bytes, int n_nodes) {
+    if (!ni_numa_available()) return ENOSYS;
+    const size_t left = a->bytes - *at, page = (size_t)sysconf(_SC_PAGESIZE), step = huge && left >= HUGE_BYTES ? HUGE_BYTES : page;
+    const size_t most = step < SLICE / QUESTIONS ? QUESTIONS : SLICE / step, n = left / step < most ? left / step : most;
+    void *question[QUESTIONS];
+    int node[QUESTIONS];
+    for (size_t i = 0; i < n; i++) question[i] = (uint8_t *)a->base + *at + i * step;
+    if (move_pages(0, n, question, NULL, node, 0) < 0) return errno;
+    if (home >= 0) bring_home(question, node, n, home);
+    for (size_t i = 0; i < n; i++) if (node[i] >= 0 && node[i] < n_nodes) bytes[node[i]] += (int64_t)step;
+    *at += n * step;
     return 0;
-}
-
-int ni_arena_count(const ni_arena *a, int64_t *counts, int n_nodes, int64_t *page) {
-    *page = sysconf(_SC_PAGESIZE);
-    memset(counts, 0, sizeof *counts * (size_t)n_nodes);
-    if (!ni_numa_available()) return ENOSYS;
-    return each_batch(a, counts, n_nodes, NULL);
-}
-
-int ni_arena_move(const ni_arena *a, int os_node) {
-    if (!ni_numa_available()) return ENOSYS;
-    return each_batch(a, NULL, 0, &os_node);
 }

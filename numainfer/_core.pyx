@@ -7,7 +7,7 @@ from _thread import allocate_lock, get_ident
 
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t, uintptr_t
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdlib cimport calloc, free
 
 import numpy as np
 
@@ -45,8 +45,7 @@ cdef extern from "../csrc/ni.h":
         int bound
     int ni_arena_open(ni_arena *, size_t, const int *, int, int, ni_status *) nogil
     void ni_arena_close(ni_arena *) nogil
-    int ni_arena_count(const ni_arena *, int64_t *, int, int64_t *) nogil
-    int ni_arena_move(const ni_arena *, int) nogil
+    int ni_arena_count(const ni_arena *, size_t *, int, int, int64_t *, int) nogil
 
     ctypedef struct ni_team:
         pass
@@ -75,12 +74,15 @@ cdef extern from "../csrc/ni.h":
     void ni_matmul_cut(const ni_weight *const *, int, int64_t, int64_t, int64_t, int64_t *, int64_t *)
     ctypedef struct ni_piece:
         ni_weight w
-        const uint8_t *src
         size_t row_bytes
+        int fd
+        int64_t offset
+        const uint8_t *src
     ctypedef struct ni_fill:
         pass
     ni_fill *ni_fill_start(ni_team *, const ni_piece *, int, uint8_t *, ni_status *) nogil
     int ni_fill_done(const ni_fill *, int64_t *) nogil
+    int64_t ni_fill_taken(const ni_fill *, int) nogil
     int ni_fill_unreadable(const ni_fill *) nogil
     void ni_fill_free(ni_fill *) nogil
     int64_t ni_read_time(ni_team *, void **, size_t, int, ni_status *) nogil
@@ -224,43 +226,55 @@ def ops():
     return found
 
 
-cdef int *_ints(values) except NULL:
-    cdef int *out = <int *>malloc(sizeof(int) * max(len(values), 1))
-    if out == NULL:
-        raise MemoryError
+cdef class _Memory:
+    """Zeroed memory of C's, freed with the object: no exception that comes in between leaves it behind."""
+    cdef void *p
+
+    def __cinit__(self, size_t n, size_t size):
+        self.p = calloc(n if n else 1, size)
+        if self.p == NULL:
+            raise MemoryError(f"no memory for {n} things of {size} bytes")
+
+    def __dealloc__(self):
+        free(self.p)
+
+
+# Arrays for C, each of which lives as long as the list `keep`.
+
+cdef void *_memory(size_t n, size_t size, list keep) except NULL:
+    cdef _Memory memory = _Memory(n, size)
+    keep.append(memory)
+    return memory.p
+
+
+cdef int *_ints(values, list keep) except NULL:
+    cdef int *out = <int *>_memory(len(values), sizeof(int), keep)
     for i, v in enumerate(values):
         out[i] = v
     return out
 
 
-cdef void **_pointers(addresses) except NULL:
-    cdef void **out = <void **>malloc(sizeof(void *) * max(len(addresses), 1))
-    if out == NULL:
-        raise MemoryError
+cdef int64_t *_longs(values, list keep) except NULL:
+    cdef int64_t *out = <int64_t *>_memory(len(values), sizeof(int64_t), keep)
+    for i, v in enumerate(values):
+        out[i] = v
+    return out
+
+
+cdef void **_pointers(addresses, list keep) except NULL:
+    cdef void **out = <void **>_memory(len(addresses), sizeof(void *), keep)
     for i, a in enumerate(addresses):
         out[i] = <void *><uintptr_t>a
     return out
 
 
-cdef int _fill_weight(ni_weight *w, weight) except -1:
-    cdef int64_t *own
+cdef int _fill_weight(ni_weight *w, weight, list keep) except -1:
     code, n, k, addresses, bounds = weight
-    w.type, w.n, w.k, w.copy, w.bounds = code, n, k, _pointers(addresses), NULL
-    if bounds is not None:
-        if len(bounds) != len(addresses) + 1:
-            raise ValueError(f"{len(addresses)} shards need {len(addresses) + 1} bounds, found {len(bounds)}")
-        own = <int64_t *>malloc(sizeof(int64_t) * len(bounds))
-        if own == NULL:
-            raise MemoryError
-        for i, b in enumerate(bounds):
-            own[i] = b
-        w.bounds = own
+    if bounds is not None and len(bounds) != len(addresses) + 1:
+        raise ValueError(f"{len(addresses)} shards need {len(addresses) + 1} bounds, found {len(bounds)}")
+    w.type, w.n, w.k, w.copy = code, n, k, _pointers(addresses, keep)
+    w.bounds = NULL if bounds is None else _longs(bounds, keep)
     return 0
-
-
-cdef void _free_weight(ni_weight *w):
-    free(<void *>w.copy)
-    free(<void *>w.bounds)
 
 
 include "_numa.pxi"

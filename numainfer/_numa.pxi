@@ -35,10 +35,8 @@ cdef class Arena:
 
     def __init__(self, size_t n_bytes, nodes=(), bint huge=False):
         cdef ni_status st
-        cdef int *wanted = _ints(nodes)
-        cdef int e = ni_arena_open(&self.a, n_bytes, wanted, len(nodes), huge, &st)
-        free(wanted)
-        if e:
+        cdef list keep = []
+        if ni_arena_open(&self.a, n_bytes, _ints(nodes, keep), len(nodes), huge, &st):
             _fail(&st)
 
     def __dealloc__(self):
@@ -59,22 +57,23 @@ cdef class Arena:
     def bound(self):
         return bool(self.a.bound)
 
-    def count(self, int n_nodes):
-        """Resident pages per node, and the page size; an int (errno) where the kernel refuses to tell."""
+    def count(self, int n_nodes, int home=-1, bint huge=False):
+        """Resident bytes by node, (n_nodes,) int64; an int (errno) where the kernel refuses to tell.
+
+        Looks at signals every few milliseconds.  home: node to which pages that lie elsewhere are moved first.  huge: every whole
+        2 MiB is a huge page (`pages.resident` knows), so that one question answers for it.
+        """
         counts = np.zeros(n_nodes, np.int64)
         cdef int64_t[::1] view = counts
-        cdef int64_t page
+        cdef size_t at = 0
         cdef int e
-        with nogil:
-            e = ni_arena_count(&self.a, &view[0], n_nodes, &page)
-        return e if e else (counts, page)
-
-    def move(self, int node):
-        """Move stray pages to the node; returns 0 or an errno."""
-        cdef int e
-        with nogil:
-            e = ni_arena_move(&self.a, node)
-        return e
+        while at < self.a.bytes:
+            with nogil:
+                e = ni_arena_count(&self.a, &at, huge, home, &view[0], n_nodes)
+            if e:
+                return e
+            PyErr_CheckSignals()
+        return counts
 
     def read(self, size_t offset, size_t n_bytes):
         """A copy of some bytes, for tests."""

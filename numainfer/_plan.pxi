@@ -41,43 +41,37 @@ cdef class Plan:
     and its number for the system.
     """
     cdef ni_plan *p
-    cdef ni_weight *weights
-    cdef int n_weights, n_ops
+    cdef int n_ops
     cdef Team team
-    cdef object keep
+    cdef list keep
 
     def __init__(self, Team team, ops, tensors, weights, arena_bytes, int max_tokens, node_map, os_nodes):
         cdef ni_status st
         cdef ni_plan_spec spec
         cdef ni_team *t = team.usable()
-        self.team, self.n_weights, self.n_ops = team, len(weights), len(ops)
-        self.weights = <ni_weight *>calloc(max(len(weights), 1), sizeof(ni_weight))
+        self.team, self.n_ops, self.keep = team, len(ops), []
+        cdef ni_weight *w = <ni_weight *>_memory(len(weights), sizeof(ni_weight), self.keep)
         for i, weight in enumerate(weights):
-            _fill_weight(&self.weights[i], weight)
+            _fill_weight(&w[i], weight, self.keep)
         ops = np.ascontiguousarray(ops, OP_DTYPE)
         tensors = np.ascontiguousarray(tensors, TENSOR_DTYPE)
         cdef const uint8_t[::1] o = ops.view(np.uint8).reshape(-1)
         cdef const uint8_t[::1] x = tensors.view(np.uint8).reshape(-1)
         spec.n_ops, spec.ops = len(ops), <const ni_op *>&o[0]
         spec.n_tensors, spec.tensors = len(tensors), <const ni_tensor *>&x[0]
-        spec.n_weights, spec.weights = len(weights), self.weights
+        spec.n_weights, spec.weights = len(weights), w
         spec.arena_bytes[0], spec.arena_bytes[1] = arena_bytes[0], arena_bytes[1]
         spec.max_tokens = max_tokens
-        cdef int *m = _ints(node_map)
-        cdef int *d = _ints(os_nodes)
+        cdef list own = []
+        cdef int *m = _ints(node_map, own)
+        cdef int *d = _ints(os_nodes, own)
         with nogil:
             self.p = ni_plan_open(t, &spec, m, d, &st)
-        free(m)
-        free(d)
         if self.p == NULL:
             _fail(&st)
 
     def __dealloc__(self):
         ni_plan_close(self.p)
-        if self.weights != NULL:
-            for i in range(self.n_weights):
-                _free_weight(&self.weights[i])
-            free(self.weights)
 
     def close(self):
         ni_plan_close(self.p)

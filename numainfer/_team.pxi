@@ -28,22 +28,10 @@ def barrier_lines(nodes, domains=None):
     if not 1 <= n <= NI_MOST_WORKERS or domains is not None and len(domains) != n:
         raise ValueError(f"wanted 1 to {NI_MOST_WORKERS} workers, and a domain for each; found {n} and "
                          f"{'none' if domains is None else len(domains)}")
-    cdef int *d = _ints(nodes)
-    cdef int *e = NULL
-    cdef int *of_worker = NULL
-    cdef ni_meeting *m = NULL
-    try:
-        e = _ints([0] * n if domains is None else domains)
-        of_worker = _ints(nodes)
-        m = <ni_meeting *>calloc(2 * n, sizeof(ni_meeting))
-        if m == NULL:
-            raise MemoryError
-        return _lines(m, ni_meetings(d, e, n, m, of_worker))
-    finally:
-        free(d)
-        free(e)
-        free(of_worker)
-        free(m)
+    cdef list keep = []
+    cdef ni_meeting *m = <ni_meeting *>_memory(2 * n, sizeof(ni_meeting), keep)
+    cdef int *e = _ints([0] * n if domains is None else domains, keep)
+    return _lines(m, ni_meetings(_ints(nodes, keep), e, n, m, _ints(nodes, keep)))
 
 
 cdef class Team:
@@ -68,17 +56,12 @@ cdef class Team:
         if len(domains) != len(cpus):
             raise ValueError(f"a team needs a domain for each of {len(cpus)} workers; found {len(domains)}")
         cdef int n = len(cpus), n_nodes = max(nodes) + 1
-        cdef int *c = NULL
-        cdef int *d = NULL
-        cdef int *e = NULL
-        try:
-            c, d, e = _ints(cpus), _ints(nodes), _ints(domains)
-            with nogil:
-                self.p = ni_team_open(c, d, e, n, n_nodes, &st)
-        finally:
-            free(c)
-            free(d)
-            free(e)
+        cdef list keep = []
+        cdef int *c = _ints(cpus, keep)
+        cdef int *d = _ints(nodes, keep)
+        cdef int *e = _ints(domains, keep)
+        with nogil:
+            self.p = ni_team_open(c, d, e, n, n_nodes, &st)
         if self.p == NULL:
             _fail(&st)
         self.pid, self.n_nodes = os.getpid(), n_nodes
@@ -106,23 +89,18 @@ cdef class Team:
     def cpus(self):
         """CPU on which each worker was last seen, -1 before its first job."""
         cdef int n = ni_team_size(self.usable())
-        cdef int *seen = <int *>malloc(sizeof(int) * n)
-        ni_team_cpus(self.p, seen)
-        found = [seen[i] for i in range(n)]
-        free(seen)
-        return found
+        seen = np.empty(n, np.intc)
+        cdef int[::1] view = seen
+        ni_team_cpus(self.p, &view[0])
+        return seen.tolist()
 
     def barrier_lines(self):
         """The function of that name, of this team as it meets."""
         cdef int n = ni_team_meetings(self.usable(), NULL, 0)
-        cdef ni_meeting *m = <ni_meeting *>calloc(n, sizeof(ni_meeting))
-        if m == NULL:
-            raise MemoryError
-        try:
-            ni_team_meetings(self.p, m, n)
-            return _lines(m, n)
-        finally:
-            free(m)
+        cdef list keep = []
+        cdef ni_meeting *m = <ni_meeting *>_memory(n, sizeof(ni_meeting), keep)
+        ni_team_meetings(self.p, m, n)
+        return _lines(m, n)
 
     def cancel(self):
         """Ask the running job to end early; from any thread."""
@@ -158,17 +136,20 @@ cdef class Team:
             raise Cancelled("the step was cancelled")
         return 0
 
-    def fill(self, pieces, uint8_t[::1] nonzero, tick=None):
-        """Put tensors into each node's copies, by that node's threads, which take stretches of the list in order.
+    def fill(self, pieces, uint8_t[::1] nonzero, tick=None, int64_t[::1] taken=None):
+        """Put tensors into each node's copies, by that node's threads, which take runs of the list in order.
 
         Parameters
         ----------
-        pieces : list of (weight, address, row_bytes)
-            weight: (code, n, k, addresses per node, bounds or None), as `Plan` takes it; of code -1: row_bytes plain bytes.
+        pieces : list of (weight, source, row_bytes)
+            weight: (code, n, k, addresses per node, bounds or None), as `Plan` takes it.
+            source: (file descriptor, offset of the first row); of code -1: the address of row_bytes plain bytes.
         nonzero : zeros (len(pieces),) uint8
             Becomes 1 where a matrix holds anything but zeros.
         tick : callable(piece, row), optional
             Called by this thread every 10 ms, while the workers go on: what comes before this row of this piece is in place.
+        taken : (workers,) int64, optional
+            Becomes the number of runs, of about 2 MiB of the file, that each worker took.
 
         Returns
         -------
@@ -177,38 +158,43 @@ cdef class Team:
         """
         cdef ni_status st
         cdef ni_fill *filling = NULL
-        cdef int n = len(pieces), i, unreadable
+        cdef int n = len(pieces), i
         if len(nonzero) != n:
             raise ValueError(f"{n} pieces, but {len(nonzero)} flags")
+        if taken is not None and len(taken) != len(self):
+            raise ValueError(f"{len(self)} workers, but {len(taken)} counts of runs")
         if not n:
             return -1
-        cdef ni_piece *p = <ni_piece *>calloc(n, sizeof(ni_piece))
-        if p == NULL:
-            raise MemoryError
+        cdef list keep = []
+        cdef ni_piece *p = <ni_piece *>_memory(n, sizeof(ni_piece), keep)
+        for i, (weight, source, row_bytes) in enumerate(pieces):
+            _fill_weight(&p[i].w, weight, keep)
+            p[i].row_bytes = row_bytes
+            if p[i].w.type < 0:
+                p[i].src = <const uint8_t *><uintptr_t>source
+            else:
+                p[i].fd, p[i].offset = source
         try:
-            for i, (weight, address, row_bytes) in enumerate(pieces):
-                _fill_weight(&p[i].w, weight)
-                p[i].src, p[i].row_bytes = <const uint8_t *><uintptr_t>address, row_bytes
             filling = ni_fill_start(self.usable(), p, n, &nonzero[0], &st)
             if filling == NULL:
                 _fail(&st)
             self.finish(None, filling, tick)
+            if taken is not None:
+                for i in range(len(self)):
+                    taken[i] = ni_fill_taken(filling, i)
             return ni_fill_unreadable(filling)
         finally:
             ni_fill_free(filling)
-            for i in range(n):
-                _free_weight(&p[i].w)
-            free(p)
 
     def read_time(self, addresses, size_t n_bytes, int streams):
         """Nanoseconds to read n_bytes at each node's address, by that node's workers; streams = 0 writes instead."""
         cdef ni_status st
         cdef ni_team *t = self.usable()
-        cdef void **node = _pointers(addresses)
+        cdef list keep = []
+        cdef void **node = _pointers(addresses, keep)
         cdef int64_t ns
         with nogil:
             ns = ni_read_time(t, node, n_bytes, streams, &st)
-        free(node)
         if ns < 0:
             _fail(&st)
         return ns

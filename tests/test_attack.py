@@ -30,7 +30,7 @@ class Parts:
 
     def __init__(self, path):
         raw = path.read_bytes()
-        header = Header(str(path), raw)
+        header = Header(str(path), len(raw), lambda at, n, what: raw[at : at + n])
         codes = {name: code for code, (name, *_) in tables().tensors.items()}
         self.pairs, self.tensors = {}, {}
         for key, value in header.metadata.items():

@@ -3,6 +3,8 @@
 `Catalog` names the tensors that an architecture uses; `Replicas` packs them into one arena per node, by that node's own threads.
 """
 
+import contextlib
+import logging
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -11,6 +13,7 @@ import numpy as np
 from .. import _core
 from ..errors import CorruptModel, UnsupportedModel
 
+log = logging.getLogger("numainfer")
 _ALIGN = 64
 _BEHIND = 64 << 20  # bytes of the file that are packed before their pages are given back: that costs the same for few as for many
 
@@ -196,18 +199,21 @@ class Replicas:
         Raises
         ------
         CorruptModel
-            The file was cut or written to while it was read, cannot be read, or holds a matrix of zeros.
+            The file was cut or written to while it was read, cannot be read, or ends in zeros.
         """
+        gguf.check_complete()
         matrices = sorted((w for w in self.weights if isinstance(w, Matrix)),
                           key=lambda w: (gguf.tensors[w.name].shard, gguf.tensors[w.name].offset))
         vectors = [w for w in self.weights if isinstance(w, Vector)]
         nonzero = np.zeros(len(self.weights), np.uint8)
         reading = _Reading(gguf, matrices, nonzero, progress)
-        pieces = [(self.entry(w), data.ctypes.data, row_bytes) for w, (data, row_bytes) in zip(matrices, reading.sources)]
-        # Vectors last, for then the huge pages around them are there: each would cost one thread the clearing of such a page.
-        pieces += [(self.entry(w), w.values.ctypes.data, w.packed_bytes) for w in vectors]
-        reading.check()
-        reading.end(team.fill(pieces, nonzero, reading.tick))
+        with contextlib.ExitStack() as files:
+            fds = {t.shard: files.enter_context(t.open()).fileno() for t in reading.last.values()}
+            pieces = [(self.entry(w), (fds[t.shard], t.offset), t.n_bytes // w.n) for w, t in zip(matrices, reading.tensors)]
+            # Vectors last, for then the huge pages around them are there: each would cost one thread the clearing of such a page.
+            pieces += [(self.entry(w), w.values.ctypes.data, w.packed_bytes) for w in vectors]
+            reading.check()
+            reading.end(team.fill(pieces, nonzero, reading.tick))
 
     def close(self):
         """Give the memory back."""
@@ -221,28 +227,25 @@ class _Reading:
 
     def __init__(self, gguf, matrices, nonzero, progress):
         self._gguf, self._nonzero, self._progress = gguf, nonzero, progress
-        self._tensors = [gguf.tensors[w.name] for w in matrices]
-        self.sources = [(t.data, t.n_bytes // w.n) for t, w in zip(self._tensors, matrices)]  # and bytes per row
-        self._before = [0, *accumulate(t.n_bytes for t in self._tensors)]
+        self.tensors = [gguf.tensors[w.name] for w in matrices]
+        self._row_bytes = [t.n_bytes // w.n for t, w in zip(self.tensors, matrices)]
+        self._before = [0, *accumulate(t.n_bytes for t in self.tensors)]
         self._seen, self._done, self._shard, self._released = 0, 0, 0, 0
-        self._last = {t.shard: t for t in sorted(gguf.tensors.values(), key=lambda t: (t.shard, t.offset))}  # one of each shard
+        self.last = {t.shard: t for t in sorted(gguf.tensors.values(), key=lambda t: (t.shard, t.offset))}  # one of each shard
 
     def check(self):
         """Raise CorruptModel if a file became shorter than it was."""
-        for tensor in self._last.values():
+        for tensor in self.last.values():
             tensor.check()
 
     def tick(self, piece, row):
         """All matrices before `piece`, and its rows before `row`, are packed."""
-        seen = min(piece, len(self._tensors))
-        for i in range(self._seen, seen):
-            if not self._nonzero[i]:  # only a whole matrix is a sure sign: rows of zeros are padding (of a vocabulary, of a width)
-                raise self._corrupt(i, "all of its {} bytes are zero, as in a file that was not downloaded to its end; wanted weights")
+        seen = min(piece, len(self.tensors))
         self._seen, done = seen, self._before[seen]
-        if seen < len(self._tensors):
-            tensor = self._tensors[seen]
-            done += row * self.sources[seen][1]
-            self._give_back(tensor, row * self.sources[seen][1])
+        if seen < len(self.tensors):
+            tensor = self.tensors[seen]
+            done += row * self._row_bytes[seen]
+            self._give_back(tensor, row * self._row_bytes[seen])
         if done > self._done:
             self._done = done
             if self._progress:
@@ -253,14 +256,17 @@ class _Reading:
         """Everything is packed, but where the piece `unreadable` is not -1."""
         if unreadable >= 0:
             self.check()
-            raise self._corrupt(unreadable, "not all of its {} bytes can be read from the disk")
+            tensor = self.tensors[unreadable]
+            raise CorruptModel(self._gguf.paths[tensor.shard], f"tensor {tensor.name!r}: not all of its {tensor.n_bytes} bytes can be "
+                               "read from the disk", tensor.offset)
         self.tick(len(self._nonzero), 0)
         self._gguf.check_unchanged()
+        zeros = [tensor.name for tensor, nonzero in zip(self.tensors, self._nonzero) if not nonzero]
+        if zeros:
+            more = f" and {len(zeros) - 3} more" if len(zeros) > 3 else ""
+            log.warning("%s: all values of tensor %s%s are zero; the model runs, but is that meant?", self._gguf.path,
+                        ", ".join(zeros[:3]), more)
         self._give_back_shards(len(self._gguf.paths))
-
-    def _corrupt(self, i, what):
-        tensor = self._tensors[i]
-        return CorruptModel(self._gguf.paths[tensor.shard], f"tensor {tensor.name!r}: {what.format(tensor.n_bytes)}", tensor.offset)
 
     def _give_back(self, tensor, start):
         if tensor.shard > self._shard:
@@ -271,7 +277,7 @@ class _Reading:
 
     def _give_back_shards(self, end):
         """Shards before `end`, whole: the page cache holds runs of pages that straddle the pieces, which only that drops."""
-        for shard, last in self._last.items():
+        for shard, last in self.last.items():
             if self._shard <= shard < end:
                 last.release(-last.offset, last.offset + last.n_bytes)
         self._shard, self._released = end, 0

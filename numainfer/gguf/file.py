@@ -1,7 +1,10 @@
-"""GGUF models on disk: metadata, and tensors as views of the mapped files; split models as one."""
+"""GGUF models on disk: metadata, and where the tensors lie; split models as one.
 
+Files are read, never mapped: whoever shortens a file that is mapped ends the process that reads there with SIGBUS.
+"""
+
+import logging
 import math
-import mmap
 import os
 import re
 import stat
@@ -15,6 +18,9 @@ from .header import REQUIRED, Header, Strings
 
 __all__ = ["GGUFFile", "Strings", "Tensor"]
 
+log = logging.getLogger("numainfer")
+_PAGE = os.sysconf("SC_PAGESIZE")
+_BLOCK = 1 << 20  # bytes
 _SPLIT_NAME = re.compile(r"(?P<stem>.*)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 
 
@@ -47,7 +53,7 @@ class Tensor:
     n_bytes: int
     path: str
     shard: int
-    _maps: list = field(repr=False, compare=False)
+    _parts: list = field(repr=False, compare=False)
 
     @property
     def dims(self):
@@ -60,34 +66,41 @@ class Tensor:
 
     @property
     def data(self):
-        """The stored bytes: a read-only uint8 view (n_bytes,) of the mapped file, which it keeps mapped."""
-        if not self._maps:
-            raise ModelClosed(f"tensor {self.name!r}: its file {self.path} is closed")
-        return np.frombuffer(self._maps[self.shard], np.uint8, self.n_bytes, self.offset)
+        """The stored bytes, read from the file now: a read-only uint8 array (n_bytes,)."""
+        return np.frombuffer(self._part().read(self.offset, self.n_bytes, f"tensor {self.name!r}"), np.uint8)
+
+    def open(self):
+        """A descriptor of the file, as a file object of the caller's own: it outlives `GGUFFile.close`."""
+        return os.fdopen(os.dup(self._part().fd), "rb", buffering=0)
 
     def check(self):
-        """Raise CorruptModel if the file has become too short for the data: reading it would be a SIGBUS."""
-        size = self._maps[self.shard].size() if self._maps else 0
+        """Raise CorruptModel if the file has become too short for the data."""
+        size = os.fstat(self._part().fd).st_size
         if self.offset + self.n_bytes > size:
             raise CorruptModel(self.path, f"tensor {self.name!r} lies in bytes {self.offset} to {self.offset + self.n_bytes}, "
-                                          f"but the file was cut to {size} bytes while it was read")  # fmt: skip
+                                          f"but the file was cut to {size} bytes while it was read", self.offset)  # fmt: skip
 
     def release(self, start, n_bytes):
-        """Give the pages of data [start, start + n_bytes) back to the system: of the mapping, and of the page cache.
+        """Give the pages of data [start, start + n_bytes) in the system's page cache back.  The data comes from the disk again then."""
+        first, end = ((self.offset + at) // _PAGE * _PAGE for at in (start, start + n_bytes))
+        if end > first and self._parts:
+            os.posix_fadvise(self._part().fd, first, end - first, os.POSIX_FADV_DONTNEED)
 
-        The data stays readable; it comes from the disk again then.
-        """
-        first = (self.offset + start) // mmap.PAGESIZE * mmap.PAGESIZE
-        end = (self.offset + start + n_bytes) // mmap.PAGESIZE * mmap.PAGESIZE
-        if end <= first or not self._maps:
-            return
-        self._maps[self.shard].madvise(mmap.MADV_DONTNEED, first, end - first)
-        try:
-            file = open(self.path, "rb", buffering=0)  # an object closes itself, also where Ctrl-C comes before `with`
-        except OSError:  # moved or deleted meanwhile: nothing to gain
-            return
-        with file:
-            os.posix_fadvise(file.fileno(), first, end - first, os.POSIX_FADV_DONTNEED)
+    def zeros_at_end(self):
+        """How many bytes at the data's end are zero: n_bytes if all are."""
+        zeros, part = 0, self._part()
+        while zeros < self.n_bytes:
+            n = min(self.n_bytes - zeros, _BLOCK if zeros else _PAGE)
+            block = part.read(self.offset + self.n_bytes - zeros - n, n, f"tensor {self.name!r}")
+            if np.frombuffer(block, np.uint8).any():
+                return zeros + n - len(block.rstrip(b"\0"))
+            zeros += n
+        return zeros
+
+    def _part(self):
+        if not self._parts:
+            raise ModelClosed(f"tensor {self.name!r}: its file {self.path} is closed")
+        return self._parts[self.shard]
 
 
 class GGUFFile:
@@ -123,14 +136,10 @@ class GGUFFile:
         The file breaks the format; the message gives the byte offset.
     UnsupportedModel
         Another version or byte order, an unknown tensor type, a nested array, sizes beyond this reader's limits.
-
-    Notes
-    -----
-    The data is mapped, not read: whoever shortens the file while it is open gets this process a SIGBUS.
     """
 
     def __init__(self, path):
-        self._maps, self.files, self.paths, self.tensors = [], [], [], {}
+        self._parts, self.files, self.paths, self.tensors = [], [], [], {}
         try:
             self._open(os.fsdecode(path))
         except BaseException:
@@ -143,7 +152,7 @@ class GGUFFile:
         if path == paths[0]:
             headers = [first] + [self._read(p) for p in paths[1:]]
         else:  # that was a later part, read for its split.count alone
-            self._maps.pop().close()
+            self._parts.pop().close()
             self.files.clear()
             headers = [self._read(p) for p in paths]
         self.paths, self._first = paths, headers[0]
@@ -155,16 +164,17 @@ class GGUFFile:
             for info in header.tensors:
                 if info.name in self.tensors:
                     raise CorruptModel(header.path, f"tensor {info.name!r:.99} is in {self.tensors[info.name].path} too")
-                self.tensors[info.name] = Tensor(*info, header.path, shard, self._maps)
+                self.tensors[info.name] = Tensor(*info, header.path, shard, self._parts)
         self.metadata = MappingProxyType(self._first.metadata)
         self.version, self.alignment = self._first.version, self._first.alignment
         self.architecture = self.get("general.architecture", str)
 
     def _read(self, path):
-        mapping, status = _map(path)
-        self._maps.append(mapping)
+        part = _Part(path)
+        self._parts.append(part)
+        status = part.status
         self.files.append((status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
-        return Header(path, mapping)
+        return Header(path, status.st_size, part.read)
 
     def check_unchanged(self):
         """Raise CorruptModel if somebody wrote to a part since it was opened: what was read then may be of two models."""
@@ -176,6 +186,25 @@ class GGUFFile:
             if [status.st_dev, status.st_ino] == inode and (status.st_size, status.st_mtime_ns) != (size, written):
                 raise CorruptModel(path, f"the file was written to while it was read: it had {size} bytes and has {status.st_size}; "
                                          "wanted no change since it was opened")  # fmt: skip
+
+    def check_complete(self):
+        """Raise CorruptModel if a part's data ends in zeros from some matrix on: a download that did not get there.
+
+        Zeros at the end of a matrix alone may be padding (rows of a vocabulary), and a vector may well be zero.  They are logged
+        where they take a megabyte.
+        """
+        for shard in range(len(self.paths)):
+            for tensor in sorted((t for t in self.tensors.values() if t.shard == shard), key=lambda t: -t.offset):
+                zeros = tensor.zeros_at_end()
+                if zeros == tensor.n_bytes and len(tensor.shape) > 1:
+                    raise CorruptModel(tensor.path, f"tensor {tensor.name!r}: all of its {zeros} bytes are zero, and so is all that "
+                                       "follows in the file, as where a download was not finished; wanted weights. Download it again",
+                                       tensor.offset)  # fmt: skip
+                if zeros < tensor.n_bytes:
+                    if zeros >= _BLOCK:
+                        log.warning("%s: the data ends in %d bytes of zeros, from the midst of tensor %r on; if it is not a padded "
+                                    "vocabulary, the download was not finished", tensor.path, zeros, tensor.name)
+                    break
 
     @property
     def path(self):
@@ -205,12 +234,9 @@ class GGUFFile:
         return self._first.get(key, type, default)
 
     def close(self):
-        """Unmap the files.  Views given out by ``Tensor.data`` stay valid: each keeps its file mapped."""
-        while self._maps:
-            try:
-                self._maps.pop().close()
-            except BufferError:  # a view lives; the mapping goes with the last one
-                pass
+        """Close the files.  What ``Tensor.data`` gave stays valid."""
+        while self._parts:
+            self._parts.pop().close()
 
     def __enter__(self):
         return self
@@ -242,9 +268,19 @@ def _parts(path, count):
     return paths
 
 
-def _map(path):
-    """The whole file, mapped read-only, and its os.stat_result."""
-    try:
+class _Part:
+    """One file of a model, open for reading; ``status``: its os.stat_result as it was opened."""
+
+    def __init__(self, path):
+        self.path = path
+        try:
+            self._open(path)
+        except ModelNotFound:
+            raise
+        except OSError as e:
+            raise ModelNotFound(f"{path} cannot be read: {e.strerror}") from e
+
+    def _open(self, path):
         if "\0" in path:
             raise ModelNotFound(f"{path!r} has a NUL in it, so it names no file")
         mode = os.stat(path).st_mode
@@ -252,14 +288,31 @@ def _map(path):
             raise ModelNotFound(f"{path} is a directory, wanted a GGUF file")
         if stat.S_ISREG(mode):
             # O_NONBLOCK: should a FIFO take the file's place now, opening it must not wait for a writer.
-            with open(path, "rb", buffering=0, opener=lambda p, flags: os.open(p, flags | os.O_NONBLOCK)) as file:
-                status = os.fstat(file.fileno())
-                if stat.S_ISREG(status.st_mode):
-                    if status.st_size == 0:
-                        raise CorruptModel(path, "the file is empty, wanted a GGUF model", 0)
-                    return mmap.mmap(file.fileno(), status.st_size, access=mmap.ACCESS_READ), status
+            self._file = open(path, "rb", buffering=0, opener=lambda p, flags: os.open(p, flags | os.O_NONBLOCK))
+            self.status = os.fstat(self.fd)
+            if stat.S_ISREG(self.status.st_mode):
+                if self.status.st_size == 0:
+                    raise CorruptModel(path, "the file is empty, wanted a GGUF model", 0)
+                return
         raise ModelNotFound(f"{path} is not a regular file but {stat.filemode(mode)}, wanted a GGUF file")
-    except ModelNotFound:
-        raise
-    except OSError as e:
-        raise ModelNotFound(f"{path} cannot be read: {e.strerror}") from e
+
+    @property
+    def fd(self):
+        return self._file.fileno()
+
+    def read(self, offset, n_bytes, what):
+        """Bytes of the file; raises CorruptModel where they are there no longer, or the disk cannot give them."""
+        pieces, at, end = [], offset, offset + n_bytes
+        while at < end:
+            try:
+                pieces.append(os.pread(self.fd, end - at, at))
+            except OSError as e:
+                raise CorruptModel(self.path, f"{what} cannot be read: {e.strerror}", at) from e
+            if not pieces[-1]:
+                raise CorruptModel(self.path, f"{what} lies in bytes {offset} to {end}, but the file was cut to "
+                                              f"{os.fstat(self.fd).st_size} bytes while it was read", at)  # fmt: skip
+            at += len(pieces[-1])
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def close(self):
+        self._file.close()

@@ -14,7 +14,6 @@ import os
 import struct
 import sys
 from array import array
-from bisect import bisect_right
 from collections import namedtuple
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -25,6 +24,7 @@ from ..errors import CorruptModel, UnsupportedModel
 
 MAX_HEADER = 128 << 20  # bytes before the tensor data; the largest real ones have about 20 MB
 MAX_ENTRIES = 1 << 18  # metadata keys, and tensors, of one file; the largest real ones have about 60,000
+_FIRST = 1 << 20  # bytes that are read at first
 MAX_NAME = 65535  # bytes of a key or a tensor name
 VERSIONS = (2, 3)
 
@@ -123,8 +123,10 @@ class Header:
     ----------
     path : str
         For messages.
-    buf : bytes-like
-        The whole file.  Nothing of it is kept: what the header holds is copied.
+    size : int
+        Bytes of the file.
+    read : callable
+        ``read(offset, n_bytes, what)`` gives these bytes of it, or raises CorruptModel, which names what could not be read.
 
     Attributes
     ----------
@@ -133,12 +135,13 @@ class Header:
     version, alignment : int
     """
 
-    def __init__(self, path, buf):
-        self.path, self.buf, self.size = path, buf, len(buf)
+    def __init__(self, path, size, read):
+        self.path, self.size, self.buf, self._read = path, size, b"", read
         self.pos, self.limit = 0, min(self.size, MAX_HEADER)
         self.metadata, self.where, self.types = {}, {}, {}
         known = tables()
-        head = buf[:64]
+        self.fetch(min(self.size, 64))
+        head = self.buf[:64]
         if len(head) < 4:
             self.fail(f"not a GGUF file: it has {len(head)} bytes, wanted a header of 24 or more", 0)
         if head[:4] != b"GGUF":
@@ -164,7 +167,13 @@ class Header:
         for _ in range(n_tensors):
             self.read_info(infos, known.tensors)
         self.tensors = self.place(infos)
-        del self.buf
+        del self.buf, self._read
+
+    def fetch(self, end):
+        """Have the file's first `end` bytes in ``buf``, and some more: twice as many as before, so that all is copied once or twice."""
+        have = len(self.buf)
+        if end > have:
+            self.buf += self._read(have, max(end, min(self.limit, max(2 * have, _FIRST))) - have, "the header")
 
     def fail(self, message, offset):
         raise CorruptModel(self.path, message, offset)
@@ -182,14 +191,17 @@ class Header:
     def need(self, n, what):
         """Position of the next n bytes, which are now consumed."""
         self.room(n, what)
+        self.fetch(self.pos + n)
         self.pos += n
         return self.pos - n
 
     def u32(self, what):
-        return _U32.unpack_from(self.buf, self.need(4, what))[0]
+        at = self.need(4, what)  # first: it may put another buffer in the place of this one
+        return _U32.unpack_from(self.buf, at)[0]
 
     def u64(self, what):
-        return _U64.unpack_from(self.buf, self.need(8, what))[0]
+        at = self.need(8, what)
+        return _U64.unpack_from(self.buf, at)[0]
 
     def count(self, what, least, most):
         """A number of things, each of which takes at least ``least`` bytes of the rest of the header."""
@@ -257,23 +269,26 @@ class Header:
     def strings(self, what):
         n = self.count(f"strings of {what}", 8, MAX_HEADER)
         base = pos = self.pos
-        starts, unpack, buf = array("q"), _U64.unpack_from, self.buf
-        append = starts.append
-        try:
-            for _ in range(n):  # each length tells where the next one stands, so this is a walk: 0.2 us a string
-                append(pos - base)
-                pos += 8 + unpack(buf, pos)[0]
-        except (struct.error, OverflowError, IndexError):
-            pos = self.size + 1  # walked out of the file
-        if pos > self.limit:
+        starts, unpack = array("q"), _U64.unpack_from
+        while len(starts) < n and pos <= self.limit - 8:
+            self.fetch(pos + 8)
+            buf, append = self.buf, starts.append
+            try:
+                for _ in range(n - len(starts)):  # each length tells where the next one stands, so this is a walk: 0.2 us a string
+                    length = unpack(buf, pos)[0]
+                    append(pos - base)
+                    pos += 8 + length
+            except (struct.error, OverflowError, IndexError):
+                pass  # walked out of what has been read
+        if len(starts) < n or pos > self.limit:
             # The last string whose length is there, or the length after it, is what does not fit: this raises.
-            k = max(bisect_right(starts, self.limit - 8 - base) - 1, 0)
-            self.pos = base + starts[k]
-            self.string(f"string {k} of {what}")
-            self.u64(f"the length of string {k + 1} of {what}")
-        append(pos - base)
+            self.pos = base + starts[-1]
+            self.string(f"string {len(starts) - 1} of {what}")
+            self.u64(f"the length of string {len(starts)} of {what}")
+        starts.append(pos - base)
         self.pos = pos
-        return Strings(buf[base:pos], starts)
+        self.fetch(pos)
+        return Strings(self.buf[base:pos], starts)
 
     def read_info(self, infos, tensor_types):
         """One tensor's name, dims, type and offset, into infos."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 ROOT = "/"
 """What the paths of the kernel's files begin with; tests make up a system in a folder of their own."""
+HUGE = 2 << 20  # bytes: what the core asks the kernel for, and where arenas begin
 _HEADER = re.compile(r"([0-9a-f]+)-[0-9a-f]+ ")
 
 
@@ -19,7 +20,7 @@ def read(path):
 
 
 def _within(start, arenas):
-    # An arena's flags keep it from merging with its neighbours, so its mappings begin inside it.
+    # A page behind it that nobody may touch keeps an arena from merging with the next, so its mappings begin inside it.
     return any(arena.address <= start < arena.address + arena.bytes for arena in arenas)
 
 
@@ -41,17 +42,21 @@ def bytes_by_node(arenas):
 
 
 def resident(arenas):
-    """(resident bytes, bytes of those in huge pages) of some arenas, from ``/proc/self/smaps``."""
-    total = huge = 0
-    inside = False
+    """(resident bytes, bytes of those in huge pages) of each arena, from ``/proc/self/smaps``; zeros where there is none."""
+    found = [[0, 0] for _ in arenas]
+    own = None
     for line in read("/proc/self/smaps").splitlines():
         header = _HEADER.match(line)
         if header:
-            inside = _within(int(header[1], 16), arenas)
-        elif inside:
+            start = int(header[1], 16)
+            own = next((sizes for sizes, arena in zip(found, arenas) if _within(start, [arena])), None)
+        elif own is not None:
             name, _, value = line.partition(":")
-            if name == "Rss":
-                total += int(value.split()[0]) * 1024
-            elif name == "AnonHugePages":
-                huge += int(value.split()[0]) * 1024
-    return total, huge
+            if name in ("Rss", "AnonHugePages"):
+                own[name == "AnonHugePages"] += int(value.split()[0]) * 1024
+    return found
+
+
+def all_huge(arenas):
+    """Of each arena, whether every whole 2 MiB of it is a huge page."""
+    return [huge >= arena.bytes // HUGE * HUGE for arena, (_, huge) in zip(arenas, resident(arenas))]

@@ -312,11 +312,13 @@ class Placement:
     def huge_share(self, node: NodePlacement) -> float:
         """Share of a node's weights that lies in huge pages, 0 to 1."""
         arenas = self._replicas.arenas
-        total, huge = pages.resident([arenas[self.nodes.index(node) % len(arenas)]])
+        ((total, huge),) = pages.resident([arenas[self.nodes.index(node) % len(arenas)]])
         return huge / max(total, 1)
 
     def verify(self, strict: bool = True) -> "Placement":
-        """Look up the node of every resident page of the weights; move strays.  Returns self.
+        """Look up the node of every resident page of the weights; move those that stray.  Returns self.
+
+        A huge page is asked about once, where all of a node's weights lie in such pages.  Ctrl-C ends it between two slices of 32 MiB.
 
         Where the kernel refuses ``move_pages``, ``/proc/self/numa_maps`` tells instead, and strays stay where they are.
 
@@ -331,24 +333,22 @@ class Placement:
             Once, of all in the system that keeps pages from being bound or checked, and how to mend it.
         """
         notes, refused = [], 0
-        for node, arena in zip(self.nodes, self._replicas.arenas):
-            counts, page, errno = _count_pages(arena)
+        arenas, spread = self._replicas.arenas, self.policy == "interleave"
+        for node, arena, huge in zip(self.nodes, arenas, pages.all_huge(arenas)):
+            found, errno = _bytes_by_node(arena, -1 if spread else node.number, huge)
             refused = refused or errno
-            if counts is None:
+            if found is None:
                 notes.append(f"the kernel does not tell where pages lie ({os.strerror(errno)}); in a container add the SYS_NICE "
                              "capability")
                 break
-            if self.policy == "interleave":  # one copy, on all of the nodes
+            if spread:  # one copy, on all of the nodes
                 for each in self.nodes:
-                    each.verified = float(sum(counts[n] for n in {n.number for n in self.nodes}) / max(counts.sum(), 1))
+                    each.verified = float(sum(found[n] for n in {n.number for n in self.nodes}) / max(found.sum(), 1))
                 break
-            stray = int(counts.sum() - counts[node.number])
-            if stray and not errno and arena.move(node.number) == 0:
-                counts, page, errno = _count_pages(arena)
-                stray = int(counts.sum() - counts[node.number])
-            node.verified = float(counts[node.number] / max(counts.sum(), 1))
+            stray = int(found.sum() - found[node.number])
+            node.verified = float(found[node.number] / max(found.sum(), 1))
             if stray:
-                message = f"{stray * page} bytes of node {node.label}'s weights lie on other nodes and could not be moved"
+                message = f"{stray} bytes of node {node.label}'s weights lie on other nodes and could not be moved"
                 if strict:
                     raise PlacementError(message)
                 notes.append(message)
@@ -396,15 +396,16 @@ def _html(title, head, rows):
     return f"<p>{html.escape(title)}</p><table><tr>{''.join(f'<th>{name}</th>' for name in head)}</tr>{body}</table>"
 
 
-def _count_pages(arena):
-    """Resident pages by node (or None if nothing tells), their size, and the errno if move_pages was refused."""
-    found = arena.count(_core.numa_max_node() + 1)
+def _bytes_by_node(arena, home, huge):
+    """Resident bytes by node (None if nothing tells), strays moved `home` first; and the errno if move_pages was refused."""
+    n_nodes = _core.numa_max_node() + 1
+    found = arena.count(n_nodes, home, huge)
     if not isinstance(found, int):
-        return *found, 0
-    counts, page = np.zeros(_core.numa_max_node() + 1, np.int64), os.sysconf("SC_PAGESIZE")
+        return found, 0
+    counts = np.zeros(n_nodes, np.int64)
     for node, n_bytes in pages.bytes_by_node([arena]).items():
-        counts[node] = n_bytes // page
-    return counts if counts.any() else None, page, found
+        counts[node] = n_bytes
+    return counts if counts.any() else None, found
 
 
 def choose_policy(asked, chosen, weight_bytes, other_bytes, standing=(), limit=None):
