@@ -38,8 +38,8 @@ int ni_arena_open(ni_arena *a, size_t bytes, const int *os_nodes, int n, int hug
     uint8_t *raw = mmap(NULL, reserve, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (raw == MAP_FAILED) {
         int e = errno;
-        a->bytes = 0;
-        return ni_fail(st, NI_ERR_MEMORY, "cannot reserve %zu bytes of address space: %s", reserve, strerror(e));
+        *a = (ni_arena){0};
+        return ni_fail(st, NI_ERR_MEMORY, "cannot reserve %zu bytes of address space: %s", bytes, strerror(e));
     }
     uint8_t *base = (uint8_t *)(((uintptr_t)raw + round - 1) / round * round);
     if (base > raw) munmap(raw, (size_t)(base - raw));
