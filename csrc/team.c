@@ -208,7 +208,7 @@ static int start_runner(ni_team *t, ni_status *st) {
     int e = try_threads(t->n);
     if (!e) e = pthread_create(&t->runner, NULL, run, t);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
-    if (e) return ni_fail(st, NI_ERR_SYSTEM, "cannot start %d threads: %s", t->n, strerror(e));
+    if (e) return ni_fail(st, e == ENOMEM ? NI_ERR_MEMORY : NI_ERR_SYSTEM, "cannot start %d threads: %s", t->n, strerror(e));
     while (atomic_load(&t->ready) == 0) ni_futex_wait(&t->ready, 0, -1);
     if (atomic_load(&t->ready) == 1 && !t->pin_error) return 0;
     if (atomic_load(&t->ready) == 1) {
