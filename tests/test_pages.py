@@ -86,8 +86,9 @@ class Machine:
 def library(tmp_path_factory):
     folder = tmp_path_factory.mktemp("numa")
     (folder / "kernel.c").write_text(KERNEL)
-    subprocess.run(["gcc", "-O1", "-shared", "-fPIC", f"-I{CSRC}", folder / "kernel.c", CSRC / "numa.c", "-o", folder / "numa.so"], check=True)
-    return ctypes.CDLL(str(folder / "numa.so"))
+    made = folder / "numa.so"
+    subprocess.run(["gcc", "-O1", "-shared", "-fPIC", f"-I{CSRC}", folder / "kernel.c", CSRC / "numa.c", "-o", made], check=True)
+    return ctypes.CDLL(str(made))
 
 
 def test_every_page_is_counted_once(library):

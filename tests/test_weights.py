@@ -352,6 +352,20 @@ def test_a_file_that_is_closed_while_it_is_read(sheet):
         os.close(fd)
 
 
+def test_the_piece_that_the_file_cannot_give_is_named(sheet, tmp_path):
+    w, tensor = sheet["big"], sheet.file.tensors["big"]
+    (tmp_path / "short").write_bytes(bytes(tensor.data[:-1]))
+    arena, sink = _core.Arena(w.packed_bytes), os.open(tmp_path, os.O_RDONLY)  # a folder cannot be read
+    entry = w.code, w.n, w.k, [arena.address], None
+    with open_team(1, 2) as team, tensor.open() as whole, open(tmp_path / "short", "rb") as short:
+        good = (entry, (whole.fileno(), tensor.offset), 4 * w.k)
+        for bad in short.fileno(), sink:
+            assert team.fill([good, (entry, (bad, 0), 4 * w.k), good], np.zeros(3, np.uint8)) == 1
+        assert team.fill([good], np.zeros(1, np.uint8)) == -1
+    os.close(sink)
+    arena.close()
+
+
 def test_vectors_of_zeros_are_fine(tmp_path):
     path = tiny(tmp_path, "llama", "Q8_0")
     with GGUFFile(path) as gguf:
