@@ -29,11 +29,9 @@ def barrier_lines(nodes, domains=None):
         raise ValueError(f"wanted 1 to {NI_MOST_WORKERS} workers, and a domain for each; found {n} and "
                          f"{'none' if domains is None else len(domains)}")
     cdef list keep = []
-    cdef int *d = _ints(nodes, keep)
-    cdef int *e = _ints([0] * n if domains is None else domains, keep)
-    cdef int *of_worker = _ints(nodes, keep)
     cdef ni_meeting *m = <ni_meeting *>_memory(2 * n, sizeof(ni_meeting), keep)
-    return _lines(m, ni_meetings(d, e, n, m, of_worker))
+    cdef int *e = _ints([0] * n if domains is None else domains, keep)
+    return _lines(m, ni_meetings(_ints(nodes, keep), e, n, m, _ints(nodes, keep)))
 
 
 cdef class Team:
