@@ -1,6 +1,7 @@
 """Machine: what the nodes of a server can hold, read and compute; measured here, or written down for one that is elsewhere."""
 
 import math
+import os
 import re
 from dataclasses import asdict, dataclass, replace
 
@@ -261,10 +262,11 @@ def _macs(team, site, weight_type):
     replicas, core = Replicas(plan.weights, [site.number], "local"), None
     try:
         row_bytes = k // FORMATS[weight_type]["block"] * FORMATS[weight_type]["block_bytes"]
-        zeros = np.zeros(rows * row_bytes, np.uint8)  # written, so that every page is a page of its own
-        pieces = [(replicas.entry(w), *((w.values.ctypes.data, w.packed_bytes) if isinstance(w, Vector) else
-                                        (zeros.ctypes.data, row_bytes))) for w in plan.weights]  # fmt: skip
-        team.fill(pieces, np.zeros(len(pieces), np.uint8))
+        with open(os.memfd_create("zeros"), "r+b", buffering=0) as zeros:
+            zeros.truncate(rows * row_bytes)
+            pieces = [(replicas.entry(w), *((w.values.ctypes.data, w.packed_bytes) if isinstance(w, Vector) else
+                                            ((zeros.fileno(), 0), row_bytes))) for w in plan.weights]  # fmt: skip
+            team.fill(pieces, np.zeros(len(pieces), np.uint8))
         core = _core.Plan(team, ops, tensors, [replicas.entry(w) for w in plan.weights], plan.arena_bytes, tokens, [0], [site.number])
         ids, wanted = np.zeros(tokens, np.int32), np.arange(tokens, dtype=np.int32)
         segments = np.zeros(1, _core.SEGMENT_DTYPE)
