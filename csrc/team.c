@@ -213,7 +213,8 @@ static int start_runner(ni_team *t, ni_status *st) {
     while (atomic_load(&t->ready) == 0) ni_futex_wait(&t->ready, 0, -1);
     if (atomic_load(&t->ready) == 1 && !t->pin_error) return 0;
     if (atomic_load(&t->ready) == 1) {
-        ni_fail(st, NI_ERR_SYSTEM, "a worker could not be pinned to its CPU: %s", strerror(t->pin_error));
+        ni_fail(st, t->pin_error == ENOMEM ? NI_ERR_MEMORY : NI_ERR_SYSTEM, "a worker could not be pinned to its CPU: %s",
+                strerror(t->pin_error));
         post(t, NULL, NULL);
     } else {
         ni_fail(st, NI_ERR_SYSTEM, "OpenMP gave %d threads where %d were asked for; look at OMP_THREAD_LIMIT and "
