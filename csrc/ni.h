@@ -102,9 +102,9 @@ typedef struct {
 typedef struct {
     ni_weight w;
     size_t row_bytes;
-    int fd;                 /* matrices: w.n rows of row_bytes stand in this file, from this byte on */
+    int fd;                 /* of a matrix: its w.n rows of row_bytes stand in this file, from this byte on; -1: they are in memory */
     int64_t offset;
-    const uint8_t *src;     /* w.type -1: row_bytes plain bytes in memory */
+    const uint8_t *src;     /* in memory: the rows; of w.type -1, row_bytes plain bytes */
 } ni_piece;
 
 /* Starts filling each node's copies of n tensors, by that node's own threads, which take runs of `pieces` in order.  Nodes that have

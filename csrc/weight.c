@@ -67,14 +67,15 @@ static int pack_run(ni_fill *f, const ni_worker *me, int number, int64_t g0, int
         const int64_t end = g + step < g1 ? g + step : g1, last_row = end * NI_ROWS < p->w.n ? end * NI_ROWS : p->w.n;
         const size_t bytes = (size_t)(last_row - g * NI_ROWS) * p->row_bytes;
         if (atomic_load_explicit(me->cancel, memory_order_relaxed)) return 0;
-        if (read_all(p->fd, buffer, bytes, p->offset + (int64_t)((size_t)g * from_bytes))) {
+        const uint8_t *src = p->fd < 0 ? p->src + (size_t)g * from_bytes : buffer;
+        if (p->fd >= 0 && read_all(p->fd, buffer, bytes, p->offset + (int64_t)((size_t)g * from_bytes))) {
             atomic_store(&f->unreadable, number);
             return 0;
         }
-        if (!nonzero && (nonzero = any(buffer, bytes))) __atomic_store_n(&f->nonzero[number], 1, __ATOMIC_RELAXED);
+        if (!nonzero && (nonzero = any(src, bytes))) __atomic_store_n(&f->nonzero[number], 1, __ATOMIC_RELAXED);
         for (int64_t i = g; i < end; i++) {
             int64_t rows = p->w.n - i * NI_ROWS < NI_ROWS ? p->w.n - i * NI_ROWS : NI_ROWS;
-            ni_formats[p->w.type].pack(buffer + (size_t)(i - g) * from_bytes, p->row_bytes, (int)rows, p->w.k,
+            ni_formats[p->w.type].pack(src + (size_t)(i - g) * from_bytes, p->row_bytes, (int)rows, p->w.k,
                                        (uint8_t *)p->w.copy[me->node] + (size_t)i * to_bytes);
         }
     }
@@ -120,7 +121,7 @@ ni_fill *ni_fill_start(ni_team *t, const ni_piece *pieces, int n, uint8_t *nonze
     const size_t page = (size_t)sysconf(_SC_PAGESIZE);
     size_t buffer_bytes = 0;
     for (int i = 0; i < n; i++) {
-        if (pieces[i].w.type < 0) continue;
+        if (pieces[i].w.type < 0 || pieces[i].fd < 0) continue;
         int64_t rows = read_groups(&pieces[i]) * NI_ROWS;
         size_t bytes = (size_t)(rows < pieces[i].w.n ? rows : pieces[i].w.n) * pieces[i].row_bytes;
         buffer_bytes = bytes > buffer_bytes ? bytes : buffer_bytes;

@@ -143,7 +143,8 @@ cdef class Team:
         ----------
         pieces : list of (weight, source, row_bytes)
             weight: (code, n, k, addresses per node, bounds or None), as `Plan` takes it.
-            source: (file descriptor, offset of the first row); of code -1: the address of row_bytes plain bytes.
+            source: (file descriptor, offset of the first row), or the address of the rows in memory; of code -1 the address
+            of row_bytes plain bytes.
         nonzero : zeros (len(pieces),) uint8
             Becomes 1 where a matrix holds anything but zeros.
         tick : callable(piece, row), optional
@@ -170,10 +171,11 @@ cdef class Team:
         for i, (weight, source, row_bytes) in enumerate(pieces):
             _fill_weight(&p[i].w, weight, keep)
             p[i].row_bytes = row_bytes
-            if p[i].w.type < 0:
-                p[i].src = <const uint8_t *><uintptr_t>source
-            else:
+            p[i].fd = -1
+            if isinstance(source, tuple):
                 p[i].fd, p[i].offset = source
+            else:
+                p[i].src = <const uint8_t *><uintptr_t>source
         try:
             filling = ni_fill_start(self.usable(), p, n, &nonzero[0], &st)
             if filling == NULL:

@@ -32,6 +32,7 @@ int numa_max_node(void) { return 7; }
 int numa_node_of_cpu(int cpu) { return cpu; }
 long long numa_node_size64(int node, long long *left) { return *left = node; }
 long mbind(void *a, unsigned long n, int mode, const unsigned long *mask, unsigned long bits, unsigned flags) { return -1; }
+long set_mempolicy(int mode, const unsigned long *mask, unsigned long bits) { return -1; }
 int ni_fail(ni_status *st, int code, const char *format, ...) { return -1; }
 
 long move_pages(int pid, unsigned long n, void **page, const int *nodes, int *status, int flags) {
