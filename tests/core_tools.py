@@ -59,8 +59,9 @@ class Sheet:
 
 
 def team_shape(n_nodes, workers):
-    """(cpus, node of each) for `workers` workers on each of `n_nodes` pretend nodes, on the CPUs there are."""
-    nodes = [node for node in range(n_nodes) for _ in range(workers)]
+    """(cpus, node of each) for `workers` workers on each of `n_nodes` pretend nodes (or a number for each), on the CPUs there are."""
+    workers = [workers] * n_nodes if isinstance(workers, int) else workers
+    nodes = [node for node in range(n_nodes) for _ in range(workers[node])]
     return [CPUS[i % len(CPUS)] for i in range(len(nodes))], nodes
 
 
@@ -86,17 +87,24 @@ class Rig:
         ``edit(ops)`` may change the array of ops before the core sees it; ``edit_all(ops, tensors)`` that of tensors, too.
     policy : str
         "shard": the nodes hold unequal parts of every matrix of experts, and the others whole.
+    shard : list of int, optional
+        Workers of each node: it holds only the rows that they multiply.
+    sizes : dict, optional
+        How finely work is cut (`_core.SIZES`).
     """
 
-    def __init__(self, sheet, team, build, n_batch=40, n_ctx=64, hidden=False, edit=None, edit_all=None, policy="replicate", **more):
+    def __init__(self, sheet, team, build, n_batch=40, n_ctx=64, hidden=False, edit=None, edit_all=None, policy="replicate", shard=None,
+                 sizes=None, **more):  # fmt: skip
         n = team.n_nodes
         self.team = team
         self.plan = Plan(n, n_batch, n_ctx, hidden=hidden, **more)
         build(self.plan, sheet)
         self.plan.compile()
-        cut = {w.name: [-(-w.n // _core.ROWS) * i**2 // n**2 for i in range(n + 1)] for w in self.plan.weights
-               if isinstance(w, Matrix) and w.experts > 1}  # fmt: skip
-        self.replicas = Replicas(self.plan.weights, [0] * n, policy, cut if policy == "shard" else None)
+        bounds = {w.name: _core.node_cut(w.n, shard) for w in self.plan.weights if shard and isinstance(w, Matrix)}
+        if policy == "shard":
+            bounds = {w.name: [-(-w.n // _core.ROWS) * i**2 // n**2 for i in range(n + 1)] for w in self.plan.weights
+                      if isinstance(w, Matrix) and w.experts > 1}  # fmt: skip
+        self.replicas = Replicas(self.plan.weights, [0] * n, "shard" if bounds else policy, bounds or None)
         self.replicas.fill(team, sheet.file)
         ops, tensors = self.plan.arrays()
         if edit:
@@ -104,7 +112,7 @@ class Rig:
         if edit_all:
             edit_all(ops, tensors)
         self.core = _core.Plan(team, ops, tensors, [self.replicas.entry(w) for w in self.plan.weights], self.plan.arena_bytes,
-                               n_batch, range(n), [0] * n)  # fmt: skip
+                               n_batch, range(n), [0] * n, sizes)  # fmt: skip
         self.kv = []
 
     def new_kv(self):
@@ -112,7 +120,10 @@ class Rig:
         return self.kv[-1]
 
     def run(self, ids, segments=None, rows=None, seed=0):
-        """Result (rows, width); segments: (arena, n, pos0) each, one at position 0 by default; rows: all by default."""
+        """Result (rows, width); segments: (arena, n, pos0) each, one at position 0 by default; rows: all by default.
+
+        The plan's memory holds NaN before: what nobody writes, or only after it was read, shows in the result.
+        """
         ids = np.asarray(ids, np.int32)
         table = np.zeros(len(segments or [0]), _core.SEGMENT_DTYPE)
         row = 0
@@ -122,6 +133,7 @@ class Rig:
         assert row == len(ids)
         rows = np.arange(len(ids), dtype=np.int32) if rows is None else np.asarray(rows, np.int32)
         out = np.full((len(rows), self.plan.out_width), np.nan, np.float32)
+        self.core.fill(np.nan)
         self.core.run(ids, table, rows, out, seed)
         return out
 
@@ -142,7 +154,7 @@ def rig(*args, **more):
 
 
 def pretend(monkeypatch, n_nodes, workers):
-    """Make `topology` show `n_nodes` nodes of `workers` cores each, on the CPUs and the memory there are."""
+    """Make `topology` show `n_nodes` nodes of `workers` cores each (or a number for each), on the CPUs and the memory there are."""
     real = placement.topology()
     cpus, nodes = team_shape(n_nodes, workers)
     shown = tuple(placement.Node(real.nodes[0].number, tuple(c for c, n in zip(cpus, nodes) if n == node),
