@@ -53,14 +53,11 @@ class WholeModel:
         self._model.logits(self._ids)  # first touches
 
     def macs(self):
-        """{weight type: multiply-adds of one prefill}; ValueError where a plan's tokens choose their matrices."""
+        """{weight type: multiply-adds of one prefill}."""
         found = {}
         for op in self._model.plan.ops:
-            if op.name.startswith("matmul") and op.name != "matmul":
-                raise ValueError(f"{op.name}: how much a token multiplies is known for dense models only")
-            if op.name == "matmul":
-                for w in op.weights:
-                    found[w.type] = found.get(w.type, 0) + w.n * w.k * (1 if op.selected else len(self._ids))
+            for w, _, macs in op.products(1 if op.selected else len(self._ids)):
+                found[w.type] = found.get(w.type, 0) + macs
         return found
 
     def seconds(self):

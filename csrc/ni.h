@@ -92,17 +92,26 @@ int ni_omp_place(int place, int *cpus, int n);
 
 typedef struct {
     int type;               /* ni_type; -1: plain bytes, as the op that reads them says */
-    int64_t n, k;           /* rows, values per row */
+    int64_t n, k;           /* rows, values per row; of each expert */
     void *const *copy;      /* per node index: the packed matrix for that node's workers; row group g lies g groups' bytes further */
     const void *here;       /* set by the plan, in each node's own table: that node's copy */
     const int64_t *bounds;  /* NULL: every copy is whole; else node i's copy holds row groups bounds[i] .. bounds[i + 1] alone */
+    int64_t experts;        /* so many matrices of one shape, packed one after the other; bounds hold for each of them.  1: a plain matrix */
 } ni_weight;
+
+/* Row groups of a matrix, of one expert's. */
+static inline int64_t ni_n_groups(const ni_weight *w) { return (w->n + NI_ROWS - 1) / NI_ROWS; }
+
+/* Bytes from row group g of expert e to the same of e + 1, in the copy of node index i. */
+static inline size_t ni_expert_bytes(const ni_weight *w, int i) {
+    return (size_t)(w->bounds ? w->bounds[i + 1] - w->bounds[i] : ni_n_groups(w)) * ni_group_bytes(w->type, w->k);
+}
 
 /* A tensor and where it comes from. */
 typedef struct {
     ni_weight w;
     size_t row_bytes;
-    int fd;                 /* matrices: w.n rows of row_bytes stand in this file, from this byte on */
+    int fd;                 /* matrices: experts * n rows of row_bytes stand in this file, from this byte on */
     int64_t offset;
     const uint8_t *src;     /* w.type -1: row_bytes plain bytes in memory */
 } ni_piece;
@@ -112,7 +121,7 @@ typedef struct {
  * Wait with ni_team_wait, then free; pieces and nonzero must live as long.  NULL: st says why. */
 typedef struct ni_fill ni_fill;
 ni_fill *ni_fill_start(ni_team *t, const ni_piece *pieces, int n, uint8_t *nonzero, ni_status *st);
-/* At any time: so many pieces, and of the next one so many rows, are in place on all nodes. */
+/* At any time: so many pieces, and of the next one so many rows (all experts' one after the other), are in place on all nodes. */
 int ni_fill_done(const ni_fill *f, int64_t *row);
 /* Runs of about 2 MiB of the file that a worker has taken so far. */
 int64_t ni_fill_taken(const ni_fill *f, int worker);
@@ -139,9 +148,10 @@ enum { NI_SHARED = 0, NI_PER_NODE = 1 };
 
 typedef struct {
     int32_t storage;        /* NI_SHARED, NI_PER_NODE */
-    int32_t width;          /* values per token */
-    /* Byte offsets in the storage's arena, -1 where the form is absent: floats, and the parts of ni_act. */
-    int64_t f, q, d, m, s;
+    int32_t width;          /* values per row */
+    int32_t per_token;      /* rows for each row of the step, one after the other */
+    /* Byte offsets in the storage's arena, -1 where the form is absent: floats, the parts of ni_act, int32 ids. */
+    int64_t f, q, d, m, s, i;
 } ni_tensor;
 
 enum { NI_OP_TENSORS = 12, NI_OP_WEIGHTS = 7, NI_OP_INTS = 16, NI_OP_FLOATS = 4 };

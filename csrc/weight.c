@@ -41,7 +41,14 @@ static int64_t read_groups(const ni_piece *p) {
     return groups > 1 ? groups : 1;
 }
 
-static int64_t n_groups(const ni_piece *p) { return (p->w.n + NI_ROWS - 1) / NI_ROWS; }
+/* Row groups of all experts, numbered through. */
+static int64_t n_groups(const ni_piece *p) { return p->w.experts * ni_n_groups(&p->w); }
+
+/* The first row, of all experts', of group number g of all: an expert's last group may be short. */
+static int64_t first_row(const ni_piece *p, int64_t g) {
+    const int64_t per_expert = ni_n_groups(&p->w);
+    return g / per_expert * p->w.n + g % per_expert * NI_ROWS;
+}
 
 static int any(const uint8_t *x, size_t n) { return x[0] || memcmp(x, x + 1, n - 1); }
 
@@ -56,10 +63,12 @@ static int read_all(int fd, uint8_t *to, size_t bytes, int64_t offset) {
     return 0;
 }
 
-/* Row groups [g0, g1) of the piece; 0 if the job must end. */
-static int pack_run(ni_fill *f, const ni_worker *me, int number, int64_t g0, int64_t g1) {
+/* Row groups [g0, g1) of one expert of the piece; 0 if the job must end. */
+static int pack_groups(ni_fill *f, const ni_worker *me, int number, int64_t expert, int64_t g0, int64_t g1) {
     const ni_piece *p = &f->piece[number];
     const size_t from_bytes = NI_ROWS * p->row_bytes, to_bytes = ni_group_bytes(p->w.type, p->w.k);
+    const int64_t from = p->offset + expert * p->w.n * (int64_t)p->row_bytes;
+    uint8_t *to = (uint8_t *)p->w.copy[me->node] + (size_t)expert * ni_expert_bytes(&p->w, me->node);
     const int64_t step = read_groups(p);
     uint8_t *buffer = f->buffer + (size_t)me->worker * f->buffer_bytes;
     int nonzero = __atomic_load_n(&f->nonzero[number], __ATOMIC_RELAXED);
@@ -67,7 +76,7 @@ static int pack_run(ni_fill *f, const ni_worker *me, int number, int64_t g0, int
         const int64_t end = g + step < g1 ? g + step : g1, last_row = end * NI_ROWS < p->w.n ? end * NI_ROWS : p->w.n;
         const size_t bytes = (size_t)(last_row - g * NI_ROWS) * p->row_bytes;
         if (atomic_load_explicit(me->cancel, memory_order_relaxed)) return 0;
-        if (read_all(p->fd, buffer, bytes, p->offset + (int64_t)((size_t)g * from_bytes))) {
+        if (read_all(p->fd, buffer, bytes, from + g * (int64_t)from_bytes)) {
             atomic_store(&f->unreadable, number);
             return 0;
         }
@@ -75,8 +84,19 @@ static int pack_run(ni_fill *f, const ni_worker *me, int number, int64_t g0, int
         for (int64_t i = g; i < end; i++) {
             int64_t rows = p->w.n - i * NI_ROWS < NI_ROWS ? p->w.n - i * NI_ROWS : NI_ROWS;
             ni_formats[p->w.type].pack(buffer + (size_t)(i - g) * from_bytes, p->row_bytes, (int)rows, p->w.k,
-                                       (uint8_t *)p->w.copy[me->node] + (size_t)i * to_bytes);
+                                       to + (size_t)i * to_bytes);
         }
+    }
+    return 1;
+}
+
+/* Row groups [g0, g1) of all experts, numbered through, those that the node holds; 0 if the job must end. */
+static int pack_run(ni_fill *f, const ni_worker *me, int number, int64_t g0, int64_t g1) {
+    const ni_weight *w = &f->piece[number].w;
+    const int64_t groups = ni_n_groups(w), first = w->bounds ? w->bounds[me->node] : 0, end = w->bounds ? w->bounds[me->node + 1] : groups;
+    for (int64_t e = g0 / groups; e * groups < g1; e++) {
+        const int64_t a = g0 - e * groups, b = g1 - e * groups;
+        if (!pack_groups(f, me, number, e, a > first ? a : first, b < end ? b : end)) return 0;
     }
     return 1;
 }
@@ -105,12 +125,7 @@ static void fill(const ni_worker *me, void *arg) {
             continue;
         }
         int64_t g0 = (r - f->first[i]) * run_groups(p), g1 = g0 + run_groups(p), n = n_groups(p);
-        if (g1 > n) g1 = n;
-        if (p->w.bounds) {
-            g0 = g0 > p->w.bounds[me->node] ? g0 : p->w.bounds[me->node];
-            g1 = g1 < p->w.bounds[me->node + 1] ? g1 : p->w.bounds[me->node + 1];
-        }
-        if (!pack_run(f, me, i, g0, g1)) return;
+        if (!pack_run(f, me, i, g0, g1 < n ? g1 : n)) return;
     }
     atomic_store(&f->at[me->worker].run, n_runs);
 }
@@ -171,7 +186,8 @@ int ni_fill_done(const ni_fill *f, int64_t *row) {
         if (f->first[middle] <= done) low = middle;
         else high = middle - 1;
     }
-    *row = low < f->n_pieces && f->piece[low].w.type >= 0 ? (done - f->first[low]) * run_groups(&f->piece[low]) * NI_ROWS : 0;
+    const ni_piece *p = &f->piece[low];
+    *row = low < f->n_pieces && p->w.type >= 0 ? first_row(p, (done - f->first[low]) * run_groups(p)) : 0;
     return low;
 }
 
@@ -190,7 +206,7 @@ void ni_matmul_cut(const ni_weight *const *w, int n, int64_t parts, int64_t a, i
     int64_t from = total * a / parts, to = total * b / parts;
     for (int j = 0; j < n; j++) {
         /* A group belongs to the part in which it begins. */
-        int64_t bytes = (int64_t)ni_group_bytes(w[j]->type, w[j]->k), groups = (w[j]->n + NI_ROWS - 1) / NI_ROWS;
+        int64_t bytes = (int64_t)ni_group_bytes(w[j]->type, w[j]->k), groups = ni_n_groups(w[j]);
         int64_t first = from <= 0 ? 0 : (from + bytes - 1) / bytes, end = to <= 0 ? 0 : (to + bytes - 1) / bytes;
         g0[j] = first < groups ? first : groups;
         g1[j] = end < groups ? end : groups;

@@ -71,6 +71,7 @@ cdef extern from "../csrc/ni.h":
         int64_t n, k
         void **copy
         int64_t *bounds
+        int64_t experts
     void ni_matmul_cut(const ni_weight *const *, int, int64_t, int64_t, int64_t, int64_t *, int64_t *)
     ctypedef struct ni_piece:
         ni_weight w
@@ -145,8 +146,8 @@ BARRIERS = ("none", "node", "team")
 
 OP_DTYPE = np.dtype([("code", "i4"), ("barrier", "i4"), ("selected", "i4"), ("t", "i4", NI_OP_TENSORS),
                      ("w", "i4", NI_OP_WEIGHTS), ("i", "i4", NI_OP_INTS), ("f", "f4", NI_OP_FLOATS)])
-TENSOR_DTYPE = np.dtype([("storage", "i4"), ("width", "i4"), ("f", "i8"), ("q", "i8"), ("d", "i8"), ("m", "i8"),
-                         ("s", "i8")])
+TENSOR_DTYPE = np.dtype([("storage", "i4"), ("width", "i4"), ("per_token", "i4"), ("f", "i8"), ("q", "i8"), ("d", "i8"),
+                         ("m", "i8"), ("s", "i8"), ("i", "i8")], align=True)
 SEGMENT_DTYPE = np.dtype([("base", "u8"), ("row0", "i8"), ("n", "i8"), ("pos0", "i8")])
 KV_LAYER_DTYPE = np.dtype([("layer_offset", "i8"), ("n_heads", "i4"), ("e", "i4"), ("ev", "i4"), ("type", "i4"),
                            ("n_chunks", "i8"), ("turn", "i8")])
@@ -275,10 +276,10 @@ cdef void **_pointers(addresses, list keep) except NULL:
 
 
 cdef int _fill_weight(ni_weight *w, weight, list keep) except -1:
-    code, n, k, addresses, bounds = weight
+    code, n, k, addresses, bounds, experts = weight
     if bounds is not None and len(bounds) != len(addresses) + 1:
         raise ValueError(f"{len(addresses)} shards need {len(addresses) + 1} bounds, found {len(bounds)}")
-    w.type, w.n, w.k, w.copy = code, n, k, _pointers(addresses, keep)
+    w.type, w.n, w.k, w.experts, w.copy = code, n, k, experts, _pointers(addresses, keep)
     w.bounds = NULL if bounds is None else _longs(bounds, keep)
     return 0
 

@@ -69,7 +69,7 @@ def attend_costs(ints, segments, nodes):
 cdef class Plan:
     """A plan that a team runs.
 
-    ops, tensors: arrays of OP_DTYPE, TENSOR_DTYPE; weights: (code, n, k, addresses per node, bounds) each, code -1 for
+    ops, tensors: arrays of OP_DTYPE, TENSOR_DTYPE; weights: (code, n, k, addresses per node, bounds, experts) each, code -1 for
     plain bytes, bounds None but for shards; arena_bytes: (shared, per node); node_map, os_nodes: per node of the team, its index in the weights' addresses
     and its number for the system.
     """

@@ -142,7 +142,7 @@ cdef class Team:
         Parameters
         ----------
         pieces : list of (weight, source, row_bytes)
-            weight: (code, n, k, addresses per node, bounds or None), as `Plan` takes it.
+            weight: (code, n, k, addresses per node, bounds or None, experts), as `Plan` takes it.
             source: (file descriptor, offset of the first row); of code -1: the address of row_bytes plain bytes.
         nonzero : zeros (len(pieces),) uint8
             Becomes 1 where a matrix holds anything but zeros.

@@ -16,7 +16,7 @@ class ModelNotFound(NumaInferError, FileNotFoundError):
 
 
 class CorruptModel(NumaInferError, ValueError):
-    """The file breaks the GGUF format.
+    """The file breaks the GGUF format, or its keys and tensors do not fit each other.
 
     Attributes
     ----------

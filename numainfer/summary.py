@@ -80,9 +80,9 @@ class ModelConfig:
         return dataclasses.asdict(self)
 
 
-def counted(n: int, noun: str) -> str:
-    """(1, "token") -> "1 token"; (2, "token") -> "2 tokens"."""
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+def counted(n: int, noun: str, plural: str = "") -> str:
+    """(1, "token") -> "1 token"; (2, "token") -> "2 tokens"; (2, "matrix", "matrices") -> "2 matrices"."""
+    return f"{n} {noun}" if n == 1 else f"{n} {plural or noun + 's'}"
 
 
 def short_count(n):
@@ -94,8 +94,8 @@ def short_count(n):
 
 
 def short_bytes(n):
-    """96600000 -> "96.6 MB"."""
+    """96600000 -> "96.6 MB"; from a hundred on without a fraction: 134515008 -> "135 MB"."""
     for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("KB", 10**3)):
         if n >= size:
-            return f"{n / size:.1f} {unit}"
+            return f"{n / size:.{0 if n >= 100 * size else 1}f} {unit}"
     return f"{n} B"

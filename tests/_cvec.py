@@ -42,8 +42,11 @@ _P, _I, _N, _F = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 SIGNATURES = [  # the members of struct ni_vec_kernels, in order: name, result, arguments
     ("quantize", None, (_P, _N, _P, _P, _P, _P)),
     ("sum_squares", _F, (_P, _N)),
+    ("sum", _F, (_P, _N)),
+    ("minus", None, (_P, _F, _N, _P)),
     ("scale_mul", None, (_P, _F, _P, _N, _P)),
     ("add", None, (_P, _P, _N, _P)),
+    ("exp", None, (_P, _F, _N, _P)),
     ("silu_mul", None, (_P, _P, _N, _P)),
     ("gelu_mul", None, (_P, _P, _N, _P)),
     ("softcap", None, (_P, _F, _N, _P)),
@@ -134,6 +137,19 @@ class Kernels:
 
     def sum_squares(self, x):
         return np.float32(self.table.sum_squares(self._ptr(x, np.float32), x.size))
+
+    def sum(self, x):
+        return np.float32(self.table.sum(self._ptr(x, np.float32), x.size))
+
+    def minus(self, x, c):
+        out = np.empty_like(x)
+        self.table.minus(self._ptr(x, np.float32), c, x.size, out.ctypes.data)
+        return out
+
+    def exp_of(self, x, c):
+        out = np.empty_like(x)
+        self.table.exp(self._ptr(x, np.float32), c, x.size, out.ctypes.data)
+        return out
 
     def scale_mul(self, x, scale, w):
         out = np.empty_like(x)

@@ -17,7 +17,7 @@ from numainfer.machine import placement
 from numainfer.engine.engine import Engine
 from numainfer.gguf.file import GGUFFile
 from numainfer.engine.plan import Plan
-from numainfer.engine.weights import Catalog, Replicas
+from numainfer.engine.weights import Catalog, Matrix, Replicas
 
 TESTS = Path(__file__).resolve().parent
 GOLDEN = TESTS / "golden"
@@ -83,20 +83,26 @@ class Rig:
     build : callable
         ``build(plan, sheet)`` appends the ops; the last is ``logits`` or ``emit``.
     edit : callable, optional
-        ``edit(ops)`` may change the array of ops before the core sees it.
+        ``edit(ops)`` may change the array of ops before the core sees it; ``edit_all(ops, tensors)`` that of tensors, too.
+    policy : str
+        "shard": the nodes hold unequal parts of every matrix of experts, and the others whole.
     """
 
-    def __init__(self, sheet, team, build, n_batch=40, n_ctx=64, hidden=False, edit=None, **more):
+    def __init__(self, sheet, team, build, n_batch=40, n_ctx=64, hidden=False, edit=None, edit_all=None, policy="replicate", **more):
         n = team.n_nodes
         self.team = team
         self.plan = Plan(n, n_batch, n_ctx, hidden=hidden, **more)
         build(self.plan, sheet)
         self.plan.compile()
-        self.replicas = Replicas(self.plan.weights, [0] * n, "replicate")
+        cut = {w.name: [-(-w.n // _core.ROWS) * i**2 // n**2 for i in range(n + 1)] for w in self.plan.weights
+               if isinstance(w, Matrix) and w.experts > 1}  # fmt: skip
+        self.replicas = Replicas(self.plan.weights, [0] * n, policy, cut if policy == "shard" else None)
         self.replicas.fill(team, sheet.file)
         ops, tensors = self.plan.arrays()
         if edit:
             edit(ops)
+        if edit_all:
+            edit_all(ops, tensors)
         self.core = _core.Plan(team, ops, tensors, [self.replicas.entry(w) for w in self.plan.weights], self.plan.arena_bytes,
                                n_batch, range(n), [0] * n)  # fmt: skip
         self.kv = []

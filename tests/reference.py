@@ -36,9 +36,14 @@ def embed(table, ids):
     return table[np.asarray(ids, dtype=np.int64)]
 
 
-def rmsnorm(x, weight, eps):
-    """x / sqrt(mean(x^2) + eps) * weight over the last axis.  Source: arXiv:1910.07467."""
-    return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + x.dtype.type(eps)) * weight
+def rmsnorm(x, weight, eps, bias=0.0):
+    """x / sqrt(mean(x^2) + eps) * weight + bias over the last axis.  Source: arXiv:1910.07467."""
+    return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + x.dtype.type(eps)) * weight + bias
+
+
+def layernorm(x, weight, eps, bias=0.0):
+    """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis.  Source: arXiv:1607.06450."""
+    return rmsnorm(x - np.mean(x, axis=-1, keepdims=True), weight, eps, bias)
 
 
 def matmul(x, weight, bias=None):

@@ -194,8 +194,8 @@ def test_a_profile_adds_up(profiled):
         assert "barrier" not in calls and stage.rows[-1].name == "outside the plan"
         ops = [row.seconds for row in stage.rows if "barrier" not in row.name][:-1]
         assert ops == sorted(ops, reverse=True)
-    per_row = sum(w.n * w.k for op in plan.ops if op.name == "matmul" and not op.selected for w in op.weights)
-    once = sum(w.n * w.k for op in plan.ops if op.name == "matmul" and op.selected for w in op.weights)
+    per_row = sum(w.n * w.k for op in plan.ops if not op.selected for w in op.matrices)
+    once = sum(w.n * w.k for op in plan.ops if op.selected for w in op.matrices)
     assert sum(row.bytes for row in gen.rows) == engine.bytes_per_token
     assert sum(row.macs for row in gen.rows) == per_row + once and sum(row.macs for row in prompt.rows) == 40 * per_row + once
 

@@ -21,7 +21,7 @@ NOISE = json.loads((ARCHS / "noise.json").read_text())
 IDS = EXPECTED["ids"].astype(np.int32)
 NAMES = [name for name, t in TEMPLATES.items() if t["arch"] in SUPPORTED]
 # What numainfer does not run yet of an architecture that it knows.
-REFUSED = {"llama-moe": "expert_count", "llama-bias": "attn_q.bias"}
+REFUSED = {"llama-moe": "expert_count"}
 RUN = [name for name in NAMES if name not in REFUSED]
 
 

@@ -1,5 +1,7 @@
 """Every op against its float64 twin, for every weight format, number of tokens, workers and pretend nodes."""
 
+from dataclasses import replace
+from functools import partial
 from itertools import product
 
 import gguf
@@ -10,6 +12,7 @@ from core_tools import Sheet, open_team, rig, same_bits
 from random_blocks import TYPES, random_weights
 
 from numainfer import _core
+from numainfer.engine.architectures.blocks import Residual
 from numainfer.engine.plan import KV_TYPES, Attention
 
 TOKENS = (1, 2, 3, 5, 17, 40)
@@ -40,12 +43,23 @@ def sheet(tmp_path_factory):
     for kind in TYPES:
         tensors[f"{kind} table"] = random_weights(rng, 37, 256, kind, 1.0), kind
     for k in (32, 96, 576):
-        tensors |= {f"a{k}": rng.standard_normal((40, k)), f"b{k}": rng.standard_normal((40, k)) * 3,
-                    f"w{k}": rng.uniform(0.5, 2, k), f"post{k}": rng.uniform(0.5, 2, k)}  # fmt: skip
+        tensors |= {f"a{k}": rng.standard_normal((40, k)), f"b{k}": rng.standard_normal((40, k)) * 3 + 1,
+                    f"c{k}": rng.standard_normal((40, k)) - 2, f"w{k}": rng.uniform(0.5, 2, k), f"post{k}": rng.uniform(0.5, 2, k)}
+        for name in "nm":  # norms with biases
+            tensors |= {f"{name}{k}.weight": rng.uniform(0.5, 2, k), f"{name}{k}.bias": rng.standard_normal(k)}
+    tensors |= {f"square{i}": rng.standard_normal((96, 96)) * 0.1 for i in range(4)}
+    tensors |= {f"bias{n}": rng.standard_normal(n) for n in (33, 37)}
     tensors["frequencies"] = 10000.0 ** -(np.arange(100) / 100)
     sheet = Sheet(tmp_path_factory.mktemp("ops") / "sheet.gguf", tensors)
     yield sheet
     sheet.close()
+
+
+def keep(tensors):
+    """The tensors of a plan, of which some have no reader here: compile() would refuse them."""
+    for tensor in tensors:
+        tensor.is_read = True
+    return tensors
 
 
 seen = {}
@@ -91,7 +105,7 @@ def test_matmul_of_several_matrices(sheet, team, kinds):
         wanted, terms = matmul_twin(sheet, "x256", name, kinds[j])
 
         def build(p, s, j=j):
-            p.logits(p.matmul(p.embed(s["x256"]), *(s[name] for name in names))[j], None)
+            p.logits(keep(p.matmul(p.embed(s["x256"]), *(s[name] for name in names)))[j], None)
 
         with rig(sheet, team, build, hidden=True) as r:
             for tokens in TOKENS:
@@ -118,23 +132,92 @@ def test_rows_that_are_wanted_come_in_their_order(sheet, team):
             np.testing.assert_allclose(r.run(np.arange(17), rows=rows), wanted[rows], rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("tokens_first", [True, False], ids=["selected", "all"])
+@pytest.mark.parametrize("layer", [False, True], ids=["rms", "layer"])
 @pytest.mark.parametrize("k", [32, 96, 576])
-def test_norm(sheet, team, k):
-    x, y, post = (sheet.exact[f"{name}{k}"] for name in ("a", "b", "post"))
-    plain, summed, normed = x, x + y, x + ref.rmsnorm(y, post, EPS)
-    for residual, after, total in ((False, False, plain), (True, False, summed), (True, True, normed)):
-        for emit_sum in (False, True)[: 1 + residual]:
-            def build(p, s, residual=residual, after=after, emit_sum=emit_sum):
-                a, b = p.embed(s[f"a{k}"]), p.embed(s[f"b{k}"]) if residual else None
-                out, h = p.norm(a, s[f"w{k}"], EPS, b, s[f"post{k}"] if after else None)
-                p.logits(out if emit_sum else h, None)
+def test_norm(sheet, team, k, layer, tokens_first):
+    """x + y + z, of which y and z may be normed first, and the norm of it; with and without biases."""
+    norm = ref.layernorm if layer else ref.rmsnorm
+    x, y, z, w, post = (sheet.exact[name] for name in (f"a{k}", f"b{k}", f"c{k}", f"w{k}", f"post{k}"))
+    bias, post_bias = sheet.exact[f"n{k}.bias"], sheet.exact[f"m{k}.bias"]
+    totals = {"x": x, "y": x + y, "post": x + norm(y, post, EPS), "yz": x + y + z,
+              "posts": x + norm(y, sheet.exact[f"m{k}.weight"], EPS, post_bias) + norm(z, post, EPS)}  # fmt: skip
+    for case, total in totals.items():
+        for result in ("h", "bias", "plain") + ("sum",) * (case != "x" and not tokens_first):
+            def build(p, s, case=case, result=result):
+                a, b, c = (p.embed(s[f"{name}{k}"]) for name in "abc")
+                more = {"x": {}, "y": {"y": b}, "post": {"y": b, "post": s[f"post{k}"]}, "yz": {"y": b, "z": c},
+                        "posts": {"y": b, "post": s[f"m{k}.weight"], "z": c, "z_post": s[f"post{k}"]}}[case]  # fmt: skip
+                keep([a, b, c])
+                if result == "sum":
+                    return p.logits(p.add(a, **more, eps=EPS, layer=layer), None)
+                vector = {"h": s[f"w{k}"], "bias": s[f"n{k}.weight"], "plain": None}[result]
+                out, h = p.norm(a, vector, EPS, **more, selected=tokens_first, layer=layer)
+                keep([out])
+                return p.logits(h, None)
 
-            wanted = total if emit_sum else ref.rmsnorm(total, sheet.exact[f"w{k}"], EPS)
+            wanted = {"sum": total, "h": norm(total, w, EPS), "bias": norm(total, sheet.exact[f"n{k}.weight"], EPS, bias),
+                      "plain": norm(total, np.ones(k), EPS)}[result]  # fmt: skip
             with rig(sheet, team, build, hidden=True) as r:
                 for tokens in TOKENS:
                     found = r.run(np.arange(tokens))
-                    np.testing.assert_allclose(found, wanted[:tokens], rtol=2e-6, atol=2e-6)
-                    same_for_all_teams(("norm", k, residual, after, emit_sum, tokens), found)
+                    np.testing.assert_allclose(found, wanted[:tokens], rtol=2e-6, atol=4e-6)
+                    same_for_all_teams(("norm", k, layer, case, result, tokens), found)
+
+
+@pytest.mark.parametrize("layer", [False, True], ids=["rms", "layer"])
+@pytest.mark.parametrize("added", [1, 2, 3, 4, 5])
+def test_a_stream_that_is_added_to_more_than_once(sheet, team, added, layer):
+    """Blocks side by side (attention and feed-forward of one norm): all that was added is in the next norm, in the order of the calls."""
+    x, norm = sheet.exact["a96"].astype(np.float32), ref.layernorm if layer else ref.rmsnorm
+    h = norm(sheet.exact["a96"], sheet.exact["w96"], EPS)
+    for i in range(added):
+        y = h @ sheet.exact[f"square{i % 4}"].T
+        x = x + (norm(y, sheet.exact["m96.weight"], EPS, sheet.exact["m96.bias"]) if i % 3 == 2 else y)
+    wanted = norm(x, sheet.exact["n96.weight"], EPS, sheet.exact["n96.bias"])
+
+    def build(p, s):
+        stream = Residual(p, p.embed(s["a96"]), EPS, layer)
+        h = stream.norm(s["w96"])
+        for i in range(added):
+            stream.add(p.matmul(h, s[f"square{i % 4}"]), s["m96.weight"] if i % 3 == 2 else None)
+        p.logits(stream.norm(s["n96.weight"], selected=True), None)
+
+    with rig(sheet, team, build, hidden=True) as r:
+        assert sum(op.name == "norm" for op in r.plan.ops) == 2 + (added - 1) // 2
+        assert r.plan.barriers()[1] == 1 and r.plan.barriers()[0] <= 3 + (team.n_nodes > 1) + (added - 1) // 2
+        for tokens in TOKENS:
+            found = r.run(np.arange(tokens))
+            np.testing.assert_allclose(found, wanted[:tokens], atol=2e-5)
+            same_for_all_teams(("stream", added, layer, tokens), found)
+            same_bits(r.run(np.arange(tokens), seed=3 + tokens), found)
+
+
+@pytest.mark.parametrize("kinds", [("Q4_0", "Q6_K", "Q8_0"), ("F16", "Q5_1", "Q4_K"), ("Q5_K", "F32"), ("BF16",)])
+def test_biases_of_matmuls(sheet, team, kinds):
+    """Added once to every finished row, on each path, whoever finishes it: exactly the unbiased bits plus the bias, in one addition."""
+    names = [f"{kind} {'33 256' if j == 1 else 'table'}" for j, kind in enumerate(kinds)]
+    for j, name in enumerate(names):
+        def build(p, s, j=j, with_bias=True):
+            matrices = [replace(s[name], bias=s[f"bias{s[name].n}"] if with_bias and i != 1 else None) for i, name in enumerate(names)]
+            outs = p.matmul(p.embed(s["x256"]), *matrices)
+            p.logits(keep(outs if isinstance(outs, list) else [outs])[j], None)
+
+        with rig(sheet, team, build, hidden=True) as r, rig(sheet, team, partial(build, with_bias=False), hidden=True) as plain:
+            bias = 0 if j == 1 else sheet.exact[f"bias{sheet[name].n}"].astype(np.float32)
+            assert (r.plan.weights[-1].name == f"bias{sheet[name].n}") or j == 1
+            for tokens in TOKENS:
+                same_bits(r.run(np.arange(tokens)), plain.run(np.arange(tokens)) + bias, (name, tokens))
+
+
+def test_bias_of_the_logits(sheet, team):
+    def build(p, s, bias):
+        p.logits(p.embed(s["x256"]), replace(s["Q4_K table"], bias=bias))
+
+    with rig(sheet, team, partial(build, bias=sheet["bias37"])) as r, rig(sheet, team, partial(build, bias=None)) as plain:
+        for rows in ([5], [0, 7, 7, 3], list(range(17))):
+            wanted = plain.run(np.arange(17), rows=rows) + sheet.exact["bias37"].astype(np.float32)
+            same_bits(r.run(np.arange(17), rows=rows), wanted)
 
 
 @pytest.mark.parametrize("activation", ["silu", "gelu"])

@@ -1,6 +1,7 @@
 """The plan by itself: barriers where they must stand and nowhere else, memory that is never shared by what lives, errors that tell."""
 
 from itertools import pairwise
+from time import process_time
 
 import numpy as np
 import pytest
@@ -9,10 +10,11 @@ from tiny_models import tiny
 
 from numainfer import _core
 from numainfer.engine.architectures import build
-from numainfer.errors import PlanError
+from numainfer.engine.architectures.blocks import Residual
+from numainfer.errors import CorruptModel, PlanError, UnsupportedModel
 from numainfer.gguf.file import GGUFFile
-from numainfer.engine.plan import NODE, PER_NODE, SHARED, TEAM, Attention, Plan
-from numainfer.engine.weights import Catalog
+from numainfer.engine.plan import NODE, PER_NODE, SHARED, TEAM, Attention, Cost, Plan
+from numainfer.engine.weights import Catalog, Matrix, Vector
 
 SIGNATURES = dict(_core.ops())
 
@@ -36,7 +38,8 @@ def gemma3(tmp_path_factory):
 @pytest.fixture(scope="module")
 def sheet(tmp_path_factory):
     rng = np.random.default_rng(0)
-    shapes = {"table": (37, 64), "square": (64, 64), "down": (32, 64), "wide": (96, 64), "norm": 64, "short": 32, "narrow": 16}
+    shapes = {"table": (37, 64), "square": (64, 64), "down": (32, 64), "wide": (96, 64), "norm": 64, "short": 32, "narrow": 16,
+              "experts": (5, 48, 64)}
     sheet = Sheet(tmp_path_factory.mktemp("plan") / "sheet.gguf", {name: rng.standard_normal(s) for name, s in shapes.items()})
     yield sheet
     sheet.close()
@@ -167,13 +170,18 @@ def attend(p, s, q=64, k=32, v=32, rope=None, norms=None, **more):
     return p.attend(q, k, v, Attention(**shape), rope, **(norms or {}))
 
 
+def several(p, s, form="f", rows=3):
+    """A tensor of three rows per token, as if an op had written it."""
+    tensor = p._tensor("several", 64, PER_NODE, form, per_token=rows)
+    tensor.first = 0
+    return tensor
+
+
 @pytest.mark.parametrize(("bad", "says"), [
     (lambda p, s: p.embed(s["norm"]), "embed: operand norm is a vector of 64 values, wanted a matrix"),
     (lambda p, s: p.matmul(p.embed(s["table"]), s["norm"]), "matmul: operand norm is a vector of 64 values, wanted a matrix"),
     (lambda p, s: p.matmul(p.matmul(p.embed(s["table"]), s["down"]), s["square"]),
      r"matmul: operand W \(square\) has width 64, wanted 32"),
-    (lambda p, s: p.matmul(p.embed(s["table"])), "one to three matrices, found 0"),
-    (lambda p, s: p.matmul(p.embed(s["table"]), *[s["square"]] * 4), "one to three matrices, found 4"),
     (lambda p, s: p.logits(p.embed(s["table"]), s["short"]), "matmul: operand short is a vector"),
     (lambda p, s: p.norm(p.embed(s["table"]), s["short"], 1e-6), r"norm: operand w \(short\) has width 32, wanted 64"),
     (lambda p, s: p.norm(p.embed(s["table"]), s["square"], 1e-6),
@@ -184,20 +192,49 @@ def attend(p, s, q=64, k=32, v=32, rope=None, norms=None, **more):
      r"norm: operand post \(short\) has width 32, wanted 64"),
     (lambda p, s: p.gated(p.embed(s["table"]), p.matmul(p.embed(s["table"]), s["down"]), "silu"),
      r"gated: operand up \(down\) has width 32, wanted 64"),
-    (lambda p, s: p.gated(p.embed(s["table"]), p.embed(s["table"]), "relu"), "gated: activation 'relu'; wanted 'silu' or 'gelu'"),
     (lambda p, s: attend(p, s, q=32), r"attend: operand q \(down\) has width 32, wanted 64"),
     (lambda p, s: attend(p, s, k=64), r"attend: operand k \(square\) has width 64, wanted 32"),
     (lambda p, s: attend(p, s, v=96), r"attend: operand v \(wide\) has width 96, wanted 32"),
-    (lambda p, s: attend(p, s, rope=9), r"attend: operand rope \(rope\) has width 18, wanted 16"),
     (lambda p, s: attend(p, s, norms={"q_norm": s["short"]}), r"attend: operand q_norm \(short\) has width 32, wanted 16"),
     (lambda p, s: attend(p, s, norms={"k_norm": s["short"]}), r"attend: operand k_norm \(short\) has width 32, wanted 16"),
-    (lambda p, s: attend(p, s, heads=8, kv_heads=3, key_length=8, q=64, k=32), "attend"),
+    (lambda p, s: attend(p, s, heads=8, kv_heads=3, key_length=8, q=64, k=32), r"attend: operand k \(down\) has width 32, wanted 24"),
+    (lambda p, s: p.matmul(p.embed(s["table"]), s["experts"]),
+     "matmul: operand experts has 5 matrices of 48 x 64 values, wanted 1"),
+    (lambda p, s: p.embed(s["experts"]), "embed: operand experts has 5 matrices of 48 x 64 values, wanted 1"),
+    (lambda p, s: p.norm(p.embed(s["table"]), s["norm"], 1e-6, p.embed(s["table"]), z=p.matmul(p.embed(s["table"]), s["down"])),
+     r"norm: operand z \(down\) has width 32, wanted 64"),
+    (lambda p, s: p.add(p.embed(s["table"]), p.embed(s["table"]), z=p.embed(s["table"]), z_post=s["short"]),
+     r"add: operand z_post \(short\) has width 32, wanted 64"),
+])  # fmt: skip
+def test_errors_name_op_operand_found_and_wanted(sheet, bad, says):
+    plan = Plan(2, 8, 64)
+    with pytest.raises(CorruptModel, match=f"sheet.gguf: {says}"):
+        bad(plan, sheet)
+
+
+@pytest.mark.parametrize(("bad", "says"), [
+    (lambda p, s: p.matmul(p.embed(s["table"])), "one to three matrices, found 0"),
+    (lambda p, s: p.matmul(p.embed(s["table"]), *[s["square"]] * 4), "one to three matrices, found 4"),
+    (lambda p, s: p.gated(p.embed(s["table"]), p.embed(s["table"]), "relu"), "gated: activation 'relu'; wanted 'silu' or 'gelu'"),
+    (lambda p, s: attend(p, s, rope=9), r"attend: operand rope \(rope\) has width 18, wanted 16"),
     (lambda p, s: attend(p, s, q=96, k=64, v=64, heads=3, kv_heads=2, key_length=32, value_length=32), "heads must be a multiple of"),
     (lambda p, s: attend(p, s, heads=8, kv_heads=4, key_length=8, value_length=8), "multiples of 16"),
     (lambda p, s: attend(p, s, rope_dim=17), "rope_dim even"),
     (lambda p, s: attend(p, s, rope_dim=18), "at most the key width"),
+    (lambda p, s: p.norm(p.embed(s["table"]), Vector("ours", np.ones(32, np.float32)), 1e-6),
+     r"norm: operand w \(ours\) has width 32, wanted 64"),
+    (lambda p, s: p.matmul(p.embed(s["table"]), Matrix("ours", "F32", 16, 32)), r"matmul: operand W \(ours\) has width 32, wanted 64"),
+    (lambda p, s: p.norm(p.embed(s["table"]), s["norm"], 1e-6, z=p.embed(s["table"])), "norm: operand z without y"),
+    (lambda p, s: p.norm(several(p, s), s["norm"], 1e-6, selected=True), r"norm: operand x \(several\) has 3 rows per token, wanted 1"),
+    (lambda p, s: p.norm(p.embed(s["table"]), s["norm"], 1e-6, several(p, s)), r"norm: operand y \(several\) has 3 rows per token"),
+    (lambda p, s: p.add(several(p, s), p.embed(s["table"])), r"add: operand y \(x\) has 1 row per token, wanted 3"),
+    (lambda p, s: p.gated(several(p, s), p.embed(s["table"]), "silu"), r"gated: operand up \(x\) has 1 row per token, wanted 3"),
+    (lambda p, s: p.logits(several(p, s), s["square"]), r"logits: operand h \(several\) has 3 rows per token, wanted 1"),
+    (lambda p, s: p.matmul(several(p, s, "i"), s["square"]), r"matmul: operand h \(several\) holds ids, wanted floats"),
+    (lambda p, s: p.norm(several(p, s, "i"), s["norm"], 1e-6), r"norm: operand x \(several\) holds ids, wanted floats"),
+    (lambda p, s: p.gated(several(p, s, "i"), several(p, s), "silu"), r"gated: operand gate \(several\) holds ids, wanted floats"),
 ])  # fmt: skip
-def test_errors_name_op_operand_found_and_wanted(sheet, bad, says):
+def test_what_an_architecture_does_wrong_is_not_the_files_fault(sheet, bad, says):
     plan = Plan(2, 8, 64)
     with pytest.raises(PlanError, match=says):
         bad(plan, sheet)
@@ -229,7 +266,84 @@ def test_core_refuses_what_it_would_use_blindly(sheet):
             ops, tensors = plan.arrays()
             ops[field].reshape(2, -1)[1, 0] = value
             with pytest.raises(ValueError, match=says):
-                _core.Plan(team, ops, tensors, [(0, 1, 1, [0], None)] * 2, plan.arena_bytes, 8, [0], [0])
+                _core.Plan(team, ops, tensors, [(0, 1, 1, [0], None, 1)] * 2, plan.arena_bytes, 8, [0], [0])
+
+
+@pytest.mark.parametrize(("build", "says"), [
+    (lambda p, s, x: p.matmul(x, s["square"], s["down"]), r"op 1 \(matmul\) writes square of width 64, but no op reads it"),
+    (lambda p, s, x: p.gated(p.matmul(x, s["square"]), x, "silu"), r"op \d \(gated\) writes a of width 64"),
+    (lambda p, s, x: p.rope_table(s.catalog.constant("unread", np.ones(8))), r"op 1 \(rope_table\) writes rope of width 16"),
+    (lambda p, s, x: p.norm(x, s["norm"], 1e-6, x), r"op 1 \(norm\) writes x of width 64"),
+    (lambda p, s, x: p.embed(s["table"]), r"op 1 \(embed\) writes x of width 64"),
+], ids=["matmul", "gated", "rope", "stream", "embed"])  # fmt: skip
+@pytest.mark.parametrize("n_nodes", [1, 2])
+def test_a_tensor_that_nobody_reads_is_refused(sheet, n_nodes, build, says):
+    plan = Plan(n_nodes, 8, 64)
+    x = plan.embed(sheet["table"])
+    build(plan, sheet, x)
+    plan.logits(x, sheet["square"])
+    with pytest.raises(PlanError, match=says):
+        plan.compile()
+
+
+def test_a_weight_that_is_asked_for_and_not_used_is_refused(tmp_path):
+    """The architecture forgot it; while values that it computes with (rope_freqs), and the logits' matrix of hidden states, need no op."""
+    with GGUFFile(tiny(tmp_path, "llama", "Q8_0", tied=False, rope_freqs=True)) as file:
+        for hidden in (False, True):
+            build(Plan(1, 8, 64, hidden=hidden), Catalog(file))
+    with GGUFFile(tiny(tmp_path, "llama", "Q8_0", layers=2, name="two")) as file:
+        catalog, plan = Catalog(file), Plan(1, 8, 64)
+        assert catalog.get("blk.1.ffn_norm_2.weight") is None
+        x = plan.embed(catalog["token_embd.weight"])
+        plan.logits(plan.norm(x, catalog["output_norm.weight"], 1e-6, selected=True)[1], catalog["token_embd.weight"])
+        with pytest.raises(UnsupportedModel, match="tensor = 'blk.0.attn_norm.weight, .* and 15 more' is not supported"):
+            catalog.check_all_used(plan.weights)
+        catalog["blk.1.attn_q.weight"]
+        with pytest.raises(PlanError, match="tensor blk.1.attn_q.weight was asked for, but no op of 'llama' reads it"):
+            catalog.check_all_used(plan.weights)
+
+
+def test_a_plan_of_thousands_of_layers_compiles_in_about_a_second(sheet):
+    """Nothing is searched for among all that came before: four times the layers take about four times as long."""
+
+    def seconds(layers):
+        plan, start = Plan(2, 8, 64), process_time()
+        x = Residual(plan, plan.embed(sheet["table"]), 1e-6)
+        for i in range(layers):
+            h = x.norm(Vector(f"{i} norm", np.ones(64, np.float32)))
+            a, b = plan.matmul(h, Matrix(f"{i} gate", "F32", 64, 64), Matrix(f"{i} up", "F32", 64, 64))
+            x.add(plan.matmul(plan.gated(a, b, "silu"), Matrix(f"{i} down", "F32", 64, 64)))
+        plan.logits(x.norm(sheet["norm"], selected=True), sheet["square"])
+        plan.compile().arrays()
+        return process_time() - start
+
+    few, many = min(seconds(500) for _ in range(3)), seconds(4000)
+    assert many < 20 * few, (few, many)
+
+
+# ---- what ops cost -----------------------------------------------------------------------------------------------------
+
+
+def test_an_op_tells_its_cost(sheet):
+    plan = Plan(1, 8, 64)
+    x = plan.embed(sheet["table"])
+    a, b = plan.matmul(x, sheet["square"], sheet["wide"])
+    plan.logits(x, sheet["down"])
+    embed, both, last = plan.ops
+    assert embed.cost(5) == Cost(0, 0, 0)
+    size = {name: sheet[name].packed_bytes for name in ("square", "wide", "down")}
+    assert both.cost(1) == Cost(size["square"] + size["wide"], 160 * 64) and both.cost(7) == Cost(both.cost(1).n_bytes, 7 * 160 * 64)
+    assert [(w.name, n, macs) for w, n, macs in last.products(3)] == [("down", size["down"], 3 * 32 * 64)]
+    assert both.cost(0) == Cost(0, 0, 0)
+    plan.add(x, a)
+    assert plan.ops[-1].cost(3) == Cost(0, 0, 3 * 64 * 4)  # of what a matrix made every node reads all
+    two = Plan(2, 8, 64)
+    two.add(two.embed(sheet["table"]), two.matmul(two.embed(sheet["table"]), sheet["square"]))
+    assert [op.cost(3).exchanged for op in two.ops] == [0, 0, 0, 3 * 64 * 4, 0] and two.ops[3].name == "gather"
+    several_rows = Plan(1, 8, 64)
+    h = several(several_rows, sheet)
+    several_rows.matmul(h, sheet["square"])
+    assert several_rows.ops[-1].cost(2) == Cost(size["square"], 2 * 3 * 64 * 64)
 
 
 # ---- looking -----------------------------------------------------------------------------------------------------------

@@ -110,6 +110,15 @@ def test_rmsnorm(rng):
     assert np.array_equal(ref.rmsnorm(np.zeros((1, 4)), np.ones(4), 1e-6), np.zeros((1, 4)))
 
 
+def test_layernorm(rng):
+    """Mean 0 and variance 1 before weight and bias, wherever x lies and however wide it spreads."""
+    x = rng.standard_normal((3, 64)) * 5 + 100
+    y = ref.layernorm(x, np.ones(64), 0.0)
+    np.testing.assert_allclose((y.mean(axis=1), y.var(axis=1)), ([0] * 3, [1] * 3), atol=1e-12)
+    np.testing.assert_allclose(ref.layernorm(x, np.full(64, 2.0), 0.0, np.arange(64)), 2 * y + np.arange(64), atol=1e-9)
+    np.testing.assert_allclose(ref.layernorm(x, np.ones(64), 24.0), y * (x.std(axis=1) / np.sqrt(x.var(axis=1) + 24))[:, None])
+
+
 def test_embed_and_matmul(rng):
     table = rng.standard_normal((10, 4))
     assert np.array_equal(ref.embed(table, [3, 0, 3]), table[[3, 0, 3]])

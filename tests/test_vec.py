@@ -160,6 +160,20 @@ def test_sum_squares(vec, n):
     np.testing.assert_allclose(got, (x.astype(np.float64) ** 2).sum(), rtol=1e-6)
 
 
+@pytest.mark.parametrize("n", SIZES)
+def test_sum(vec, n):
+    x = randoms(n + 9, n, 3) + np.float32(1)
+    got = vec.sum(x)
+    same(got, SCALAR.sum(x))
+    np.testing.assert_allclose(got, x.astype(np.float64).sum(), rtol=1e-6, atol=1e-6 * n)
+    lanes = np.zeros(16, np.float32)
+    for i, v in enumerate(x):
+        lanes[i % 16] += v
+    while lanes.size > 1:
+        lanes = lanes[: lanes.size // 2] + lanes[lanes.size // 2:]
+    assert got == lanes[0]
+
+
 def test_sum_squares_in_16_lanes_and_the_fixed_tree(vec):
     """Squares of integers below 2^12 in lanes chosen so that only the contract's order gives this sum."""
     x = np.zeros(40, np.float32)
@@ -178,6 +192,13 @@ def test_scale_mul_and_add_are_exact_operations(vec, n):
     same(vec.scale_mul(x, 0.37, w), x * np.float32(0.37) * w)
     same(vec.scale_mul(x, 0.37, None), x * np.float32(0.37))
     same(vec.add(x, w), x + w)
+    same(vec.minus(x, 0.37), x - np.float32(0.37))
+
+
+@pytest.mark.parametrize("n", SIZES)
+def test_exp_of_a_difference(vec, n):
+    x = randoms(n, n, 20)
+    same(vec.exp_of(x, 0.37), vec.exp(x - np.float32(0.37)))
 
 
 def sigmoid(x):
@@ -222,6 +243,8 @@ def test_element_wise_kernels_work_in_place(vec, n):
     calls = {
         "scale_mul": (lambda x, y: t.scale_mul(x, 0.5, y, n, x), vec.scale_mul(a, 0.5, b)),
         "add": (lambda x, y: t.add(y, x, n, x), vec.add(a, b)),
+        "minus": (lambda x, y: t.minus(x, 0.5, n, x), vec.minus(a, 0.5)),
+        "exp": (lambda x, y: t.exp(x, 0.5, n, x), vec.exp_of(a, 0.5)),
         "silu_mul": (lambda x, y: t.silu_mul(x, y, n, x), vec.silu_mul(a, b)),
         "gelu_mul": (lambda x, y: t.gelu_mul(y, x, n, x), vec.gelu_mul(b, a)),
         "softcap": (lambda x, y: t.softcap(x, 30.0, n, x), vec.softcap(a, 30.0)),

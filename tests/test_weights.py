@@ -40,16 +40,18 @@ def sheet(tmp_path_factory):
 
 
 def unpacked(entry, node):
-    """A matrix back from a node's copy, (n, k) float64; rows of other nodes' shards are NaN."""
-    code, n, k, addresses, bounds = entry
-    group_bytes, rows = _core.packed_bytes(code, 1, k), np.full((n, k), np.nan)
+    """A matrix back from a node's copy, (n, k) float64, or (experts, n, k); rows of other nodes' shards are NaN."""
+    code, n, k, addresses, bounds, experts = entry
+    group_bytes, rows = _core.packed_bytes(code, 1, k), np.full((experts, n, k), np.nan)
     kind = next(name for name, f in FORMATS.items() if f["code"] == code)
     groups = range(-(-n // _core.ROWS)) if bounds is None else range(bounds[node], bounds[node + 1])
-    for g in groups:
-        packed = np.frombuffer(ctypes.string_at(addresses[node] + g * group_bytes, group_bytes), np.uint8)
-        for r in range(min(_core.ROWS, n - g * _core.ROWS)):
-            rows[g * _core.ROWS + r] = row_of(kind, packed, r, k)
-    return rows
+    for e in range(experts):
+        for g in groups:
+            at = addresses[node] + (e * len(groups) + g) * group_bytes
+            packed = np.frombuffer(ctypes.string_at(at, group_bytes), np.uint8)
+            for r in range(min(_core.ROWS, n - g * _core.ROWS)):
+                rows[e, g * _core.ROWS + r] = row_of(kind, packed, r, k)
+    return rows if experts > 1 else rows[0]
 
 
 def row_of(kind, packed, row, k):
@@ -175,7 +177,7 @@ def test_the_caller_hears_what_is_in_place(sheet):
     arena, tensor = _core.Arena(copies * w.packed_bytes, huge=True), sheet.file.tensors["big"]
     group_bytes, groups = _core.packed_bytes(w.code, 1, w.k), -(-w.n // _core.ROWS)
     file = tensor.open()
-    pieces = [((w.code, w.n, w.k, [arena.address + i * w.packed_bytes], None), (file.fileno(), tensor.offset), 4 * w.k)
+    pieces = [((w.code, w.n, w.k, [arena.address + i * w.packed_bytes], None, 1), (file.fileno(), tensor.offset), 4 * w.k)
               for i in range(copies)]
 
     def tick(piece, row):
@@ -402,10 +404,127 @@ def test_interrupt_while_loading(tmp_path):
 
 
 def test_types_we_lack_are_named(tmp_path):
-    sheet = Sheet(tmp_path / "sheet.gguf", {"cube": np.ones((2, 2, 32), np.float32)})
-    with pytest.raises(UnsupportedModel, match=r"shape of tensor cube = \(2, 2, 32\)"):
+    sheet = Sheet(tmp_path / "sheet.gguf", {"cube": np.ones((2, 3, 2, 32), np.float32)})
+    with pytest.raises(UnsupportedModel, match=r"shape of tensor cube = \(2, 3, 2, 32\)"):
         sheet["cube"]
     sheet.close()
+
+
+# ---- experts -----------------------------------------------------------------------------------------------------------
+
+
+EXPERTS, ROW_COUNTS = 5, (1, 16, 37, 96)
+
+
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory):
+    """(E, N, K) of every type, with odd and even numbers of rows; one that takes many runs of 2 MiB, each of several experts."""
+    rng = np.random.default_rng(7)
+    tensors = {}
+    for kind in TYPES:
+        k = 2 * block(kind) if block(kind) > 1 else 40
+        for n in ROW_COUNTS:
+            tensors[f"{kind} {n}"] = np.stack([random_weights(rng, n, k, kind) for _ in range(EXPERTS)]), kind
+    tensors["long"] = rng.standard_normal((40, 70, 1024)).astype(np.float32)
+    tensors["plain"] = rng.standard_normal((64, 96)).astype(np.float32)
+    sheet = Sheet(tmp_path_factory.mktemp("experts") / "sheet.gguf", tensors)
+    yield sheet
+    sheet.close()
+
+
+@pytest.mark.parametrize("n_nodes", [1, 2, 3])
+@pytest.mark.parametrize("policy", ["replicate", "interleave", "local", "shard"])
+def test_every_expert_lies_where_it_should(experts, policy, n_nodes):
+    """Of each expert every node holds the rows of its share, packed as a matrix of its own."""
+    if policy == "local" and n_nodes > 1:
+        pytest.skip("local is one node")
+    weights = [experts[name] for name in experts.exact]
+    with open_team(n_nodes, 2) as team:
+        bounds = {}
+        for w in weights:
+            groups = -(-w.n // _core.ROWS)
+            bounds[w.name] = [groups * i // n_nodes for i in range(n_nodes + 1)]
+        replicas = Replicas(weights, [0] * n_nodes, policy, bounds if policy == "shard" else None)
+        for arena in replicas.arenas:  # nothing that is right by being fresh
+            ctypes.memset(arena.address, 0xA5, arena.bytes)
+        replicas.fill(team, experts.file)
+        for w in weights:
+            exact, seen = experts.exact[w.name].astype(np.float32), np.zeros((w.experts, w.n), bool).squeeze()
+            for node in range(n_nodes):
+                found = unpacked(replicas.entry(w), node)
+                rows = slice(None) if policy != "shard" else slice(*(bounds[w.name][i] * _core.ROWS for i in (node, node + 1)))
+                np.testing.assert_array_equal(found[..., rows, :], exact[..., rows, :])
+                assert np.isfinite(found).all(axis=-1).sum() == exact[..., rows, 0].size
+                seen[..., rows] = True
+            assert seen.all()
+        total = sum(-(-w.packed_bytes // 64) * 64 for w in weights)
+        copies = {"replicate": n_nodes}.get(policy, 1)
+        assert copies * total <= sum(arena.bytes for arena in replicas.arenas) <= copies * total + n_nodes * (4096 + 64 * len(weights))
+        replicas.close()
+
+
+def test_shards_of_experts_do_not_overlap(experts):
+    weights = [experts[name] for name in experts.exact]
+    bounds = {w.name: [0, (-(-w.n // _core.ROWS) + 1) // 3, -(-w.n // _core.ROWS)] for w in weights}
+    replicas = Replicas(weights, [0, 0], "shard", bounds)
+    for node, arena in enumerate(replicas.arenas):
+        places = []
+        for w in weights:
+            group, (first, end) = _core.packed_bytes(w.code, 1, w.k), bounds[w.name][node : node + 2]
+            start = replicas.entry(w)[3][node] + first * group
+            places.append((start, start + w.experts * (end - first) * group))
+        places.sort()
+        assert places[0][0] >= arena.address and places[-1][1] <= arena.address + arena.bytes
+        assert all(a_end <= b for (_, a_end), (b, _) in pairwise(places)) and all(start % 64 == 0 for start, _ in places)
+    replicas.close()
+
+
+def test_experts_in_the_catalog(experts):
+    w = experts["Q4_K 37"]
+    assert isinstance(w, Matrix) and (w.experts, w.n, w.k, w.bias) == (EXPERTS, 37, 512, None)
+    assert w.packed_bytes == EXPERTS * _core.packed_bytes(w.code, 37, 512) and experts["plain"].experts == 1
+    assert w.path == str(experts.file.path)
+
+
+def test_progress_counts_rows_of_all_experts(experts):
+    """What is told to be in place is there, in the experts' order; and it counts up to the file's bytes."""
+    w, seen, ticks = experts["long"], [], []
+    with open_team(1, 2) as team:
+        replicas = Replicas([w], [0], "local")
+        replicas.fill(team, experts.file, lambda done, total: seen.append((done, total)))
+        n_bytes = experts.file.tensors["long"].n_bytes
+        assert seen[-1] == (n_bytes, n_bytes) and all(done % (4 * w.k) == 0 for done, _ in seen)
+
+        def tick(piece, row):
+            assert 0 <= row < w.experts * w.n and row % w.n % _core.ROWS == 0
+            ticks.append(piece * w.experts * w.n + row)
+
+        with experts.file.tensors["long"].open() as file:
+            pieces = [(replicas.entry(w), (file.fileno(), experts.file.tensors["long"].offset), 4 * w.k)] * 60
+            assert team.fill(pieces, np.zeros(60, np.uint8), tick) == -1
+        assert ticks and ticks == sorted(ticks) and ticks[-1] > 0
+        replicas.close()
+
+
+def test_a_bias_goes_with_its_weight(tmp_path):
+    rng = np.random.default_rng(8)
+    tensors = {"a.weight": (48, 64), "a.bias": 48, "b.weight": (48, 64), "up.weight": (3, 48, 64), "up.bias": (3, 48), "n.weight": 64,
+               "n.bias": 64, "bias.weight": 64, "alone.bias": 64}  # fmt: skip
+    sheet = Sheet(tmp_path / "sheet.gguf", {name: rng.standard_normal(shape) for name, shape in tensors.items()})
+    for name in ("a", "up", "n"):
+        found, wanted = sheet[f"{name}.weight"].bias, sheet.exact[f"{name}.bias"].ravel()
+        np.testing.assert_array_equal(found.values, wanted)
+        assert found.name == f"{name}.bias" and found.path == str(sheet.file.path) and sheet[f"{name}.weight"].bias is found
+    assert sheet["b.weight"].bias is None and sheet["bias.weight"].bias is None and isinstance(sheet["alone.bias"], Vector)
+    sheet.close()
+    for weight, bias, says in (((48, 64), 47, r"tensor 'a.bias' has the shape \(47,\), wanted \(48,\), a value for each row of a.weight"),
+                               ((48, 64), (1, 48), r"tensor 'a.bias' has the shape \(1, 48\), wanted \(48,\)"),
+                               ((3, 48, 64), 48, r"tensor 'a.bias' has the shape \(48,\), wanted \(3, 48\)"),
+                               (64, 32, r"tensor 'a.bias' has the shape \(32,\), wanted \(64,\)")):  # fmt: skip
+        sheet = Sheet(tmp_path / "wrong.gguf", {"a.weight": np.ones(weight), "a.bias": np.ones(bias), "wide": np.ones((2, 96))})
+        with pytest.raises(CorruptModel, match=says):
+            sheet["a.weight"]
+        sheet.close()
 
 
 # ---- sharing between loads of the same file ---------------------------------------------------------------------------

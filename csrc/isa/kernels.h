@@ -92,9 +92,15 @@ typedef struct ni_kernels {
         void (*quantize)(const float *x, int64_t n, int8_t *q, float *d, float *m, int16_t *s);
         /* Sum of squares in 16 partial sums: lane l takes x[l], x[l+16] ...; each fma(x, x, s_l); then a fixed tree. */
         float (*sum_squares)(const float *x, int64_t n);
+        /* Sum in the same order: s_l + x. */
+        float (*sum)(const float *x, int64_t n);
+        /* y = x - c */
+        void (*minus)(const float *x, float c, int64_t n, float *y);
         /* y = x * scale * w   (w may be NULL: y = x * scale) */
         void (*scale_mul)(const float *x, float scale, const float *w, int64_t n, float *y);
         void (*add)(const float *x, const float *y, int64_t n, float *out);
+        /* y = exp(x - c) */
+        void (*exp)(const float *x, float c, int64_t n, float *y);
         /* out = silu(g) * u;  silu(g) = g / (1 + exp(-g)) */
         void (*silu_mul)(const float *g, const float *u, int64_t n, float *out);
         /* out = gelu(g) * u, tanh form: 0.5 g (1 + tanh(sqrt(2/pi) (g + 0.044715 g^3))) */

@@ -54,6 +54,14 @@ static float NI_VEC(sum_squares)(const float *x, int64_t n) {
     return v16_sum(s);
 }
 
+static float NI_VEC(sum)(const float *x, int64_t n) {
+    v16 s = v16_set1(0.0f);
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) s = v16_add(s, v16_load(x + i));
+    if (i < n) s = v16_add(s, v16_load_n(x + i, n - i));
+    return v16_sum(s);
+}
+
 /* Runs `expr`, a v16 in terms of LOAD(pointer), over n elements of out. */
 #define NI_VEC_MAP(out, n, expr)                                \
     do {                                                        \
@@ -78,8 +86,18 @@ static void NI_VEC(scale_mul)(const float *x, float scale, const float *w, int64
         NI_VEC_MAP(y, n, v16_mul(LOAD(x), a));
 }
 
+static void NI_VEC(minus)(const float *x, float c, int64_t n, float *y) {
+    v16 a = v16_set1(c);
+    NI_VEC_MAP(y, n, v16_sub(LOAD(x), a));
+}
+
 static void NI_VEC(add)(const float *x, const float *y, int64_t n, float *out) {
     NI_VEC_MAP(out, n, v16_add(LOAD(x), LOAD(y)));
+}
+
+static void NI_VEC(exp)(const float *x, float c, int64_t n, float *y) {
+    v16 a = v16_set1(c);
+    NI_VEC_MAP(y, n, v16_exp(v16_sub(LOAD(x), a)));
 }
 
 static void NI_VEC(silu_mul)(const float *g, const float *u, int64_t n, float *out) {
@@ -152,8 +170,10 @@ static void NI_VEC(from_f16)(const uint16_t *x, int64_t n, float *y) {
 #define NI_KV_ENTRY(type) {.store_key = NI_VEC(store_key_##type), .store_value = NI_VEC(store_value_##type), .attend = NI_VEC(attend_##type)}
 #define NI_VEC_TABLE                                                                                             \
     {                                                                                                            \
-        .quantize = NI_VEC(quantize), .sum_squares = NI_VEC(sum_squares), .scale_mul = NI_VEC(scale_mul),        \
-        .add = NI_VEC(add), .silu_mul = NI_VEC(silu_mul), .gelu_mul = NI_VEC(gelu_mul),                          \
+        .quantize = NI_VEC(quantize), .sum_squares = NI_VEC(sum_squares), .sum = NI_VEC(sum),                    \
+        .minus = NI_VEC(minus), .scale_mul = NI_VEC(scale_mul),                                                  \
+        .add = NI_VEC(add), .exp = NI_VEC(exp),                                                                  \
+        .silu_mul = NI_VEC(silu_mul), .gelu_mul = NI_VEC(gelu_mul),                          \
         .softcap = NI_VEC(softcap), .rope_norm = NI_VEC(rope_norm), .rope_neox = NI_VEC(rope_neox),              \
         .to_f16 = NI_VEC(to_f16), .from_f16 = NI_VEC(from_f16), .merge = NI_VEC(merge),                          \
         .kv = {[NI_KV_f16] = NI_KV_ENTRY(f16), [NI_KV_bf16] = NI_KV_ENTRY(bf16), [NI_KV_q8_0] = NI_KV_ENTRY(q8_0)} \

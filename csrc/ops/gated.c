@@ -7,7 +7,7 @@ size_t ni_scratch_gated(const ni_ctx *c, const ni_op *op) { return (size_t)ni_wi
 void ni_op_gated(const ni_ctx *c, const ni_op *op) {
     int64_t n = ni_width(c, op, 2), row, a, b;
     float *out = (float *)c->scratch;
-    ni_slices s = ni_slices_of(c, ni_rows(c, op), n);
+    ni_slices s = ni_slices_of(c, ni_rows_of(c, op, 0), n);
     while (ni_next_slice(&s, &row, &a, &b)) {
         const float *gate = ni_floats(c, op, 0) + row * n, *up = ni_floats(c, op, 1) + row * n;
         (op->i[0] ? ni_k->vec.gelu_mul : ni_k->vec.silu_mul)(gate + a, up + a, b - a, out);

@@ -1,5 +1,5 @@
-/* y_j = W_j h for up to three matrices that read the same input.
- * t: h, y0, y1?, y2? (-1 for y0: the step's `out`).  w: W0, W1?, W2?.
+/* y_j = W_j h + b_j for up to three matrices that read the same input.
+ * t: h, y0, y1?, y2? (-1 for y0: the step's `out`).  w: W0, W1?, W2?, and their biases b0?, b1?, b2? (floats).
  *
  * Rows are cut over all workers in proportion to the bytes they read, all matrices as one long one, so that q/k/v and gate/up
  * cost one stage.  The last quarter of each worker's part lies in pieces, which the workers of its node take as they get free: cores
@@ -21,8 +21,7 @@ typedef struct {
 } matmul_memory;
 
 size_t ni_scratch_matmul(const ni_ctx *c, const ni_op *op) {
-    (void)op;
-    return offsetof(matmul_memory, panels) + ni_panel_bytes(c->max_tokens);
+    return offsetof(matmul_memory, panels) + ni_panel_bytes((int64_t)c->max_tokens * c->tensors[op->t[0]].per_token);
 }
 
 /* A block of row groups stays in L2 while every token passes over it. */
@@ -73,11 +72,16 @@ static void many_tokens(const ni_ctx *c, const ni_weight *w, const uint8_t *pack
     }
 }
 
+/* Adds a bias to rows [r0, r1) that are finished, of all tokens: once, by whoever finished them. */
+static void add_bias(const float *bias, float *y, int64_t stride, int64_t n_tokens, int64_t r0, int64_t r1) {
+    for (int64_t t = 0; t < n_tokens; t++, y += stride) ni_k->vec.add(y + r0, bias + r0, r1 - r0, y + r0);
+}
+
 static int are_few(int64_t n_tokens, const ni_weight *w) { return n_tokens <= ni_max(1, ni_k->few[w->type]); }
 
 /* Parts a .. b-1 of `parts`, of the matrices together. */
 static void multiply(const ni_ctx *c, const ni_op *op, const ni_weight *const *w, int n, int64_t parts, int64_t a, int64_t b) {
-    const int64_t n_tokens = ni_rows(c, op);
+    const int64_t n_tokens = ni_rows_of(c, op, 0);
     const ni_act x = ni_act_of(c, op, 0);
     matmul_memory *mem = (matmul_memory *)c->scratch;
     int64_t g0[3], g1[3];
@@ -87,11 +91,13 @@ static void multiply(const ni_ctx *c, const ni_op *op, const ni_weight *const *w
         float *y = op->t[1 + j] < 0 ? c->step->out : ni_floats(c, op, 1 + j);
         if (are_few(n_tokens, w[j])) few_tokens(c, w[j], ni_copy_of(c, op, j), &x, n_tokens, g0[j], g1[j], y, mem);
         else many_tokens(c, w[j], ni_copy_of(c, op, j), &x, n_tokens, g0[j], g1[j], y, &mem->panels);
+        const float *bias = ni_copy_of(c, op, 3 + j);
+        if (bias) add_bias(bias, y, w[j]->n, n_tokens, g0[j] * NI_ROWS, ni_min(g1[j] * NI_ROWS, w[j]->n));
     }
 }
 
 void ni_op_matmul(const ni_ctx *c, const ni_op *op) {
-    const int64_t n_tokens = ni_rows(c, op), worker = c->me->worker, size = c->me->size;
+    const int64_t n_tokens = ni_rows_of(c, op, 0), worker = c->me->worker, size = c->me->size;
     if (n_tokens == 0) return;
     const ni_weight *w[3] = {NULL};
     int64_t bytes = 0, groups = 0, least = 1;

@@ -30,6 +30,9 @@ typedef struct {
 
 static inline int64_t ni_rows(const ni_ctx *c, const ni_op *op) { return op->selected ? c->step->n_out : c->step->n_tokens; }
 
+/* Rows of operand i: so many for each row of the step. */
+static inline int64_t ni_rows_of(const ni_ctx *c, const ni_op *op, int i) { return ni_rows(c, op) * c->tensors[op->t[i]].per_token; }
+
 static inline int ni_hurry(const ni_ctx *c) { return atomic_load_explicit(c->me->cancel, memory_order_relaxed); }
 
 static inline void *ni_part(const ni_ctx *c, const ni_tensor *t, int64_t offset) {
@@ -40,6 +43,9 @@ static inline void *ni_part(const ni_ctx *c, const ni_tensor *t, int64_t offset)
 static inline float *ni_floats(const ni_ctx *c, const ni_op *op, int i) {
     return op->t[i] < 0 ? NULL : ni_part(c, &c->tensors[op->t[i]], c->tensors[op->t[i]].f);
 }
+
+/* The ids of operand i: [rows][width]. */
+static inline int32_t *ni_ids(const ni_ctx *c, const ni_op *op, int i) { return ni_part(c, &c->tensors[op->t[i]], c->tensors[op->t[i]].i); }
 
 static inline int64_t ni_width(const ni_ctx *c, const ni_op *op, int i) { return c->tensors[op->t[i]].width; }
 

@@ -355,14 +355,16 @@ class Engine:
         first = [self.node_of.index(i) for i in range(len(self.nodes))]
         bounds = {}
         for op in self.plan.ops:
-            if op.name == "matmul":
-                cut = _core.matmul_cut([(w.code, w.n, w.k) for w in op.weights], self.threads)
-                for j, w in enumerate(op.weights):
+            if op.matrices:
+                cut = _core.matmul_cut([(w.code, w.n, w.k) for w in op.matrices], self.threads)
+                for j, w in enumerate(op.matrices):
                     bounds[w.name] = [*cut[first, j, 0].tolist(), int(cut[-1, j, 1])]
         for w in self.plan.weights:  # an embedding table that no matmul reads: dealt out evenly
             if w.name not in bounds and hasattr(w, "code"):
                 cut = _core.matmul_cut([(w.code, w.n, w.k)], self.threads)
                 bounds[w.name] = [*cut[first, 0, 0].tolist(), int(cut[-1, 0, 1])]
+        for w in self.plan.whole:
+            bounds.pop(w.name)
         return bounds
 
     def _store_key(self, gguf, policy, bounds):

@@ -7,13 +7,13 @@ the bytes, across the team if they are shared.
 """
 
 import html
-from bisect import bisect_right
+from bisect import bisect_right, insort
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from .. import _core
-from ..errors import PlanError
+from ..errors import CorruptModel, PlanError
 from ..summary import counted
 from .weights import Matrix, Vector
 
@@ -21,6 +21,7 @@ SHARED, PER_NODE = 0, 1
 NONE, NODE, TEAM = 0, 1, 2
 FLOAT, OFFSET, MINIMUM, SIGNED, NESTED = range(5)  # panel kinds of csrc/formats/formats.h
 _SUMS = {OFFSET: "s", MINIMUM: "m", NESTED: "s"}  # the form beside "q" that a kind needs
+_GATING = {"softmax": 0, "sigmoid": 1, "chosen": 2}
 _KV_UNIT = 4096
 KV_TYPES = _core.kv_types()
 _ALIGN = 64
@@ -31,18 +32,22 @@ PART_SEQUENCES = 16  # of the longest kind, whose attention can be spread over w
 
 @dataclass(eq=False)
 class Tensor:
-    """An activation: `width` float32 values per token, written once.
+    """An activation: for each token of a step `per_token` rows of `width` values, written once.
 
-    Forms are what its readers need: ``f`` floats, ``q`` quants with their scales, ``m`` and ``s`` sums of quants.
+    Forms are what its readers need: ``f`` floats, ``q`` quants with their scales, ``m`` and ``s`` sums of quants; or ``i`` alone:
+    the values are not float32 but int32 ids.
     """
 
     name: str
     width: int
     storage: int
     forms: set = field(default_factory=set)
-    n_bytes: int = 0  # set for tensors that are not [tokens][width]
-    first: int = -1  # ops that write and last read it
+    per_token: int = 1
+    source: Matrix | None = None  # of the rows that a matrix made
+    n_bytes: int = 0  # set for tensors that are not [tokens][per_token][width]
+    first: int = -1  # ops that write and last touch it
     last: int = -1
+    is_read: bool = False
     offset: int = -1
 
 
@@ -82,6 +87,25 @@ class Attention:
     softcap: float = 0.0
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What an op asks of the machine in one step, all nodes together.
+
+    Attributes
+    ----------
+    n_bytes : int
+        Packed weight bytes that are read.
+    macs : int
+        Multiply-adds.
+    exchanged : int
+        Bytes of matrices' results that every node reads, its own share among them.
+    """
+
+    n_bytes: int = 0
+    macs: int = 0
+    exchanged: int = 0
+
+
 @dataclass
 class _Op:
     name: str
@@ -90,12 +114,29 @@ class _Op:
     ints: tuple = ()
     floats: tuple = ()
     selected: bool = False
+    matrices: tuple = ()  # of the weights, those that it multiplies its rows by
+    per_token: int = 1  # rows that each of them meets for a row of the step
     barrier: int = NONE
 
     @property
     def attention(self):
         """The integers of attention's ops by the names of csrc/ops/attention.def."""
         return dict(zip(_ATTENTION_INTS, self.ints, strict=True))
+
+    def products(self, rows):
+        """(matrix, bytes read, multiply-adds) of what the op multiplies in a step of so many rows.
+
+        Of experts at most as many are read as rows meet one each: those of a single token exactly.
+        """
+        met = rows * self.per_token
+        return [(w, w.packed_bytes // w.experts * min(w.experts, met), met * w.n * w.k) for w in self.matrices]
+
+    def cost(self, rows):
+        """`Cost` in a step of so many rows: tokens, or those whose logits are wanted where the op is `selected`."""
+        found = self.products(rows)
+        read = (t for (_, mode, _), t in zip(_OPS[self.name][1], self.tensors) if t is not None and mode == "r")
+        exchanged = sum(4 * rows * t.per_token * t.width for t in read if t.source is not None and t.storage == SHARED)
+        return Cost(sum(n_bytes for _, n_bytes, _ in found), sum(macs for *_, macs in found), exchanged)
 
 
 def _signatures():
@@ -135,6 +176,9 @@ class Plan:
         self._turn = 1 << shift  # no run is longer, so none has two owners
         self._part_runs = min(PART_SEQUENCES, n_batch) * min(self.n_chunks, MOST_RUNS)
         self.ops, self.tensors, self.weights, self.kv_layers = [], [], [], []
+        self.spared = []  # weights that this plan was given and has no use for: those of the logits, for hidden states
+        self.whole = set()  # matrices that every node needs whole
+        self._known = set()  # ids of `weights`
         self.kv_bytes = 0
         self.arena_bytes = [0, 0]
         self.out_width = 0
@@ -152,56 +196,94 @@ class Plan:
         table = self._tensor("rope", 2 * frequencies.n, PER_NODE, "f")
         return self._add("rope_table", [table], [frequencies], floats=(factor,))
 
-    def norm(self, x, w, eps, y=None, post=None, selected=False):
-        """RMS norm of a residual stream: returns (x', h), x' = x + y or x + norm(y, post), h = norm(x', w).
+    def norm(self, x, w, eps, y=None, post=None, selected=False, *, z=None, z_post=None, layer=False):
+        """RMS norm, or LayerNorm, of a residual stream: returns (x', h), x' = x + y + z and h = norm(x') * w, plus w's bias if it has one.
 
-        Without `y`, x' is x.  `selected`: h for the rows alone whose logits are wanted, no x'.
+        Parameters
+        ----------
+        x : Tensor
+            The stream, one copy per node.
+        w : Vector or None
+            None: h = norm(x').
+        eps : float
+            Added to the mean of squares.
+        y, z : Tensor, optional
+            What joins the stream, y first; without, x' is x.
+        post, z_post : Vector, optional
+            y, or z, is normed by it (and its bias) before it is added.
+        selected : bool
+            h for the rows alone whose logits are wanted, no x'.
+        layer : bool
+            LayerNorm (arXiv:1607.06450), which subtracts the mean; all norms of the op are of one kind.
         """
-        for name, vector in (("w", w), ("post", post)):
-            if vector is not None:
-                self._is_vector("norm", name, vector, x.width)
-        out = x
-        if y is not None:
-            self._check("norm", "y", y.name, y.width, x.width)
-            y = self._near(y)
-            if not selected:
-                out = self._tensor("x", x.width, PER_NODE, "f")
-        h = self._tensor("h", x.width, PER_NODE)
-        written = out if out is not x else None
-        self._add("norm", [x, y, written, h], [w, post], ints=(int(selected),), floats=(eps,), selected=selected)
+        if y is None and z is not None:
+            raise PlanError("norm: operand z without y")
+        added = self._joining("norm", x, (y, z), (w, post, z_post), selected)
+        out = x if y is None or selected else self._like(x, "x", "f")
+        h = self._like(x, "h")
+        self._normed(x, added, out if out is not x else None, h, (w, post, z_post), eps, selected, layer)
         return out, h
 
-    def matmul(self, h, *matrices, names=()):
-        """y_j = W_j h for matrices (N_j, K): shared tensors of width N_j; up to three make one stage."""
+    def add(self, x, y, post=None, *, z=None, z_post=None, eps=0.0, layer=False):
+        """x' alone of what `norm` returns."""
+        added = self._joining("add", x, (y, z), (None, post, z_post))
+        out = self._like(x, "x", "f")
+        self._normed(x, added, out, None, (None, post, z_post), eps, False, layer)
+        return out
+
+    def _joining(self, op, x, added, vectors, selected=False):
+        """Checks what a norm is given; what is added to the stream, on every node."""
+        self._check(op, "x", x, x.width, 1 if selected else x.per_token)
+        for name, vector in zip(("w", "post", "z_post"), vectors):
+            if vector is not None:
+                self._is_vector(op, name, vector, x.width)
+        for name, tensor in zip("yz", added):
+            if tensor is not None:
+                self._check(op, name, tensor, x.width, x.per_token)
+        return [t if t is None else self._near(t) for t in added]
+
+    def _normed(self, x, added, out, h, vectors, eps, selected, layer):
+        biases = [None if v is None else v.bias for v in vectors]
+        self._add("norm", [x, *added, out, h], [*vectors, *biases], ints=(int(selected), int(layer)), floats=(eps,), selected=selected)
+
+    def matmul(self, h, *matrices):
+        """y_j = W_j h for matrices (N_j, K), plus W_j's bias if it has one: shared tensors of width N_j; up to three make one stage."""
         if not 1 <= len(matrices) <= 3:
             raise PlanError(f"matmul: takes one to three matrices, found {len(matrices)}")
         for w in matrices:
-            self._reads(h, w)
-        outs = [self._tensor(w.short_name, w.n, SHARED, "f") for w in matrices]
-        self._add("matmul", [h, *outs], list(matrices))
+            self._reads("matmul", h, w)
+        outs = [self._tensor(w.short_name, w.n, SHARED, "f", per_token=h.per_token, source=w) for w in matrices]
+        self._multiply(h, outs, matrices)
         return outs[0] if len(outs) == 1 else outs
 
     def logits(self, h, w):
-        """The plan's result: W h for the selected rows; or h itself, if that was asked for."""
+        """The plan's result: W h (plus W's bias) for the selected rows; or h itself, if that was asked for."""
+        self._check("logits", "h", h, h.width)
         if self._hidden:
             h.forms.add("f")
             self.out_width = h.width
+            self.spared += [] if w is None else [w] if w.bias is None else [w, w.bias]
             self._add("emit", [h], [], selected=True)
             return
-        self._reads(h, w)
+        self._reads("matmul", h, w)
         self.out_width = w.n
-        self._add("matmul", [h], [w], selected=True)
+        self._multiply(h, [], [w], selected=True)
+
+    def _multiply(self, h, outs, matrices, selected=False):
+        none = [None] * (3 - len(matrices))
+        self._add("matmul", [h, *outs], [*matrices, *none, *(w.bias for w in matrices)], selected=selected, matrices=matrices,
+                  per_token=h.per_token)
 
     def attend(self, q, k, v, a, rope=None, q_norm=None, k_norm=None):
         """Appends k, v to the sequence's KV memory and attends: o, one copy per node, width H * value_length."""
         for name, tensor, wanted in (("q", q, a.heads * a.key_length), ("k", k, a.kv_heads * a.key_length),
                                      ("v", v, a.kv_heads * a.value_length)):
-            self._check("attend", name, tensor.name, tensor.width, wanted)
+            self._check("attend", name, tensor, wanted)
         if a.heads % a.kv_heads or a.key_length % 16 or a.value_length % 16 or a.rope_dim % 2 or a.rope_dim > a.key_length:
             raise PlanError(f"attend: heads must be a multiple of kv-heads, head widths multiples of 16, rope_dim even and at "
                             f"most the key width; found {a}")
         if rope is not None:
-            self._check("attend", "rope", rope.name, rope.width, a.rope_dim)
+            self._check("attend", "rope", rope, a.rope_dim)
         for name, norm in (("q_norm", q_norm), ("k_norm", k_norm)):
             if norm is not None:
                 self._is_vector("attend", name, norm, a.key_length)
@@ -224,60 +306,158 @@ class Plan:
 
     def gated(self, gate, up, activation):
         """activation(gate) * up, "silu" or "gelu": one copy per node."""
-        self._check("gated", "up", up.name, up.width, gate.width)
+        self._check("gated", "gate", gate, gate.width, gate.per_token)
+        self._check("gated", "up", up, gate.width, gate.per_token)
         if activation not in ("silu", "gelu"):
             raise PlanError(f"gated: activation {activation!r}; wanted 'silu' or 'gelu'")
-        a = self._tensor("a", gate.width, PER_NODE)
+        a = self._tensor("a", gate.width, PER_NODE, per_token=gate.per_token)
         return self._add("gated", [gate, up, a], [], ints=(int(activation == "gelu"),))
+
+    def score(self, h, w):
+        """W h, plus W's bias, on every node for itself: for a matrix so small that a barrier of the team would cost more, as a router's."""
+        self._reads("score", h, w)
+        self.whole.add(w)
+        y = self._tensor(w.short_name, w.n, PER_NODE, "f", per_token=h.per_token, source=w)
+        return self._add("score", [h, y], [w, None, None, w.bias], matrices=[w], per_token=h.per_token)
+
+    def route(self, scores, used, *, gating="softmax", bias=None, normed=False, scale=1.0, groups=1, groups_used=1):
+        """Chooses experts: (ids, weights), both (T, used), the best first, of equal ones that with the lower index.
+
+        Parameters
+        ----------
+        scores : Tensor
+            (T, E), one copy per node.
+        used : int
+            Experts per token.
+        gating : {"softmax", "sigmoid", "chosen"}
+            Weights are the softmax of all scores, their sigmoids, or the softmax of the chosen scores alone.
+        bias : Vector, optional
+            (E,) added for choosing, not for weighing.
+        normed : bool
+            Weights are divided by their sum.
+        scale : float
+            Factor on the weights.
+        groups, groups_used : int
+            The experts stand in groups, of which those with the highest sums of their two best are chosen from.
+        """
+        self._check("route", "scores", scores, scores.width)
+        if gating not in _GATING:
+            raise PlanError(f"route: gating {gating!r}; wanted one of {', '.join(_GATING)}")
+        if scores.storage != PER_NODE or not (0 < groups <= 64 and scores.width % groups == 0 and 0 < groups_used <= groups
+                                              and 0 < used <= scores.width // groups * groups_used):  # fmt: skip
+            raise PlanError(f"route: {used} of {scores.width} experts, in {groups_used} of {groups} groups, by scores of {scores.name}; "
+                            f"wanted groups of equal size, at most 64, with enough experts, and scores on every node")
+        if bias is not None:
+            self._is_vector("route", "bias", bias, scores.width)
+        ids, weights = self._tensor("ids", used, PER_NODE, "i"), self._tensor("weights", used, PER_NODE, "f")
+        self._add("route", [scores, ids, weights], [bias], (_GATING[gating], int(normed), groups, groups_used), (scale,))
+        return ids, weights
+
+    def matmul_grouped(self, h, ids, *matrices):
+        """y_j of row (t, s): W_j[ids[t, s]] h, plus that expert's bias, for matrices (E, N_j, K): shared tensors of `used` rows per token.
+
+        h has one row per token, or `used`.  Without ids slot s of every token meets matrix s, of all E.
+        """
+        if not 1 <= len(matrices) <= 3:
+            raise PlanError(f"matmul_grouped: takes one to three matrices, found {len(matrices)}")
+        experts = matrices[0].experts if isinstance(matrices[0], Matrix) else 1
+        if ids is not None and (ids.forms != {"i"} or ids.storage != PER_NODE):
+            raise PlanError(f"matmul_grouped: operand ids ({ids.name}) holds floats, wanted ids")
+        used = experts if ids is None else ids.width
+        if h.per_token not in (1, used):
+            raise PlanError(f"matmul_grouped: operand h ({h.name}) has {h.per_token} rows per token, wanted 1 or {used}")
+        for w in matrices:
+            self._reads("matmul_grouped", h, w, experts)
+        outs = [self._tensor(w.short_name, w.n, SHARED, "f", per_token=used, source=w) for w in matrices]
+        none = [None] * (3 - len(matrices))
+        self._add("matmul_grouped", [h, ids, *outs], [*matrices, *none, *(w.bias for w in matrices)], matrices=matrices, per_token=used)
+        return outs[0] if len(outs) == 1 else outs
+
+    def mix(self, y, weights, also=None, gate=None):
+        """Sum of a token's rows of y (T, used, D) times weights (T, used), in order; plus `also` (T, D), times sigmoid(gate (T, 1))."""
+        self._check("mix", "weights", weights, y.per_token)
+        self._check("mix", "y", y, y.width, weights.width)
+        if also is not None:
+            self._check("mix", "also", also, y.width)
+        if gate is not None:
+            self._check("mix", "gate", gate, 1)
+        out = self._tensor("mix", y.width, PER_NODE, "f")
+        return self._add("mix", [y, weights, also, gate, out], [])
 
     # ---- building ------------------------------------------------------------------------------------------------
 
-    def _tensor(self, name, width, storage, *forms):
-        tensor = Tensor(name, width, storage, set(forms))
+    def _tensor(self, name, width, storage, *forms, **more):
+        tensor = Tensor(name, width, storage, set(forms), **more)
         self.tensors.append(tensor)
         return tensor
 
-    def _add(self, name, tensors, weights, ints=(), floats=(), selected=False):
+    def _like(self, x, name, *forms):
+        """A tensor of x's shape on every node."""
+        return self._tensor(name, x.width, PER_NODE, *forms, per_token=x.per_token)
+
+    def _add(self, name, tensors, weights, ints=(), floats=(), selected=False, matrices=(), per_token=1):
+        while weights and weights[-1] is None:
+            weights.pop()
         for w in weights:
-            if w is not None and w not in self.weights:
+            if w is not None and id(w) not in self._known:
+                self._known.add(id(w))
                 self.weights.append(w)
         index = len(self.ops)
         for (operand, mode, _), tensor in zip(_OPS[name][1], tensors):
             if tensor is None:
                 continue
             tensor.last = index
+            tensor.is_read |= mode == "r"
             if mode == "w" and tensor.first < 0:
                 tensor.first = index
             elif tensor.first < 0:
                 raise PlanError(f"{name}: operand {operand} ({tensor.name}) is read before any op writes it")
-        self.ops.append(_Op(name, tensors, weights, tuple(ints), tuple(floats), selected))
+        self.ops.append(_Op(name, tensors, weights, tuple(ints), tuple(floats), selected, tuple(matrices), per_token))
         return next((t for (_, mode, _), t in reversed(list(zip(_OPS[name][1], tensors))) if mode == "w"), None)
 
     @staticmethod
-    def _check(op, operand, name, found, wanted):
-        if found != wanted:
-            raise PlanError(f"{op}: operand {operand} ({name}) has width {found}, wanted {wanted}")
+    def _refuse(says, weight=None):
+        """Raise CorruptModel where the weight is a file's, which then does not fit the others; else PlanError."""
+        if weight is not None and weight.path is not None:
+            raise CorruptModel(weight.path, says)
+        raise PlanError(says)
 
-    @staticmethod
-    def _is_matrix(op, w):
+    def _check(self, op, operand, x, width, rows=1):
+        """Whether an operand (Tensor or Vector) has that width, and a Tensor floats and so many rows per token."""
+        weight = x.source if isinstance(x, Tensor) else x
+        name = x.name if weight is None else weight.name
+        found = x.width if isinstance(x, Tensor) else x.n
+        if found != width:
+            self._refuse(f"{op}: operand {operand} ({name}) has width {found}, wanted {width}", weight)
+        if isinstance(x, Tensor) and "i" in x.forms:
+            raise PlanError(f"{op}: operand {operand} ({name}) holds ids, wanted floats")
+        if isinstance(x, Tensor) and x.per_token != rows:
+            raise PlanError(f"{op}: operand {operand} ({name}) has {counted(x.per_token, 'row')} per token, wanted {rows}")
+
+    def _is_matrix(self, op, w, experts=1):
         if not isinstance(w, Matrix):
-            raise PlanError(f"{op}: operand {w.name} is a vector of {w.n} values, wanted a matrix")
+            self._refuse(f"{op}: operand {w.name} is a vector of {w.n} values, wanted a matrix", w)
+        if w.experts != experts:
+            self._refuse(f"{op}: operand {w.name} has {counted(w.experts, 'matrix', 'matrices')} of {w.n} x {w.k} values, "
+                         f"wanted {experts}", w)
 
     def _is_vector(self, op, operand, w, n):
         if not isinstance(w, Vector):
-            raise PlanError(f"{op}: operand {operand} ({w.name}) is a matrix of {w.n} x {w.k} values, wanted a vector of {n}")
-        self._check(op, operand, w.name, w.n, n)
+            self._refuse(f"{op}: operand {operand} ({w.name}) is a matrix of {w.n} x {w.k} values, wanted a vector of {n}", w)
+        self._check(op, operand, w, n)
 
     def _near(self, tensor):
         """The tensor on every node, for an op whose workers each read all of it."""
         if tensor.storage == PER_NODE or self.n_nodes == 1:
             return tensor
-        near = self._tensor(tensor.name, tensor.width, PER_NODE, "f")
+        near = self._tensor(tensor.name, tensor.width, PER_NODE, "f", per_token=tensor.per_token, source=tensor.source)
         return self._add("gather", [tensor, near], [])
 
-    def _reads(self, h, w):
-        self._is_matrix("matmul", w)
-        self._check("matmul", "W", w.name, w.k, h.width)
+    def _reads(self, op, h, w, experts=1):
+        self._is_matrix(op, w, experts)
+        self._check(op, "h", h, h.width, h.per_token)
+        if w.k != h.width:
+            self._refuse(f"{op}: operand W ({w.name}) has width {w.k}, wanted {h.width}", w)
         if w.kind == FLOAT:
             h.forms.add("f")
         else:
@@ -296,7 +476,17 @@ class Plan:
     # ---- compiling -----------------------------------------------------------------------------------------------
 
     def compile(self):
-        """Lay out the tensors and compute the barriers; call once, after the last op.  Returns self."""
+        """Lay out the tensors and compute the barriers; call once, after the last op.  Returns self.
+
+        Raises
+        ------
+        PlanError
+            No op reads a tensor that another writes.
+        """
+        for tensor in self.tensors:
+            if not tensor.is_read:
+                raise PlanError(f"op {tensor.first} ({self.ops[tensor.first].name}) writes {tensor.name} of width {tensor.width}, but "
+                                f"no op reads it")
         self._insert_barriers()  # what the flow of data needs
         self._lay_out()  # reuses memory only across those
         self._insert_barriers()  # and is not taken at its word
@@ -304,11 +494,12 @@ class Plan:
 
     def _parts_of(self, tensor):
         """Byte offset of each form within the tensor, and its size."""
-        rows, at, offsets = self.n_batch, 0, {}
+        rows, at, offsets = self.n_batch * tensor.per_token, 0, {}
         if tensor.n_bytes:
             return {"f": 0}, tensor.n_bytes
-        sizes = {"f": 4 * tensor.width, "q": tensor.width, "d": tensor.width // 8, "m": tensor.width // 8, "s": tensor.width // 8}
-        for form in ("f", "q", "d", "m", "s"):
+        sizes = {"f": 4 * tensor.width, "q": tensor.width, "d": tensor.width // 8, "m": tensor.width // 8, "s": tensor.width // 8,
+                 "i": 4 * tensor.width}
+        for form in ("f", "q", "d", "m", "s", "i"):
             if form in tensor.forms or (form == "d" and "q" in tensor.forms):
                 offsets[form] = at
                 at += -(-rows * sizes[form] // _ALIGN) * _ALIGN
@@ -326,31 +517,33 @@ class Plan:
             after = bisect_right(barriers[t.storage], t.last)
             return (barriers[t.storage][after] if after < len(barriers[t.storage]) else len(self.ops)) - 1
 
-        placed = {SHARED: [], PER_NODE: []}
+        placed = {SHARED: [], PER_NODE: []}  # (first byte, end, last op before whose end it may not be overwritten)
         for tensor in sorted(self.tensors, key=lambda t: t.first):
             _, size = self._parts_of(tensor)
+            if not size:
+                continue
             at, mine = 0, placed[tensor.storage]
-            mine[:] = [entry for entry in mine if dies(entry[0]) >= tensor.first]
-            for _, start, end in sorted(mine, key=lambda entry: entry[1]):
+            mine[:] = [entry for entry in mine if entry[2] >= tensor.first]
+            for start, end, _ in mine:
                 if start < at + size and at < end:
                     at = end
-            if size:
-                tensor.offset = at
-                placed[tensor.storage].append((tensor, at, at + size))
-                self.arena_bytes[tensor.storage] = max(self.arena_bytes[tensor.storage], at + size)
+            tensor.offset = at
+            insort(mine, (at, at + size, dies(tensor)))
+            self.arena_bytes[tensor.storage] = max(self.arena_bytes[tensor.storage], at + size)
 
     def _insert_barriers(self):
         last = {NODE: -1, TEAM: -1}  # ops before which a barrier of at least that strength stands
-        recent = []  # (op, bytes, writes, storage) since the last team barrier
+        recent = []  # (op, first byte, end, writes, storage) since the last team barrier
+        places = {id(t): self._place(t) for t in self.tensors}
         for i, op in enumerate(self.ops):
             op.barrier = NONE
-            mine = list(self._accesses(op))
-            for j, place, writes, storage in recent:
+            mine = [(*places[id(t)], mode == "w", t.storage) for (_, mode, _), t in zip(_OPS[op.name][1], op.tensors) if t is not None]
+            for j, start, end, writes, storage in recent:
                 level = TEAM if storage == SHARED else NODE
-                if last[level] > j:
-                    continue
-                if any((writes or w) and s == storage and place[0] < p[1] and p[0] < place[1] for p, w, s in mine):
-                    op.barrier = max(op.barrier, level)
+                if last[level] <= j and op.barrier < level:
+                    for first, behind, writes_too, own in mine:
+                        if (writes or writes_too) and own == storage and start < behind and first < end:
+                            op.barrier = level
             if op.barrier:
                 last[NODE] = i
             if op.barrier == TEAM:
@@ -358,14 +551,11 @@ class Plan:
                 recent = []
             recent += [(i, *access) for access in mine]
 
-    def _accesses(self, op):
-        for (_, mode, _), tensor in zip(_OPS[op.name][1], op.tensors):
-            if tensor is None:
-                continue
-            place = (tensor.offset, tensor.offset + self._parts_of(tensor)[1])
-            if tensor.offset < 0:  # not laid out yet, or a sequence's KV memory: a place of its own
-                place = (-2 - id(tensor), -1 - id(tensor))
-            yield place, mode == "w", tensor.storage
+    def _place(self, tensor):
+        """(first byte, end) of a tensor; one that is not laid out yet, or a sequence's KV memory, has a place of its own."""
+        if tensor.offset < 0:
+            return -2 - id(tensor), -1 - id(tensor)
+        return tensor.offset, tensor.offset + self._parts_of(tensor)[1]
 
     def arrays(self):
         """(ops, tensors) as `_core.Plan` takes them."""
@@ -373,17 +563,20 @@ class Plan:
         weight = {id(w): i for i, w in enumerate(self.weights)}
         ops = np.zeros(len(self.ops), _core.OP_DTYPE)
         ops["t"], ops["w"] = -1, -1
-        for record, op in zip(ops, self.ops):
-            record["code"], record["barrier"], record["selected"] = _OPS[op.name][0], op.barrier, op.selected
-            for field_name, values in (("t", [-1 if t is None else number[id(t)] for t in op.tensors]),
-                                       ("w", [-1 if w is None else weight[id(w)] for w in op.weights]),
-                                       ("i", op.ints), ("f", op.floats)):
-                record[field_name][: len(values)] = values
+        for name, values in (("code", (_OPS[op.name][0] for op in self.ops)), ("barrier", (op.barrier for op in self.ops)),
+                             ("selected", (op.selected for op in self.ops))):  # fmt: skip
+            ops[name] = list(values)
+        t, w, ints, floats = ops["t"], ops["w"], ops["i"], ops["f"]
+        for i, op in enumerate(self.ops):
+            t[i, : len(op.tensors)] = [-1 if x is None else number[id(x)] for x in op.tensors]
+            w[i, : len(op.weights)] = [-1 if x is None else weight[id(x)] for x in op.weights]
+            ints[i, : len(op.ints)], floats[i, : len(op.floats)] = op.ints, op.floats
         tensors = np.full(len(self.tensors), -1, _core.TENSOR_DTYPE)
-        for record, tensor in zip(tensors, self.tensors):
-            record["storage"], record["width"] = tensor.storage, tensor.width
+        for name in ("storage", "width", "per_token"):
+            tensors[name] = [getattr(tensor, name) for tensor in self.tensors]
+        for i, tensor in enumerate(self.tensors):
             for form, offset in self._parts_of(tensor)[0].items():
-                record[form] = tensor.offset + offset
+                tensors[form][i] = tensor.offset + offset
         return ops, tensors
 
     # ---- looking -------------------------------------------------------------------------------------------------
@@ -391,7 +584,7 @@ class Plan:
     @property
     def bytes_per_token(self) -> int:
         """Packed weight bytes that decoding one token reads, all nodes together."""
-        return sum(w.packed_bytes for op in self.ops if op.name == "matmul" for w in op.weights)
+        return sum(op.cost(1).n_bytes for op in self.ops)
 
     def barriers(self):
         """Number of barriers per step: (node, team)."""
@@ -407,7 +600,7 @@ class Plan:
                  f"{counted(self.n_batch, 'token')} a step"]
         for i, op in enumerate(self.ops):
             operands = " ".join(
-                f"{operand}={tensor.name}[{tensor.width}]" for (operand, _, _), tensor in zip(_OPS[op.name][1], op.tensors) if tensor)
+                f"{operand}={tensor.name}[{_shown(tensor)}]" for (operand, _, _), tensor in zip(_OPS[op.name][1], op.tensors) if tensor)
             weights = " ".join(w.name for w in op.weights if w is not None)
             lines.append(f"{i:4d} {('', 'node', 'TEAM')[op.barrier]:4} {op.name:10} {operands}  {weights}".rstrip())
         return "\n".join(lines)
@@ -421,4 +614,9 @@ class Plan:
         return f'<p>{shown}</p><pre style="max-height: 30em; overflow: auto">{html.escape(ops)}</pre>'
 
 
-__all__ = ["KV_TYPES", "Attention", "Plan", "Tensor", "Vector"]
+def _shown(tensor):
+    """"128", or "8x128" for eight rows per token."""
+    return str(tensor.width) if tensor.per_token == 1 else f"{tensor.per_token}x{tensor.width}"
+
+
+__all__ = ["KV_TYPES", "Attention", "Cost", "Plan", "Tensor", "Vector"]

@@ -11,7 +11,7 @@ from itertools import accumulate
 import numpy as np
 
 from .. import _core
-from ..errors import CorruptModel, UnsupportedModel
+from ..errors import CorruptModel, PlanError, UnsupportedModel
 
 log = logging.getLogger("numainfer")
 _ALIGN = 64
@@ -20,12 +20,29 @@ _BEHIND = 64 << 20  # bytes of the file that are packed before their pages are g
 
 @dataclass(frozen=True, eq=False)
 class Matrix:
-    """A weight matrix (n, k) of the file."""
+    """A weight matrix (N, K) of the file, or (E, N, K): one for each of E experts.
+
+    Attributes
+    ----------
+    name, type : str
+        Of the tensor.
+    n, k : int
+        Rows (of one expert) and values per row.
+    experts : int
+        E; 1 for a plain matrix.
+    bias : Vector or None
+        What is added to the finished rows: ``x.bias`` beside ``x.weight``; E * N values, expert after expert.
+    path : str or None
+        The file, None for a matrix of no file.
+    """
 
     name: str
     type: str
     n: int
     k: int
+    experts: int = 1
+    bias: "Vector | None" = None
+    path: str | None = None
 
     @property
     def code(self):
@@ -37,7 +54,8 @@ class Matrix:
 
     @property
     def packed_bytes(self):
-        return _core.packed_bytes(self.code, self.n, self.k)
+        """Of all experts."""
+        return self.experts * _core.packed_bytes(self.code, self.n, self.k)
 
     @property
     def short_name(self):
@@ -47,10 +65,22 @@ class Matrix:
 
 @dataclass(frozen=True, eq=False)
 class Vector:
-    """n float32 values of the file (norms, biases), or a float64 constant that an architecture computed."""
+    """n float32 values of the file (norms, biases), or a float64 constant that an architecture computed.
+
+    Attributes
+    ----------
+    name : str
+    values : ndarray (n,)
+    bias : Vector or None
+        Of a norm's weight: what is added behind it.
+    path : str or None
+        The file, None for a constant.
+    """
 
     name: str
     values: np.ndarray
+    bias: "Vector | None" = None
+    path: str | None = None
 
     @property
     def n(self):
@@ -67,6 +97,9 @@ FORMATS = _core.formats()
 class Catalog:
     """Tensors of a GGUF file by name, and the record of which were asked for.
 
+    A bias goes with its weight: if the file holds ``x.bias`` beside ``x.weight``, the latter's Matrix or Vector has it as `bias`,
+    and the op that multiplies by the one adds the other.
+
     Parameters
     ----------
     gguf : GGUFFile
@@ -74,8 +107,8 @@ class Catalog:
 
     def __init__(self, gguf):
         self.gguf = gguf
-        self.used, self._constants = {}, {}
-        self._longest = max((n for tensor in gguf.tensors.values() if len(tensor.shape) == 2 for n in tensor.shape), default=0)
+        self.used, self._constants, self._read = {}, {}, set()
+        self._longest = max((n for tensor in gguf.tensors.values() if len(tensor.shape) > 1 for n in tensor.shape), default=0)
 
     def __contains__(self, name):
         return name in self.gguf.tensors
@@ -86,32 +119,63 @@ class Catalog:
         Raises
         ------
         CorruptModel
-            The file has no such tensor, or a vector of a length that fits no matrix.
+            The file has no such tensor, or a vector of a length that fits no matrix, or a bias that does not fit its weight.
         UnsupportedModel
             Its type or its number of dimensions is not supported.
         """
         if name not in self.used:
-            tensor = self.gguf.tensors.get(name)
-            if tensor is None:
-                raise CorruptModel(self.gguf.path, f"tensor {name!r} is missing; architecture {self.gguf.architecture!r} needs it")
-            if tensor.type not in FORMATS:
-                raise UnsupportedModel(f"type of tensor {name}", tensor.type, FORMATS)
+            tensor = self._tensor(name)
             if len(tensor.shape) == 1:
-                if tensor.shape[0] > self._longest:  # before its values fill the memory
-                    what = f"a vector of {tensor.shape[0]:,} values; the longest side of a matrix in the file is {self._longest:,}"
-                    raise CorruptModel(self.gguf.paths[tensor.shard], f"tensor {name!r} is {what}", tensor.offset)
-                self.used[name] = Vector(name, _core.decode(FORMATS[tensor.type]["code"], tensor.data))
-            elif len(tensor.shape) == 2:
-                self.used[name] = Matrix(name, tensor.type, *tensor.shape)
+                self.used[name] = self._vector(name, self._bias(name, tensor.shape))
+            elif len(tensor.shape) in (2, 3):
+                experts, n, k = (1, *tensor.shape)[-3:]
+                rows = tensor.shape[:-1]
+                self.used[name] = Matrix(name, tensor.type, n, k, experts, self._bias(name, rows), self.gguf.paths[tensor.shard])
             else:
-                raise UnsupportedModel(f"shape of tensor {name}", tensor.shape, ["(N,)", "(N, K)"])
+                raise UnsupportedModel(f"shape of tensor {name}", tensor.shape, ["(N,)", "(N, K)", "(E, N, K)"])
         return self.used[name]
+
+    def _tensor(self, name):
+        tensor = self.gguf.tensors.get(name)
+        if tensor is None:
+            raise CorruptModel(self.gguf.path, f"tensor {name!r} is missing; architecture {self.gguf.architecture!r} needs it")
+        if tensor.type not in FORMATS:
+            raise UnsupportedModel(f"type of tensor {name}", tensor.type, FORMATS)
+        return tensor
+
+    def _vector(self, name, bias=None):
+        tensor = self._tensor(name)
+        if len(tensor.shape) == 1 and tensor.shape[0] > self._longest:  # before its values fill the memory
+            what = f"a vector of {tensor.shape[0]:,} values; the longest side of a matrix in the file is {self._longest:,}"
+            raise CorruptModel(self.gguf.paths[tensor.shard], f"tensor {name!r} is {what}", tensor.offset)
+        return Vector(name, _core.decode(FORMATS[tensor.type]["code"], tensor.data), bias, self.gguf.paths[tensor.shard])
+
+    def _bias(self, name, shape):
+        """The Vector that goes with a weight of so many rows; None if the file has none."""
+        bias = name.removesuffix("weight") + "bias"
+        if not name.endswith(".weight") or bias not in self:
+            return None
+        tensor = self._tensor(bias)
+        if tensor.shape != tuple(shape):
+            what = f"tensor {bias!r} has the shape {tensor.shape}, wanted {tuple(shape)}, a value for each row of {name}"
+            raise CorruptModel(self.gguf.paths[tensor.shard], what, tensor.offset)
+        return self._vector(bias)
 
     def get(self, name):
         """The tensor, or None if the file has none."""
         if name not in self:
             return None
         return self[name]
+
+    def values(self, name):
+        """The values of a tensor that a plan is computed from, (n,) float32, or None if the file has none; no op needs to read it."""
+        vector = self.get(name)
+        if vector is None:
+            return None
+        self._read.add(name)
+        if not isinstance(vector, Vector):
+            raise CorruptModel(vector.path, f"tensor {name!r} is a matrix of {vector.n} x {vector.k} values, wanted a vector")
+        return vector.values
 
     def block(self, i):
         """Tensors of layer i as attributes: ``.attn_q`` is ``blk.<i>.attn_q.weight``."""
@@ -121,9 +185,21 @@ class Catalog:
         """A float64 vector that is not in the file; the first values given under a name stay."""
         return self._constants.setdefault(name, Vector(name, np.ascontiguousarray(values, np.float64)))
 
-    def check_all_used(self, ignore=()):
-        """Raise UnsupportedModel if the file holds a tensor that nobody asked for: leaving it out would change the model."""
-        unused = [name for name in self.gguf.tensors if name not in self.used and name not in ignore]
+    def check_all_used(self, weights):
+        """Whether every tensor of the file is one of the `weights` that ops read, or its values were.
+
+        Raises
+        ------
+        UnsupportedModel
+            Nobody asked for a tensor: leaving it out would change the model.
+        PlanError
+            The architecture asked for a tensor and gave it to no op.
+        """
+        read = self._read.union(w.name for w in weights)
+        unused = [name for name in self.gguf.tensors if name not in read]
+        for name in unused:
+            if name in self.used:
+                raise PlanError(f"tensor {name} was asked for, but no op of {self.gguf.architecture!r} reads it")
         if unused:
             more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
             raise UnsupportedModel("tensor", ", ".join(unused[:3]) + more,
@@ -153,9 +229,9 @@ class Replicas:
         System numbers of the nodes.
     policy : str
         "replicate" and "local": a copy on each node; "interleave": one copy, page by page over the nodes; "shard": each node
-        holds its rows of every matrix.
+        holds its rows of every matrix, of every expert of one.
     bounds : dict
-        For "shard": row groups where each node's rows begin and the last end, (n_nodes + 1,) by name of the matrix.
+        For "shard": row groups (of each expert) where each node's rows begin and the last end, (n_nodes + 1,) by name of the matrix.
     """
 
     def __init__(self, weights, os_nodes, policy, bounds=None):
@@ -179,17 +255,17 @@ class Replicas:
             if w.name in self._bounds:
                 group = _core.packed_bytes(w.code, 1, w.k)
                 first = int(self._bounds[w.name][copy]) * group
-                size = int(self._bounds[w.name][copy + 1]) * group - first
+                size = w.experts * (int(self._bounds[w.name][copy + 1]) * group - first)
             self.offsets[copy][w.name] = at - first
             at += -(-size // _ALIGN) * _ALIGN
         return at
 
     def entry(self, w):
-        """(code, n, k, addresses, bounds) as the core takes them; code -1 for vectors."""
+        """(code, n, k, addresses, bounds, experts) as the core takes them; code -1 for vectors."""
         addresses = [arena.address + offsets[w.name] for arena, offsets in zip(self.arenas, self.offsets)]
         addresses = addresses * self.n_nodes if len(addresses) < self.n_nodes else addresses
-        code, n, k = (w.code, w.n, w.k) if isinstance(w, Matrix) else (-1, 1, w.n)
-        return code, n, k, addresses, self._bounds.get(w.name)
+        code, n, k, experts = (w.code, w.n, w.k, w.experts) if isinstance(w, Matrix) else (-1, 1, w.n, 1)
+        return code, n, k, addresses, self._bounds.get(w.name), experts
 
     def fill(self, team, gguf, progress=None):
         """Read the file once, in its order, and pack every weight on every node, by that node's own threads.
@@ -228,7 +304,7 @@ class _Reading:
     def __init__(self, gguf, matrices, nonzero, progress):
         self._gguf, self._nonzero, self._progress = gguf, nonzero, progress
         self.tensors = [gguf.tensors[w.name] for w in matrices]
-        self._row_bytes = [t.n_bytes // w.n for t, w in zip(self.tensors, matrices)]
+        self._row_bytes = [t.n_bytes // (w.n * w.experts) for t, w in zip(self.tensors, matrices)]
         self._before = [0, *accumulate(t.n_bytes for t in self.tensors)]
         self._seen, self._done, self._shard, self._released = 0, 0, 0, 0
         self.last = {t.shard: t for t in sorted(gguf.tensors.values(), key=lambda t: (t.shard, t.offset))}  # one of each shard

@@ -14,7 +14,7 @@ from . import cpus as cpus_of, pages
 from .cpus import ranges as _ranges
 from ..errors import OutOfNodeMemory, PlacementError, PlacementWarning
 from .limits import RESERVE, Limits, limits, listed, node_memory, online_nodes, spare
-from ..summary import counted
+from ..summary import counted, short_bytes
 
 POLICIES = ("auto", "replicate", "shard", "interleave", "local")
 FAKE_NODES = "NUMAINFER_FAKE_NODES"
@@ -451,9 +451,4 @@ def choose_policy(asked, chosen, weight_bytes, other_bytes, standing=(), limit=N
 
 
 def _size(n):
-    if n is None:
-        return "unknown"
-    for unit in ("B", "KB", "MB", "GB"):
-        if abs(n) < 1000 or unit == "GB":
-            return f"{n:.0f} {unit}" if unit == "B" or n >= 100 else f"{n:.1f} {unit}"
-        n /= 1000
+    return "unknown" if n is None else short_bytes(n)

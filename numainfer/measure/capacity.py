@@ -116,25 +116,24 @@ def demand(gguf, n_nodes, n_ctx=None, n_batch=512, kv_type="f16"):
     catalog, n_batch = Catalog(gguf), min(n_batch, n_ctx)
     plan = build(Plan(n_nodes, n_batch, n_ctx, kv_type=kv_type), catalog)
     alone = build(Plan(1, n_batch, n_ctx, kv_type=kv_type), catalog) if n_nodes > 1 else plan
-    multiplied = [w for op in plan.ops if op.name == "matmul" for w in op.weights]
-    results = {id(t) for op in plan.ops if op.name == "matmul" for t in op.tensors[1:]}
-    read = [t for op in plan.ops if op.name != "matmul" for t in op.tensors if id(t) in results]
+    costs = [op.cost(1) for op in plan.ops]
     attention = [op.attention for op in plan.ops if op.name == "attend"]
     types = {}
-    for w in multiplied:
-        types[w.type] = types.get(w.type, 0) + w.packed_bytes
+    for op in plan.ops:
+        for w, n_bytes, _ in op.products(1):
+            types[w.type] = types.get(w.type, 0) + n_bytes
     node, team = plan.barriers()
     return Demand(
         weights=sum(w.packed_bytes for w in plan.weights),
         vectors=sum(w.packed_bytes for w in plan.weights if not isinstance(w, Matrix)),
-        read=plan.bytes_per_token,
-        macs=sum(w.n * w.k for w in multiplied),
+        read=sum(cost.n_bytes for cost in costs),
+        macs=sum(cost.macs for cost in costs),
         n_ctx=n_ctx,
         kv_bytes=plan.kv_bytes,
         kv_layers=tuple((a["kv_heads"] * _core.kv_chunk_bytes(plan.kv_type, a["e"], a["ev"]) // _core.CHUNK, a["window"],
                          a["heads"] * (a["ev"] + 16) * 4) for a in attention),
         activations=sum(plan.arena_bytes),
-        exchange=sum(4 * t.width for t in read),
+        exchange=sum(cost.exchanged for cost in costs),
         node_barriers=node,
         team_barriers=team,
         alone_barriers=sum(alone.barriers()),

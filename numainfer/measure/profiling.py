@@ -172,14 +172,12 @@ class _Clock:
 
 
 def _describe(op):
-    """(name, layer or None, weight bytes, multiply-adds per row, whether only wanted rows count, barrier) of a plan's op."""
+    """(name, layer or None, cost by number of rows, whether only wanted rows count, barrier) of a plan's op."""
     matrices = [w for w in op.weights if hasattr(w, "k")]
     name = " ".join([op.name, *(w.short_name for w in matrices)])
     parts = matrices[0].name.split(".") if matrices else []
     layer = int(parts[1]) if len(parts) > 2 and parts[1].isdigit() else None
-    multiplies = op.name.startswith("matmul")
-    n_bytes, macs = (sum(w.packed_bytes for w in matrices), sum(w.n * w.k for w in matrices)) if multiplies else (0, 0)
-    return name, layer, n_bytes, macs, op.selected, op.barrier
+    return name, layer, op.cost, op.selected, op.barrier
 
 
 def _intervals(stamps):
@@ -192,13 +190,13 @@ def _intervals(stamps):
 def _account(sums, ops, stamps, seconds, tokens, wanted):
     """Add a step of ``tokens`` tokens, of which ``wanted`` results are wanted, to the sums of rows by name."""
     before, within = (x.mean(axis=0) for x in _intervals(stamps))
-    for (name, _, n_bytes, macs, selected, barrier), wait, work in zip(ops, before.tolist(), within.tolist()):
-        rows = wanted if selected else tokens
+    for (name, _, cost, selected, barrier), wait, work in zip(ops, before.tolist(), within.tolist()):
+        found = cost(wanted if selected else tokens)
         if barrier:
             sums.setdefault((1, _BARRIERS[barrier]), Row(_BARRIERS[barrier])).add(wait, 0, 0)
         else:
             work += wait  # the clock's own time
-        sums.setdefault((0, name), Row(name)).add(work, n_bytes if rows else 0, macs * rows)
+        sums.setdefault((0, name), Row(name)).add(work, found.n_bytes, found.macs)
     outside = seconds - (stamps[:, -1] - stamps[:, 0]).mean() / 1e9
     sums.setdefault((2, _OUTSIDE), Row(_OUTSIDE)).add(outside, 0, 0)
 

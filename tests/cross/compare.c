@@ -231,6 +231,9 @@ static void check_maps(const ni_kernels *table) {
         BOTH("scale_mul", float, n, V->scale_mul(b, 0.37f, NULL, n, OUT));
         BOTH("add", float, n, V->add(a, b, n, OUT));
         BOTH("sum_squares", float, 1, OUT[0] = V->sum_squares(b, n));
+        BOTH("sum", float, 1, OUT[0] = V->sum(b, n));
+        BOTH("exp", float, n, V->exp(a, 0.37f, n, OUT));
+        BOTH("minus", float, n, V->minus(a, 0.37f, n, OUT));
         BOTH("to_f16", uint16_t, n, V->to_f16(a, n, OUT));
         for (int e = -26; e < 18; e += 3) {   /* the range of halves, subnormals and overflow */
             for (int j = 0; j < n; j++) a[j] = ldexpf(uniform(1), e);

@@ -22,13 +22,13 @@ def build(plan, catalog):
     UnsupportedModel
         The architecture, or something that this file asks of it, is not supported.
     CorruptModel
-        A key or tensor is missing or of the wrong kind.
+        A key or tensor is missing or of the wrong kind, or tensors do not fit each other.
     PlanError
-        Shapes do not fit.
+        The architecture leaves a tensor unread, or the KV memory would be too large to be named.
     """
     _check(catalog.gguf)
     import_module(f".{catalog.gguf.architecture}", __name__).build(plan, catalog)
-    catalog.check_all_used()
+    catalog.check_all_used([*plan.weights, *plan.spared])
     return plan.compile()
 
 

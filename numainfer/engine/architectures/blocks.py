@@ -41,7 +41,7 @@ class Hyperparameters:
         options = {} if default is None else {"default": default}
         value = self.gguf.get(self.prefix + key, kind, **options)
         if not (low <= value <= high and math.isfinite(value)):
-            raise CorruptModel(self.gguf.path, f"{self.prefix}{key} = {value}; wanted a number from {low} to {high}")
+            self.refuse(key, value, f"a number from {low} to {high}")
         return value
 
     def str(self, key, default):
@@ -60,23 +60,34 @@ class Hyperparameters:
         width, heads = self.int("embedding_length"), self.int("attention.head_count", high=4096)
         kv_heads = self.int("attention.head_count_kv", default=heads, high=4096)
         key = self.int("attention.key_length", default=max(width // heads, 1), high=65536)
-        return Attention(heads, kv_heads, key, self.int("attention.value_length", default=key, high=65536),
-                         self.int("rope.dimension_count", default=key, low=0, high=65536), neox,
+        value = self.int("attention.value_length", default=key, high=65536)
+        rotated = self.int("rope.dimension_count", default=key, low=0, high=65536)
+        if heads % kv_heads:
+            self.refuse("attention.head_count", heads, f"a multiple of {self.prefix}attention.head_count_kv = {kv_heads}")
+        for name, found in (("key_length", key), ("value_length", value)):
+            if found % 16:
+                raise UnsupportedModel(f"{self.prefix}attention.{name}", found, ["multiples of 16"])
+        if rotated % 2 or rotated > key:
+            self.refuse("rope.dimension_count", rotated, f"an even number up to {self.prefix}attention.key_length = {key}")
+        return Attention(heads, kv_heads, key, value, rotated, neox,
                          scale=self.float("attention.scale", default=0.0, low=0) or 1.0 / math.sqrt(key), eps=eps)
+
+    def refuse(self, key, found, wanted):
+        """Raise CorruptModel over a key's value."""
+        raise CorruptModel(self.gguf.path, f"{self.prefix}{key} = {found}; wanted {wanted}")
 
     def rope_frequencies(self, n_rot, base, factors=None):
         """Radians per position of each rotated pair (arXiv:2104.09864): base^(-2i/n_rot), (n_rot/2,) float64.
 
-        `factors`: divisors from ``rope_freqs.weight`` (Llama 3's long-context scaling).  Linear scaling divides all; other
-        scaling types raise UnsupportedModel.
+        `factors`: divisors, the values of ``rope_freqs.weight`` (Llama 3's long-context scaling).  Linear scaling divides all;
+        other scaling types raise UnsupportedModel.
         """
         frequencies = base ** (-2.0 * np.arange(n_rot // 2) / n_rot)
         if factors is not None:
-            values = getattr(factors, "values", np.empty(0))  # a matrix has none
-            if len(values) != n_rot // 2 or not (np.isfinite(values) & (values > 0)).all():
-                raise CorruptModel(self.gguf.path, f"{factors.name} = {values[:4]} ..., {factors.n} rows; wanted a vector of "
+            if len(factors) != n_rot // 2 or not (np.isfinite(factors) & (factors > 0)).all():
+                raise CorruptModel(self.gguf.path, f"rope_freqs.weight = {factors[:4]} ..., {len(factors)} values; wanted a vector of "
                                                    f"{n_rot // 2} positive numbers")
-            frequencies = frequencies / factors.values
+            frequencies = frequencies / factors
         return frequencies / self.rope_scale()
 
     def rope_scale(self):
@@ -89,7 +100,7 @@ class Hyperparameters:
 
 
 class Residual:
-    """The residual stream.  What a block adds waits until the next norm, which does both in one pass.
+    """The residual stream.  What blocks add waits until the next norm, which does all in one pass.
 
     Parameters
     ----------
@@ -98,22 +109,29 @@ class Residual:
         The embedded tokens.
     eps : float
         Of every norm along the stream.
+    layer : bool
+        The norms are LayerNorms instead of RMS norms.
     """
 
-    def __init__(self, plan, x, eps):
-        self._plan, self._x, self._eps = plan, x, eps
-        self._waiting = None, None
+    def __init__(self, plan, x, eps, layer=False):
+        self._plan, self._x, self._eps, self._layer = plan, x, eps, layer
+        self._waiting = []  # (y, post)
 
     def add(self, y, post=None):
-        """x + y, or x + norm(y, post)."""
-        self._waiting = y, post
+        """x + y, or x + norm(y, post); sums are taken in the order of the calls."""
+        self._waiting.append((y, post))
 
     def norm(self, w, selected=False):
-        """norm(x, w)."""
-        y, post = self._waiting
-        self._x, h = self._plan.norm(self._x, w, self._eps, y, post, selected)
-        self._waiting = None, None
+        """norm(x, w): of all that was added so far."""
+        while len(self._waiting) > 2:  # more than the op takes
+            self._x = self._plan.add(self._x, **self._next(), eps=self._eps, layer=self._layer)
+        self._x, h = self._plan.norm(self._x, w, self._eps, selected=selected, layer=self._layer, **self._next())
         return h
+
+    def _next(self):
+        """The first two that wait, as the plan's operands."""
+        waiting, self._waiting = self._waiting[:2], self._waiting[2:]
+        return {name: value for pair, names in zip(waiting, (("y", "post"), ("z", "z_post"))) for name, value in zip(names, pair)}
 
 
 def embedding_matrix(c, weights):

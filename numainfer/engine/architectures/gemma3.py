@@ -20,15 +20,15 @@ def build(p, weights):
         a = replace(a, scale=1.0 / math.sqrt(c.int("embedding_length") / a.heads))
     local = replace(a, window=c.int("attention.sliding_window", default=0, low=0))
     period = c.int("attention.sliding_window_pattern", default=6)  # every sixth layer is global; all are without a window
-    n = a.rope_dim
-    rope = p.rope_table(weights.constant("rope", c.rope_frequencies(n, c.float("rope.freq_base", default=1e6, low=1))))
+    is_global = [(i + 1) % period == 0 or not local.window for i in range(blocks)]
+    frequencies = c.rope_frequencies(a.rope_dim, c.float("rope.freq_base", default=1e6, low=1))
     # Local layers keep their own base, and positions that are never scaled.
-    base = c.float("rope.freq_base_swa", default=10000.0, low=1)
-    local_rope = p.rope_table(weights.constant("local rope", c.rope_frequencies(n, base) * c.rope_scale()))
+    local_frequencies = c.rope_frequencies(a.rope_dim, c.float("rope.freq_base_swa", default=10000.0, low=1)) * c.rope_scale()
+    rope = p.rope_table(weights.constant("rope", frequencies)) if any(is_global) else None
+    local_rope = p.rope_table(weights.constant("local rope", local_frequencies)) if not all(is_global) else None
     x = Residual(p, p.embed(embedding_matrix(c, weights), scale=math.sqrt(c.int("embedding_length"))), eps)
     for i in range(blocks):
-        is_global = (i + 1) % period == 0 or not local.window
-        layer(p, x, weights.block(i), a if is_global else local, rope if is_global else local_rope)
+        layer(p, x, weights.block(i), a if is_global[i] else local, rope if is_global[i] else local_rope)
     p.logits(x.norm(weights["output_norm.weight"], selected=True), output_matrix(weights))
 
 

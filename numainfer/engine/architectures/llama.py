@@ -1,4 +1,4 @@
-"""Llama (arXiv:2302.13971, 2407.21783) and what is built like it: GQA, rotary positions, SwiGLU, pre-norms."""
+"""Llama (arXiv:2302.13971, 2407.21783) and what is built like it: GQA, rotary positions, SwiGLU, pre-norms; biases where there are any."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ def build(p, weights):
     c.check_neutral()
     eps = c.float("attention.layer_norm_rms_epsilon", low=0, high=1)
     a = replace(c.attention(neox=False, eps=eps), window=c.int("attention.sliding_window", default=0, low=0))  # Mistral 7B v0.1
-    base, factors = c.float("rope.freq_base", default=10000.0, low=1), weights.get("rope_freqs.weight")
+    base, factors = c.float("rope.freq_base", default=10000.0, low=1), weights.values("rope_freqs.weight")
     frequencies = c.rope_frequencies(a.rope_dim, base, factors)
     rope = p.rope_table(weights.constant("rope", frequencies))
     x = Residual(p, p.embed(embedding_matrix(c, weights)), eps)

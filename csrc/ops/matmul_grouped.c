@@ -1,0 +1,163 @@
+/* y_j row (t, s) = W_j[id(t, s)] h row, plus that expert's bias: every row meets one of the matrices.
+ * t: h, ids? [T][used] (without: slot s meets matrix s), y0, y1?, y2? [T][used][N].  w: W0, W1?, W2? of experts, and their biases b0?, b1?,
+ * b2? (floats [E][N]).  h: a row per token, which all of its slots read, or one per slot.
+ *
+ * Of every expert a node's workers multiply the same rows, those that lie on it, whatever the router says.  The rows of all experts that
+ * somebody chose are cut among them as one long matrix, by what they cost: an expert's bytes are read once and serve all its tokens. */
+#include "ops.h"
+#include "panels.h"
+
+enum { BLOCK_BYTES = 256 << 10, UNPACK = 4 };   /* as in matmul.c; what reading a row group costs, in tokens' products */
+
+typedef struct {
+    float tail[NI_ROWS];
+    int32_t *first, *row;       /* rows of y that meet expert e: row[first[e] .. first[e + 1]) */
+    uint8_t *near;              /* activations of one block of tokens, side by side */
+    ni_panel_memory *panels;
+    const int32_t *gathered;    /* the rows that are there */
+} memory;
+
+static size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
+static size_t near_bytes(size_t k) { return NI_PANEL_TOKENS * (5 * k + 3 * (k / 8)) + 5 * 64; }
+
+static int64_t used_of(const ni_ctx *c, const ni_op *op) { return c->tensors[op->t[2]].per_token; }
+
+size_t ni_scratch_matmul_grouped(const ni_ctx *c, const ni_op *op) {
+    const size_t rows = (size_t)(c->max_tokens * used_of(c, op)), k = (size_t)ni_width(c, op, 0);
+    return aligned((size_t)(c->weights[op->w[0]].experts + 1) * sizeof(int32_t)) + aligned(rows * sizeof(int32_t))
+           + near_bytes(k) + ni_panel_bytes((int64_t)rows);
+}
+
+static memory carve(const ni_ctx *c, const ni_op *op) {
+    const size_t rows = (size_t)(c->max_tokens * used_of(c, op)), k = (size_t)ni_width(c, op, 0);
+    uint8_t *at = c->scratch;
+    memory m = {.first = (int32_t *)at};
+    at += aligned((size_t)(c->weights[op->w[0]].experts + 1) * sizeof(int32_t));
+    m.row = (int32_t *)at, at += aligned(rows * sizeof(int32_t));
+    m.near = at, at += near_bytes(k);
+    m.panels = (ni_panel_memory *)at;
+    return m;
+}
+
+/* Sorts the rows by expert; rows of one stay in order. */
+static void sort_rows(const ni_ctx *c, const ni_op *op, int64_t experts, int64_t used, memory *m) {
+    const int64_t n = ni_rows(c, op) * used;
+    const int32_t *ids = op->t[1] < 0 ? NULL : ni_ids(c, op, 1);
+    memset(m->first, 0, (size_t)(experts + 1) * sizeof *m->first);
+    for (int64_t i = 0; i < n; i++) m->first[1 + (ids ? ids[i] : i % used)]++;
+    for (int64_t e = 0; e < experts; e++) m->first[e + 1] += m->first[e];
+    for (int64_t i = n - 1; i >= 0; i--) m->row[--m->first[1 + (ids ? ids[i] : i % used)]] = (int32_t)i;
+    /* Each beginning now stands one further on: its own place. */
+    for (int64_t e = 0; e < experts; e++) m->first[e] = m->first[e + 1];
+    m->first[experts] = (int32_t)n;
+}
+
+static int64_t row_of_h(const ni_ctx *c, const ni_op *op, int64_t row) { return c->tensors[op->t[0]].per_token == 1 ? row / used_of(c, op) : row; }
+
+static void copy_row(void *to, const void *from, int64_t i, int64_t row, size_t bytes) {
+    if (from) memcpy((uint8_t *)to + (size_t)i * bytes, (const uint8_t *)from + (size_t)row * bytes, bytes);
+}
+
+/* The activations of n rows, which lie apart, side by side. */
+static ni_act gather(const ni_ctx *c, const ni_op *op, const ni_act *x, const int32_t *row, int64_t n, memory *m) {
+    const size_t k = (size_t)x->k, size[5] = {4 * k, k, k / 8, k / 8, k / 8};
+    const void *from[5] = {x->f, x->q, x->d, x->m, x->s};
+    void *to[5];
+    uint8_t *at = m->near;
+    for (int i = 0; i < 5; i++) to[i] = from[i] ? at : NULL, at += from[i] ? aligned((size_t)n * size[i]) : 0;
+    if (m->gathered != row)
+        for (int64_t t = 0; t < n; t++)
+            for (int i = 0; i < 5; i++) copy_row(to[i], from[i], t, row_of_h(c, op, row[t]), size[i]);
+    m->gathered = row;
+    return (ni_act){.k = x->k, .f = to[0], .q = to[1], .d = to[2], .m = to[3], .s = to[4]};
+}
+
+/* Row groups [g0, g1) of one expert's matrix times n rows. */
+static void few_rows(const ni_ctx *c, const ni_op *op, const ni_weight *w, const uint8_t *packed, const ni_act *x, const int32_t *row, int64_t n,
+                     int64_t g0, int64_t g1, float *y, memory *m) {
+    const size_t bytes = ni_group_bytes(w->type, w->k);
+    const int64_t whole = w->n / NI_ROWS, step = n == 1 ? g1 - g0 : ni_max(1, BLOCK_BYTES / (int64_t)bytes);
+    for (int64_t g = g0; g < g1; g += step) {
+        const int64_t end = ni_min(g + step, g1), full = ni_min(end, whole);
+        for (int64_t t = 0; t < n; t++) {
+            const ni_act own = ni_act_of_token(x, row_of_h(c, op, row[t]));
+            float *out = y + row[t] * w->n;
+            if (full > g) ni_k->dot[w->type](packed + (size_t)g * bytes, full - g, &own, out + g * NI_ROWS);
+            if (full == end) continue;
+            ni_k->dot[w->type](packed + (size_t)full * bytes, 1, &own, m->tail);
+            memcpy(out + full * NI_ROWS, m->tail, (size_t)(w->n - full * NI_ROWS) * sizeof *out);
+        }
+    }
+}
+
+static void many_rows(const ni_ctx *c, const ni_weight *w, const uint8_t *packed, const ni_act *x, const int32_t *row, int64_t n, int64_t g0,
+                      int64_t g1, float *y, memory *m) {
+    const int with_min = ni_formats[w->type].kind == NI_PANEL_MIN;
+    for (int64_t g = g0; g < g1; g += NI_PANEL_GROUPS) {
+        const int64_t groups = ni_min(NI_PANEL_GROUPS, g1 - g);
+        const float *acc = ni_block_times_tokens(ni_k, w->type, packed + (size_t)g * ni_group_bytes(w->type, w->k), groups, x, (int)n,
+                                                 m->panels, c->me->cancel);
+        if (ni_hurry(c)) return;
+        const float *accm = acc + groups * n * NI_ROWS;
+        for (int64_t t = 0; t < n; t++)
+            for (int64_t i = 0; i < groups; i++) {
+                const float *from = acc + (i * n + t) * NI_ROWS, *min = accm + (i * n + t) * NI_ROWS;
+                float *out = y + row[t] * w->n + (g + i) * NI_ROWS;
+                const int64_t rows = ni_min(NI_ROWS, w->n - (g + i) * NI_ROWS);
+                for (int64_t r = 0; r < rows; r++) out[r] = with_min ? from[r] + min[r] : from[r];
+            }
+    }
+}
+
+static void multiply(const ni_ctx *c, const ni_op *op, int j, int64_t e, const int32_t *row, int64_t n, int64_t g0, int64_t g1, memory *m) {
+    const ni_weight *w = &c->weights[op->w[j]];
+    const uint8_t *packed = (const uint8_t *)w->here + (size_t)e * ni_expert_bytes(w, c->copy);
+    const ni_act x = ni_act_of(c, op, 0);
+    float *y = ni_floats(c, op, 2 + j);
+    if (n <= ni_max(1, ni_k->few[w->type])) few_rows(c, op, w, packed, &x, row, n, g0, g1, y, m);
+    else for (int64_t t = 0; t < n; t += NI_PANEL_TOKENS) {
+        const int64_t count = ni_min(NI_PANEL_TOKENS, n - t);
+        const ni_act near = gather(c, op, &x, row + t, count, m);
+        many_rows(c, w, packed, &near, row + t, count, g0, g1, y, m);
+    }
+    const float *bias = ni_copy_of(c, op, 3 + j);
+    if (!bias) return;
+    const int64_t r0 = g0 * NI_ROWS, r1 = ni_min(g1 * NI_ROWS, w->n);
+    for (int64_t t = 0; t < n; t++) ni_k->vec.add(y + row[t] * w->n + r0, bias + e * w->n + r0, r1 - r0, y + row[t] * w->n + r0);
+}
+
+/* Row groups of each expert that this worker's node multiplies: those that lie there, or its workers' share. */
+static void node_groups(const ni_ctx *c, const ni_weight *w, int64_t *g0, int64_t *g1) {
+    const int64_t first = c->me->worker - c->me->rank, groups = ni_n_groups(w);
+    *g0 = w->bounds ? w->bounds[c->copy] : groups * first / c->me->n_workers;
+    *g1 = w->bounds ? w->bounds[c->copy + 1] : groups * (first + c->me->size) / c->me->n_workers;
+}
+
+/* Units first .. of `cost` each that begin in [from, to), of n. */
+static int64_t begins(int64_t at, int64_t from, int64_t cost, int64_t n) {
+    return from <= at ? 0 : ni_min(n, (from - at + cost - 1) / cost);
+}
+
+void ni_op_matmul_grouped(const ni_ctx *c, const ni_op *op) {
+    const int64_t experts = c->weights[op->w[0]].experts, used = used_of(c, op);
+    memory m = carve(c, op);
+    sort_rows(c, op, experts, used, &m);
+    int64_t g0[3], g1[3], own = 0, total = 0, from, to, at = 0;
+    int n = 0;
+    for (; n < 3 && op->w[n] >= 0; n++) node_groups(c, &c->weights[op->w[n]], &g0[n], &g1[n]), own += g1[n] - g0[n];
+    for (int64_t e = 0; e < experts; e++) {
+        const int64_t rows = m.first[e + 1] - m.first[e];
+        if (rows) total += own * (rows + UNPACK);
+    }
+    ni_cut(total, c->me->size, c->me->rank, &from, &to);
+    for (int64_t e = 0; e < experts && at < to; e++) {
+        const int64_t rows = m.first[e + 1] - m.first[e], cost = rows + UNPACK;
+        for (int j = 0; j < n && rows; j++) {
+            const int64_t groups = g1[j] - g0[j], a = begins(at, from, cost, groups), b = begins(at, to, cost, groups);
+            if (ni_hurry(c)) return;
+            if (a < b) multiply(c, op, j, e, m.row + m.first[e], rows, g0[j] + a, g0[j] + b, &m);
+            at += groups * cost;
+        }
+    }
+}
