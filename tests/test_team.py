@@ -175,7 +175,7 @@ def test_closing_twice_and_using_after():
     team.close()
     team.cancel()
     one = np.zeros(1, np.uint8)
-    pieces = [((-1, 1, 1, [0], None), one.ctypes.data, 1)]
+    pieces = [((-1, 1, 1, [0], None, 1), one.ctypes.data, 1)]
     for use in (len, lambda t: t.cpus(), lambda t: t.read_time([0], 0, 1), lambda t: t.fill(pieces, one)):
         with pytest.raises(ValueError, match="the team is closed"):
             use(team)

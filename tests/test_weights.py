@@ -117,7 +117,7 @@ def test_all_nodes_pack_a_copy_that_they_share(sheet):
 
         def taken(*addresses):
             counts = np.zeros(6, np.int64)
-            pieces = [((w.code, w.n, w.k, [a + i * w.packed_bytes for a in addresses], None), (file.fileno(), tensor.offset), 4 * w.k)
+            pieces = [((w.code, w.n, w.k, [a + i * w.packed_bytes for a in addresses], None, 1), (file.fileno(), tensor.offset), 4 * w.k)
                       for i in range(n)]
             assert team.fill(pieces, np.zeros(n, np.uint8), taken=counts) == -1
             return counts.reshape(3, 2).sum(axis=1).tolist()
@@ -131,7 +131,7 @@ def test_all_nodes_pack_a_copy_that_they_share(sheet):
             if all(shared):
                 break
         assert all(shared), shared
-        found = [unpacked((w.code, w.n, w.k, [at + (n - 1) * w.packed_bytes], None), 0) for at in (a, b)]
+        found = [unpacked((w.code, w.n, w.k, [at + (n - 1) * w.packed_bytes], None, 1), 0) for at in (a, b)]
         for each in found:
             np.testing.assert_array_equal(each, sheet.exact["big"])
     for arena in arenas:

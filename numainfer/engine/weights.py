@@ -285,7 +285,8 @@ class Replicas:
         reading = _Reading(gguf, matrices, nonzero, progress)
         with contextlib.ExitStack() as files:
             fds = {t.shard: files.enter_context(t.open()).fileno() for t in reading.last.values()}
-            pieces = [(self.entry(w), (fds[t.shard], t.offset), t.n_bytes // w.n) for w, t in zip(matrices, reading.tensors)]
+            pieces = [(self.entry(w), (fds[t.shard], t.offset), row_bytes)
+                      for w, t, row_bytes in zip(matrices, reading.tensors, reading.row_bytes)]
             # Vectors last, for then the huge pages around them are there: each would cost one thread the clearing of such a page.
             pieces += [(self.entry(w), w.values.ctypes.data, w.packed_bytes) for w in vectors]
             reading.check()
@@ -304,7 +305,7 @@ class _Reading:
     def __init__(self, gguf, matrices, nonzero, progress):
         self._gguf, self._nonzero, self._progress = gguf, nonzero, progress
         self.tensors = [gguf.tensors[w.name] for w in matrices]
-        self._row_bytes = [t.n_bytes // (w.n * w.experts) for t, w in zip(self.tensors, matrices)]
+        self.row_bytes = [t.n_bytes // (w.n * w.experts) for t, w in zip(self.tensors, matrices)]
         self._before = [0, *accumulate(t.n_bytes for t in self.tensors)]
         self._seen, self._done, self._shard, self._released = 0, 0, 0, 0
         self.last = {t.shard: t for t in sorted(gguf.tensors.values(), key=lambda t: (t.shard, t.offset))}  # one of each shard
@@ -320,8 +321,8 @@ class _Reading:
         self._seen, done = seen, self._before[seen]
         if seen < len(self.tensors):
             tensor = self.tensors[seen]
-            done += row * self._row_bytes[seen]
-            self._give_back(tensor, row * self._row_bytes[seen])
+            done += row * self.row_bytes[seen]
+            self._give_back(tensor, row * self.row_bytes[seen])
         if done > self._done:
             self._done = done
             if self._progress:
