@@ -76,6 +76,7 @@ class Header:
 
     def __init__(self, shape, kind):
         self.path, self.architecture = f"a shape of {shape.architecture}", shape.architecture
+        self.paths = [self.path]
         keys = {"context_length": 131072, "embedding_length": shape.width, "block_count": shape.layers,
                 "feed_forward_length": shape.feed_forward, "attention.head_count": shape.heads,
                 "attention.head_count_kv": shape.kv_heads, "attention.key_length": shape.head_width,
@@ -87,8 +88,8 @@ class Header:
     @staticmethod
     def _tensor(size, kind):
         if len(size) == 1:
-            return SimpleNamespace(shape=tuple(size), type="F32", data=np.ones(size, np.float32).view(np.uint8))
-        return SimpleNamespace(shape=tuple(size), type=kind if size[1] % FORMATS[kind]["block"] == 0 else "Q8_0")
+            return SimpleNamespace(shard=0, offset=0, shape=tuple(size), type="F32", data=np.ones(size, np.float32).view(np.uint8))
+        return SimpleNamespace(shard=0, offset=0, shape=tuple(size), type=kind if size[1] % FORMATS[kind]["block"] == 0 else "Q8_0")
 
     def get(self, key, type=None, default=None):
         """Metadata value of ``key``."""

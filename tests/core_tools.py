@@ -99,6 +99,8 @@ class Rig:
         self.team = team
         self.plan = Plan(n, n_batch, n_ctx, hidden=hidden, **more)
         build(self.plan, sheet)
+        for tensor in self.plan.tensors:
+            tensor.is_read = True  # a part of a plan may leave what the whole would read
         self.plan.compile()
         bounds = {w.name: _core.node_cut(w.n, shard) for w in self.plan.weights if shard and isinstance(w, Matrix)}
         if policy == "shard":

@@ -55,13 +55,6 @@ def sheet(tmp_path_factory):
     sheet.close()
 
 
-def keep(tensors):
-    """The tensors of a plan, of which some have no reader here: compile() would refuse them."""
-    for tensor in tensors:
-        tensor.is_read = True
-    return tensors
-
-
 seen = {}
 
 
@@ -105,7 +98,7 @@ def test_matmul_of_several_matrices(sheet, team, kinds):
         wanted, terms = matmul_twin(sheet, "x256", name, kinds[j])
 
         def build(p, s, j=j):
-            p.logits(keep(p.matmul(p.embed(s["x256"]), *(s[name] for name in names)))[j], None)
+            p.logits(p.matmul(p.embed(s["x256"]), *(s[name] for name in names))[j], None)
 
         with rig(sheet, team, build, hidden=True) as r:
             for tokens in TOKENS:
@@ -148,12 +141,10 @@ def test_norm(sheet, team, k, layer, tokens_first):
                 a, b, c = (p.embed(s[f"{name}{k}"]) for name in "abc")
                 more = {"x": {}, "y": {"y": b}, "post": {"y": b, "post": s[f"post{k}"]}, "yz": {"y": b, "z": c},
                         "posts": {"y": b, "post": s[f"m{k}.weight"], "z": c, "z_post": s[f"post{k}"]}}[case]  # fmt: skip
-                keep([a, b, c])
                 if result == "sum":
                     return p.logits(p.add(a, **more, eps=EPS, layer=layer), None)
                 vector = {"h": s[f"w{k}"], "bias": s[f"n{k}.weight"], "plain": None}[result]
                 out, h = p.norm(a, vector, EPS, **more, selected=tokens_first, layer=layer)
-                keep([out])
                 return p.logits(h, None)
 
             wanted = {"sum": total, "h": norm(total, w, EPS), "bias": norm(total, sheet.exact[f"n{k}.weight"], EPS, bias),
@@ -201,7 +192,7 @@ def test_biases_of_matmuls(sheet, team, kinds):
         def build(p, s, j=j, with_bias=True):
             matrices = [replace(s[name], bias=s[f"bias{s[name].n}"] if with_bias and i != 1 else None) for i, name in enumerate(names)]
             outs = p.matmul(p.embed(s["x256"]), *matrices)
-            p.logits(keep(outs if isinstance(outs, list) else [outs])[j], None)
+            p.logits((outs if isinstance(outs, list) else [outs])[j], None)
 
         with rig(sheet, team, build, hidden=True) as r, rig(sheet, team, partial(build, with_bias=False), hidden=True) as plain:
             bias = 0 if j == 1 else sheet.exact[f"bias{sheet[name].n}"].astype(np.float32)
