@@ -318,6 +318,7 @@ def test_closing_in_the_midst_of_a_step(paths):
             engine.step([(kv, IDS[:20], 0)], [0])
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_interrupts_lose_no_block(paths):
     """An exception between any two bytecodes of steps, forks, rewinds and ends: the pools know of what is alive, and of nothing else."""
     with open_engine(paths["short"], n_batch=64, threads=1) as engine:
