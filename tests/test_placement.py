@@ -260,7 +260,7 @@ def test_verified_on_this_machine(tmp_path, monkeypatch, policy):
         text = str(found)
         assert text.startswith(f"{policy} on 2 pretend nodes") and "KV cache" in text and text.count("100.0%") == 2
         assert "\npretend node  cores" in text and found.where == "2 pretend nodes"
-        for words in (f"<p>{policy} on 2 pretend nodes", "per token</p>", "<th>pretend node</th>", "<table>"):
+        for words in (f"<p>{policy} on 2 pretend nodes", "per token", "</p><table>", "<th>pretend node</th>"):
             assert words in found._repr_html_()
         assert found.kv_bytes_per_token == engine.plan.kv_bytes // engine.n_ctx == 4 * 2 * 32 * 2 and found.kv_window_bytes == 0
 
