@@ -100,7 +100,7 @@ int main(void) {
                 int e = es[a], n = ns[b];
                 for (int i = 0; i < 576; i++) w[i] = (i * 29 %% 89 - 44) * 0.02f;
                 for (int i = 0; i < NI_CHUNK; i++) vec.kv[type].store_key(w, e, keys, i), vec.kv[type].store_value(w, e, values, i);
-                TIME(t, vec.kv[type].attend(q, n, e, e, keys, values, lo, hi, 0.0f, m, l, acc, scratch));
+                TIME(t, vec.kv[type].attend(q, n, e, e, keys, values, keys, lo, hi, 0.0f, m, l, acc, scratch));
                 double rate = 2.0 * NI_CHUNK * e * n / t, read = (double)ni_kv_chunk_bytes(type, e, e);
                 printf("%%-5s e=%%-4d n_q=%%-3d %%9.0f ns %%7.1f GFMA/s %%3.0f %%%% of peak %%6.1f GB/s of keys and values\n",
                        names[type], e, n, 1e9 * t, rate / 1e9, 100 * rate / most, read / t / 1e9);

@@ -169,6 +169,60 @@ int64_t ni_read_time(ni_team *t, void *const *node, size_t bytes, int streams, n
  * node barrier of a worker that is alone on its node costs nothing.  -1 on error. */
 int64_t ni_barrier_time(ni_team *t, int64_t n, int team, ni_status *st);
 
+/* ---- blocks.c: memory for KV caches --------------------------------------------------------------------------- */
+
+/* Blocks of one size, in slabs of reserved address space, with reference counts.  A pool and its tables are used by one thread at a time, but
+ * for ni_pool_empty. */
+typedef struct ni_pool ni_pool;
+
+/* huge: ask for transparent huge pages. */
+ni_pool *ni_pool_open(size_t block_bytes, int huge, ni_status *st);
+/* Gives the slabs back, whoever may hold blocks in them; the pool is as new. */
+void ni_pool_unmap(ni_pool *p);
+void ni_pool_close(ni_pool *p);
+size_t ni_pool_block_bytes(const ni_pool *p);
+/* Blocks that somebody holds or that were not given back yet. */
+int64_t ni_pool_out(const ni_pool *p);
+int64_t ni_pool_n_slabs(const ni_pool *p);
+ni_arena ni_pool_slab(const ni_pool *p, int64_t i);
+
+/* A block that has one reference and no page yet: its number, or -1. */
+int64_t ni_pool_take(ni_pool *p, ni_status *st);
+uint8_t *ni_pool_at(const ni_pool *p, int64_t block);
+int ni_pool_count(const ni_pool *p, int64_t block);
+/* One reference less.  Of blocks that have none left, ni_pool_pick names one after the other (-1: no more); ni_pool_empty gives its pages
+ * back to the system, which takes a while, and ni_pool_free makes it one that can be taken. */
+void ni_pool_drop(ni_pool *p, int64_t block);
+int64_t ni_pool_pick(ni_pool *p);
+void ni_pool_empty(uint8_t *at, size_t block_bytes);
+void ni_pool_free(ni_pool *p, int64_t block);
+
+/* A sequence's blocks of one kind by chunk: block j holds positions j * NI_CHUNK ... of all layers of the kind. */
+typedef struct {
+    ni_pool *pool;
+    int64_t window;         /* positions that a token sees, itself included; 0: all before it */
+    int64_t reach;          /* positions before the end of a step that are kept: window + most tokens of a step - 1 */
+    int64_t first, end;     /* chunks first .. end - 1 are there */
+    int64_t room;           /* of the arrays */
+    int64_t *block;         /* numbers in the pool */
+    uint8_t **at;           /* their addresses */
+} ni_table;
+
+/* Whether a step may begin at position n: whether all that its first token sees is there. */
+int ni_table_reaches(const ni_table *t, int64_t n);
+/* Makes room for a step of tokens pos0 .. end - 1, which pos0 reaches: blocks of later and of long past positions go, so that at most
+ * ceil((reach - 1) / NI_CHUNK) + 1 of a window are there; new ones come.  Again with the same numbers it changes nothing.
+ * 1: the block of pos0 has positions before it and belongs to another sequence too, so that it must be replaced by a copy before the
+ * step (ni_table_swap); else 0, or -1: blocks are missing, what stood before pos0 is as it was. */
+int ni_table_prepare(ni_table *t, int64_t pos0, int64_t end, ni_status *st);
+/* Puts another block in the place of chunk j; the old one, whose reference is the caller's now. */
+int64_t ni_table_swap(ni_table *t, int64_t j, int64_t block);
+/* The blocks of positions n and later go. */
+void ni_table_cut(ni_table *t, int64_t n);
+/* Makes t, which is of the same pool, a table of the blocks that hold the first n positions of `from`, each with one reference more. */
+int ni_table_share(ni_table *t, const ni_table *from, int64_t n, ni_status *st);
+void ni_table_close(ni_table *t);
+
 /* ---- plan.c: checked lists of ops ---------------------------------------------------------------------------- */
 
 enum { NI_BARRIER_NONE = 0, NI_BARRIER_NODE = 1, NI_BARRIER_TEAM = 2 };
@@ -215,7 +269,7 @@ void ni_plan_close(ni_plan *p);
 int64_t ni_plan_bytes(const ni_plan *p);
 
 typedef struct {
-    uint8_t *base;          /* KV memory of the sequence (kv.c's layout) */
+    const ni_table *tables; /* the sequence's KV blocks, one table per kind */
     int64_t row0, n, pos0;  /* tokens row0 .. row0+n of the step stand at positions pos0 .. */
 } ni_segment;
 
@@ -271,16 +325,17 @@ static inline ni_runs ni_runs_of(int64_t from, int64_t pos, int64_t most) {
 int ni_attend_costs(const int32_t *ints, int n_segments, const ni_segment *segments, const int *nodes, int n_workers, int64_t *costs,
                     ni_status *st);
 
-/* ---- kv.c: the KV cache of one sequence ---------------------------------------------------------------------- */
+/* ---- kv.c: what lies in a block of KV memory ------------------------------------------------------------------- */
 
 /* Names of the types in order of ni_kv_type; NULL past the end. */
 const char *ni_kv_name(int type);
 
-/* Layout: per layer, per kv-head, per chunk of NI_CHUNK positions: keys, then values, as isa/kv_layout.h has it. */
+/* Of one layer: chunk j of kv-head g begins offset + g * stride bytes after the beginning of block j: keys, then values, as
+ * isa/kv_layout.h has it. */
 typedef struct {
-    int64_t layer_offset;   /* bytes from the base */
+    int64_t offset, stride;
     int32_t n_heads, e, ev, type;
-    int64_t n_chunks, turn; /* reserved per head; that one node holds in a row (ni_kv_node) */
+    int64_t turn;           /* chunks in a row that one node holds (ni_kv_node) */
 } ni_kv_layer;
 
 /* The node index that holds, appends and reads chunk j of kv-head g: heads are dealt to nodes in blocks where they divide evenly, else
@@ -289,6 +344,7 @@ static inline int ni_kv_node(int64_t g, int64_t j, int64_t n_heads, int64_t turn
     return n_heads % n_nodes == 0 ? (int)(g * n_nodes / n_heads) : (int)((g + j / turn) % n_nodes);
 }
 
-/* Starts copying the first n_pos positions of every head of `from` to `to` (same layout), each chunk by the node that owns it. */
-int ni_kv_copy_start(ni_team *t, const ni_kv_layer *layers, int n_layers, const uint8_t *from, uint8_t *to, int64_t n_pos, ni_status *st);
+/* Starts copying a block of chunk j, which holds these layers, each head by the node that owns it, so that the copy is placed like the
+ * original. */
+int ni_kv_copy_start(ni_team *t, const ni_kv_layer *layers, int n_layers, int64_t j, const uint8_t *from, uint8_t *to, ni_status *st);
 #endif

@@ -97,6 +97,34 @@ cdef extern from "../csrc/ni.h":
     int64_t ni_read_time(ni_team *, void **, size_t, int, ni_status *) nogil
     int64_t ni_barrier_time(ni_team *, int64_t, int, ni_status *) nogil
 
+    ctypedef struct ni_pool:
+        pass
+    ni_pool *ni_pool_open(size_t, int, ni_status *)
+    void ni_pool_unmap(ni_pool *)
+    void ni_pool_close(ni_pool *)
+    size_t ni_pool_block_bytes(const ni_pool *)
+    int64_t ni_pool_out(const ni_pool *)
+    int64_t ni_pool_n_slabs(const ni_pool *)
+    ni_arena ni_pool_slab(const ni_pool *, int64_t)
+    int64_t ni_pool_take(ni_pool *, ni_status *)
+    uint8_t *ni_pool_at(const ni_pool *, int64_t)
+    int ni_pool_count(const ni_pool *, int64_t)
+    void ni_pool_drop(ni_pool *, int64_t)
+    int64_t ni_pool_pick(ni_pool *)
+    void ni_pool_empty(uint8_t *, size_t) nogil
+    void ni_pool_free(ni_pool *, int64_t)
+    ctypedef struct ni_table:
+        ni_pool *pool
+        int64_t window, reach, first, end
+        int64_t *block
+        uint8_t **at
+    bint ni_table_reaches(const ni_table *, int64_t)
+    int ni_table_prepare(ni_table *, int64_t, int64_t, ni_status *)
+    int64_t ni_table_swap(ni_table *, int64_t, int64_t)
+    void ni_table_cut(ni_table *, int64_t)
+    int ni_table_share(ni_table *, const ni_table *, int64_t, ni_status *)
+    void ni_table_close(ni_table *)
+
     ctypedef struct ni_tensor:
         pass
     int NI_OP_TENSORS, NI_OP_WEIGHTS, NI_OP_INTS, NI_OP_FLOATS
@@ -142,14 +170,12 @@ cdef extern from "../csrc/ni.h":
     ni_runs ni_runs_of(int64_t, int64_t, int64_t)
     int ni_attend_costs(const int32_t *, int, const ni_segment *, const int *, int, int64_t *, ni_status *)
     ctypedef struct ni_kv_layer:
-        int64_t layer_offset
-        int32_t n_heads, e, ev, type
-        int64_t n_chunks, turn
+        pass
     ctypedef enum ni_kv_type:
         pass
     size_t ni_kv_chunk_bytes(ni_kv_type, int64_t, int64_t)
     const char *ni_kv_name(int)
-    int ni_kv_copy_start(ni_team *, const ni_kv_layer *, int, const uint8_t *, uint8_t *, int64_t, ni_status *) nogil
+    int ni_kv_copy_start(ni_team *, const ni_kv_layer *, int, int64_t, const uint8_t *, uint8_t *, ni_status *) nogil
 
 
 ROWS, SLAB, CHUNK = NI_ROWS, NI_SLAB, NI_CHUNK
@@ -159,9 +185,9 @@ OP_DTYPE = np.dtype([("code", "i4"), ("barrier", "i4"), ("selected", "i4"), ("t"
                      ("w", "i4", NI_OP_WEIGHTS), ("i", "i4", NI_OP_INTS), ("f", "f4", NI_OP_FLOATS)])
 TENSOR_DTYPE = np.dtype([("storage", "i4"), ("width", "i4"), ("per_token", "i4"), ("f", "i8"), ("q", "i8"), ("d", "i8"),
                          ("m", "i8"), ("s", "i8"), ("i", "i8")], align=True)
-SEGMENT_DTYPE = np.dtype([("base", "u8"), ("row0", "i8"), ("n", "i8"), ("pos0", "i8")])
-KV_LAYER_DTYPE = np.dtype([("layer_offset", "i8"), ("n_heads", "i4"), ("e", "i4"), ("ev", "i4"), ("type", "i4"),
-                           ("n_chunks", "i8"), ("turn", "i8")])
+SEGMENT_DTYPE = np.dtype([("tables", "u8"), ("row0", "i8"), ("n", "i8"), ("pos0", "i8")])
+KV_LAYER_DTYPE = np.dtype([("offset", "i8"), ("stride", "i8"), ("n_heads", "i4"), ("e", "i4"), ("ev", "i4"), ("type", "i4"),
+                           ("turn", "i8")])
 UNIT_DTYPE = np.dtype([("node", "i4"), ("crew", "i4"), ("rank", "i4"), ("piece", "i4"), ("matrix", "i4"), ("unused", "i4"),
                        ("g0", "i8"), ("g1", "i8"), ("k0", "i8"), ("k1", "i8"), ("t0", "i8"), ("t1", "i8")])
 if (OP_DTYPE.itemsize != sizeof(ni_op) or TENSOR_DTYPE.itemsize != sizeof(ni_tensor)
@@ -300,6 +326,7 @@ cdef int _fill_weight(ni_weight *w, weight, list keep) except -1:
 
 include "_numa.pxi"
 include "_team.pxi"
+include "_blocks.pxi"
 include "_plan.pxi"
 include "_sample.pxi"
 include "_turns.pxi"

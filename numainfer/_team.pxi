@@ -214,12 +214,12 @@ cdef class Team:
             raise Cancelled("the measurement was cancelled")
         return ns
 
-    def copy_kv(self, layers, uintptr_t src, uintptr_t dst, int64_t n_pos):
-        """Copy the first n_pos positions of a KV memory to another of the same layout."""
+    def copy_kv(self, layers, int64_t chunk, uintptr_t src, uintptr_t dst):
+        """Copy a block of KV memory that holds a chunk of some layers (KV_LAYER_DTYPE), each head by its own node."""
         cdef ni_status st
         layers = np.ascontiguousarray(layers, KV_LAYER_DTYPE)
         cdef const uint8_t[::1] view = layers.view(np.uint8).reshape(-1)
-        if ni_kv_copy_start(self.usable(), <const ni_kv_layer *>&view[0], len(layers), <const uint8_t *>src,
-                            <uint8_t *>dst, n_pos, &st):
+        if ni_kv_copy_start(self.usable(), <const ni_kv_layer *>&view[0], len(layers), chunk, <const uint8_t *>src,
+                            <uint8_t *>dst, &st):
             _fail(&st)
         self.finish()

@@ -61,7 +61,7 @@ SIGNATURES = [  # the members of struct ni_vec_kernels, in order: name, result, 
 KV_SIGNATURES = [  # of struct ni_kv_kernels, of which there is one for each type after those
     ("store_key", None, (_P, _N, _P, _I)),
     ("store_value", None, (_P, _N, _P, _I)),
-    ("attend", None, (_P, _I, _N, _N, _P, _P, _P, _P, _F, _P, _P, _P, _P)),
+    ("attend", None, (_P, _I, _N, _N, _P, _P, _P, _P, _P, _F, _P, _P, _P, _P)),
 ]
 
 
@@ -209,8 +209,8 @@ class Kernels:
         scratch[-1] = 12345.0
         self.table.kv[KV_TYPES.index(kv_type)].attend(
             self._ptr(q, np.float32), n, e, ev, self._ptr(keys, np.uint8, kv_bytes(kv_type, e)),
-            self._ptr(values, np.uint8, kv_bytes(kv_type, ev)), self._ptr(lo, np.int32, n), self._ptr(hi, np.int32, n), cap,
-            m.ctypes.data, den.ctypes.data, acc.ctypes.data, scratch.ctypes.data)
+            self._ptr(values, np.uint8, kv_bytes(kv_type, ev)), keys.ctypes.data, self._ptr(lo, np.int32, n),
+            self._ptr(hi, np.int32, n), cap, m.ctypes.data, den.ctypes.data, acc.ctypes.data, scratch.ctypes.data)
         assert (acc[n] == 12345.0).all() and scratch[-1] == 12345.0, "attend wrote outside its buffers"
         return m, den, acc[:n]
 

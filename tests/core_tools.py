@@ -14,6 +14,7 @@ from reference_models import ReferenceModel
 
 from numainfer import _core
 from numainfer.machine import placement
+from numainfer.engine.cache import Caches
 from numainfer.engine.engine import Engine
 from numainfer.gguf.file import GGUFFile
 from numainfer.engine.plan import Plan
@@ -115,22 +116,22 @@ class Rig:
             edit_all(ops, tensors)
         self.core = _core.Plan(team, ops, tensors, [self.replicas.entry(w) for w in self.plan.weights], self.plan.arena_bytes,
                                n_batch, range(n), [0] * n, sizes)  # fmt: skip
-        self.kv = []
+        self.caches = Caches(self.plan.kv)
 
     def new_kv(self):
-        self.kv.append(_core.Arena(max(self.plan.kv_bytes, 1)))
-        return self.kv[-1]
+        return self.caches.new()
 
     def run(self, ids, segments=None, rows=None, seed=0):
-        """Result (rows, width); segments: (arena, n, pos0) each, one at position 0 by default; rows: all by default.
+        """Result (rows, width); segments: (cache, n, pos0) each, one at position 0 by default; rows: all by default.
 
         The plan's memory holds NaN before: what nobody writes, or only after it was read, shows in the result.
         """
         ids = np.asarray(ids, np.int32)
         table = np.zeros(len(segments or [0]), _core.SEGMENT_DTYPE)
         row = 0
-        for record, (arena, n, pos0) in zip(table, segments or [(self.new_kv(), len(ids), 0)]):
-            record["base"], record["row0"], record["n"], record["pos0"] = arena.address, row, n, pos0
+        segments = segments or [(self.new_kv(), len(ids), 0)]
+        for record, (cache, n, pos0) in zip(table, segments):
+            fill_segment(record, cache, row, n, pos0)
             row += n
         assert row == len(ids)
         rows = np.arange(len(ids), dtype=np.int32) if rows is None else np.asarray(rows, np.int32)
@@ -142,8 +143,13 @@ class Rig:
     def close(self):
         self.core.close()
         self.replicas.close()
-        for arena in self.kv:
-            arena.close()
+        self.caches.close()
+
+
+def fill_segment(record, cache, row0, n, pos0):
+    """A segment for the core, over blocks that hold its positions; those before need not have been computed."""
+    cache._tables.prepare(pos0, pos0 + n)
+    record["tables"], record["row0"], record["n"], record["pos0"] = cache.address, row0, n, pos0
 
 
 @contextmanager

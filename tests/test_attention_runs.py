@@ -235,14 +235,6 @@ def test_workers_get_about_the_same(segments, shape, most):
     assert found.max() <= most * found.mean(), found.max() / found.mean()
 
 
-@pytest.mark.parametrize("segments, shape", [([(1, 16_000)], (2, 8)), ([(1, 32_000)], (2, 16)), ([(1, 12_300)] * 2, (3, 8))], ids=str)
-@pytest.mark.parametrize("heads, kv_heads", [(10, 5), (128, 1)])
-def test_workers_get_about_the_same_where_heads_do_not_divide(segments, shape, heads, kv_heads):
-    """A node holds eight chunks of a head in a row, and not the next: its workers share what it holds, wherever that lies."""
-    found = costs(Attention(heads, kv_heads, 64, 64, 0, False, 0.1), segments, shape, 131_072)
-    assert found.max() <= 1.1 * found.mean(), found.max() / found.mean()
-
-
 def test_the_longest_are_split_where_there_is_no_room_for_all():
     """300 sequences would leave 1,200 parts per head beside the 64 of the long one, and there is room for 1,024."""
     a = Attention(32, 8, 64, 64, 0, False, 0.1)

@@ -56,7 +56,8 @@ def test_a_runner_warms_up_and_keeps_positions(tiny_path, monkeypatch):
     with ni.load(tiny_path, n_ctx=80, n_batch=16, threads=1) as model:
         seen = steps(monkeypatch, model)
         with Runner(model, [Trial(PROMPT, 20, 30), Trial(GEN, 3, 60)]) as runner:
-            assert sum(n for _, n, _ in seen[:4]) == 63 and seen[0][0] == 0, "the cache is full to the last position that a trial uses"
+            assert seen[:4] == [(0, 16, []), (16, 14, []), (30, 16, []), (46, 14, [])], "filled up to each depth"
+            assert seen[4:] == [(30, 16, []), (46, 4, [3]), (60, 3, [2]), (30, 1, [0]), (31, 1, [0]), (32, 1, [0])], "warmed up"
             del seen[:]
             assert runner.run(Trial(PROMPT, 20, 30)) > 0
             assert seen == [(30, 16, []), (46, 4, [3])]
@@ -68,12 +69,13 @@ def test_a_runner_warms_up_and_keeps_positions(tiny_path, monkeypatch):
 
 
 def test_repeats_do_not_change_the_cache(tiny_path):
-    with ni.load(tiny_path, n_ctx=80, threads=1) as model, Runner(model, [Trial(PROMPT, 20), Trial(GEN, 4, 40)]) as runner:
+    trials = [Trial(PROMPT, 20), Trial(GEN, 4, 10), Trial(GEN, 4, 40)]
+    with ni.load(tiny_path, n_ctx=80, threads=1) as model, Runner(model, trials) as runner:
         found = []
         for _ in range(2):
-            found.append(model.runtime.step([(runner._kv, runner._ids[43:44], 43)], [0]))
-            for trial in (Trial(GEN, 4, 10), Trial(PROMPT, 20), Trial(GEN, 3, 40)):
+            for trial in trials:
                 runner.run(trial)
+            found.append(model.runtime.step([(runner._caches[40], runner._ids[43:44], 43)], [0]))
         np.testing.assert_array_equal(*found)
 
 
@@ -82,7 +84,7 @@ def test_trials_take_turns_and_each_has_its_own_limit(tiny_model, monkeypatch):
     monkeypatch.setattr(Runner, "run", lambda self, trial, after_step=None: told.append(str(trial)) or 2.0)
     monkeypatch.setattr(bandwidth.ReadProbe, "sample", lambda self: told.append("read") or next(rates))
     (prompt, one, two), limit = measure(tiny_model, [Trial(PROMPT, 8), Trial(GEN, 4), Trial(GEN, 2, 9)], 2)
-    assert told[2:] == ["pp8", "read", "tg4", "read", "tg2 @ d9", "read"] * 2, "after the two of warming up"
+    assert told[3:] == ["pp8", "read", "tg4", "read", "tg2 @ d9", "read"] * 2, "after warming up both depths, and decoding"
     assert prompt.samples == (4, 4) and one.samples == (2, 2) and two.samples == (1, 1) and prompt.limits == ()
     assert one.limits == (1.5e9, 12e9) and two.limits == (3e9, 24e9) and limit == 6e9
 

@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from core_tools import logits, open_engine, pretend, python, same_bits, team_shape
+from core_tools import fill_segment, logits, open_engine, pretend, python, same_bits, team_shape
 from tiny_models import tiny
 
 from numainfer import _core
@@ -175,7 +175,7 @@ class Shuffled:
         for i, steps in enumerate(([(0, self.prompt, 0), (1, 19, 0)], [(0, 1, self.prompt), (1, 1, 19)], [(1, 1, 20)])):
             table, row = np.zeros(len(steps), _core.SEGMENT_DTYPE), 0
             for record, (which, count, pos0) in zip(table, steps):
-                record["base"], record["row0"], record["n"], record["pos0"] = kv[which].address, row, count, pos0
+                fill_segment(record, kv[which], row, count, pos0)
                 row += count
             rows = np.arange(row, dtype=np.int32)
             result = np.full((len(rows), e.n_vocab), np.nan, np.float32)

@@ -1,5 +1,6 @@
 """Types of KV memory: whole models against the twin, the same bits however computed, and bytes that every report counts alike."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -117,14 +118,16 @@ def test_bytes(path, kv_type):
     chunks = -(-N_CTX // _core.CHUNK)
     with ni.load(str(path), n_ctx=N_CTX, kv_type=kv_type) as model, GGUFFile(path) as file:
         position = 2 * POSITION[kv_type]  # of a layer: two kv-heads
+        block = 2 * -(-_core.CHUNK * POSITION[kv_type] // 4096) * 4096  # no page is two heads'
         need = demand(file, 1, N_CTX, kv_type=kv_type)
-        assert model.plan.kv_bytes == need.kv_bytes == 2 * chunks * _core.CHUNK * position
-        assert model.placement.kv_bytes_per_token == model.plan.kv_bytes // N_CTX
+        assert model.plan.kv_bytes == need.kv_bytes == 2 * chunks * block
+        assert model.placement.kv_bytes_per_token == block // _core.CHUNK  # of the layer without a window
+        assert model.placement.kv_window_bytes == chunks * block  # n_batch alone is two chunks
         assert need.kv_read(500) == (70 + 500) * position and need.kv_type == kv_type
         assert bytes_per_token(model, Trial(GEN, 1, 499)) == pytest.approx(model.plan.bytes_per_token + (70 + 500) * position)
-        kv = model.runtime.engine.new_kv()
-        assert kv.arena.bytes == pytest.approx(model.plan.kv_bytes, abs=1 << 21)
-        kv.close()
+        with contextlib.closing(model.runtime.engine.new_kv()) as kv:
+            model.runtime.step([(kv, IDS[:300], 0)], [])
+            assert sum(kind.block_bytes for kind, *_ in kv.blocks()) == 2 * 2 * block == model.plan.kv.bytes(300)
 
 
 def test_q8_0_takes_34_bytes_of_64():
@@ -146,8 +149,9 @@ def test_info_and_bench(capsys):
         assert plan["placements"][0]["nodes"][0]["kv"] == sizes[kv_type]
         assert main(["bench", "smollm2", "-q", "-p", "0", "-n", "2", "-d", "60", "-r", "1", "--json", "--kv-type", kv_type]) == 0
         sizes["read", kv_type] = json.loads(capsys.readouterr().out)["tg"]["bytes_per_token"]
-    assert 64 * sizes["q8_0"] == 34 * sizes["f16"]
     per_position = 30 * 3 * 128 * 2  # SmolLM2: 30 layers, 3 kv-heads of 64 + 64 halves
+    assert 64 * sizes["q8_0"] == 34 * 1024 * per_position
+    assert sizes["f16"] == 4 * 3 * (2 << 20)  # 15/16 of that: chunks of a head are on a huge page of their own
     assert sizes["read", "f16"] - sizes["read", "q8_0"] == pytest.approx(61.5 * per_position * 30 / 64, abs=2)
     assert main(["info", "smollm2", "-c", "1024", "--no-measure", "--kv-type", "bf16"]) == 0
     assert "KV in bf16" in capsys.readouterr().out

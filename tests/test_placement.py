@@ -13,8 +13,9 @@ from core_tools import CPUS, logits, open_engine, open_team, pretend, python, sa
 from tiny_models import tiny
 
 from numainfer import _core
-from numainfer.engine import kv_pages
 from numainfer.arguments import number_list
+from numainfer.engine import cache
+from numainfer.engine.cache import Caches, Layout
 from numainfer.machine import placement
 from numainfer.machine.limits import Limits
 from numainfer.errors import OutOfNodeMemory, PlacementError, PlacementWarning
@@ -259,9 +260,9 @@ def test_verified_on_this_machine(tmp_path, monkeypatch, policy):
         text = str(found)
         assert text.startswith(f"{policy} on 2 pretend nodes") and "KV cache" in text and text.count("100.0%") == 2
         assert "\npretend node  cores" in text and found.where == "2 pretend nodes"
-        for words in (f"<p>{policy} on 2 pretend nodes", " per token", "<th>pretend node</th>", "<table>"):
+        for words in (f"<p>{policy} on 2 pretend nodes", "per token", "</p><table>", "<th>pretend node</th>"):
             assert words in found._repr_html_()
-        assert found.kv_bytes_per_token == engine.plan.kv_bytes // engine.n_ctx
+        assert found.kv_bytes_per_token == engine.plan.kv_bytes // engine.n_ctx == 4 * 2 * 32 * 2 and found.kv_window_bytes == 0
 
 
 def test_arenas():
@@ -381,7 +382,7 @@ def test_kv_memory_is_shown_as_it_fills(tmp_path):
         kv = engine.new_kv()
         engine.step([(kv, list(range(1, 20)), 0)], [])
         used = sum(engine.placement.kv_bytes().values())
-        layers = len(engine.plan.kv_layers)
+        layers = len(engine.plan.kv.layers)
         assert layers * 4096 <= used <= engine.plan.kv_bytes
         assert "KV" in str(engine.placement) and 0 <= engine.placement.huge_share(engine.placement.nodes[0]) <= 1
         kv.close()
@@ -391,7 +392,7 @@ def test_kv_memory_is_shown_as_it_fills(tmp_path):
 def test_real_nodes_are_not_called_pretend():
     real = [NodePlacement(0, (0,), 5, 5), NodePlacement(3, (1,), 5, 5)]
     arena = SimpleNamespace(address=0, bytes=0)
-    found = Placement("replicate", "", real, 100, SimpleNamespace(arenas=[arena, arena]))
+    found = Placement("replicate", "", real, 100, SimpleNamespace(arenas=[arena, arena]), Caches(Layout("f16", 8, 2)))
     assert found.where == "2 nodes" and "pretend" not in str(found) + found._repr_html_()
     assert str(found).startswith("replicate on 2 nodes; KV cache 100 B per token\nnode  cores")
 
@@ -399,8 +400,14 @@ def test_real_nodes_are_not_called_pretend():
 # ---- KV caches --------------------------------------------------------------------------------------------------------
 
 
-def resident(arena):
-    return int(arena.count(_core.numa_max_node() + 1).sum())
+def resident(kv):
+    """Bytes of a cache's blocks that are in memory, by mincore(2)."""
+    pages = 0
+    for kind, _, address, _ in kv.blocks():
+        found = (ctypes.c_ubyte * (kind.block_bytes // 4096))()
+        assert ctypes.CDLL(None).mincore(ctypes.c_void_p(address), ctypes.c_size_t(kind.block_bytes), found) == 0
+        pages += sum(byte & 1 for byte in found)
+    return 4096 * pages
 
 
 def test_kv_memory_beside_other_mappings(tmp_path):
@@ -411,10 +418,10 @@ def test_kv_memory_beside_other_mappings(tmp_path):
         kvs, others = [], []
         for _ in range(8):
             kvs.append(engine.new_kv())
-            others.append(_core.Arena(kvs[0].arena.bytes))
+            others.append(_core.Arena(1 << 20))
             team.read_time([others[-1].address], others[-1].bytes, 0)  # 0 streams: writes
             engine.step([(kvs[-1], IDS, 0)], [])
-        assert sum(engine.placement.kv_bytes().values()) == sum(resident(kv.arena) for kv in kvs) > 0
+        assert sum(engine.placement.kv_bytes().values()) == sum(resident(kv) for kv in kvs) > 0
         for arena in others:
             arena.close()
 
@@ -439,15 +446,15 @@ def test_kv_memory_of_pretend_nodes(tmp_path, monkeypatch, kv_heads):
         wanted = [0, 0]
         for g in range(kv_heads):
             for j, size in enumerate((chunk, chunk, begun(88))):
-                wanted[g if kv_heads == 2 else (g + j) % 2] += size * len(engine.plan.kv_layers)
+                wanted[g if kv_heads == 2 else (g + j) % 2] += size * len(engine.plan.kv.layers)
         assert got == dict(enumerate(wanted))
-        assert sum(got.values()) == resident(kv.arena)
+        assert sum(got.values()) == resident(kv)
         cells = [row[-2] for row in shown.rows()]
         assert cells == [placement._size(got[i]) for i in (0, 1)] and "0 B" not in cells
         own = engine.new_kv()  # of a lane: all of it is one node's
         engine.node_lanes()[1].step([(own, ids[:100], 0)], [])
-        assert shown.kv_bytes() == {0: got[0], 1: got[1] + len(engine.plan.kv_layers) * kv_heads * begun(100)}
-        assert sum(shown.kv_bytes().values()) == resident(kv.arena) + resident(own.arena)
+        assert shown.kv_bytes() == {0: got[0], 1: got[1] + len(engine.plan.kv.layers) * kv_heads * begun(100)}
+        assert sum(shown.kv_bytes().values()) == resident(kv) + resident(own)
         kv.close()
         own.close()
         assert shown.kv_bytes() == {0: 0, 1: 0}
@@ -458,7 +465,7 @@ def test_kv_memory_that_nobody_can_tell_of(tmp_path, monkeypatch):
     with open_engine(tiny(tmp_path, "llama", "Q4_0")) as engine:
         kv = engine.new_kv()
         engine.step([(kv, IDS, 0)], [])
-        monkeypatch.setattr(kv_pages, "bytes_by_owner", lambda *a: None)
+        monkeypatch.setattr(cache.Cache, "bytes_by_owner", lambda *a: None)
         assert engine.placement.kv_bytes() == {} and [row[-2] for row in engine.placement.rows()] == ["-", "-"]
 
 
@@ -469,6 +476,5 @@ def test_owners_are_the_cores(tmp_path):
     node = ctypes.CDLL(str(library)).f
     node.argtypes = [ctypes.c_int64] * 4 + [ctypes.c_int]
     for n_heads, n_nodes, turn in product((1, 2, 3, 4, 6, 8), (1, 2, 3, 4), (1, 2, 8)):
-        head, chunk = np.meshgrid(np.arange(n_heads), np.arange(30))
-        wanted = [[node(g, j, n_heads, turn, n_nodes) for g in range(n_heads)] for j in range(30)]
-        assert kv_pages.owners(head, chunk, n_heads, turn, n_nodes).tolist() == wanted
+        for g, j in product(range(n_heads), range(30)):
+            assert cache.owner(g, j, n_heads, turn, n_nodes) == node(g, j, n_heads, turn, n_nodes)

@@ -241,10 +241,9 @@ def test_what_an_architecture_does_wrong_is_not_the_files_fault(sheet, bad, says
 
 
 def test_kv_memory_beyond_what_an_op_can_name(sheet):
-    plan = Plan(1, 8, 2**38)
-    attend(plan, sheet)
-    with pytest.raises(PlanError, match="attend: the KV memory of 1 layers for 274877906944 positions takes 35184372088832 bytes"):
-        attend(plan, sheet)
+    attend(Plan(1, 8, 2**39 - 256), sheet)
+    with pytest.raises(PlanError, match="attend: a context of 549755813888 tokens; wanted less than 549755813888"):
+        attend(Plan(1, 8, 2**39), sheet)
 
 
 def test_reading_before_writing_is_refused(sheet):

@@ -137,7 +137,7 @@ def test_timings_tell_the_mode(load_tiny, monkeypatch):
 @pytest.mark.parametrize("mode", ["latency", "throughput"])
 def test_memory_for_caches_is_bounded(load_tiny, monkeypatch, mode):
     model = load_tiny(2, n_ctx=256)
-    chunk = 256 * model.placement.kv_bytes_per_token  # what each of these sequences reserves
+    chunk = model.plan.kv.bytes(13)  # what each of these sequences reserves
     monkeypatch.setattr(scheduler, "kv_budget", lambda runtime, lane: int(3.5 * chunk))
     seen = []
     spy_steps(monkeypatch, lambda lane, segments: seen.append(len(segments)))

@@ -262,7 +262,7 @@ def test_leaving_the_block_ends_it(smollm2):
     with smollm2.stream(PROMPT, max_tokens=100) as stream:
         next(stream)
         kv = stream._sequence._cache
-    assert stream.result().finish_reason == "cancelled" and not kv.address
+    assert stream.result().finish_reason == "cancelled" and not kv.n_blocks
 
 
 @pytest.mark.parametrize("started", [False, True])
@@ -273,14 +273,14 @@ def test_an_abandoned_stream_frees_its_cache(smollm2, started):
     kv, session = stream._sequence._cache, weakref.ref(stream._sequence)
     del stream
     gc.collect()
-    assert session() is None and not kv.address
+    assert session() is None and not kv.n_blocks
 
 
 def test_a_finished_stream_holds_no_cache(smollm2):
     stream = smollm2.stream(PROMPT, max_tokens=2)
     kv = stream._sequence._cache
     list(stream)
-    assert not kv.address
+    assert not kv.n_blocks
 
 
 def test_one_consumer_at_a_time(smollm2):

@@ -22,7 +22,7 @@ _NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6
 
 def tiny(folder, arch="llama", weight_type="F32", *, tied=True, rope_freqs=False, rope_scale=1.0, biases=False,
          chat_template=True, parts=1, layers=2, width=256, heads=3, kv_heads=1, head_width=32, feed_forward=None,
-         window=8, context=256, seed=0, name=None):
+         window=None, context=256, seed=0, name=None):
     """Write a tiny model.
 
     Parameters
@@ -47,8 +47,8 @@ def tiny(folder, arch="llama", weight_type="F32", *, tied=True, rope_freqs=False
         More than 1 writes a split model of that many files.
     feed_forward : int, optional
         By default 256 for K types and 160 for the others.
-    window : int
-        gemma3's sliding window; every second layer is global.
+    window : int, optional
+        Sliding window: of every second layer of a gemma3 (8 by default), of all of a llama (none by default; Mistral 7B has one).
 
     Returns
     -------
@@ -74,8 +74,10 @@ def tiny(folder, arch="llama", weight_type="F32", *, tied=True, rope_freqs=False
     writer.add_rope_freq_base(10000.0 if arch == "llama" else 1000000.0)
     if arch == "llama":
         writer.add_rope_dimension_count(head_width)
+        if window is not None:
+            writer.add_sliding_window(window)
     else:
-        writer.add_sliding_window(window)
+        writer.add_sliding_window(8 if window is None else window)
         writer.add_sliding_window_pattern(2)
     if rope_scale != 1.0:
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)

@@ -43,13 +43,20 @@
 #define NI_ATT_EACH(i, n) for (int i = 0; i < (n); i++)
 #endif
 
-/* Values follow their chunk's keys, the next chunk's keys follow the values: while one half is read, the other half, or the next
- * chunk's, is on its way.  Where several blocks are read at once, no fixed shorter distance would suit them all. */
-V16_FN int64_t NI_VEC(att_ahead)(const ni_kv_type type, int64_t width) {
-    const int64_t half = NI_CHUNK * ni_kv_bytes(type, width);
+/* While one half of a chunk is read, the other half, or the next chunk's keys, are on their way: these are the bytes from what is read
+ * to what is asked for.  Where several blocks are read at once, no fixed shorter distance would suit them all.
+ * Of keys: values follow them. */
+V16_FN int64_t NI_VEC(att_ahead)(const ni_kv_type type, int64_t e) {
+    const int64_t half = NI_CHUNK * ni_kv_bytes(type, e);
     return half < NI_ATT_AHEAD ? half : NI_ATT_AHEAD;
 }
-#define NI_ATT_PREFETCH(p, ahead) __builtin_prefetch((const char *)(p) + (ahead), 0, 2)
+
+/* Of values that begin `at` bytes behind the first: the next keys' place is as far behind the values' end. */
+V16_FN int64_t NI_VEC(att_ahead_of_values)(const ni_kv_type type, int64_t ev, const uint8_t *values, const uint8_t *next, int64_t at) {
+    const int64_t half = NI_CHUNK * ni_kv_bytes(type, ev), ahead = half < NI_ATT_AHEAD ? half : NI_ATT_AHEAD;
+    return at + ahead < half ? ahead : (int64_t)((uintptr_t)next - (uintptr_t)values) - half + ahead;
+}
+#define NI_ATT_PREFETCH(p, ahead) __builtin_prefetch((const char *)((uintptr_t)(p) + (uintptr_t)(ahead)), 0, 2)
 
 #if defined(V16_AVX512)
 #include "avx512_attend.h"
@@ -87,8 +94,7 @@ V16_FN void NI_VEC(att_scores)(const ni_kv_type type, const int nq, const int nb
 
 /* out[j * ev + 16 b + l] = sum over i = i0 .. i1-1 of p[j * NI_CHUNK + i] * v[(b * NI_CHUNK + i) * 16 + l]. */
 V16_FN void NI_VEC(att_values)(const ni_kv_type type, const int nq, const int nb, const float *p, int i0, int i1,
-                               const uint16_t *v, int64_t ev, float *out) {
-    const int64_t ahead = NI_VEC(att_ahead)(type, ev);
+                               const uint16_t *v, int64_t ev, int64_t ahead, float *out) {
 #if defined(V16_AVX512)
     if (nq <= NI_ATT_FEW) {
         NI_VEC(att_few)(type, nq, nb, p, NI_CHUNK, i0, i1, v, 16 * NI_CHUNK, ahead, out, ev, 1);
@@ -142,17 +148,23 @@ V16_FN void NI_VEC(att_tile_scores)(const ni_kv_type type, const int nq, const f
     for (; b < b1; b++) NI_VEC(att_scores)(type, nq, 1, q, e, k + 16 * b * e, s + 16 * b);
 }
 
-V16_FN void NI_VEC(att_tile_values)(const ni_kv_type type, const int nq, const float *p, int i0, int i1, const uint16_t *v,
-                                    int64_t ev, float *acc) {
+V16_FN void NI_VEC(att_tile_values)(const ni_kv_type type, const int nq, const float *p, int i0, int i1, const uint8_t *values,
+                                    const uint8_t *next, int64_t ev, float *acc) {
     const int nb = NI_ATT_NB(nq);
+    const uint16_t *v = (const uint16_t *)values;
     int64_t c = 0;
-    for (; c + 16 * nb <= ev; c += 16 * nb) NI_VEC(att_values)(type, nq, nb, p, i0, i1, v + c * NI_CHUNK, ev, acc + c);
-    for (; c < ev; c += 16) NI_VEC(att_values)(type, nq, 1, p, i0, i1, v + c * NI_CHUNK, ev, acc + c);
+    for (; c + 16 * nb <= ev; c += 16 * nb)
+        NI_VEC(att_values)(type, nq, nb, p, i0, i1, v + c * NI_CHUNK, ev,
+                           NI_VEC(att_ahead_of_values)(type, ev, values, next, 2 * c * NI_CHUNK), acc + c);
+    for (; c < ev; c += 16)
+        NI_VEC(att_values)(type, nq, 1, p, i0, i1, v + c * NI_CHUNK, ev,
+                           NI_VEC(att_ahead_of_values)(type, ev, values, next, 2 * c * NI_CHUNK), acc + c);
 }
 
 /* attend for nq <= NI_ATT_Q queries; type and nq are constants in each caller. */
 V16_FN void NI_VEC(att_tile)(const ni_kv_type type, const int nq, const float *q, int64_t e, int64_t ev, const uint8_t *k,
-                             const uint8_t *v, const int *lo, const int *hi, float cap, float *m, float *l, float *acc, float *s) {
+                             const uint8_t *v, const uint8_t *next, const int *lo, const int *hi, float cap, float *m, float *l,
+                             float *acc, float *s) {
     int i0 = NI_CHUNK, i1 = 0;
     for (int j = 0; j < nq; j++) {
         i0 = lo[j] < i0 ? lo[j] : i0;
@@ -162,20 +174,20 @@ V16_FN void NI_VEC(att_tile)(const ni_kv_type type, const int nq, const float *q
     if (type == NI_KV_q8_0) NI_VEC(q8_tile_scores)(nq, q, e, k, b0, b1, s);
     else NI_VEC(att_tile_scores)(type, nq, q, e, (const uint16_t *)k, b0, b1, s);
     for (int j = 0; j < nq; j++) NI_VEC(att_softmax)(s + j * NI_CHUNK, b0, b1, lo[j], hi[j], cap, m + j, l + j);
-    if (type == NI_KV_q8_0) NI_VEC(q8_tile_values)(nq, s, b0, b1, lo, hi, i0, i1, v, ev, acc);
-    else NI_VEC(att_tile_values)(type, nq, s, i0, i1, (const uint16_t *)v, ev, acc);
+    if (type == NI_KV_q8_0) NI_VEC(q8_tile_values)(nq, s, b0, b1, lo, hi, i0, i1, v, next, ev, acc);
+    else NI_VEC(att_tile_values)(type, nq, s, i0, i1, v, next, ev, acc);
 }
 
 /* See kernels.h.  e and ev are multiples of 16.  A query that sees nothing (lo >= hi) gets m = -inf, l = 0, acc = 0,
  * which merge() takes as no part at all.  Key memory of the blocks of 16 positions in use must be readable. */
 V16_FN void NI_VEC(attend_any)(const ni_kv_type type, const float *q, int n_q, int64_t e, int64_t ev, const uint8_t *keys,
-                               const uint8_t *values, const int *lo, const int *hi, float cap, float *m, float *l, float *acc,
-                               float *scratch) {
+                               const uint8_t *values, const uint8_t *next, const int *lo, const int *hi, float cap, float *m,
+                               float *l, float *acc, float *scratch) {
     /* Tiles of nearly equal size: 8 queries are 4 + 4, not 6 + 2. */
     int left = n_q, tiles = (n_q + NI_ATT_Q - 1) / NI_ATT_Q;
     for (; tiles > 0; tiles--) {
         int n = (left + tiles - 1) / tiles;
-#define NI_ATT_CALL(nq) NI_VEC(att_tile)(type, nq, q, e, ev, keys, values, lo, hi, cap, m, l, acc, scratch)
+#define NI_ATT_CALL(nq) NI_VEC(att_tile)(type, nq, q, e, ev, keys, values, next, lo, hi, cap, m, l, acc, scratch)
 #if defined(V16_AVX2) || defined(V16_NEON)
         switch (n) {
         case 1: NI_ATT_CALL(1); break;
@@ -195,9 +207,9 @@ V16_FN void NI_VEC(attend_any)(const ni_kv_type type, const float *q, int n_q, i
 
 #define NI_ATTEND(type)                                                                                                      \
     static void NI_VEC(attend_##type)(const float *q, int n_q, int64_t e, int64_t ev, const uint8_t *keys,                    \
-                                      const uint8_t *values, const int *lo, const int *hi, float cap, float *m, float *l,    \
-                                      float *acc, float *scratch) {                                                          \
-        NI_VEC(attend_any)(NI_KV_##type, q, n_q, e, ev, keys, values, lo, hi, cap, m, l, acc, scratch);                      \
+                                      const uint8_t *values, const uint8_t *next, const int *lo, const int *hi, float cap,    \
+                                      float *m, float *l, float *acc, float *scratch) {                                       \
+        NI_VEC(attend_any)(NI_KV_##type, q, n_q, e, ev, keys, values, next, lo, hi, cap, m, l, acc, scratch);                 \
     }
 NI_ATTEND(f16)
 NI_ATTEND(bf16)

@@ -86,10 +86,9 @@ V16_FN float NI_VEC(q8_weights)(const float *p, const uint16_t *vd, int b0, int 
 }
 
 V16_FN void NI_VEC(q8_values)(const int nq, const int nb, const int16_t *wq, const float *wd, int i0, int i1,
-                              const uint8_t *q, float *out, int64_t ev) {
+                              const uint8_t *q, int64_t ahead, float *out, int64_t ev) {
     v16i sum[NI_ATT_Q][4];
-    NI_VEC(q8_rows)(nq, nb, wq + i0, NI_CHUNK, (i1 - i0) / 2, (const int8_t *)q + 16 * i0, 16 * NI_CHUNK,
-                    NI_VEC(att_ahead)(NI_KV_q8_0, ev), sum);
+    NI_VEC(q8_rows)(nq, nb, wq + i0, NI_CHUNK, (i1 - i0) / 2, (const int8_t *)q + 16 * i0, 16 * NI_CHUNK, ahead, sum);
     NI_ATT_EACH(j, nq)
         NI_ATT_EACH(b, nb) v16_store(out + j * ev + 16 * b, v16_mul(v16_from_i32(sum[j][b]), v16_set1(wd[j])));
 }
@@ -106,11 +105,13 @@ V16_FN void NI_VEC(q8_tile_scores)(const int nq, const float *q, int64_t e, cons
 }
 
 V16_FN void NI_VEC(q8_tile_values)(const int nq, const float *p, int b0, int b1, const int *lo, const int *hi, int i0, int i1,
-                                   const uint8_t *values, int64_t ev, float *acc) {
+                                   const uint8_t *values, const uint8_t *next, int64_t ev, float *acc) {
     const int two = NI_ATT_NB(nq) >= 2 ? 2 : 1;
     int16_t wq[NI_ATT_Q * NI_CHUNK];
     float wd[NI_ATT_Q];
+    const uint8_t *first = values;
     for (int64_t x = 0; x < ev; x += 32, values += NI_CHUNK * (2 + 32)) {
+        const int64_t ahead = NI_VEC(att_ahead_of_values)(NI_KV_q8_0, ev, first, next, values - first);
         for (int j = 0; j < nq; j++)
             wd[j] = NI_VEC(q8_weights)(p + j * NI_CHUNK, (const uint16_t *)values, b0, b1, lo[j], hi[j], wq + j * NI_CHUNK);
         const uint8_t *rows = values + NI_CHUNK * 2;
@@ -118,11 +119,12 @@ V16_FN void NI_VEC(q8_tile_values)(const int nq, const float *p, int b0, int b1,
         /* Pairs start at even positions; the weights beside i0 .. i1 are 0. */
         int c = 0;
         if (!half && two == 2) {
-            NI_VEC(q8_values)(nq, two, wq, wd, i0 / 2 * 2, (i1 + 1) / 2 * 2, rows, acc + x, ev);
+            NI_VEC(q8_values)(nq, two, wq, wd, i0 / 2 * 2, (i1 + 1) / 2 * 2, rows, ahead, acc + x, ev);
             c = 2;
         }
         for (; c < 2 - half; c++)
-            NI_VEC(q8_values)(nq, 1, wq, wd, i0 / 2 * 2, (i1 + 1) / 2 * 2, rows + c * 16 * NI_CHUNK, acc + x + 16 * c, ev);
+            NI_VEC(q8_values)(nq, 1, wq, wd, i0 / 2 * 2, (i1 + 1) / 2 * 2, rows + c * 16 * NI_CHUNK, ahead, acc + x + 16 * c,
+                              ev);
     }
 }
 #endif

@@ -131,9 +131,11 @@ typedef struct ni_kernels {
              *     (wq, wd) = all w_i = p_i * vd_i of the chunk in 16 bits;  acc[x] = (float)sum of wq_i * vq_i[x] * wd
              *   where 16 bits means: top = max |w|, q = rint(w * (32767 / top)), d = top / 32767; all 0 if top < 2^-100.
              * Writes part m[j], l[j], acc[j][ev].  Masked positions count exactly as if they were not there.
+             * next: keys that will be read after this chunk, to be fetched meanwhile; `keys` again where there are none.
              * scratch: n_q * (NI_CHUNK + e) floats. */
             void (*attend)(const float *q, int n_q, int64_t e, int64_t ev, const uint8_t *keys, const uint8_t *values,
-                           const int *lo, const int *hi, float cap, float *m, float *l, float *acc, float *scratch);
+                           const uint8_t *next, const int *lo, const int *hi, float cap, float *m, float *l, float *acc,
+                           float *scratch);
         } kv[NI_N_KV_TYPES];
     } vec;
 } ni_kernels;

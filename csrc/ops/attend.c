@@ -74,8 +74,9 @@ static void attend(const ni_ctx *c, const ni_op *op, const ni_attention *n, cons
             if (lo[i] < hi[i]) from = ni_min(from, i), to = i + 1;     /* those in between see it too: positions ascend */
         }
         if (from >= to) continue;
-        n->kv->attend(t->q + from * n->e, (int)(to - from), n->e, n->ev, ni_keys(n, s, u->g, j), ni_values(n, s, u->g, j), lo + from,
-                      hi + from, op->f[2], t->chunk.m + from, t->chunk.l + from, t->chunk.acc + from * n->ev, t->score);
+        n->kv->attend(t->q + from * n->e, (int)(to - from), n->e, n->ev, ni_keys(n, s, u->g, j), ni_values(n, s, u->g, j),
+                      ni_keys(n, s, u->g, ni_min(j + 1, u->j1 - 1)), lo + from, hi + from, op->f[2], t->chunk.m + from,
+                      t->chunk.l + from, t->chunk.acc + from * n->ev, t->score);
         for (int64_t i = from; i < to; i++) {
             const int64_t run = j >> shift[i], first_run = from_chunk[i] >> shift[i];
             const int begins = j == from_chunk[i] || j == run << shift[i], ends = j == last_chunk[i] || j + 1 == (run + 1) << shift[i];

@@ -9,7 +9,7 @@
 #include <math.h>
 #include "ops.h"
 
-#define NI_KV_UNIT 4096     /* layers start at multiples of it */
+#define NI_KV_UNIT NI_CHUNK     /* chunks of all layers and types are multiples of it */
 
 enum {
 #define NI_ATTENTION_INT(name) NI_ATTENTION_##name,
@@ -36,7 +36,7 @@ static inline ni_attention ni_attention_of(const ni_op *op) {
 }
 
 static inline uint8_t *ni_keys(const ni_attention *n, const ni_segment *s, int64_t g, int64_t j) {
-    return s->base + n->layer * NI_KV_UNIT + (size_t)(g * n->n_chunks + j) * ni_kv_chunk_bytes((ni_kv_type)n->kv_type, n->e, n->ev);
+    return s->tables[n->table].at[j] + (n->offset + g * n->stride) * NI_KV_UNIT;
 }
 
 static inline uint8_t *ni_values(const ni_attention *n, const ni_segment *s, int64_t g, int64_t j) {

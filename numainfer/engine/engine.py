@@ -3,22 +3,21 @@
 import contextlib
 import logging
 import os
-import threading
-import weakref
 
 import numpy as np
 
 from .. import _core
-from . import kv_pages, store
+from . import store
 from ..machine import cpus as cpus_of, placement
 from .._core import Cancelled
 from .architectures import build, context_length
+from .cache import KV_TYPES, Caches
 from ..errors import ModelClosed, OutOfNodeMemory, PlanError
-from .plan import KV_TYPES, Plan
+from .plan import Plan
 from ..summary import short_bytes
 from .weights import Catalog, Replicas
 
-__all__ = ["KV", "KV_TYPES", "Cancelled", "Engine", "Lane"]
+__all__ = ["KV_TYPES", "Cancelled", "Engine", "Lane"]
 
 log = logging.getLogger("numainfer")
 log.addHandler(logging.NullHandler())
@@ -35,77 +34,6 @@ def _report_runtimes():
         log.info("%d OpenMP runtimes are in this process: %s. Workers are pinned one by one and do not depend on them, but threads "
                  "of theirs that spin take CPU time from a step", len(found),
                  ", ".join(f"{info['filepath']} ({info['num_threads']} threads)" for info in found))
-
-
-class KV:
-    """The KV cache of one sequence: address space for n_ctx positions, of which pages are taken as they fill.
-
-    Its layout is every lane's; the lane that appends to it places its pages.  Closed while a step works on it (by another
-    thread, a signal handler), it goes with the end of that step.
-
-    Attributes
-    ----------
-    nodes : list of int
-        Indices of the nodes of the lane that appended last.
-    """
-
-    def __init__(self, engine):
-        self._engine, self._lock = engine, threading.RLock()  # a signal handler may close it anywhere in here
-        self._users, self._closed = 0, False
-        self.nodes = list(range(len(engine.nodes)))
-        self.arena = _core.Arena(max(engine.plan.kv_bytes, 1))
-        engine.kvs.add(self)
-
-    @property
-    def address(self):
-        return self.arena.address
-
-    def bytes_by_owner(self):
-        """Resident bytes by index of the node whose workers append to them; None where the kernel does not tell."""
-        try:
-            self.hold()
-        except ModelClosed:
-            return {}
-        try:
-            found = kv_pages.bytes_by_owner(self.arena, self._engine.plan.kv_layers, len(self.nodes))
-            return None if found is None else dict(zip(self.nodes, found.tolist()))
-        finally:
-            self.release()
-
-    def hold(self):
-        """Keep the memory until `release`; raises ModelClosed if it is given up already."""
-        with self._lock:
-            self._users += 1  # before the look, for the handler's sake
-            if self._closed:
-                self.release()
-                raise ModelClosed("the session was closed")
-
-    def release(self):
-        """The end of a `hold`."""
-        with self._lock:
-            self._users -= 1
-            if self._closed and not self._users:
-                self.arena.close()
-
-    def copy(self, n_pos):
-        """A new KV with the first n_pos positions."""
-        other = KV(self._engine)
-        if n_pos:
-            self._engine.check_open()
-            layers = np.array(self._engine.plan.kv_layers, _core.KV_LAYER_DTYPE)
-            self.hold()
-            try:
-                self._engine.lane.team.copy_kv(layers, self.address, other.address, n_pos)
-            finally:
-                self.release()
-        return other
-
-    def close(self):
-        """Give the memory back, now or when the step that works on it has ended."""
-        with self._lock:
-            self._closed = True
-            if not self._users:
-                self.arena.close()
 
 
 class Lane:
@@ -149,7 +77,7 @@ class Lane:
 
         Parameters
         ----------
-        segments : list of (KV, ids, pos0)
+        segments : list of (Cache, ids, pos0)
             ids (n,) int32 of a sequence, standing at positions pos0 ...; together at most n_batch.
         out_rows : sequence of int
             Rows (of all segments' ids, in order) whose result is wanted.
@@ -167,15 +95,14 @@ class Lane:
         Cancelled, KeyboardInterrupt
             The KV memory of these positions is undefined then; what stood before them is not touched.
         """
-        held = []
+        holds = []
         try:
             for kv, _, _ in segments:
-                kv.hold()
-                held.append(kv)
+                holds.append(kv.hold())
             return self._step(segments, out_rows, hidden, shuffle_seed, stop)
         finally:
-            for kv in held:
-                kv.release()
+            for hold in holds:
+                hold.release()
 
     def _step(self, segments, out_rows, hidden, shuffle_seed, stop):
         engine = self._engine
@@ -185,11 +112,10 @@ class Lane:
         ids = np.concatenate([np.asarray(s[1], np.int32) for s in segments])
         table = np.zeros(len(segments), _core.SEGMENT_DTYPE)
         row = 0
-        for record, (kv, own, pos0) in zip(table, segments):
+        for record, (_, own, pos0) in zip(table, segments):
             if pos0 < 0 or pos0 + len(own) > engine.n_ctx or not len(own):
                 raise ValueError(f"a segment of {len(own)} tokens at position {pos0} does not lie within the context of {engine.n_ctx}")
-            kv.nodes = self.nodes
-            record["base"], record["row0"], record["n"], record["pos0"] = kv.address, row, len(own), pos0
+            record["row0"], record["n"], record["pos0"] = row, len(own), pos0
             row += len(own)
         if row > engine.n_batch or ids.min() < 0 or ids.max() >= engine.n_vocab:
             raise ValueError(f"a step takes at most {engine.n_batch} tokens with ids from 0 to {engine.n_vocab - 1}; "
@@ -198,7 +124,12 @@ class Lane:
         if rows.size and not (0 <= rows.min() and rows.max() < row and rows.size <= engine.n_batch):
             raise ValueError(f"wanted rows must lie in 0 to {row - 1}, at most {engine.n_batch} of them; found {rows}")
         out = np.empty((len(rows), engine.n_embd if hidden else engine.n_vocab), np.float32)
+        for record, (kv, own, pos0) in zip(table, segments):
+            kv.prepare(self, pos0, pos0 + len(own))
+            record["tables"] = kv.address
         self.core_plan(hidden).run(ids, table, rows, out, shuffle_seed, stop)
+        for kv, own, pos0 in segments:
+            kv.n = pos0 + len(own)
         return out
 
     def close(self):
@@ -239,8 +170,7 @@ class Engine:
     @_core.in_default_floats
     def __init__(self, gguf, *, n_ctx=None, n_batch=512, threads=None, nodes=None, placement="auto", kv_type="f16",
                  progress=None, verify=True, cpus=None):
-        self.lane = self.replicas = self._node_lanes = self._share = self._hold = None
-        self.kvs = weakref.WeakSet()
+        self.lane = self.replicas = self.caches = self._node_lanes = self._share = self._hold = None
         if kv_type not in KV_TYPES:
             raise ValueError(f"kv_type = {kv_type!r}; wanted one of {', '.join(KV_TYPES)}")
         self.kv_type = kv_type
@@ -291,12 +221,13 @@ class Engine:
         sizes = [arena.bytes for arena in self.replicas.arenas]
         if policy == "interleave":
             sizes = [sizes[0] // len(chosen)] * len(chosen)
+        self.caches = Caches(self.plan.kv)
         _report_runtimes()
         self.placement = placement.Placement(
             policy, reason,
             [placement.NodePlacement(n.number, tuple(c for c, i in zip(cpus, node_of) if i == j), sizes[j], 0, pretend=n.pretend)
              for j, n in enumerate(chosen)],
-            self.plan.kv_bytes // self.n_ctx, self.replicas, lambda kvs=self.kvs: list(kvs), story)
+            self.plan.kv.bytes_per_token, self.replicas, self.caches, story, self.plan.kv.window_bytes(self.n_ctx))
         self.lane.core_plan()
         if verify:
             self.placement.verify(strict=verify != "warn")
@@ -327,12 +258,15 @@ class Engine:
             middle = (low + high) // 2
             try:
                 fit(middle * _core.CHUNK)
-                low, per_token = middle, self.plan.kv_bytes // self.n_ctx
+                low = middle
             except (OutOfNodeMemory, PlanError):
                 high = middle
         if low:
+            each = f"{short_bytes(self.plan.kv.bytes_per_token)} each"
+            if self.plan.kv.window_bytes(n_ctx):
+                each += f" and {short_bytes(self.plan.kv.window_bytes(n_ctx))} for windows"
             raise OutOfNodeMemory(
-                f"n_ctx = {n_ctx}: the KV cache of so many tokens takes {short_bytes(n_ctx * per_token)} ({short_bytes(per_token)} each, "
+                f"n_ctx = {n_ctx}: the KV cache of so many tokens takes {short_bytes(self.plan.kv.bytes(n_ctx))} ({each}, "
                 f"{self.kv_type}); beside the weights, and with {placement.RESERVE:.0%} of each node kept free, there is room for at most "
                 f"n_ctx = {low * _core.CHUNK}" + (f"\n{error}" if isinstance(error, OutOfNodeMemory) else "")) from None
 
@@ -348,7 +282,8 @@ class Engine:
     @_core.in_default_floats
     def build(self, n_nodes, hidden=False):
         """The model's plan for a team on n_nodes nodes."""
-        return build(Plan(n_nodes, self.n_batch, self.n_ctx, hidden=hidden, kv_type=self.kv_type), self._catalog)
+        return build(Plan(n_nodes, self.n_batch, self.n_ctx, hidden=hidden, kv_type=self.kv_type,
+                          kv_nodes=len(self.nodes)), self._catalog)
 
     def _shard_bounds(self):
         """Row groups of each matrix where the nodes' rows begin, in every matmul that reads it (csrc/cut.h): by name, (n_nodes + 1,)."""
@@ -382,9 +317,9 @@ class Engine:
         return self.lane is None
 
     def new_kv(self):
-        """KV memory for one sequence."""
+        """A Cache for one sequence."""
         self.check_open()
-        return KV(self)
+        return self.caches.new()
 
     def step(self, segments, out_rows, **options):
         """`Lane.step` on all nodes."""
@@ -408,6 +343,8 @@ class Engine:
         for lane in lanes:
             lane.close()
         self.replicas = None
+        if self.caches is not None:
+            self.caches.close()
         self.leave_cpus()
         if self._share is not None:
             self._share.close()

@@ -15,6 +15,7 @@ import numpy as np
 from .. import _core
 from ..errors import CorruptModel, PlanError
 from ..summary import counted
+from .cache import KV_TYPES, UNIT, LayerCache, Layout
 from .weights import Matrix, Vector
 
 SHARED, PER_NODE = 0, 1
@@ -22,8 +23,6 @@ NONE, NODE, TEAM = 0, 1, 2
 FLOAT, OFFSET, MINIMUM, SIGNED, NESTED = range(5)  # panel kinds of csrc/formats/formats.h
 _SUMS = {OFFSET: "s", MINIMUM: "m", NESTED: "s"}  # the form beside "q" that a kind needs
 _GATING = {"softmax": 0, "sigmoid": 1, "chosen": 2}
-_KV_UNIT = 4096
-KV_TYPES = _core.kv_types()
 _ALIGN = 64
 _ATTENTION_INTS = _core.attention_ints()
 MOST_RUNS = 64  # of chunks, that a query's attention is summed in: bits depend on it beyond so many chunks
@@ -116,6 +115,7 @@ class _Op:
     selected: bool = False
     matrices: tuple = ()  # of the weights, those that it multiplies its rows by
     per_token: int = 1  # rows that each of them meets for a row of the step
+    cache: LayerCache | None = None  # of attention's ops
     barrier: int = NONE
 
     @property
@@ -166,20 +166,27 @@ class Plan:
         The result is the last normed hidden state, not the logits.
     kv_type : str
         One of `KV_TYPES`.
+    kv_nodes : int, optional
+        Nodes of the model, if it has more than this team.
+
+    Attributes
+    ----------
+    kv : Layout
+        What the attention layers keep of a sequence.
     """
 
-    def __init__(self, n_nodes, n_batch, n_ctx, hidden=False, kv_type="f16"):
-        self.n_nodes, self.n_batch, self.n_ctx, self.kv_type = n_nodes, n_batch, n_ctx, KV_TYPES.index(kv_type)
+    def __init__(self, n_nodes, n_batch, n_ctx, hidden=False, kv_type="f16", kv_nodes=None):
+        self.n_nodes, self.n_batch, self.n_ctx = n_nodes, n_batch, n_ctx
         self.n_chunks = -(-n_ctx // _core.CHUNK)
         self._hidden = hidden
         *_, shift = _core.attention_runs(0, n_ctx - 1, MOST_RUNS)
-        self._turn = 1 << shift  # no run is longer, so none has two owners
+        turn = 1 << shift  # no run is longer, so none has two owners
+        self.kv = Layout(kv_type, n_batch, kv_nodes or n_nodes, turn)
         self._part_runs = min(PART_SEQUENCES, n_batch) * min(self.n_chunks, MOST_RUNS)
-        self.ops, self.tensors, self.weights, self.kv_layers = [], [], [], []
+        self.ops, self.tensors, self.weights = [], [], []
         self.spared = []  # weights that this plan was given and has no use for: those of the logits, for hidden states
         self.whole = set()  # matrices that every node needs whole
         self._known = set()  # ids of `weights`
-        self.kv_bytes = 0
         self.arena_bytes = [0, 0]
         self.out_width = 0
 
@@ -288,21 +295,23 @@ class Plan:
             if norm is not None:
                 self._is_vector("attend", name, norm, a.key_length)
         q = self._near(q)
-        offset = self._kv_layer(a)
+        if self.n_chunks >= 2**31:
+            raise PlanError(f"attend: a context of {self.n_ctx} tokens; wanted less than {2**31 * _core.CHUNK}")
+        cache = self.kv.add(a.kv_heads, a.key_length, a.value_length, a.window)
         named = {"heads": a.heads, "kv_heads": a.kv_heads, "e": a.key_length, "ev": a.value_length,
-                 "n_rot": a.rope_dim if rope is not None else 0, "neox": int(a.neox), "window": a.window,
-                 "layer": offset // _KV_UNIT, "n_chunks": self.n_chunks, "kv_type": self.kv_type,
-                 "most_runs": MOST_RUNS, "part_runs": self._part_runs, "turn": self._turn}  # fmt: skip
+                 "n_rot": a.rope_dim if rope is not None else 0, "neox": int(a.neox), "window": a.window, "kv_type": self.kv.type,
+                 "most_runs": MOST_RUNS, "part_runs": self._part_runs, "turn": self.kv.turn,
+                 "table": 0, "offset": 0, "stride": 0}  # fmt: skip  # these three come with `compile`
         ints = [named[name] for name in _ATTENTION_INTS]
         # Each head stays with one node where heads divide evenly; else its chunks go round, and all nodes read them.
-        kv = self._tensor(f"kv {len(self.kv_layers) - 1}", 0, PER_NODE if a.kv_heads % self.n_nodes == 0 else SHARED)
+        kv = self._tensor(f"kv {len(self.kv.layers) - 1}", 0, PER_NODE if a.kv_heads % self.n_nodes == 0 else SHARED)
         parts = self._tensor("parts", 0, SHARED, "f")
         parts.n_bytes = self._part_runs * a.heads * (a.value_length + 16) * 4
         rows = self._tensor("rows", a.heads * a.value_length, SHARED, "f")
         o = self._tensor("o", rows.width, PER_NODE)
-        self._add("kv_append", [k, v, rope, kv], [k_norm], ints, (a.eps,))
-        self._add("attend", [q, rope, kv, parts, rows], [q_norm], ints, (a.eps, a.scale, a.softcap))
-        return self._add("combine", [parts, rows, o], [], ints)
+        self._add("kv_append", [k, v, rope, kv], [k_norm], ints, (a.eps,), cache=cache)
+        self._add("attend", [q, rope, kv, parts, rows], [q_norm], ints, (a.eps, a.scale, a.softcap), cache=cache)
+        return self._add("combine", [parts, rows, o], [], ints, cache=cache)
 
     def gated(self, gate, up, activation):
         """activation(gate) * up, "silu" or "gelu": one copy per node."""
@@ -395,7 +404,7 @@ class Plan:
         """A tensor of x's shape on every node."""
         return self._tensor(name, x.width, PER_NODE, *forms, per_token=x.per_token)
 
-    def _add(self, name, tensors, weights, ints=(), floats=(), selected=False, matrices=(), per_token=1):
+    def _add(self, name, tensors, weights, ints=(), floats=(), selected=False, matrices=(), per_token=1, cache=None):
         while weights and weights[-1] is None:
             weights.pop()
         for w in weights:
@@ -412,7 +421,7 @@ class Plan:
                 tensor.first = index
             elif tensor.first < 0:
                 raise PlanError(f"{name}: operand {operand} ({tensor.name}) is read before any op writes it")
-        self.ops.append(_Op(name, tensors, weights, tuple(ints), tuple(floats), selected, tuple(matrices), per_token))
+        self.ops.append(_Op(name, tensors, weights, tuple(ints), tuple(floats), selected, tuple(matrices), per_token, cache))
         return next((t for (_, mode, _), t in reversed(list(zip(_OPS[name][1], tensors))) if mode == "w"), None)
 
     @staticmethod
@@ -463,16 +472,6 @@ class Plan:
         else:
             h.forms |= {"q"} | ({_SUMS[w.kind]} if w.kind in _SUMS else set())
 
-    def _kv_layer(self, a):
-        offset = self.kv_bytes
-        if max(offset // _KV_UNIT, self.n_chunks) >= 2**31:
-            raise PlanError(f"attend: the KV memory of {len(self.kv_layers)} layers for {self.n_ctx} positions takes {offset} bytes; "
-                            f"wanted less than {_KV_UNIT * 2**31}")
-        self.kv_layers.append((offset, a.kv_heads, a.key_length, a.value_length, self.kv_type, self.n_chunks, self._turn))
-        n_bytes = a.kv_heads * self.n_chunks * _core.kv_chunk_bytes(self.kv_type, a.key_length, a.value_length)
-        self.kv_bytes += -(-n_bytes // _KV_UNIT) * _KV_UNIT
-        return offset
-
     # ---- compiling -----------------------------------------------------------------------------------------------
 
     def compile(self):
@@ -487,6 +486,11 @@ class Plan:
             if not tensor.is_read:
                 raise PlanError(f"op {tensor.first} ({self.ops[tensor.first].name}) writes {tensor.name} of width {tensor.width}, but "
                                 f"no op reads it")
+        self.kv.place()
+        for op in self.ops:
+            if op.cache is not None:
+                named = op.attention | {"table": op.cache.kind.index, "offset": op.cache.offset // UNIT, "stride": op.cache.stride // UNIT}
+                op.ints = tuple(named[name] for name in _ATTENTION_INTS)
         self._insert_barriers()  # what the flow of data needs
         self._lay_out()  # reuses memory only across those
         self._insert_barriers()  # and is not taken at its word
@@ -582,6 +586,11 @@ class Plan:
     # ---- looking -------------------------------------------------------------------------------------------------
 
     @property
+    def kv_bytes(self) -> int:
+        """Most bytes of KV memory that a sequence takes on its way to n_ctx positions."""
+        return self.kv.bytes(self.n_ctx)
+
+    @property
     def bytes_per_token(self) -> int:
         """Packed weight bytes that decoding one token reads, all nodes together."""
         return sum(op.cost(1).n_bytes for op in self.ops)
@@ -591,9 +600,9 @@ class Plan:
         return tuple(sum(op.barrier == level for op in self.ops) for level in (NODE, TEAM))
 
     def __str__(self) -> str:
-        layers = max(len(self.kv_layers), 1)
+        layers = max(len(self.kv.layers), 1)
         node, team = self.barriers()
-        lines = [f"{counted(len(self.ops), 'op')}, {counted(len(self.kv_layers), 'layer')}, {counted(self.n_nodes, 'node')}; "
+        lines = [f"{counted(len(self.ops), 'op')}, {counted(len(self.kv.layers), 'layer')}, {counted(self.n_nodes, 'node')}; "
                  f"barriers per step: {team} team, {node} node "
                  f"({team / layers:.1f} and {node / layers:.1f} per layer)",
                  f"activations: {self.arena_bytes[SHARED]:,} bytes shared, {self.arena_bytes[PER_NODE]:,} per node, "
@@ -606,7 +615,7 @@ class Plan:
         return "\n".join(lines)
 
     def __repr__(self) -> str:
-        return f"<Plan of {counted(len(self.ops), 'op')}, {counted(len(self.kv_layers), 'layer')}>"
+        return f"<Plan of {counted(len(self.ops), 'op')}, {counted(len(self.kv.layers), 'layer')}>"
 
     def _repr_html_(self) -> str:
         *head, ops = str(self).split("\n", 2)

@@ -272,9 +272,11 @@ class Placement:
         Why, if "auto" chose it.
     nodes : list of NodePlacement
     kv_bytes_per_token : int
-        KV memory per token of context, touched as it fills.
+        KV memory per token of context, touched as it fills, of layers that see all of it.
     cpus : str
         Which CPUs the workers have and why, if others hold some: ``"CPU 1 (0 is held by another model of this process)"``.
+    kv_window_bytes : int
+        Most KV memory of a sequence's layers with windows.
     """
 
     policy: str
@@ -282,8 +284,9 @@ class Placement:
     nodes: list[NodePlacement]
     kv_bytes_per_token: int
     _replicas: Any = field(repr=False, default=None)
-    _kvs: Any = field(repr=False, default=list)
+    _caches: Any = field(repr=False, default=None)
     cpus: str = ""
+    kv_window_bytes: int = 0
 
     @property
     def where(self) -> str:
@@ -299,15 +302,14 @@ class Placement:
 
         Pretend nodes share a real one's memory: there it is the node whose workers append to a page that has it.
         """
-        kvs, found = self._kvs(), Counter({node.label: 0 for node in self.nodes})
-        if not self._pretend and _core.numa_max_node() > 0:
-            found.update(pages.bytes_by_node([kv.arena for kv in kvs]))
+        found = Counter({node.label: 0 for node in self.nodes})
+        if self._caches is None:
             return dict(found)
-        for own in [kv.bytes_by_owner() for kv in kvs]:
-            if own is None:
-                return {}
-            found.update({self.nodes[i].label: n for i, n in own.items()})
-        return dict(found)
+        if not self._pretend and _core.numa_max_node() > 0:
+            found.update(pages.bytes_by_node(self._caches.slabs()))
+            return dict(found)
+        own = self._caches.bytes_by_owner()
+        return {} if own is None else {self.nodes[i].label: n for i, n in own.items()}
 
     def huge_share(self, node: NodePlacement) -> float:
         """Share of a node's weights that lies in huge pages, 0 to 1."""
@@ -374,8 +376,10 @@ class Placement:
 
     def _head(self):
         reason = f" ({self.reason})" if self.reason else ""
+        sizes = [f"{_size(self.kv_bytes_per_token)} per token"] * bool(self.kv_bytes_per_token or not self.kv_window_bytes)
+        sizes += [f"at most {_size(self.kv_window_bytes)} for windows"] * bool(self.kv_window_bytes)
         cpus = f"; {self.cpus}" if self.cpus else ""
-        return f"{self.policy} on {self.where}{reason}; KV cache {_size(self.kv_bytes_per_token)} per token{cpus}"
+        return f"{self.policy} on {self.where}{reason}; KV cache {' and '.join(sizes)}{cpus}"
 
     def _columns(self):
         return ("pretend node" if self._pretend else "node", *_COLUMNS)

@@ -3,6 +3,7 @@
 Speeds are of the model alone: ids in, logits out, without sampling and text.
 """
 
+import contextlib
 import dataclasses
 import statistics
 import time
@@ -10,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import _core
 from ..arguments import integer
 from .bandwidth import ReadProbe, cache_bytes
 from ..errors import ContextOverflow
@@ -278,7 +278,7 @@ def measure(model, trials, repeats):
 
 
 class Runner:
-    """A sequence of random ids on which trials run; warmed up: what a trial finds before its depth is there.
+    """A sequence of random ids on which trials run, with a cache for each depth, filled up to it and warmed up.
 
     Parameters
     ----------
@@ -296,17 +296,24 @@ class Runner:
             if trial.end > model.n_ctx:
                 depth = f" at depth {trial.depth}" if trial.depth else ""
                 raise ContextOverflow(f"{_ARGUMENT[trial.kind]} = {trial.n}{depth}, but the context holds n_ctx = {model.n_ctx}")
-        self._runtime = model.runtime
-        self._kv = self._runtime.new_cache()
-        # Position p has the same id in every trial, so none of them spoils what another finds in the cache.
+        self._runtime, self._caches = model.runtime, {}
         self._ids = np.random.default_rng(0).integers(0, model.n_vocab, max(trial.end for trial in trials), dtype=np.int32)
         try:
-            self.run(Trial(PROMPT, len(self._ids)))  # fills the cache; first touches and page faults are over then
+            self._fill(sorted({trial.depth for trial in trials}))
+            for depth in self._caches:  # first touches and page faults are over then
+                self.run(Trial(PROMPT, max(trial.n for trial in trials if trial.depth == depth), depth))
             if any(trial.kind == GEN for trial in trials):
-                self.run(Trial(GEN, min(4, len(self._ids))))
+                self.run(Trial(GEN, min(4, *(trial.n for trial in trials)), trials[0].depth))
         except BaseException:
             self.close()
             raise
+
+    def _fill(self, depths):
+        with contextlib.closing(self._runtime.new_cache()) as cache:
+            for first, depth in zip([0, *depths], depths):
+                for a in range(first, depth, self._runtime.n_batch):
+                    self._runtime.step([(cache, self._ids[a : min(a + self._runtime.n_batch, depth)], a)], [])
+                self._caches[depth] = self._runtime.copy_cache(cache, depth)
 
     def run(self, trial, after_step=None):
         """Seconds of a trial.
@@ -323,7 +330,7 @@ class Runner:
             b = min(a + size, trial.end)
             rows = [b - a - 1] if trial.kind == GEN or b == trial.end else []
             start = time.perf_counter()
-            self._runtime.step([(self._kv, self._ids[a:b], a)], rows)
+            self._runtime.step([(self._caches[trial.depth], self._ids[a:b], a)], rows)
             seconds = time.perf_counter() - start
             total += seconds
             if after_step is not None:
@@ -331,7 +338,8 @@ class Runner:
         return total
 
     def close(self):
-        self._kv.close()
+        for cache in self._caches.values():
+            cache.close()
 
     def __enter__(self):
         return self
@@ -343,11 +351,5 @@ class Runner:
 def bytes_per_token(model, trial):
     """Bytes of weights, keys and values that a token of a decoding trial reads, on average over its positions; float."""
     engine = model.runtime.engine
-    plan, kv = engine.plan, 0.0
-    seen = np.arange(trial.depth, trial.end) + 1  # positions that each token attends to
-    ends = [layer[0] for layer in plan.kv_layers[1:]] + [plan.kv_bytes]
-    attends = [op for op in plan.ops if op.name == "attend"]
-    for op, layer, end in zip(attends, plan.kv_layers, ends, strict=True):
-        per_position, window = (end - layer[0]) / (plan.n_chunks * _core.CHUNK), op.attention["window"]
-        kv += per_position * (np.minimum(seen, window) if window else seen).mean()
-    return engine.bytes_per_token + kv
+    tokens = np.arange(trial.depth, trial.end) + 1
+    return engine.bytes_per_token + float(engine.plan.kv.read_bytes(tokens).mean())

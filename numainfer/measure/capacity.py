@@ -41,7 +41,7 @@ class Demand:
     n_ctx : int
         Positions per sequence that memory is planned for.
     kv_bytes : int
-        Of a whole sequence's cache.
+        Of a whole sequence's cache; layers with windows keep these alone.
     kv_layers : tuple of (int, int, int)
         Per attention layer: bytes of a position; positions that a query sees (0: all); bytes of the partial results that each
         run of chunks leaves for all nodes to read.
@@ -58,6 +58,8 @@ class Demand:
         Of most of the bytes read.
     kv_type : str
         Of the cache.
+    kv_bytes_per_token, kv_window_bytes : int
+        Of the cache: bytes that each position adds, and most bytes of layers with windows, which forget.
     """
 
     weights: int
@@ -74,6 +76,8 @@ class Demand:
     alone_barriers: int
     weight_type: str = ""
     kv_type: str = "f16"
+    kv_bytes_per_token: int = 0
+    kv_window_bytes: int = 0
 
     def kv_read(self, past):
         """Bytes of keys and values that a token reads with `past` positions behind it."""
@@ -130,8 +134,8 @@ def demand(gguf, n_nodes, n_ctx=None, n_batch=512, kv_type="f16"):
         macs=sum(cost.macs for cost in costs),
         n_ctx=n_ctx,
         kv_bytes=plan.kv_bytes,
-        kv_layers=tuple((a["kv_heads"] * _core.kv_chunk_bytes(plan.kv_type, a["e"], a["ev"]) // _core.CHUNK, a["window"],
-                         a["heads"] * (a["ev"] + 16) * 4) for a in attention),
+        kv_layers=tuple((layer.position_bytes, layer.window, a["heads"] * (a["ev"] + 16) * 4)
+                        for layer, a in zip(plan.kv.layers, attention, strict=True)),
         activations=sum(plan.arena_bytes),
         exchange=sum(cost.exchanged for cost in costs),
         node_barriers=node,
@@ -139,6 +143,8 @@ def demand(gguf, n_nodes, n_ctx=None, n_batch=512, kv_type="f16"):
         alone_barriers=sum(alone.barriers()),
         weight_type=max(types, key=types.get),
         kv_type=kv_type,
+        kv_bytes_per_token=plan.kv.bytes_per_token,
+        kv_window_bytes=plan.kv.window_bytes(n_ctx),
     )
 
 
@@ -337,7 +343,8 @@ def report(demand, machine, forecasts):
     limits = machine.limits.describe()
     if limits:
         lines.append(limits + ("" if one or machine.limits.memory is None else ", for all nodes together"))
-    lines.append(f"KV in {demand.kv_type}: one sequence, {short_bytes(demand.kv_bytes // demand.n_ctx)} per token"
+    windows = f" and at most {short_bytes(demand.kv_window_bytes)} for windows" if demand.kv_window_bytes else ""
+    lines.append(f"KV in {demand.kv_type}: one sequence, {short_bytes(demand.kv_bytes_per_token)} per token{windows}"
                  + ("" if one else ", spread over the nodes; in throughput mode each lies whole on one"))
     if not machine.measured:
         return "\n".join(lines)

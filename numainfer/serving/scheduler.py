@@ -19,7 +19,6 @@ import warnings
 
 import numpy as np
 
-from .._core import CHUNK
 from .crew import Crew
 from ..errors import CancelledWarning, ForkedProcess, ModelClosed
 from .generation import Clock, Generation
@@ -104,8 +103,7 @@ class _Sequence:
             return
         self.room = runtime.n_ctx - len(self.ids) + 1  # the last token needs no place: it is never fed back
         answer = self.room if params.max_tokens is None else min(self.room, params.max_tokens)
-        chunks = -(-(len(self.ids) + answer - 1) // CHUNK)
-        self.n_bytes = chunks * CHUNK * runtime.engine.placement.kv_bytes_per_token
+        self.n_bytes = runtime.engine.plan.kv.bytes(len(self.ids) + answer - 1)
 
     def start(self, runtime, lane, mode):
         """Get what it takes to compute it."""

@@ -16,7 +16,7 @@ class Sequence:
     Parameters
     ----------
     runtime : Runtime
-    cache : KV, optional
+    cache : Cache, optional
         Of the ids, as far as ``n_past``; an empty one by default.
     ids : list of int
     n_past : int
@@ -84,7 +84,7 @@ class Sequence:
         self.turn += 1
         held = np.asarray(self.ids[: min(self.n_past, len(ids) - 1)], np.int32)  # the last gives the logits
         differ = np.flatnonzero(held != ids[: len(held)])
-        self.n_past = 0 if not reuse else int(differ[0]) if len(differ) else len(held)
+        self.n_past = 0 if not reuse else self.cache.rewindable(int(differ[0]) if len(differ) else len(held))
         self.ids = ids.tolist()
         return self.n_past
 
@@ -112,8 +112,8 @@ class Sequence:
     def rewind(self, n):
         """Forget all but the first ``n`` ids."""
         self.end_stream()
+        self.n_past = self.cache.rewind(min(self.n_past, n))
         self.ids = self.ids[:n]
-        self.n_past = min(self.n_past, n)
 
     def fork(self):
         """A Sequence that starts where this one stands."""

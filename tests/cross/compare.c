@@ -331,7 +331,7 @@ static void check_attention(const ni_kernels *table) {
             }
             if (n > 3) lo[2] = hi[2] = 50;   /* sees nothing */
             BOTH("attend", float, n * (ev + 2),
-                 V->kv[t].attend(q, n, e, ev, keys, values, lo, hi, cap, OUT + n * ev, OUT + n * (ev + 1), OUT, scratch));
+                 V->kv[t].attend(q, n, e, ev, keys, values, keys, lo, hi, cap, OUT + n * ev, OUT + n * (ev + 1), OUT, scratch));
             floats(scratch, ev, 2);   /* what attend leaves there is its own affair */
             BOTH("merge", float, ev + 2, for (int j = 0; j < ev; j++) OUT[j] = q[j]; OUT[ev] = (float)n; OUT[ev + 1] = 2;
                  V->merge(OUT + ev, OUT + ev + 1, OUT, 3.0f, 1.5f, scratch, ev - n));

@@ -113,8 +113,8 @@ def placements(settings):
             wanted = [cpu for i in lane.nodes for cpu in settings["cpus"][str(engine.nodes[i])]]
             assert sorted(lane.team.cpus()) == sorted(wanted), f"{policy}: workers on {lane.team.cpus()}, wanted {wanted}"
             if len(lane.nodes) == 1:  # a lane of one node keeps a sequence's memory there
-                pages = pages_by_node(kv.arena.address, kv.arena.bytes)
-                assert set(pages) == {engine.nodes[lane.nodes[0]]}, f"KV pages of a lane of node {lane.nodes}: {pages}"
+                pages = {node for kind, _, at, _ in kv.blocks() for node in pages_by_node(at, kind.block_bytes)}
+                assert pages == {engine.nodes[lane.nodes[0]]}, f"KV pages of a lane of node {lane.nodes}: {pages}"
             kv.close()
         for lane in engine.node_lanes() if policy == "replicate" and not one_node else []:
             expect_kept(lane, engine.nodes[lane.nodes[0]], set(settings["cpus"][str(engine.nodes[lane.nodes[0]])]))

@@ -106,7 +106,7 @@ def numainfer(counter, path, policy, mode):
     def end():
         counter.end()
         known = {f"weights {node}": frames(arena.address, arena.bytes) for node, arena in zip(engine.nodes, engine.replicas.arenas)}
-        counter.tell(**known, kv=np.concatenate([frames(kv.arena.address, kv.arena.bytes) for kv in list(engine.kvs)]))
+        counter.tell(**known, kv=np.concatenate([frames(*slab) for slab in engine.caches.slabs()]))
 
     # The sequences meet when the window begins and when it ends, and nowhere in between.
     meetings = {BEFORE: threading.Barrier(len(lanes), counter.begin), BEFORE + 1: threading.Barrier(len(lanes), end)}

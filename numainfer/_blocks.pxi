@@ -1,0 +1,247 @@
+# Binds csrc/blocks.c.  Each method is one step for Python: Ctrl-C, which may raise between any two bytecodes, loses no block.
+
+cdef class Pool:
+    """Blocks of n bytes each with reference counts, in slabs of reserved address space; see csrc/ni.h."""
+    cdef ni_pool *p
+    cdef readonly bint closed
+
+    def __init__(self, size_t n_bytes, bint huge=False):
+        cdef ni_status st
+        self.p = ni_pool_open(n_bytes, huge, &st)
+        if self.p == NULL:
+            _fail(&st)
+
+    def __dealloc__(self):
+        ni_pool_close(self.p)  # who holds a block holds the pool, too
+
+    cdef tidy(self):
+        """Give back the pages of blocks that nobody holds; other threads go on meanwhile.  After `close`, the slabs too."""
+        cdef int64_t b
+        cdef uint8_t *at
+        cdef size_t n = ni_pool_block_bytes(self.p)
+        while True:
+            b = ni_pool_pick(self.p)
+            if b < 0:
+                break
+            at = ni_pool_at(self.p, b)
+            with nogil:
+                ni_pool_empty(at, n)
+            ni_pool_free(self.p, b)
+        if self.closed and ni_pool_out(self.p) == 0:
+            ni_pool_unmap(self.p)
+
+    def close(self):
+        """Give the slabs back: now, or with the last block that somebody holds."""
+        self.closed = True
+        self.tidy()
+
+    @property
+    def block_bytes(self):
+        return ni_pool_block_bytes(self.p)
+
+    @property
+    def n_out(self):
+        """Blocks that somebody holds."""
+        return ni_pool_out(self.p)
+
+    def slabs(self):
+        """(address, bytes) of each slab."""
+        cdef ni_arena a
+        found = []
+        for i in range(ni_pool_n_slabs(self.p)):
+            a = ni_pool_slab(self.p, i)
+            found.append((<uintptr_t>a.base, a.bytes))
+        return found
+
+
+cdef class Block:
+    """A new block of a pool, whose one reference this object has."""
+    cdef Pool pool
+    cdef int64_t number
+
+    def __init__(self, Pool pool):
+        cdef ni_status st
+        self.number = -1
+        if pool.closed:
+            raise ValueError("the pool of blocks is closed")
+        self.pool = pool
+        self.number = ni_pool_take(pool.p, &st)
+        if self.number < 0:
+            _fail(&st)
+
+    def __del__(self):
+        self.close()
+
+    @property
+    def address(self):
+        return <uintptr_t>ni_pool_at(self.pool.p, self.number) if self.number >= 0 else 0
+
+    def close(self):
+        cdef int64_t number = self.number
+        if number >= 0:
+            self.number = -1
+            ni_pool_drop(self.pool.p, number)
+            self.pool.tidy()
+
+
+cdef class Tables:
+    """A sequence's blocks: a table for each of some pools.
+
+    Parameters
+    ----------
+    pools : sequence of Pool
+    windows : sequence of int
+        Per pool: positions that a token sees, 0 for all before it.
+    n_batch : int
+        Most tokens of a step.
+    """
+    cdef ni_table *t
+    cdef int n
+    cdef tuple pools
+    cdef int n_holds
+    cdef readonly bint closed
+
+    def __init__(self, pools, windows, int64_t n_batch):
+        cdef Pool pool
+        self.pools = tuple(pools)
+        self.t = <ni_table *>calloc(max(len(self.pools), 1), sizeof(ni_table))
+        if self.t == NULL:
+            raise MemoryError
+        for i, (pool, window) in enumerate(zip(self.pools, windows, strict=True)):
+            self.t[i].pool, self.t[i].window = pool.p, window
+            self.t[i].reach = window + n_batch - 1
+        self.n = len(self.pools)
+
+    def __dealloc__(self):
+        free(self.t)
+
+    def __del__(self):
+        self.empty()
+
+    cdef empty(self):
+        cdef Pool pool
+        for i in range(self.n):
+            ni_table_close(&self.t[i])
+        for pool in self.pools:
+            pool.tidy()
+
+    @property
+    def address(self):
+        """What a step's segment names."""
+        return <uintptr_t>self.t
+
+    def hold(self):
+        """A `Hold` that keeps the blocks even if the tables are closed meanwhile; None if they are closed already."""
+        if self.closed:
+            return None
+        return Hold(self)
+
+    @property
+    def held(self):
+        return self.n_holds > 0
+
+    def close(self):
+        """Give all blocks back: now, or with the end of the last hold."""
+        self.closed = True
+        if not self.n_holds:
+            self.empty()
+
+    def reaches(self, int64_t n):
+        """Whether a step may begin at position n."""
+        for i in range(self.n):
+            if not ni_table_reaches(&self.t[i], n):
+                return False
+        return True
+
+    def cut(self, int64_t n):
+        """Give back the blocks of positions n and later."""
+        cdef Pool pool
+        for i in range(self.n):
+            ni_table_cut(&self.t[i], n)
+        for pool in self.pools:
+            pool.tidy()
+
+    def prepare(self, int64_t pos0, int64_t end):
+        """Make room for a step of tokens pos0 to end - 1, which pos0 reaches.
+
+        Returns
+        -------
+        list of int, or None
+            Tables whose block of pos0 must be replaced by a copy (`swap`) before the step.
+
+        Raises
+        ------
+        OutOfNodeMemory
+            What stood before pos0 is as it was.
+        """
+        cdef ni_status st
+        cdef Pool pool
+        cdef int e
+        shared = None
+        try:
+            for i in range(self.n):
+                pool = self.pools[i]
+                if pool.closed:
+                    raise ValueError("the pool of blocks is closed")
+                e = ni_table_prepare(&self.t[i], pos0, end, &st)
+                if e < 0:
+                    _fail(&st)
+                if e:
+                    shared = [*(shared or ()), i]
+        finally:
+            for pool in self.pools:
+                pool.tidy()
+        return shared
+
+    def swap(self, int i, int64_t chunk, Block block):
+        """Put a block in the place of a chunk's in table i, and that one's reference into the Block."""
+        cdef int64_t mine = block.number
+        self.check(i, chunk)
+        if block.pool is not self.pools[i] or mine < 0:
+            raise ValueError(f"the block is not of table {i}'s pool, or was closed")
+        block.number = ni_table_swap(&self.t[i], chunk, mine)
+
+    def share(self, Tables other, int64_t n):
+        """Become tables of the blocks that hold the first n positions of `other`, which reaches n; nothing is copied."""
+        cdef ni_status st
+        if self.closed or other.closed or self.pools != other.pools:
+            raise ValueError("tables can share blocks of the same pools, while both are open")
+        for i in range(self.n):
+            if ni_table_share(&self.t[i], &other.t[i], n, &st):
+                _fail(&st)
+
+    cdef check(self, int i, int64_t chunk):
+        if not (0 <= i < self.n and self.t[i].first <= chunk < self.t[i].end):
+            raise ValueError(f"table {i} has no chunk {chunk}")
+
+    def address_of(self, int i, int64_t chunk):
+        """Of a chunk's block in table i."""
+        self.check(i, chunk)
+        return <uintptr_t>self.t[i].at[chunk]
+
+    def blocks(self, int i):
+        """(chunk, address, references) of every block in table i."""
+        if not 0 <= i < self.n:
+            raise ValueError(f"table {i} of {self.n}")
+        return [(j, <uintptr_t>self.t[i].at[j], ni_pool_count(self.t[i].pool, self.t[i].block[j]))
+                for j in range(self.t[i].first, self.t[i].end)]
+
+
+cdef class Hold:
+    """Made by `Tables.hold`; ended by `release`, or with the object."""
+    cdef Tables tables
+
+    def __init__(self, Tables tables):
+        self.tables = tables
+        tables.n_holds += 1
+
+    def release(self):
+        cdef Tables tables = self.tables
+        self.tables = None
+        if tables is not None:
+            tables.n_holds -= 1
+            if tables.closed and not tables.n_holds:
+                tables.empty()
+
+    def __del__(self):
+        self.release()
