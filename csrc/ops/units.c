@@ -1,6 +1,6 @@
 /* Who attends to what.
  *
- * A unit costs the positions it reads times (its queries + READING), and START positions more where its queries begin.  What units
+ * A unit costs the positions it reads times (its queries + READING), and the first of a head START positions more.  What units
  * 0 .. u - 1 of a segment cost together has a closed form, so a worker finds its first unit by halving. */
 #include "units.h"
 #include <stdlib.h>
@@ -9,9 +9,9 @@
  * 8 GB/s of a core where all read at once, against 256 multiply-adds at 60 G/s. */
 enum { READING = 16 };
 
-/* Queries are normed, rotated and scaled first, and the memory of a sequence is cold: of 63 sequences of 100 positions beside one of 16,000
- * the short ones' positions took 1.9 times as long as the long one's. */
-enum { START = 64 };
+/* A sequence's memory is cold where a head begins, and its queries are prepared there: beside 16,000 positions of one sequence, those of 63
+ * sequences of 100 took 1.9 to 2.3 times as long each (bench/attention.py, by the difference between places). */
+enum { START = 112 };
 
 static const char *const names[] = {
 #define NI_ATTENTION_INT(name) #name,
@@ -42,7 +42,7 @@ static int64_t tile_size(const ni_attention *n, const ni_line *l, int64_t first)
 static int64_t cost_of_queries(const ni_attention *n, const ni_line *l, int64_t i) {
     const int64_t pos = l->s->pos0 + i / n->group, queries = tile_size(n, l, 0);
     const int64_t whole = seen_below(n, pos) - seen_below(n, l->s->pos0), last = seen_below(n, pos + 1) - seen_below(n, pos);
-    return (n->group * whole + i % n->group * last + i * START) * (queries + READING) / queries;
+    return (n->group * whole + i % n->group * last + ni_min(i, queries) * START) * (queries + READING) / queries;
 }
 
 /* Cost of the line's units before u; u may be their number. */
