@@ -117,7 +117,7 @@ static void build(const ni_worker *me, void *arg) {
     uint8_t *mine = (uint8_t *)p->scratch[me->node].base + job->scratch * (size_t)me->rank;
     ni_ctx *c = (ni_ctx *)mine;
     *c = (ni_ctx){.own = *me, .step = &p->current, .ops = own->ops, .tensors = own->tensors, .weights = own->weights,
-                  .copy = job->node_map[me->node], .max_tokens = s->max_tokens, .taken = own->taken, .slots = p->slots,
+                  .copy = job->node_map[me->node], .max_tokens = s->max_tokens, .taken = own->taken, .places = p->places, .slots = p->slots,
                   .scratch = mine + aligned(sizeof *c)};
     c->me = &c->own;
     c->arena[NI_SHARED] = p->shared.base;

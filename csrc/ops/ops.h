@@ -7,6 +7,9 @@
 #include <string.h>
 #include "../team.h"
 
+/* A segment of a step, by the position of its last token. */
+typedef struct { int64_t last, n, segment; } ni_place;
+
 typedef struct {
     const ni_worker *me;    /* = &own, a copy near the worker */
     ni_worker own;
@@ -17,6 +20,7 @@ typedef struct {
     int copy;               /* index in ni_weight.copy for this worker's node */
     int max_tokens;
     atomic_int *taken;      /* per op, in the node's memory: how many of the pieces that its workers share have been taken */
+    const ni_place *places; /* the step's segments, the longest first */
     const int32_t *slots;   /* per segment of the step: where its attention's parts start; -1: it leaves none (ops/units.h) */
     uint8_t *arena[2];      /* by storage class */
     uint8_t *scratch;       /* this worker's own, 64-byte aligned */
