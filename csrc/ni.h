@@ -321,7 +321,7 @@ static inline ni_runs ni_runs_of(int64_t from, int64_t pos, int64_t most) {
 }
 
 /* What each of n workers, of nodes[worker] (ascending), does for the attention of segments (n, pos0) in a layer of these integers: positions
- * times queries that meet them. */
+ * times queries that meet them, and a constant for each query where a head's units begin. */
 int ni_attend_costs(const int32_t *ints, int n_segments, const ni_segment *segments, const int *nodes, int n_workers, int64_t *costs,
                     ni_status *st);
 

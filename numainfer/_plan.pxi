@@ -88,7 +88,7 @@ def attention_runs(int64_t first_seen, int64_t pos, int64_t most):
 
 
 def attend_costs(ints, segments, nodes):
-    """Positions times queries that each worker has in an attend op: int64 array (workers,).
+    """Positions times queries that each worker has in an attend op, and what it costs to begin: int64 array (workers,).
 
     ints: the op's, as `attention_ints` names them; segments: SEGMENT_DTYPE array, of which n and pos0 count; nodes: of each worker, ascending.
     """

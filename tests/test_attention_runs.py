@@ -190,9 +190,10 @@ def costs(a, segments, shape, n_ctx=40_000):
 
 
 def all_of_it(a, segments):
-    """Positions times heads of all queries, when those of a tile (32) each read what the tile's first to last see."""
+    """Positions times heads of all queries, a tile (32) reading what its first to last see; 112 more where a head begins."""
     total, group = 0, a.heads // a.kv_heads
     for n, pos0 in segments:
+        total += 112 * group
         for first in range(0, n * group, 32):
             last = min(first + 32, n * group) - 1
             seen = max(pos0 + first // group - a.window + 1, 0) if a.window else 0
@@ -211,7 +212,7 @@ def test_all_units_are_done_once(a):
 
 
 def test_cost_of_a_long_sequence_does_not_depend_on_its_place():
-    """One of 32,000 positions among 63 short ones, on two sockets of 96 cores; nobody waits for a worker with twice the mean."""
+    """One of 32,000 positions among 63 short ones."""
     for a in (Attention(32, 8, 64, 64, 0, False, 0.1), Attention(64, 8, 128, 128, 0, False, 0.1), Attention(6, 3, 64, 64, 0, False, 0.1)):
         most = []
         for place in (0, 16, 17, 40, 63):
@@ -222,11 +223,11 @@ def test_cost_of_a_long_sequence_does_not_depend_on_its_place():
                 most.append((shape, found.max()))
         for shape in {shape for shape, _ in most}:
             of_shape = [cost for other, cost in most if other == shape]
-            assert max(of_shape) <= 1.1 * min(of_shape), (a, shape, of_shape)
+            assert max(of_shape) == min(of_shape), (a, shape, of_shape)
 
 
 @pytest.mark.parametrize("segments, shape, most", [
-    ([(1, 32_000)], (1, 8), 1.01), ([(1, 16_383)], (2, 16), 1.01), ([(1, 131_000)], (2, 96), 1.13), ([(512, 8_000)], (1, 8), 1.01),
+    ([(1, 32_000)], (1, 8), 1.01), ([(1, 16_383)], (2, 16), 1.03), ([(1, 131_000)], (2, 96), 1.15), ([(512, 8_000)], (1, 8), 1.01),
     ([(512, 8_000)], (2, 96), 1.16), ([(1, 2_000)] * 64, (2, 96), 1.04), ([(1, 20_000)] * 64, (2, 96), 1.13),
 ], ids=str)  # fmt: skip
 def test_workers_get_about_the_same(segments, shape, most):

@@ -106,7 +106,7 @@ void ni_op_attend(const ni_ctx *c, const ni_op *op) {
     const tile_memory t = carve(c, &n);
     ni_walk walk;
     ni_unit u, loaded = {.segment = -1};
-    ni_walk_start(&walk, &n, c->step, c->slots, c->me, t.before);
+    ni_walk_start(&walk, &n, c->step, c->places, c->slots, c->me, t.before);
     while (!ni_hurry(c) && ni_walk_next(&walk, &u)) {
         const ni_segment *s = &c->step->segments[u.segment];
         if (u.segment != loaded.segment || u.g != loaded.g || u.first != loaded.first) load_queries(c, op, &n, s, &u, t.q);

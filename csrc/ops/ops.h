@@ -15,6 +15,9 @@ typedef struct {
     _Alignas(64) float sums[];  /* [tokens][NI_ROWS], then those of the minimums */
 } ni_seam;
 
+/* A segment of a step, by the position of its last token. */
+typedef struct { int64_t last, n, segment; } ni_place;
+
 typedef struct {
     const ni_worker *me;    /* = &own, a copy near the worker */
     ni_worker own;
@@ -24,6 +27,7 @@ typedef struct {
     const ni_weight *weights;
     int copy;               /* index in ni_weight.copy for this worker's node */
     int max_tokens;
+    const ni_place *places; /* the step's segments, the longest first */
     const int32_t *slots;   /* per segment of the step: where its attention's parts start; -1: it leaves none (ops/units.h) */
     const ni_sizes *sizes;  /* = &own_sizes */
     ni_sizes own_sizes;

@@ -1,13 +1,17 @@
 /* Who attends to what.
  *
- * A unit costs the positions it reads times (its queries + READING).  What units 0 .. u - 1 of a segment cost together has a closed form,
- * so a worker finds its first unit by halving. */
+ * A unit costs the positions it reads times (its queries + READING), and for the first token of a head START positions more.  What units
+ * 0 .. u - 1 of a segment cost together has a closed form, so a worker finds its first unit by halving. */
 #include "units.h"
 #include <stdlib.h>
 
 /* Reading a position takes as long as the products of so many queries with it: 512 bytes (128 values of f16 for key and value) at the
  * 8 GB/s of a core where all read at once, against 256 multiply-adds at 60 G/s. */
 enum { READING = 16 };
+
+/* A sequence's memory is cold where a head begins, and its queries are prepared there: beside 16,000 positions of one sequence, those of 63
+ * sequences of 100 took 1.9 to 2.3 times as long each (bench/attention.py, by the difference between places). */
+enum { START = 112 };
 
 static const char *const names[] = {
 #define NI_ATTENTION_INT(name) #name,
@@ -38,7 +42,7 @@ static int64_t tile_size(const ni_attention *n, const ni_line *l, int64_t first)
 static int64_t cost_of_queries(const ni_attention *n, const ni_line *l, int64_t i) {
     const int64_t pos = l->s->pos0 + i / n->group, queries = tile_size(n, l, 0);
     const int64_t whole = seen_below(n, pos) - seen_below(n, l->s->pos0), last = seen_below(n, pos + 1) - seen_below(n, pos);
-    return (n->group * whole + i % n->group * last) * (queries + READING) / queries;
+    return (n->group * whole + i % n->group * last + ni_min(i, n->group) * START) * (queries + READING) / queries;
 }
 
 /* Cost of the line's units before u; u may be their number. */
@@ -47,18 +51,19 @@ static int64_t cost_before(const ni_attention *n, const ni_line *l, int64_t u) {
     if (!l->split) return g * cost_of_queries(n, l, l->s->n * n->group) + cost_of_queries(n, l, tile * NI_TILE);
     /* Of n_nodes kv-heads in a row every node holds as much as there is of one. */
     const int64_t end = l->s->pos0 + 1, from = ni_max(l->from, (l->runs.first + u % runs) * NI_CHUNK << l->runs.shift);
-    int64_t heads = g / l->n_nodes * (end - l->from);
+    int64_t heads = g / l->n_nodes * (end - l->from) + g * START;
     for (int64_t h = g / l->n_nodes * l->n_nodes; h < g; h++) heads += held_and_seen(n, l, h, end);
-    return heads * (n->group + l->tiles * READING) + tile * (NI_TILE + READING) * held_and_seen(n, l, g, end)
-           + (tile_size(n, l, tile * NI_TILE) + READING) * held_and_seen(n, l, g, from);
+    return heads * (n->group + l->tiles * READING) + tile * (NI_TILE + READING) * (held_and_seen(n, l, g, end) + START)
+           + (tile_size(n, l, tile * NI_TILE) + READING) * (held_and_seen(n, l, g, from) + (u % runs ? START : 0));
 }
 
 static int64_t units_in(const ni_line *l) { return l->heads * l->tiles * (l->runs.end - l->runs.first); }
 
 /* The units of a segment that the worker's node (pass 0) or the team (pass 1) cuts.  Where kv-heads divide evenly each is one node's; else
  * runs are, and units that read several runs are anyone's. */
-static ni_line line_of(const ni_walk *w, int segment) {
+static ni_line line_of(const ni_walk *w, int place) {
     const ni_attention *n = w->n;
+    const int64_t segment = w->places[place].segment;
     const ni_segment *s = &w->step->segments[segment];
     const int n_nodes = w->me->n_nodes, even = n->kv_heads % n_nodes == 0;
     ni_line l = {.s = s, .split = w->slots[segment] >= 0, .heads = n->kv_heads, .tiles = (s->n * n->group + NI_TILE - 1) / NI_TILE,
@@ -70,24 +75,24 @@ static ni_line line_of(const ni_walk *w, int segment) {
     return l;
 }
 
-/* First u of 0 .. units - 1 that begins at `cost` or behind it. */
+/* First u of 0 .. units - 1 whose middle lies at `cost` or behind it. */
 static int64_t search(const ni_attention *n, const ni_line *l, int64_t cost) {
     int64_t low = 0, high = units_in(l);
     while (low < high) {
         const int64_t middle = (low + high) / 2;
-        if (cost_before(n, l, middle) < cost) low = middle + 1;
+        if (cost_before(n, l, middle) + cost_before(n, l, middle + 1) < 2 * cost) low = middle + 1;
         else high = middle;
     }
     return low;
 }
 
-static void enter(ni_walk *w, int segment) {
-    w->segment = segment;
-    if (segment == w->step->n_segments) return;
-    const int64_t before = w->before[segment];
-    w->line = line_of(w, segment);
+static void enter(ni_walk *w, int place) {
+    w->place = place;
+    if (place == w->step->n_segments) return;
+    const int64_t before = w->before[place];
+    w->line = line_of(w, place);
     w->unit = before >= w->a ? 0 : search(w->n, &w->line, w->a - before);
-    w->end = w->before[segment + 1] <= w->b ? units_in(&w->line) : search(w->n, &w->line, w->b - before);
+    w->end = w->before[place + 1] <= w->b ? units_in(&w->line) : search(w->n, &w->line, w->b - before);
 }
 
 static void start_pass(ni_walk *w, int pass) {
@@ -101,7 +106,7 @@ static void start_pass(ni_walk *w, int pass) {
     }
     w->before[segments] = sum;
     ni_cut(sum, pass ? w->me->n_workers : w->me->size, pass ? w->me->worker : w->me->rank, &w->a, &w->b);
-    int low = 0, high = segments;   /* the first segment that ends behind a */
+    int low = 0, high = segments;   /* the first place that ends behind a */
     while (low < high) {
         const int middle = (low + high) / 2;
         if (w->before[middle + 1] <= w->a) low = middle + 1;
@@ -110,8 +115,9 @@ static void start_pass(ni_walk *w, int pass) {
     enter(w, low);
 }
 
-void ni_walk_start(ni_walk *w, const ni_attention *n, const ni_step *step, const int32_t *slots, const ni_worker *me, int64_t *before) {
-    *w = (ni_walk){.n = n, .step = step, .slots = slots, .me = me, .before = before};
+void ni_walk_start(ni_walk *w, const ni_attention *n, const ni_step *step, const ni_place *places, const int32_t *slots,
+                   const ni_worker *me, int64_t *before) {
+    *w = (ni_walk){.n = n, .step = step, .places = places, .slots = slots, .me = me, .before = before};
     start_pass(w, 0);
 }
 
@@ -119,18 +125,18 @@ int ni_walk_next(ni_walk *w, ni_unit *u) {
     const ni_attention *n = w->n;
     for (;;) {
         const ni_line *l = &w->line;
-        if (w->segment == w->step->n_segments || w->before[w->segment] >= w->b) {
+        if (w->place == w->step->n_segments || w->before[w->place] >= w->b) {
             if (w->pass || n->kv_heads % w->me->n_nodes == 0) return 0;
             start_pass(w, 1);
             continue;
         }
         if (w->unit >= w->end) {
-            enter(w, w->segment + 1);
+            enter(w, w->place + 1);
             continue;
         }
         const int64_t unit = w->unit++, runs = l->runs.end - l->runs.first, first = unit / runs % l->tiles * NI_TILE, run = unit % runs;
         const int64_t pos = l->s->pos0 + first / n->group;
-        *u = (ni_unit){.segment = w->segment, .g = l->g0 + unit / (l->tiles * runs), .first = first, .count = tile_size(n, l, first),
+        *u = (ni_unit){.segment = w->places[w->place].segment, .g = l->g0 + unit / (l->tiles * runs), .first = first, .count = tile_size(n, l, first),
                        .part = l->split ? run : -1};
         u->j0 = ni_first_seen(n, pos) / NI_CHUNK, u->j1 = (l->s->pos0 + (first + u->count - 1) / n->group) / NI_CHUNK + 1;
         if (!l->split) return 1;
@@ -142,22 +148,23 @@ int ni_walk_next(ni_walk *w, ni_unit *u) {
 
 static int longer(const void *a, const void *b) {
     const ni_place *x = a, *y = b;
-    if (x->pos != y->pos) return x->pos < y->pos ? 1 : -1;
+    if (x->last != y->last) return x->last < y->last ? 1 : -1;
+    if (x->n != y->n) return x->n < y->n ? 1 : -1;
     return x->segment < y->segment ? -1 : 1;
 }
 
 void ni_deal_slots(const ni_op *attend, const ni_step *step, ni_place *places, int32_t *slots) {
-    int count = 0;
     for (int i = 0; i < step->n_segments; i++) {
-        slots[i] = -1;
-        if (step->segments[i].n == 1) places[count++] = (ni_place){step->segments[i].pos0, i};
+        const ni_segment *s = &step->segments[i];
+        places[i] = (ni_place){s->pos0 + s->n - 1, s->n, i};
     }
-    qsort(places, (size_t)count, sizeof *places, longer);
+    qsort(places, (size_t)step->n_segments, sizeof *places, longer);
     int64_t slot = 0;
-    for (int i = 0; i < count; i++) {
-        const int64_t parts = ni_parts_at(attend->i[NI_ATTENTION_most_runs], places[i].pos);
-        if (slot + parts > attend->i[NI_ATTENTION_part_runs]) continue;
-        slots[places[i].segment] = (int32_t)slot, slot += parts;
+    for (int i = 0; i < step->n_segments; i++) {
+        const int64_t parts = ni_parts_at(attend->i[NI_ATTENTION_most_runs], places[i].last);
+        const int split = places[i].n == 1 && slot + parts <= attend->i[NI_ATTENTION_part_runs];
+        slots[places[i].segment] = split ? (int32_t)slot : -1;
+        if (split) slot += parts;
     }
 }
 
@@ -180,11 +187,12 @@ int ni_attend_costs(const int32_t *ints, int n_segments, const ni_segment *segme
         while (first + me.size < n_workers && nodes[first + me.size] == nodes[w]) me.size++;
         ni_walk walk;
         ni_unit u;
-        ni_walk_start(&walk, &n, &step, slots, &me, before);
+        ni_walk_start(&walk, &n, &step, places, slots, &me, before);
         for (costs[w] = 0; ni_walk_next(&walk, &u);) {
             const int64_t pos0 = segments[u.segment].pos0;
             const int64_t from = ni_max(u.j0 * NI_CHUNK, ni_first_seen(&n, pos0 + u.first / n.group));
             costs[w] += (ni_min(u.j1 * NI_CHUNK, pos0 + (u.first + u.count - 1) / n.group + 1) - from) * u.count;
+            if (u.part <= 0) costs[w] += ni_max(0, ni_min(u.count, n.group - u.first)) * START;
         }
     }
     free(memory);
