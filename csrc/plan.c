@@ -152,8 +152,7 @@ static void build(const ni_worker *me, void *arg) {
     *c = (ni_ctx){.own = *me, .step = &p->current, .ops = own->ops, .tensors = own->tensors, .weights = own->weights,
                   .copy = job->node_map[me->node], .max_tokens = s->max_tokens, .own_sizes = p->sizes, .n_ops = p->n_ops,
                   .taken = own->taken, .taken_stride = p->taken_stride, .seam_set = own->seam_set, .seams = own->seams,
-                  .seam_bytes = p->seam_bytes, .places = p->places, .slots = p->slots,
-                   .scratch = mine + aligned(sizeof *c)};
+                  .seam_bytes = p->seam_bytes, .places = p->places, .slots = p->slots, .scratch = mine + aligned(sizeof *c)};
     c->me = &c->own;
     c->sizes = &c->own_sizes, c->work = c->own_work;
     c->arena[NI_SHARED] = p->shared.base;
