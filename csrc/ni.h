@@ -119,9 +119,37 @@ int64_t ni_fill_taken(const ni_fill *f, int worker);
 /* -1, or the piece whose bytes the file could not give (it was cut, or the disk failed): the job ended early. */
 int ni_fill_unreadable(const ni_fill *f);
 void ni_fill_free(ni_fill *f);
-/* Row groups [g0[j], g1[j]) of matrices j = 0 .. n-1 (at most 3), seen as one long one, that make up parts a .. b-1 of `parts`, which
- * have about the same number of bytes each.  Worker w of N multiplies part w of N, and perhaps some pieces of its neighbours' (ops/matmul.c). */
-void ni_matmul_cut(const ni_weight *const *w, int n, int64_t parts, int64_t a, int64_t b, int64_t *g0, int64_t *g1);
+/* ---- cut.c: how a matmul's work is cut over workers ---------------------------------------------------------- */
+
+enum { NI_MATRICES = 3 };   /* of one matmul, at most */
+
+/* How finely work is cut; cut.h says what these are.  Tests set small ones, so that tiny matrices are cut in every way. */
+typedef struct {
+    int32_t crew;           /* workers that take pieces from one counter, at most */
+    int32_t piece_bytes;    /* of a piece, at least: some microseconds, many times what taking it costs */
+    int32_t exact_groups;   /* a part of fewer row groups may begin and end within one */
+    int32_t line_tokens;    /* a step of more is cut as a grid */
+    int32_t tile_groups, tile_tokens;   /* of a grid's piece */
+} ni_sizes;
+extern const ni_sizes ni_default_sizes;
+
+/* Values [k0, k1) of row groups [g0, g1) of a matrix times tokens [t0, t1): the own work of a node's worker, or (rank -1) part of a
+ * piece that its crew's workers share. */
+typedef struct {
+    int32_t node, crew, rank, piece, matrix, unused;
+    int64_t g0, g1, k0, k1, t0, t1;
+} ni_matmul_unit;
+
+/* Row groups [*g0, *g1) of a matrix of n rows that the node with workers [first, first + size) of n_workers multiplies and holds. */
+void ni_node_cut(int64_t n, int64_t first, int64_t size, int64_t n_workers, int64_t *g0, int64_t *g1);
+/* All that the workers of a team (workers[i] on node i) do for n_tokens tokens in a matmul of n matrices, which need no copies; each
+ * worker's units in the order in which it does them, pieces in the order in which they are taken.  Writes the first `most` units;
+ * returns how many there are. */
+int64_t ni_matmul_units(const ni_weight *const *w, int n, int64_t n_tokens, const int *workers, int n_nodes, const ni_sizes *s,
+                        ni_matmul_unit *units, int64_t most);
+/* The i-th slice, values [*a, *b) of row *row, of the worker of that rank in ops that cut rows of a tensor over a node's workers
+ * (ops/ops.h); 0: it has fewer. */
+int ni_slice(int64_t rows, int64_t width, int64_t size, int64_t rank, int64_t i, int64_t *row, int64_t *a, int64_t *b);
 
 /* ---- bandwidth.c ---------------------------------------------------------------------------------------------- */
 
@@ -167,6 +195,7 @@ typedef struct {
     const ni_weight *weights;       /* copy[] arrays must outlive the plan */
     int64_t arena_bytes[2];         /* of the shared arena and of each node's */
     int max_tokens;
+    ni_sizes sizes;
 } ni_plan_spec;
 
 /* Copies the spec and allocates the activation arenas.  node_map[i]: the index in ni_weight.copy of the team's node i; os_nodes[i]: its
@@ -186,6 +215,7 @@ typedef struct {
     const ni_segment *segments;     /* cover the tokens in order */
     const int32_t *out_rows;        /* n_out: tokens whose logits (or hidden state) are wanted */
     float *out;                     /* n_out x width of the plan's result */
+    int64_t number;                 /* set by the plan: 1, 2, ... */
 } ni_step;
 
 /* Starts a step on all workers; the step's arrays must stay until ni_team_wait says done. */
@@ -197,6 +227,11 @@ void ni_plan_times(ni_plan *p, int64_t *op_ns, int64_t *barrier_ns);
 /* Between steps.  The first time it takes memory for the stamps, which stays until the plan is closed; 0, or -1 if there is none. */
 int ni_plan_set_timing(ni_plan *p, int on, ni_status *st);
 int ni_plan_workers(const ni_plan *p);
+/* Between steps: fills all activations and all scratch memory with a float.  What a step does not write it cannot read unseen then. */
+void ni_plan_fill(ni_plan *p, float value);
+/* Bytes of packed weights that each worker's matmuls read, and multiply-adds they did, padding included, since the plan was opened or
+ * last asked: n_workers x 2. */
+void ni_plan_work(ni_plan *p, int64_t *work);
 /* Of the last step with timing on, per worker: when it began, then of each op when it began (the barrier before it had opened) and ended:
  * n_workers x (1 + 2 n_ops) nanoseconds of CLOCK_MONOTONIC.  A cancelled step leaves those of an earlier one at its end. */
 int ni_plan_stamps(const ni_plan *p, int64_t *stamps, ni_status *st);

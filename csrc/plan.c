@@ -1,6 +1,7 @@
 /* Runs a checked plan: every worker walks the list of ops and meets the others where the list says so. */
 #define _GNU_SOURCE
 #include "ops/units.h"
+#include "ops/panels.h"
 #include <stdlib.h>
 #include <time.h>
 
@@ -30,11 +31,18 @@ typedef struct {
     ni_op *ops;
     ni_tensor *tensors;
     ni_weight *weights;
-    atomic_int *taken;      /* per op */
+    int32_t *seam_set;      /* per op: ni_ctx */
+    uint8_t *seams;
+    atomic_int *taken;      /* by crew, per op; seams and these begin as zeros, for they lie in fresh memory */
 } node_tables;
 
 struct ni_plan {
     int n_ops, n_workers, n_nodes, timing;
+    int64_t n_steps;                    /* begun so far */
+    ni_sizes sizes;
+    size_t scratch_bytes;               /* of a worker, its ni_ctx at the beginning included */
+    int32_t *seam_set;                  /* as in node_tables, with the number of sets behind it */
+    size_t seam_bytes, taken_stride;
     const ni_op *ops;                   /* the first node's copy */
     ni_ctx **ctx;                       /* per worker, at the start of its scratch memory */
     ni_arena shared, *node, *scratch, *table;   /* per node; scratch: its workers' side by side */
@@ -70,13 +78,36 @@ static int check(const ni_plan_spec *s, ni_status *st) {
 
 static size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
+/* Matmuls that no barrier parts use seams of their own: a worker may be at the second while its neighbour is at the first. */
+static void deal_seam_sets(const ni_plan_spec *s, int32_t *seam_set) {
+    int32_t next = 0, most = 0;
+    for (int i = 0; i < s->n_ops; i++) {
+        if (s->ops[i].barrier) next = 0;
+        seam_set[i] = next;
+        if (registry[s->ops[i].code].run == ni_op_matmul) next++;
+        if (next > most) most = next;
+    }
+    seam_set[s->n_ops] = most;
+}
+
+static int check_sizes(const ni_sizes *z, ni_status *st) {
+    if (z->crew > 0 && z->piece_bytes > 0 && z->exact_groups >= 0 && z->line_tokens >= 0 && z->line_tokens <= NI_PANEL_TOKENS
+        && z->tile_groups > 0 && z->tile_tokens > 0)
+        return 0;
+    return ni_fail(st, NI_ERR_VALUE, "crew %d, piece_bytes %d, exact_groups %d, line_tokens %d, tile_groups %d, tile_tokens %d: sizes of "
+                   "work must be positive, line_tokens at most %d", z->crew, z->piece_bytes, z->exact_groups, z->line_tokens,
+                   z->tile_groups, z->tile_tokens, NI_PANEL_TOKENS);
+}
+
 static int open_arenas(ni_plan *p, ni_team *t, const ni_plan_spec *s, size_t scratch, const int *os_nodes, ni_status *st) {
-    size_t tables = aligned(sizeof *s->ops * (size_t)s->n_ops) + aligned(sizeof *s->tensors * (size_t)s->n_tensors)
-                    + aligned(sizeof *s->weights * (size_t)s->n_weights) + aligned(sizeof *p->tables->taken * (size_t)s->n_ops);
+    const size_t same = aligned(sizeof *s->ops * (size_t)s->n_ops) + aligned(sizeof *s->tensors * (size_t)s->n_tensors)
+                        + aligned(sizeof *s->weights * (size_t)s->n_weights) + aligned(sizeof *p->seam_set * (size_t)s->n_ops);
     if (ni_arena_open(&p->shared, (size_t)s->arena_bytes[NI_SHARED], NULL, 0, 0, st)) return -1;
     for (int w = 0; w < p->n_workers; w++) {
         const ni_worker *me = ni_team_worker(t, w);
         const int *at = &os_nodes[me->node];
+        const size_t tables = same + p->seam_bytes * (size_t)(p->seam_set[p->n_ops] * me->size)
+                              + p->taken_stride * (size_t)ni_crews(me->size, &p->sizes);
         if (me->rank == 0 && (ni_arena_open(&p->node[me->node], (size_t)s->arena_bytes[NI_PER_NODE], at, 1, 0, st)
                               || ni_arena_open(&p->scratch[me->node], scratch * (size_t)me->size, at, 1, 0, st)
                               || ni_arena_open(&p->table[me->node], tables, at, 1, 0, st)))
@@ -110,16 +141,20 @@ static void build(const ni_worker *me, void *arg) {
         own->ops = put(&at, s->ops, sizeof *s->ops * (size_t)s->n_ops);
         own->tensors = put(&at, s->tensors, sizeof *s->tensors * (size_t)s->n_tensors);
         own->weights = put(&at, s->weights, sizeof *s->weights * (size_t)s->n_weights);
-        own->taken = (atomic_int *)at;   /* zeros: fresh memory */
+        own->seam_set = put(&at, p->seam_set, sizeof *p->seam_set * (size_t)s->n_ops);
+        own->seams = at;
+        own->taken = (atomic_int *)(at + p->seam_bytes * (size_t)(p->seam_set[p->n_ops] * me->size));
         for (int i = 0; i < s->n_weights; i++) own->weights[i].here = s->weights[i].copy[job->node_map[me->node]];
     }
     ni_node_barrier(me);
     uint8_t *mine = (uint8_t *)p->scratch[me->node].base + job->scratch * (size_t)me->rank;
     ni_ctx *c = (ni_ctx *)mine;
     *c = (ni_ctx){.own = *me, .step = &p->current, .ops = own->ops, .tensors = own->tensors, .weights = own->weights,
-                  .copy = job->node_map[me->node], .max_tokens = s->max_tokens, .taken = own->taken, .slots = p->slots,
-                  .scratch = mine + aligned(sizeof *c)};
+                  .copy = job->node_map[me->node], .max_tokens = s->max_tokens, .own_sizes = p->sizes, .n_ops = p->n_ops,
+                  .taken = own->taken, .taken_stride = p->taken_stride, .seam_set = own->seam_set, .seams = own->seams,
+                  .seam_bytes = p->seam_bytes, .slots = p->slots, .scratch = mine + aligned(sizeof *c)};
     c->me = &c->own;
+    c->sizes = &c->own_sizes, c->work = c->own_work;
     c->arena[NI_SHARED] = p->shared.base;
     c->arena[NI_PER_NODE] = p->node[me->node].base;
     p->ctx[me->worker] = c;
@@ -127,7 +162,7 @@ static void build(const ni_worker *me, void *arg) {
 }
 
 ni_plan *ni_plan_open(ni_team *t, const ni_plan_spec *s, const int *node_map, const int *os_nodes, ni_status *st) {
-    if (check(s, st)) return NULL;
+    if (check(s, st) || check_sizes(&s->sizes, st)) return NULL;
     ni_plan *p = calloc(1, sizeof *p);
     if (!p) { ni_fail(st, NI_ERR_MEMORY, "no memory for a plan"); return NULL; }
     p->n_ops = s->n_ops, p->n_workers = ni_team_size(t), p->n_nodes = ni_team_worker(t, 0)->n_nodes;
@@ -135,22 +170,28 @@ ni_plan *ni_plan_open(ni_team *t, const ni_plan_spec *s, const int *node_map, co
     p->ctx = calloc((size_t)p->n_workers, sizeof *p->ctx);
     p->node = calloc(n, sizeof *p->node), p->scratch = calloc(n, sizeof *p->scratch), p->table = calloc(n, sizeof *p->table);
     p->tables = calloc(n, sizeof *p->tables);
+    p->seam_set = calloc((size_t)s->n_ops + 1, sizeof *p->seam_set);
     p->op_ns = calloc((size_t)s->n_ops, sizeof *p->op_ns);
     p->barrier_ns = calloc((size_t)s->n_ops, sizeof *p->barrier_ns);
     p->places = calloc((size_t)s->max_tokens, sizeof *p->places);
     p->slots = calloc((size_t)s->max_tokens, sizeof *p->slots);
-    if (!p->ctx || !p->node || !p->scratch || !p->table || !p->tables || !p->op_ns || !p->barrier_ns || !p->places || !p->slots) {
+    if (!p->ctx || !p->node || !p->scratch || !p->table || !p->tables || !p->seam_set || !p->op_ns || !p->barrier_ns || !p->places
+        || !p->slots) {
         ni_fail(st, NI_ERR_MEMORY, "no memory for a plan of %d ops", s->n_ops);
         ni_plan_close(p);
         return NULL;
     }
+    p->sizes = s->sizes;
+    deal_seam_sets(s, p->seam_set);
+    p->seam_bytes = sizeof(ni_seam) + (size_t)ni_min(s->max_tokens, s->sizes.line_tokens) * 2 * NI_ROWS * sizeof(float);
+    p->taken_stride = aligned(sizeof(atomic_int) * (size_t)s->n_ops);
     ni_ctx asking = {.tensors = s->tensors, .weights = s->weights, .max_tokens = s->max_tokens};
     size_t scratch = 64;
     for (int i = 0; i < s->n_ops; i++) {
         size_t need = registry[s->ops[i].code].scratch(&asking, &s->ops[i]);
         if (need > scratch) scratch = need;
     }
-    scratch = (aligned(sizeof asking) + scratch + 4095) / 4096 * 4096;
+    scratch = p->scratch_bytes = (aligned(sizeof asking) + scratch + 4095) / 4096 * 4096;
     build_job job = {p, s, node_map, scratch};
     if (open_arenas(p, t, s, scratch, os_nodes, st) || ni_team_start(t, build, &job, st)) { ni_plan_close(p); return NULL; }
     while (!ni_team_wait(t, 1000)) {}
@@ -167,7 +208,7 @@ void ni_plan_close(ni_plan *p) {
     for (int i = 0; p->table && i < p->n_nodes; i++) ni_arena_close(&p->table[i]);
     ni_arena_close(&p->shared);
     free(p->ctx), free(p->node), free(p->scratch), free(p->table), free(p->tables), free(p->op_ns), free(p->barrier_ns);
-    free(p->places), free(p->slots), free(p->stamps), free(p);
+    free(p->seam_set), free(p->places), free(p->slots), free(p->stamps), free(p);
 }
 
 int64_t ni_plan_bytes(const ni_plan *p) {
@@ -183,10 +224,14 @@ static int meet(const ni_worker *me, int barrier) {
     return 0;
 }
 
-/* At the start of a step, by one worker of each node: what counts comes after a barrier, for it works on what other ops wrote. */
+/* At the start of a step, by one worker of each node, with no barrier of its own: a matmul reads what others wrote, so one stands before
+ * the first in any case. */
 static void begin(const ni_plan *p, const ni_ctx *c) {
     if (c->me->rank) return;
-    for (int i = 0; i < p->n_ops; i++) atomic_store_explicit(&c->taken[i], 0, memory_order_relaxed);
+    for (int64_t crew = 0; crew < ni_crews(c->me->size, &p->sizes); crew++) {
+        atomic_int *taken = (atomic_int *)((uint8_t *)c->taken + (size_t)crew * c->taken_stride);
+        for (int i = 0; i < p->n_ops; i++) atomic_store_explicit(&taken[i], 0, memory_order_relaxed);
+    }
 }
 
 static void run(const ni_worker *me, void *arg) {
@@ -209,6 +254,7 @@ static void run(const ni_worker *me, void *arg) {
 
 static void set_step(ni_plan *p, const ni_step *s) {
     p->current = *s;
+    p->current.number = ++p->n_steps;
     if (p->attend) ni_deal_slots(p->attend, s, p->places, p->slots);
 }
 
@@ -268,6 +314,32 @@ int ni_plan_set_timing(ni_plan *p, int on, ni_status *st) {
     }
     p->timing = on;
     return 0;
+}
+
+void ni_plan_fill(ni_plan *p, float value) {
+    for (size_t i = 0; i < p->shared.bytes / sizeof value; i++) ((float *)p->shared.base)[i] = value;
+    for (int n = 0; n < p->n_nodes; n++)
+        for (size_t i = 0; i < p->node[n].bytes / sizeof value; i++) ((float *)p->node[n].base)[i] = value;
+    for (int w = 0; w < p->n_workers; w++) {
+        float *at = (float *)p->ctx[w]->scratch;
+        for (size_t i = 0; i < (p->scratch_bytes - aligned(sizeof(ni_ctx))) / sizeof value; i++) at[i] = value;
+    }
+    for (int n = 0, w = 0; n < p->n_nodes; w += p->ctx[w]->me->size, n++)
+        for (int i = 0; i < p->seam_set[p->n_ops] * p->ctx[w]->me->size; i++) {
+            ni_seam *seam = (ni_seam *)(p->tables[n].seams + p->seam_bytes * (size_t)i);
+            for (size_t f = 0; f < (p->seam_bytes - sizeof *seam) / sizeof value; f++) seam->sums[f] = value;
+        }
+}
+
+void ni_plan_work(ni_plan *p, int64_t *work) {
+    for (int w = 0; w < p->n_workers; w++)
+        for (int i = 0; i < 2; i++) work[2 * w + i] = p->ctx[w]->work[i], p->ctx[w]->work[i] = 0;
+}
+
+int ni_slice(int64_t rows, int64_t width, int64_t size, int64_t rank, int64_t i, int64_t *row, int64_t *a, int64_t *b) {
+    ni_slices s = ni_slices_for(size, rank, rows, width);
+    s.unit += i;
+    return ni_next_slice(&s, row, a, b);
 }
 
 int ni_plan_workers(const ni_plan *p) { return p->n_workers; }

@@ -183,17 +183,3 @@ void ni_fill_free(ni_fill *f) {
     if (f) free(f->buffer), free(f->first), free(f->crew), free(f->next), free(f->at);
     free(f);
 }
-
-void ni_matmul_cut(const ni_weight *const *w, int n, int64_t parts, int64_t a, int64_t b, int64_t *g0, int64_t *g1) {
-    int64_t total = 0;
-    for (int j = 0; j < n; j++) total += (int64_t)ni_packed_bytes(w[j]->type, w[j]->n, w[j]->k);
-    int64_t from = total * a / parts, to = total * b / parts;
-    for (int j = 0; j < n; j++) {
-        /* A group belongs to the part in which it begins. */
-        int64_t bytes = (int64_t)ni_group_bytes(w[j]->type, w[j]->k), groups = (w[j]->n + NI_ROWS - 1) / NI_ROWS;
-        int64_t first = from <= 0 ? 0 : (from + bytes - 1) / bytes, end = to <= 0 ? 0 : (to + bytes - 1) / bytes;
-        g0[j] = first < groups ? first : groups;
-        g1[j] = end < groups ? end : groups;
-        from -= groups * bytes, to -= groups * bytes;
-    }
-}

@@ -71,7 +71,15 @@ cdef extern from "../csrc/ni.h":
         int64_t n, k
         void **copy
         int64_t *bounds
-    void ni_matmul_cut(const ni_weight *const *, int, int64_t, int64_t, int64_t, int64_t *, int64_t *)
+    int NI_MATRICES
+    ctypedef struct ni_sizes:
+        int32_t crew, piece_bytes, exact_groups, line_tokens, tile_groups, tile_tokens
+    const ni_sizes ni_default_sizes
+    ctypedef struct ni_matmul_unit:
+        pass
+    void ni_node_cut(int64_t, int64_t, int64_t, int64_t, int64_t *, int64_t *)
+    int64_t ni_matmul_units(const ni_weight *const *, int, int64_t, const int *, int, const ni_sizes *, ni_matmul_unit *, int64_t) nogil
+    int ni_slice(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t *, int64_t *, int64_t *)
     ctypedef struct ni_piece:
         ni_weight w
         size_t row_bytes
@@ -106,6 +114,7 @@ cdef extern from "../csrc/ni.h":
         const ni_weight *weights
         int64_t arena_bytes[2]
         int max_tokens
+        ni_sizes sizes
     ctypedef struct ni_step:
         int n_tokens, n_segments, n_out
         const int32_t *ids
@@ -120,6 +129,8 @@ cdef extern from "../csrc/ni.h":
     void ni_plan_times(ni_plan *, int64_t *, int64_t *)
     int ni_plan_set_timing(ni_plan *, int, ni_status *)
     int ni_plan_workers(const ni_plan *)
+    void ni_plan_fill(ni_plan *, float) nogil
+    void ni_plan_work(ni_plan *, int64_t *)
     int ni_plan_stamps(const ni_plan *, int64_t *, ni_status *)
     const char *ni_op_name(int)
     const char *ni_op_signature(int)
@@ -150,8 +161,11 @@ TENSOR_DTYPE = np.dtype([("storage", "i4"), ("width", "i4"), ("f", "i8"), ("q", 
 SEGMENT_DTYPE = np.dtype([("base", "u8"), ("row0", "i8"), ("n", "i8"), ("pos0", "i8")])
 KV_LAYER_DTYPE = np.dtype([("layer_offset", "i8"), ("n_heads", "i4"), ("e", "i4"), ("ev", "i4"), ("type", "i4"),
                            ("n_chunks", "i8"), ("turn", "i8")])
+UNIT_DTYPE = np.dtype([("node", "i4"), ("crew", "i4"), ("rank", "i4"), ("piece", "i4"), ("matrix", "i4"), ("unused", "i4"),
+                       ("g0", "i8"), ("g1", "i8"), ("k0", "i8"), ("k1", "i8"), ("t0", "i8"), ("t1", "i8")])
 if (OP_DTYPE.itemsize != sizeof(ni_op) or TENSOR_DTYPE.itemsize != sizeof(ni_tensor)
-        or SEGMENT_DTYPE.itemsize != sizeof(ni_segment) or KV_LAYER_DTYPE.itemsize != sizeof(ni_kv_layer)):
+        or SEGMENT_DTYPE.itemsize != sizeof(ni_segment) or KV_LAYER_DTYPE.itemsize != sizeof(ni_kv_layer)
+        or UNIT_DTYPE.itemsize != sizeof(ni_matmul_unit)):
     raise ImportError("numainfer._core was built from other headers than its Python side; reinstall numainfer")
 
 

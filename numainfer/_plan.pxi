@@ -1,22 +1,62 @@
 # Binds csrc/plan.c, and what a plan is built from.
 
-def matmul_cut(shapes, int n_workers):
-    """Row groups of matrices (code, n, k) of one stage by worker: int64 array (n_workers, matrices, 2)."""
-    cdef ni_weight w[3]
-    cdef const ni_weight *p[3]
-    cdef int64_t g0[3]
-    cdef int64_t g1[3]
-    cdef int n = len(shapes)
-    if not 1 <= n <= 3:
-        raise ValueError(f"a stage has one to three matrices, found {n}")
+SIZES = dict(ni_default_sizes)  # how finely a matmul's work is cut: csrc/cut.h
+
+
+cdef ni_sizes _sizes(sizes) except *:
+    """The sizes of work: SIZES, but for those that are given."""
+    unknown = set(sizes or ()) - set(SIZES)
+    if unknown:
+        raise ValueError(f"sizes {', '.join(sorted(unknown))} do not exist; there are {', '.join(SIZES)}")
+    cdef ni_sizes s = {**SIZES, **(sizes or {})}
+    return s
+
+
+def node_cut(int64_t n, workers):
+    """Row groups of a matrix of n rows where each node's begin, and their end; workers: number of each node's."""
+    cdef int64_t g0 = 0, g1 = 0
+    cdef int64_t first = 0, size, all = sum(workers)
+    bounds = [0]
+    for size in workers:
+        ni_node_cut(n, first, size, all, &g0, &g1)
+        bounds.append(g1)
+        first += size
+    return bounds
+
+
+def matmul_units(shapes, int64_t n_tokens, workers, sizes=None):
+    """Who multiplies what, of matrices (code, n, k) that one op multiplies with n_tokens tokens: array of UNIT_DTYPE.
+
+    workers: number of each node's; sizes: as for `Plan`.  Units of rank -1 are pieces, in the order in which they are taken.
+    """
+    cdef ni_weight w[16]
+    cdef const ni_weight *p[16]
+    cdef int n = len(shapes), n_nodes = len(workers)
+    if not 1 <= n <= NI_MATRICES or len({k for _, _, k in shapes}) != 1 or n_tokens < 1 or not n_nodes or min(workers) < 1:
+        raise ValueError(f"an op multiplies one to {NI_MATRICES} matrices of equal k with tokens, on nodes with workers; "
+                         f"found {shapes}, {n_tokens} tokens, {workers} workers")
     for j, (code, rows, k) in enumerate(shapes):
         w[j].type, w[j].n, w[j].k = code, rows, k
         p[j] = &w[j]
-    found = np.empty((n_workers, n, 2), np.int64)
-    for worker in range(n_workers):
-        ni_matmul_cut(p, n, n_workers, worker, worker + 1, g0, g1)
-        for j in range(n):
-            found[worker, j] = g0[j], g1[j]
+    cdef ni_sizes s = _sizes(sizes)
+    cdef list own = []
+    cdef int *of_node = _ints(workers, own)
+    cdef int64_t most = ni_matmul_units(p, n, n_tokens, of_node, n_nodes, &s, NULL, 0)
+    found = np.zeros(most, UNIT_DTYPE)
+    cdef uint8_t[::1] view = found.view(np.uint8).reshape(-1)
+    ni_matmul_units(p, n, n_tokens, of_node, n_nodes, &s, <ni_matmul_unit *>&view[0], most)
+    return found
+
+
+def slices(int64_t rows, int64_t width, int64_t size):
+    """(rank, row, first value, end) of all slices of a tensor's rows, as norm, gated, gather and emit deal them to a node's workers."""
+    cdef int64_t row = 0, a = 0, b = 0, rank, i
+    found = []
+    for rank in range(size):
+        i = 0
+        while ni_slice(rows, width, size, rank, i, &row, &a, &b):
+            found.append((rank, row, a, b))
+            i += 1
     return found
 
 
@@ -71,14 +111,14 @@ cdef class Plan:
 
     ops, tensors: arrays of OP_DTYPE, TENSOR_DTYPE; weights: (code, n, k, addresses per node, bounds) each, code -1 for
     plain bytes, bounds None but for shards; arena_bytes: (shared, per node); node_map, os_nodes: per node of the team, its index in the weights' addresses
-    and its number for the system.
+    and its number for the system; sizes: a dict of some of `SIZES`, for tests.
     """
     cdef ni_plan *p
     cdef int n_ops
     cdef Team team
     cdef list keep
 
-    def __init__(self, Team team, ops, tensors, weights, arena_bytes, int max_tokens, node_map, os_nodes):
+    def __init__(self, Team team, ops, tensors, weights, arena_bytes, int max_tokens, node_map, os_nodes, sizes=None):
         cdef ni_status st
         cdef ni_plan_spec spec
         cdef ni_team *t = team.usable()
@@ -94,7 +134,7 @@ cdef class Plan:
         spec.n_tensors, spec.tensors = len(tensors), <const ni_tensor *>&x[0]
         spec.n_weights, spec.weights = len(weights), w
         spec.arena_bytes[0], spec.arena_bytes[1] = arena_bytes[0], arena_bytes[1]
-        spec.max_tokens = max_tokens
+        spec.max_tokens, spec.sizes = max_tokens, _sizes(sizes)
         cdef list own = []
         cdef int *m = _ints(node_map, own)
         cdef int *d = _ints(os_nodes, own)
@@ -146,6 +186,22 @@ cdef class Plan:
         if ni_plan_start(t, self.p, &s, &st):
             _fail(&st)
         self.team.finish(stop)
+
+    def fill(self, float value):
+        """Fill all activations and scratch memory, between steps: what a step did not write shows then."""
+        if self.p == NULL:
+            raise ValueError("the plan is closed")
+        with nogil:
+            ni_plan_fill(self.p, value)
+
+    def work(self):
+        """Bytes of packed weights read, and multiply-adds done, by the matmuls of each worker since last asked: int64 (workers, 2)."""
+        if self.p == NULL:
+            raise ValueError("the plan is closed")
+        found = np.empty((ni_plan_workers(self.p), 2), np.int64)
+        cdef int64_t[:, ::1] view = found
+        ni_plan_work(self.p, &view[0, 0])
+        return found
 
     def set_timing(self, bint on):
         """Whether steps note when ops begin and end; between steps only."""

@@ -17,7 +17,7 @@ from numainfer.machine import placement
 from numainfer.engine.engine import Engine
 from numainfer.gguf.file import GGUFFile
 from numainfer.engine.plan import Plan
-from numainfer.engine.weights import Catalog, Replicas
+from numainfer.engine.weights import Catalog, Matrix, Replicas
 
 TESTS = Path(__file__).resolve().parent
 GOLDEN = TESTS / "golden"
@@ -59,8 +59,9 @@ class Sheet:
 
 
 def team_shape(n_nodes, workers):
-    """(cpus, node of each) for `workers` workers on each of `n_nodes` pretend nodes, on the CPUs there are."""
-    nodes = [node for node in range(n_nodes) for _ in range(workers)]
+    """(cpus, node of each) for `workers` workers on each of `n_nodes` pretend nodes (or a number for each), on the CPUs there are."""
+    workers = [workers] * n_nodes if isinstance(workers, int) else workers
+    nodes = [node for node in range(n_nodes) for _ in range(workers[node])]
     return [CPUS[i % len(CPUS)] for i in range(len(nodes))], nodes
 
 
@@ -84,21 +85,26 @@ class Rig:
         ``build(plan, sheet)`` appends the ops; the last is ``logits`` or ``emit``.
     edit : callable, optional
         ``edit(ops)`` may change the array of ops before the core sees it.
+    shard : list of int, optional
+        Workers of each node: it holds only the rows that they multiply.
+    sizes : dict, optional
+        How finely work is cut (`_core.SIZES`).
     """
 
-    def __init__(self, sheet, team, build, n_batch=40, n_ctx=64, hidden=False, edit=None, **more):
+    def __init__(self, sheet, team, build, n_batch=40, n_ctx=64, hidden=False, edit=None, shard=None, sizes=None, **more):
         n = team.n_nodes
         self.team = team
         self.plan = Plan(n, n_batch, n_ctx, hidden=hidden, **more)
         build(self.plan, sheet)
         self.plan.compile()
-        self.replicas = Replicas(self.plan.weights, [0] * n, "replicate")
+        bounds = {w.name: _core.node_cut(w.n, shard) for w in self.plan.weights if shard and isinstance(w, Matrix)}
+        self.replicas = Replicas(self.plan.weights, [0] * n, "shard" if shard else "replicate", bounds)
         self.replicas.fill(team, sheet.file)
         ops, tensors = self.plan.arrays()
         if edit:
             edit(ops)
         self.core = _core.Plan(team, ops, tensors, [self.replicas.entry(w) for w in self.plan.weights], self.plan.arena_bytes,
-                               n_batch, range(n), [0] * n)  # fmt: skip
+                               n_batch, range(n), [0] * n, sizes)  # fmt: skip
         self.kv = []
 
     def new_kv(self):
@@ -106,7 +112,10 @@ class Rig:
         return self.kv[-1]
 
     def run(self, ids, segments=None, rows=None, seed=0):
-        """Result (rows, width); segments: (arena, n, pos0) each, one at position 0 by default; rows: all by default."""
+        """Result (rows, width); segments: (arena, n, pos0) each, one at position 0 by default; rows: all by default.
+
+        The plan's memory holds NaN before: what nobody writes, or only after it was read, shows in the result.
+        """
         ids = np.asarray(ids, np.int32)
         table = np.zeros(len(segments or [0]), _core.SEGMENT_DTYPE)
         row = 0
@@ -116,6 +125,7 @@ class Rig:
         assert row == len(ids)
         rows = np.arange(len(ids), dtype=np.int32) if rows is None else np.asarray(rows, np.int32)
         out = np.full((len(rows), self.plan.out_width), np.nan, np.float32)
+        self.core.fill(np.nan)
         self.core.run(ids, table, rows, out, seed)
         return out
 
@@ -136,7 +146,7 @@ def rig(*args, **more):
 
 
 def pretend(monkeypatch, n_nodes, workers):
-    """Make `topology` show `n_nodes` nodes of `workers` cores each, on the CPUs and the memory there are."""
+    """Make `topology` show `n_nodes` nodes of `workers` cores each (or a number for each), on the CPUs and the memory there are."""
     real = placement.topology()
     cpus, nodes = team_shape(n_nodes, workers)
     shown = tuple(placement.Node(real.nodes[0].number, tuple(c for c, n in zip(cpus, nodes) if n == node),

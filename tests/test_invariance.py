@@ -4,15 +4,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from core_tools import logits, open_engine, pretend, python, same_bits
+from core_tools import logits, open_engine, pretend, python, same_bits, team_shape
 from tiny_models import tiny
 
 from numainfer import _core
+from numainfer.engine.architectures import llama
 from numainfer.engine.plan import NODE, NONE
 
 N_CTX = 700  # three chunks of KV memory
 IDS = np.random.default_rng(8).integers(6, 280, 640).astype(np.int32)
-SHAPES = ((1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (3, 1), (3, 2))  # (nodes, workers on each)
+SHAPES = ((1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, (1, 2)), (3, 1), (3, 2), (3, (2, 1, 3)))  # (nodes, workers on each)
+SMALL = {"crew": 3, "piece_bytes": 1, "exact_groups": 8, "line_tokens": 4, "tile_groups": 1, "tile_tokens": 6}  # every way of cutting
 MODELS = ("llama", "gemma3")
 
 
@@ -42,7 +44,7 @@ def wanted(paths):
 def test_threads_and_nodes(paths, wanted, monkeypatch, model, shape):
     pretend(monkeypatch, *shape)
     with open_engine(paths[model], n_batch=300) as engine:
-        assert (engine.threads, len(engine.nodes)) == (shape[0] * shape[1], shape[0])
+        assert (engine.threads, len(engine.nodes)) == (len(team_shape(*shape)[0]), shape[0])
         same_bits(logits(engine, IDS), wanted[model])
 
 
@@ -156,16 +158,19 @@ def test_instruction_sets(paths, wanted, model, isa):
 class Shuffled:
     """Prompts and decoding steps of an engine's plan, with changed barriers if told, all on fresh memory."""
 
-    def __init__(self, engine, prompt=41):
-        self.engine, self.prompt = engine, prompt
+    def __init__(self, engine, prompt=41, sizes=None):
+        self.engine, self.prompt, self.sizes = engine, prompt, sizes
         self.ops, self.tensors = engine.plan.arrays()
         self.weights = [engine.replicas.entry(w) for w in engine.plan.weights]
 
     def run(self, seed, ops=None):
-        """Logits of two prompts, a decoding step of both, and one of a single sequence; seed 0: by the real threads."""
+        """Logits of two prompts, a decoding step of both, and one of a single sequence; seed 0: by the real threads.
+
+        Before each step the plan's memory and the result hold NaN: what nobody wrote shows.
+        """
         e, n = self.engine, len(self.engine.nodes)
         core = _core.Plan(e.lane.team, self.ops if ops is None else ops, self.tensors, self.weights, e.plan.arena_bytes, e.n_batch,
-                          range(n), e.nodes)  # fmt: skip
+                          range(n), e.nodes, self.sizes)  # fmt: skip
         kv, out = [e.new_kv(), e.new_kv()], []
         for i, steps in enumerate(([(0, self.prompt, 0), (1, 19, 0)], [(0, 1, self.prompt), (1, 1, 19)], [(1, 1, 20)])):
             table, row = np.zeros(len(steps), _core.SEGMENT_DTYPE), 0
@@ -173,7 +178,8 @@ class Shuffled:
                 record["base"], record["row0"], record["n"], record["pos0"] = kv[which].address, row, count, pos0
                 row += count
             rows = np.arange(row, dtype=np.int32)
-            result = np.zeros((len(rows), e.n_vocab), np.float32)
+            result = np.full((len(rows), e.n_vocab), np.nan, np.float32)
+            core.fill(np.nan)
             core.run(IDS[100 * i : 100 * i + row] % e.n_vocab, table, rows, result, seed and seed + i)
             out.append(result)
         core.close()
@@ -205,9 +211,54 @@ def test_shuffled_workers_on_real_models(request, monkeypatch, name, fake, threa
             same_bits(shuffled.run(seed), threaded, f"seed {seed}")
 
 
-@pytest.mark.parametrize(("model", "shape"), [("llama", (1, 3)), ("llama", (3, 2)), ("gemma3", (2, 2))], ids=str)
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """Rows of two slabs and a bit, so that groups are cut; the wanted bits are one worker's."""
+    path = tiny(tmp_path_factory.mktemp("wide"), "llama", "Q4_0", tied=False, width=544, heads=5, feed_forward=1056, context=N_CTX)
+    with open_engine(path, threads=1, n_batch=64) as engine:
+        return path, Shuffled(engine).run(0)
+
+
+@pytest.mark.parametrize("placement", ["replicate", "shard"])
+@pytest.mark.parametrize("shape", [(1, 4), (2, 3), (2, (2, 5)), (3, 4)], ids=str)
+def test_small_pieces_of_work(wide, monkeypatch, shape, placement):
+    """Shared pieces, groups that two workers share, grids: in any order the bits of one worker, and nothing is left out."""
+    path, wanted = wide
+    pretend(monkeypatch, *shape)
+    with open_engine(path, n_batch=64, placement=placement) as engine:
+        for sizes in (SMALL, SMALL | {"crew": 2, "exact_groups": 100}):
+            shuffled = Shuffled(engine, sizes=sizes)
+            for seed in range(6):
+                same_bits(shuffled.run(seed), wanted, f"seed {seed}")
+
+
+@pytest.mark.parametrize("shape", [(2, 1), (2, (1, 3)), (3, (2, 1, 3))], ids=str)
+def test_a_matrix_that_two_matmuls_read(paths, wanted, monkeypatch, shape):
+    """A node holds the same rows of a matrix whatever others share its op; that such a plan is another one changes no bit."""
+    def layer(p, x, w, a, rope):
+        h = x.norm(w.attn_norm)
+        _, _, v = p.matmul(h, w.attn_q, w.attn_k, w.attn_v)
+        k, _ = p.matmul(h, w.attn_k, w.ffn_gate)
+        q = p.matmul(h, w.attn_q)
+        x.add(p.matmul(p.attend(q, k, v, a, rope), w.attn_output))
+        h = x.norm(w.ffn_norm)
+        gate, up = p.matmul(h, w.ffn_gate, w.ffn_up)
+        x.add(p.matmul(p.gated(gate, up, "silu"), w.ffn_down))
+
+    monkeypatch.setattr(llama, "layer", layer)
+    pretend(monkeypatch, *shape)
+    for placement in ("shard", "replicate"):
+        with open_engine(paths["llama"], placement=placement, n_batch=100) as engine:
+            assert sum(op.name == "matmul" for op in engine.plan.ops) == 2 * 6 + 1
+            same_bits(logits(engine, IDS[:120], [100, 1, 19]), wanted["llama"][:120])
+
+
+@pytest.mark.parametrize(("model", "shape"), [("llama", (1, 3)), ("llama", (3, 2)), ("gemma3", (2, (1, 2)))], ids=str)
 def test_every_barrier_that_is_taken_away_is_missed(paths, monkeypatch, model, shape):
-    """The shuffle test can fail: without any single barrier, or with one within the nodes only, some order gives other bits."""
+    """The shuffle test can fail: without any single barrier, or with one within the nodes only, some order gives other bits.
+
+    gemma3's workers are not dealt evenly: on even nodes each would multiply the very rows of q, k and v that its own heads need.
+    """
     pretend(monkeypatch, *shape)
     with open_engine(paths[model], n_batch=64) as engine:
         shuffled = Shuffled(engine)

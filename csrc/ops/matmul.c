@@ -1,28 +1,40 @@
 /* y_j = W_j h for up to three matrices that read the same input.
  * t: h, y0, y1?, y2? (-1 for y0: the step's `out`).  w: W0, W1?, W2?.
  *
- * Rows are cut over all workers in proportion to the bytes they read, all matrices as one long one, so that q/k/v and gate/up
- * cost one stage.  The last quarter of each worker's part lies in pieces, which the workers of its node take as they get free: cores
- * are never equally fast for long.  One token, or a few, stream packed rows through dot; more go through panels, unpacked once and
- * used for all. */
+ * The matrices' rows are cut over the workers as one long run, so that q/k/v and gate/up cost one stage; cut.h says how.  Part of the work
+ * lies in pieces, which workers take as they get free: cores are never equally fast for long.  One token, or a few, stream packed
+ * rows through dot; more go through panels, unpacked once and used for all. */
 #include "ops.h"
 #include "panels.h"
 
-enum {
-    BLOCK_BYTES = 256 << 10,    /* a part of L2 */
-    PIECES = 32,                /* of a worker's part, at most */
-    PIECE_BYTES = 64 << 10,     /* at least: some microseconds, many times what taking a piece costs */
-    FLOAT_GROUPS = 4            /* row groups that dots of float weights take at once */
-};
+enum { BLOCK_BYTES = 256 << 10 };   /* a part of L2 */
 
 typedef struct {
-    float tail[NI_ROWS];
+    float last[NI_ROWS];        /* of a matrix whose rows end within a group */
     ni_panel_memory panels;     /* and more behind it */
 } matmul_memory;
 
 size_t ni_scratch_matmul(const ni_ctx *c, const ni_op *op) {
     (void)op;
     return offsetof(matmul_memory, panels) + ni_panel_bytes(c->max_tokens);
+}
+
+/* An op of this step, as this worker's node sees it. */
+typedef struct {
+    const ni_ctx *c;
+    const ni_op *op;
+    const ni_weight *w[NI_MATRICES];
+    ni_act x;
+    matmul_memory *mem;
+    ni_run run;
+    int64_t number;             /* of this matmul, of all that the plan ever runs */
+} matmul;
+
+static float *result(const matmul *m, int j) { return m->op->t[1 + j] < 0 ? m->c->step->out : ni_floats(m->c, m->op, 1 + j); }
+
+static void count(const matmul *m, const ni_weight *w, int64_t groups, int64_t values, int64_t tokens) {
+    m->c->work[0] += groups * (int64_t)ni_group_bytes(w->type, values);
+    m->c->work[1] += groups * NI_ROWS * values * tokens;
 }
 
 /* A block of row groups stays in L2 while every token passes over it. */
@@ -36,8 +48,8 @@ static void few_tokens(const ni_ctx *c, const ni_weight *w, const uint8_t *packe
             ni_act own = ni_act_of_token(x, t);
             if (full > g) ni_k->dot[w->type](packed + (size_t)g * group_bytes, full - g, &own, y + t * w->n + g * NI_ROWS);
             if (full == end) continue;
-            ni_k->dot[w->type](packed + (size_t)full * group_bytes, 1, &own, p->tail);
-            memcpy(y + t * w->n + full * NI_ROWS, p->tail, (size_t)(w->n - full * NI_ROWS) * sizeof *y);
+            ni_k->dot[w->type](packed + (size_t)full * group_bytes, 1, &own, p->last);
+            memcpy(y + t * w->n + full * NI_ROWS, p->last, (size_t)(w->n - full * NI_ROWS) * sizeof *y);
         }
     }
 }
@@ -73,43 +85,103 @@ static void many_tokens(const ni_ctx *c, const ni_weight *w, const uint8_t *pack
     }
 }
 
-static int are_few(int64_t n_tokens, const ni_weight *w) { return n_tokens <= ni_max(1, ni_k->few[w->type]); }
+static void multiply(const matmul *m, const ni_block *b) {
+    const int64_t n_tokens = b->t1 - b->t0;
+    const ni_act x = ni_act_of_token(&m->x, b->t0);
+    int64_t g0, g1;
+    for (int j = 0; j < m->run.n && n_tokens > 0; j++) {
+        const ni_weight *w = m->w[j];
+        if (!ni_of_matrix(&m->run, b, j, &g0, &g1)) continue;
+        float *y = result(m, j) + b->t0 * w->n;
+        if (ni_are_few(n_tokens, w->type)) few_tokens(m->c, w, ni_copy_of(m->c, m->op, j), &x, n_tokens, g0, g1, y, m->mem);
+        else many_tokens(m->c, w, ni_copy_of(m->c, m->op, j), &x, n_tokens, g0, g1, y, &m->mem->panels);
+        count(m, w, g1 - g0, w->k, n_tokens);
+    }
+}
 
-/* Parts a .. b-1 of `parts`, of the matrices together. */
-static void multiply(const ni_ctx *c, const ni_op *op, const ni_weight *const *w, int n, int64_t parts, int64_t a, int64_t b) {
-    const int64_t n_tokens = ni_rows(c, op);
-    const ni_act x = ni_act_of(c, op, 0);
-    matmul_memory *mem = (matmul_memory *)c->scratch;
-    int64_t g0[3], g1[3];
-    ni_matmul_cut(w, n, parts, a, b, g0, g1);
-    for (int j = 0; j < n; j++) {
-        if (g0[j] >= g1[j]) continue;
-        float *y = op->t[1 + j] < 0 ? c->step->out : ni_floats(c, op, 1 + j);
-        if (are_few(n_tokens, w[j])) few_tokens(c, w[j], ni_copy_of(c, op, j), &x, n_tokens, g0[j], g1[j], y, mem);
-        else many_tokens(c, w[j], ni_copy_of(c, op, j), &x, n_tokens, g0[j], g1[j], y, &mem->panels);
+/* ---- a row group that two workers of a crew share ---------------------------------------------------------------- */
+
+/* Sums and minimums' sums of the seam behind the worker of that rank. */
+static ni_seam *seam_of(const matmul *m, int64_t rank) {
+    const ni_ctx *c = m->c;
+    return (ni_seam *)(c->seams + c->seam_bytes * (size_t)(c->seam_set[m->op - c->ops] * c->me->size + rank));
+}
+
+/* Continues the seam's sums by the block, part of one row group; at its end they are the result. */
+static void continue_group(const matmul *m, const ni_block *b, ni_seam *seam) {
+    const size_t n = (size_t)m->run.n_tokens * NI_ROWS;
+    int64_t g, g1;
+    int j = 0;
+    while (!ni_of_matrix(&m->run, b, j, &g, &g1)) j++;
+    const ni_weight *w = m->w[j];
+    if (b->k0 == 0) memset(seam->sums, 0, 2 * n * sizeof *seam->sums);
+    const uint8_t *packed = (const uint8_t *)ni_copy_of(m->c, m->op, j) + (size_t)g * ni_group_bytes(w->type, w->k);
+    ni_panel_memory *mem = &m->mem->panels;
+    ni_continue_sums(ni_k, w->type, packed, 1, &m->x, b->k0, b->k1, (int)m->run.n_tokens, seam->sums, seam->sums + n, mem,
+                     (uint8_t *)(mem + 1), m->c->me->cancel);
+    count(m, w, 1, b->k1 - b->k0, m->run.n_tokens);
+    if (b->k1 == w->k)
+        put_sums(seam->sums, 1, m->run.n_tokens, ni_formats[w->type].kind == NI_PANEL_MIN, result(m, j) + g * NI_ROWS, w->n,
+                 ni_min(NI_ROWS, w->n - g * NI_ROWS));
+}
+
+/* Both workers of a seam come here, the earlier one with the sums in place; the one who comes second ends the group.  So neither waits:
+ * the earlier one's part is the first that it does, the later one's the last, and seldom does the later one come first. */
+static int comes_second(const matmul *m, ni_seam *seam, int who) {
+    return atomic_exchange_explicit(&seam->mark, 2 * m->number + who, memory_order_acq_rel) == 2 * m->number + !who;
+}
+
+static void begin_group(const matmul *m, const ni_block *b, ni_seam *seam) {
+    if (b->g0 == b->g1) return;
+    const ni_block rest = {b->g0, b->g1, b->k1, m->run.k, b->t0, b->t1};
+    continue_group(m, b, seam);
+    if (comes_second(m, seam, 0)) continue_group(m, &rest, seam);
+}
+
+/* ---- line and grid --------------------------------------------------------------------------------------------- */
+
+/* The next piece that nobody took, -1 if there is none.  Who comes late only reads the counter. */
+static int64_t take(atomic_int *taken, int64_t n) {
+    if (atomic_load_explicit(taken, memory_order_relaxed) >= n) return -1;
+    const int64_t i = atomic_fetch_add_explicit(taken, 1, memory_order_relaxed);
+    return i < n ? i : -1;
+}
+
+static atomic_int *taken_by(const matmul *m, int64_t crew) {
+    return (atomic_int *)((uint8_t *)m->c->taken + (size_t)crew * m->c->taken_stride) + (m->op - m->c->ops);
+}
+
+static void run_line(const matmul *m) {
+    const int64_t rank = m->c->me->rank;
+    const ni_crew crew = ni_crew_of(&m->run, rank, m->c->sizes);
+    const ni_share own = ni_share_of(&m->run, &crew, rank);
+    begin_group(m, &own.tail, seam_of(m, rank));
+    multiply(m, &own.whole);
+    if (own.head.g0 < own.head.g1 && comes_second(m, seam_of(m, rank - 1), 1)) continue_group(m, &own.head, seam_of(m, rank - 1));
+    for (int64_t i; (i = take(taken_by(m, crew.number), crew.n_pieces)) >= 0;) {
+        const ni_block piece = ni_crew_piece(&m->run, &crew, i);
+        multiply(m, &piece);
+    }
+}
+
+static void run_grid(const matmul *m) {
+    const ni_grid grid = ni_grid_of(&m->run, m->c->sizes);
+    const ni_block own = ni_grid_share(&m->run, &grid, m->c->me->rank);
+    multiply(m, &own);
+    for (int64_t i; (i = take(taken_by(m, 0), grid.rows * grid.columns)) >= 0;) {
+        const ni_block piece = ni_grid_piece(&m->run, &grid, i, m->c->sizes);
+        multiply(m, &piece);
     }
 }
 
 void ni_op_matmul(const ni_ctx *c, const ni_op *op) {
-    const int64_t n_tokens = ni_rows(c, op), worker = c->me->worker, size = c->me->size;
+    const int64_t n_tokens = ni_rows(c, op);
     if (n_tokens == 0) return;
-    const ni_weight *w[3] = {NULL};
-    int64_t bytes = 0, groups = 0, least = 1;
+    matmul m = {.c = c, .op = op, .x = ni_act_of(c, op, 0), .mem = (matmul_memory *)c->scratch,
+                .number = c->step->number * c->n_ops + (op - c->ops)};
     int n = 0;
-    for (; n < 3 && op->w[n] >= 0; n++) {
-        w[n] = &c->weights[op->w[n]];
-        bytes += (int64_t)ni_packed_bytes(w[n]->type, w[n]->n, w[n]->k), groups += (w[n]->n + NI_ROWS - 1) / NI_ROWS;
-        if (!are_few(n_tokens, w[n])) least = NI_PANEL_GROUPS;   /* a whole block, for its tokens are gathered anew */
-        else if (ni_formats[w[n]->type].kind == NI_PANEL_FLOAT) least = ni_max(least, FLOAT_GROUPS);
-    }
-    int64_t pieces = ni_min(PIECES, ni_min(bytes / PIECE_BYTES, groups / least) / c->me->n_workers);
-    if (size == 1 || pieces < 4) pieces = 1;   /* one part per worker, whole */
-    const int64_t shared = pieces / 4, own = pieces - shared, parts = pieces * c->me->n_workers;
-    multiply(c, op, w, n, parts, worker * pieces, worker * pieces + own);
-    atomic_int *taken = &c->taken[op - c->ops];
-    for (int i; atomic_load_explicit(taken, memory_order_relaxed) < size * shared;) {
-        if ((i = atomic_fetch_add_explicit(taken, 1, memory_order_relaxed)) >= size * shared) return;
-        const int64_t part = (worker - c->me->rank + i / shared) * pieces + own + i % shared;
-        multiply(c, op, w, n, parts, part, part + 1);
-    }
+    for (; n < NI_MATRICES && op->w[n] >= 0; n++) m.w[n] = &c->weights[op->w[n]];
+    m.run = ni_run_of(m.w, n, n_tokens, c->me->worker - c->me->rank, c->me->size, c->me->n_workers, c->sizes);
+    if (ni_is_line(&m.run, c->sizes)) run_line(&m);
+    else run_grid(&m);
 }

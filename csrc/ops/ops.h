@@ -5,7 +5,15 @@
 #ifndef NI_OPS_H
 #define NI_OPS_H
 #include <string.h>
+#include "../cut.h"
 #include "../team.h"
+
+/* Where a worker leaves the sums of a row group that the next one of its node continues.  mark: the number of the matmul (step by step,
+ * op by op), times two, plus who came last to this place: 0 the worker itself, 1 the next. */
+typedef struct {
+    _Alignas(64) atomic_llong mark;
+    _Alignas(64) float sums[];  /* [tokens][NI_ROWS], then those of the minimums */
+} ni_seam;
 
 typedef struct {
     const ni_worker *me;    /* = &own, a copy near the worker */
@@ -16,8 +24,19 @@ typedef struct {
     const ni_weight *weights;
     int copy;               /* index in ni_weight.copy for this worker's node */
     int max_tokens;
-    atomic_int *taken;      /* per op, in the node's memory: how many of the pieces that its workers share have been taken */
     const int32_t *slots;   /* per segment of the step: where its attention's parts start; -1: it leaves none (ops/units.h) */
+    const ni_sizes *sizes;  /* = &own_sizes */
+    ni_sizes own_sizes;
+    int64_t n_ops;
+    /* In the node's memory.  taken: by crew, per op: how many of the pieces that its workers share have been taken.  seams: sets of one
+     * for each worker; seam_set: per op, which of them it uses, for matmuls without a barrier between them may not use the same. */
+    atomic_int *taken;
+    size_t taken_stride;    /* from crew to crew */
+    const int32_t *seam_set;
+    uint8_t *seams;
+    size_t seam_bytes;
+    int64_t *work;          /* = own_work: bytes of weights that this worker's matmuls read, and their multiply-adds */
+    int64_t own_work[2];
     uint8_t *arena[2];      /* by storage class */
     uint8_t *scratch;       /* this worker's own, 64-byte aligned */
 } ni_ctx;
@@ -71,13 +90,18 @@ static inline void ni_put(const ni_ctx *c, const ni_op *op, int i, int64_t row, 
  * start at multiples of 64.  ni_next_slice gives this worker's, one after the other. */
 typedef struct { int64_t unit, end, slices, width; } ni_slices;
 
-static inline ni_slices ni_slices_of(const ni_ctx *c, int64_t rows, int64_t width) {
-    int64_t most = (width + 63) / 64, want = (c->me->size + rows - 1) / (rows ? rows : 1);
+static inline ni_slices ni_slices_for(int64_t size, int64_t rank, int64_t rows, int64_t width) {
+    int64_t most = (width + 63) / 64, want = (size + rows - 1) / (rows ? rows : 1);
     ni_slices s = {.slices = want < most ? want : most, .width = width};
-    ni_cut(rows * s.slices, c->me->size, c->me->rank, &s.unit, &s.end);
+    ni_cut(rows * s.slices, size, rank, &s.unit, &s.end);
     return s;
 }
 
+static inline ni_slices ni_slices_of(const ni_ctx *c, int64_t rows, int64_t width) {
+    return ni_slices_for(c->me->size, c->me->rank, rows, width);
+}
+
+/* Row *row, values [*a, *b) of it; 0 once there is no more. */
 static inline int ni_next_slice(ni_slices *s, int64_t *row, int64_t *a, int64_t *b) {
     if (s->unit >= s->end) return 0;
     int64_t blocks = (s->width + 63) / 64;

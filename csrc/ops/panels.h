@@ -39,25 +39,24 @@ static inline int64_t ni_slab_for(const ni_kernels *k, ni_type type, int64_t n_t
     return slab < NI_SLAB ? NI_SLAB : slab < most ? slab : most;
 }
 
-/* Returns acc[n_groups][n_tokens][NI_ROWS], with accm right behind it for formats with a minimum: row groups that lie one after the
- * other, times tokens.  Ends early, with sums of no meaning, once *cancel is set.
+/* Continues acc[n_groups][n_tokens][NI_ROWS], and accm for formats with a minimum, by values [from, to) of K: row groups that lie one
+ * after the other, times tokens.  `from` is a multiple of NI_SLAB.  Ends early, with sums of no meaning, once *cancel is set.
+ * memory: n_tokens * NI_SLAB_BYTES, 64-byte aligned.
  *
  * A dozen tokens last less than the memory takes to answer, so the slab that comes next is asked for while one is multiplied,
  * in two halves: the multiplications' own loads wait behind a long burst. */
-static inline float *ni_block_times_tokens(const ni_kernels *k, ni_type type, const uint8_t *packed, int64_t n_groups, const ni_act *x,
-                                           int n_tokens, ni_panel_memory *mem, const atomic_int *cancel) {
+static inline void ni_continue_sums(const ni_kernels *k, ni_type type, const uint8_t *packed, int64_t n_groups, const ni_act *x,
+                                    int64_t from, int64_t to, int n_tokens, float *acc, float *accm, ni_panel_memory *mem, uint8_t *memory,
+                                    const atomic_int *cancel) {
     ni_panel panel = {mem->q, mem->scale, mem->min, mem->f};
     const int64_t group_bytes = (int64_t)ni_group_bytes(type, x->k), slab = ni_slab_for(k, type, n_tokens);
-    const size_t sums = (size_t)n_tokens * NI_ROWS, all = (size_t)n_groups * sums;
-    float *acc = (float *)(mem + 1), *accm = acc + all;
-    uint8_t *memory = (uint8_t *)(accm + all);
-    memset(acc, 0, (ni_formats[type].kind == NI_PANEL_MIN ? 2 : 1) * all * sizeof *acc);
-    for (int64_t k0 = 0; k0 < x->k; k0 += slab) {
-        const int64_t nk = x->k - k0 < slab ? x->k - k0 : slab, then = x->k - k0 - nk < slab ? x->k - k0 - nk : slab;
+    const size_t sums = (size_t)n_tokens * NI_ROWS;
+    for (int64_t k0 = from; k0 < to; k0 += slab) {
+        const int64_t nk = to - k0 < slab ? to - k0 : slab, then = to - k0 - nk < slab ? to - k0 - nk : slab;
         ni_act part;
         k->gather[type](x, k0, nk, n_tokens, memory, &part);
         for (int64_t i = 0; i < n_groups; i++) {
-            if (cancel && atomic_load_explicit(cancel, memory_order_relaxed)) return acc;
+            if (cancel && atomic_load_explicit(cancel, memory_order_relaxed)) return;
             const int last = i + 1 == n_groups;
             const uint8_t *next = last ? packed + ni_group_bytes(type, k0 + nk) : packed + (i + 1) * group_bytes + ni_group_bytes(type, k0);
             const size_t bytes = ni_group_bytes(type, last ? then : nk), half = bytes / 2;
@@ -67,6 +66,15 @@ static inline float *ni_block_times_tokens(const ni_kernels *k, ni_type type, co
             k->gemm[type](&panel, 0, nk, &part, n_tokens, acc + (size_t)i * sums, accm + (size_t)i * sums);
         }
     }
+}
+
+/* Returns acc[n_groups][n_tokens][NI_ROWS], with accm right behind it for formats with a minimum, over all of K.  Ends early as above. */
+static inline float *ni_block_times_tokens(const ni_kernels *k, ni_type type, const uint8_t *packed, int64_t n_groups, const ni_act *x,
+                                           int n_tokens, ni_panel_memory *mem, const atomic_int *cancel) {
+    const size_t all = (size_t)n_groups * (size_t)n_tokens * NI_ROWS;
+    float *acc = (float *)(mem + 1), *accm = acc + all;
+    memset(acc, 0, (ni_formats[type].kind == NI_PANEL_MIN ? 2 : 1) * all * sizeof *acc);
+    ni_continue_sums(k, type, packed, n_groups, x, 0, x->k, n_tokens, acc, accm, mem, (uint8_t *)(accm + all), cancel);
     return acc;
 }
 #endif

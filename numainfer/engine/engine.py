@@ -351,19 +351,9 @@ class Engine:
         return build(Plan(n_nodes, self.n_batch, self.n_ctx, hidden=hidden, kv_type=self.kv_type), self._catalog)
 
     def _shard_bounds(self):
-        """Row groups of each matrix where the nodes' workers begin: by name, (n_nodes + 1,)."""
-        first = [self.node_of.index(i) for i in range(len(self.nodes))]
-        bounds = {}
-        for op in self.plan.ops:
-            if op.name == "matmul":
-                cut = _core.matmul_cut([(w.code, w.n, w.k) for w in op.weights], self.threads)
-                for j, w in enumerate(op.weights):
-                    bounds[w.name] = [*cut[first, j, 0].tolist(), int(cut[-1, j, 1])]
-        for w in self.plan.weights:  # an embedding table that no matmul reads: dealt out evenly
-            if w.name not in bounds and hasattr(w, "code"):
-                cut = _core.matmul_cut([(w.code, w.n, w.k)], self.threads)
-                bounds[w.name] = [*cut[first, 0, 0].tolist(), int(cut[-1, 0, 1])]
-        return bounds
+        """Row groups of each matrix where the nodes' rows begin, in every matmul that reads it (csrc/cut.h): by name, (n_nodes + 1,)."""
+        workers = [self.node_of.count(i) for i in range(len(self.nodes))]
+        return {w.name: _core.node_cut(w.n, workers) for w in self.plan.weights if hasattr(w, "code")}
 
     def _store_key(self, gguf, policy, bounds):
         """What the replicas' bytes and places depend on."""

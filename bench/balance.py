@@ -1,0 +1,304 @@
+"""How evenly a step's work lies on the workers of a machine that one does not have: counted, not timed.
+
+    python bench/balance.py 8b --topology 2x96c --tokens 1
+    python bench/balance.py gemma27b --topology 2x96c --tokens 512
+
+builds the plan of a shape, without weights, and cuts every op as the core would (csrc/cut.h, csrc/ops/ops.h).  Pieces that workers
+share are dealt as equally fast ones would take them: each to whoever is free first.  A row stands for all ops of the same form:
+
+* share: of the step's bytes of weights (up to ``line_tokens`` tokens) or multiply-adds (more), which matmuls alone count;
+* bytes, macs: of the most loaded worker over the mean of all.  Other ops: values written, per node;
+* reads: bytes of weights read over their size: more than 1 where the workers of a strip, or many tokens, read them again;
+* lines: cache lines that more than one worker writes, and the most that write one: results, sums of a row group that two workers
+  share, counters of pieces; the scales of quantised activations.
+
+Attention's own ops (kv_append, attend, combine) are not counted.  Ends with status 1 if a matmul of 1 % of the step or more is
+further from even than ``--most``.
+"""
+
+import argparse
+import heapq
+import re
+import sys
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from numainfer import _core
+from numainfer.engine.architectures import build
+from numainfer.engine.plan import MINIMUM, Plan
+from numainfer.engine.weights import FORMATS, Catalog
+
+BOUNDS = {True: 1.10, False: 1.15}  # of decoding, of prefill
+LINE = 64
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a model: D, layers, H, G, E, F, V."""
+
+    architecture: str
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_width: int
+    feed_forward: int
+    vocabulary: int
+    tied: bool = False
+
+
+SHAPES = {
+    "100m": Shape("llama", 768, 12, 12, 4, 64, 2048, 49152, tied=True),
+    "1b": Shape("llama", 2048, 16, 32, 8, 64, 8192, 128256, tied=True),
+    "3b": Shape("llama", 3072, 28, 24, 8, 128, 8192, 128256, tied=True),
+    "8b": Shape("llama", 4096, 32, 32, 8, 128, 14336, 128256),
+    "70b": Shape("llama", 8192, 80, 64, 8, 128, 28672, 128256),
+    "gemma27b": Shape("gemma3", 5376, 62, 32, 16, 128, 21504, 262144, tied=True),
+}
+
+
+class Header:
+    """A model file of which there are only metadata and sizes of tensors: all that a plan is built from.
+
+    Parameters
+    ----------
+    shape : Shape
+    kind : str
+        Type of all matrices; of Q8_0 where rows do not divide into its blocks.
+    """
+
+    def __init__(self, shape, kind):
+        self.path, self.architecture = f"a shape of {shape.architecture}", shape.architecture
+        keys = {"context_length": 131072, "embedding_length": shape.width, "block_count": shape.layers,
+                "feed_forward_length": shape.feed_forward, "attention.head_count": shape.heads,
+                "attention.head_count_kv": shape.kv_heads, "attention.key_length": shape.head_width,
+                "attention.value_length": shape.head_width, "attention.layer_norm_rms_epsilon": 1e-6,
+                "attention.sliding_window": 1024 if shape.architecture == "gemma3" else 0}  # fmt: skip
+        self.metadata = {f"{shape.architecture}.{key}": value for key, value in keys.items()}
+        self.tensors = {f"{name}.weight": self._tensor(size, kind) for name, *size in _tensors(shape)}
+
+    @staticmethod
+    def _tensor(size, kind):
+        if len(size) == 1:
+            return SimpleNamespace(shape=tuple(size), type="F32", data=np.ones(size, np.float32).view(np.uint8))
+        return SimpleNamespace(shape=tuple(size), type=kind if size[1] % FORMATS[kind]["block"] == 0 else "Q8_0")
+
+    def get(self, key, type=None, default=None):
+        """Metadata value of ``key``."""
+        return self.metadata.get(key, default)
+
+
+def _tensors(s):
+    """(name, rows, columns) of every matrix, (name, values) of every vector."""
+    q, kv = s.heads * s.head_width, s.kv_heads * s.head_width
+    yield "token_embd", s.vocabulary, s.width
+    yield "output_norm", s.width
+    if not s.tied:
+        yield "output", s.vocabulary, s.width
+    for i in range(s.layers):
+        sizes = [("attn_norm", s.width), ("attn_q", q, s.width), ("attn_k", kv, s.width), ("attn_v", kv, s.width),
+                 ("attn_output", s.width, q), ("ffn_norm", s.width), ("ffn_gate", s.feed_forward, s.width),
+                 ("ffn_up", s.feed_forward, s.width), ("ffn_down", s.width, s.feed_forward)]  # fmt: skip
+        if s.architecture == "gemma3":
+            sizes += [("attn_q_norm", s.head_width), ("attn_k_norm", s.head_width), ("post_attention_norm", s.width),
+                      ("post_ffw_norm", s.width)]  # fmt: skip
+        for name, *size in sizes:
+            yield f"blk.{i}.{name}", *size
+
+
+def plan_of(shape, kind="Q4_K", n_nodes=2, tokens=512):
+    """The compiled Plan of a shape."""
+    return build(Plan(n_nodes, tokens, 4096), Catalog(Header(shape, kind)))
+
+
+def workers_of(topology):
+    """[workers of each node] of "2x96c", "64c" or "2x64c+32c"."""
+    found = []
+    for part in topology.split("+"):
+        match = re.fullmatch(r"(?:(\d+)x)?(\d+)c", part.strip())
+        if not match or not int(match[1] or 1) or not int(match[2]):
+            raise ValueError(f"topology {topology!r}: found {part!r}, wanted NODESxCORESc, such as 2x96c, or some of these joined by +")
+        found += [int(match[2])] * int(match[1] or 1)
+    return found
+
+
+@dataclass
+class Load:
+    """What the workers of a team do in one op.
+
+    Attributes
+    ----------
+    bytes, macs : ndarray (workers,)
+        Of weights, packed; multiply-adds, padding rows included.
+    lines : collections.Counter
+        Number of cache lines by how many workers write them, if more than one.
+    """
+
+    bytes: np.ndarray
+    macs: np.ndarray
+    lines: Counter
+
+
+def matmul_load(shapes, tokens, workers, sizes=None):
+    """Load of a matmul of matrices (code, n, k), shared pieces dealt to the worker that is free first.
+
+    What counts as time is bytes where the work is a line, multiply-adds where it is a grid.
+    """
+    sizes = {**_core.SIZES, **(sizes or {})}
+    units = _core.matmul_units(shapes, tokens, workers, sizes)
+    by_bytes = tokens <= sizes["line_tokens"]
+    code, n, k = (np.array(column, np.int64)[units["matrix"]] for column in zip(*shapes))
+    group = np.array([[_core.packed_bytes(c, 1, values) for values in (_core.SLAB, rows_k)] for c, _, rows_k in shapes], np.int64)
+    groups, values, own_tokens = (units[b] - units[a] for a, b in (("g0", "g1"), ("k0", "k1"), ("t0", "t1")))
+    # The last slab of a row may be a short one.
+    part = np.where(units["k1"] == k, group[units["matrix"], 1] - units["k0"] // _core.SLAB * group[units["matrix"], 0],
+                    values // _core.SLAB * group[units["matrix"], 0])  # fmt: skip
+    unit_bytes, unit_macs = groups * part, groups * _core.ROWS * values * own_tokens
+    first = np.concatenate([[0], np.cumsum(workers)])
+    owner = np.where(units["rank"] >= 0, first[units["node"]] + units["rank"], -1)
+    load = Load(*(np.zeros(first[-1], np.int64) for _ in range(2)), Counter())
+    mine = owner >= 0
+    np.add.at(load.bytes, owner[mine], unit_bytes[mine])
+    np.add.at(load.macs, owner[mine], unit_macs[mine])
+    shared = defaultdict(list)
+    for i in np.flatnonzero(~mine):
+        shared[units["node"][i], units["crew"][i], units["piece"][i]].append(i)
+    crews = defaultdict(list)
+    for node, crew, piece in sorted(shared):
+        crews[node, crew].append(shared[node, crew, piece])
+    for (node, crew), pieces in crews.items():
+        ranks = (np.unique(units["rank"][(units["node"] == node) & (units["crew"] == crew) & mine]) if by_bytes
+                 else range(workers[node]))  # fmt: skip
+        members = [int(first[node] + rank) for rank in ranks]
+        free = [(int((load.bytes if by_bytes else load.macs)[w]), w) for w in members]
+        heapq.heapify(free)
+        for piece in pieces:
+            time, w = heapq.heappop(free)
+            load.bytes[w] += unit_bytes[piece].sum()
+            load.macs[w] += unit_macs[piece].sum()
+            owner[piece] = w
+            heapq.heappush(free, (time + int((unit_bytes if by_bytes else unit_macs)[piece].sum()), w))
+        load.lines[len(members)] += len(members) > 1  # the counter
+    seams = (units["k1"] < k) & mine
+    with_min = np.isin(code, [c["code"] for c in FORMATS.values() if c["kind"] == MINIMUM])
+    load.lines[2] += int((seams * (1 + tokens * (1 + with_min))).sum())  # a mark, and sums
+    ends = units["k1"] == k
+    load.lines += _shared_lines((u, w, rows) for u, w, rows in zip(units[ends], owner[ends], n[ends]) if rows % (LINE // 4))
+    return load
+
+
+def _shared_lines(units):
+    """Lines of results that more than one worker writes: where rows of tokens do not end with a line."""
+    writers = defaultdict(set)
+    for unit, w, rows in units:
+        a, b = unit["g0"] * _core.ROWS, min(unit["g1"] * _core.ROWS, rows)
+        for t in range(unit["t0"], unit["t1"]):
+            for end in (t * rows + a, t * rows + b - 1):
+                writers[unit["matrix"], end * 4 // LINE].add(w)
+    return Counter(len(w) for w in writers.values() if len(w) > 1)
+
+
+def slices_load(rows, width, workers, quantised):
+    """Load of an op that cuts a tensor's rows into slices, on each node for itself; values count as bytes."""
+    values, lines = [], Counter()
+    for size in workers:
+        own, writers = np.zeros(size, np.int64), defaultdict(set)
+        for rank, row, a, b in _core.slices(rows, width, size):
+            own[rank] += b - a
+            if quantised:  # a float for 32 values
+                for line in ((row * width + a) // 32 * 4 // LINE, ((row * width + b - 1) // 32 * 4) // LINE):
+                    writers[line].add(rank)
+        values.append(own)
+        lines += Counter(len(w) for w in writers.values() if len(w) > 1)
+    return Load(np.concatenate(values), np.zeros(sum(workers), np.int64), lines)
+
+
+def uneven(load):
+    """The most of any worker over the mean."""
+    return load.max() / load.mean() if load.any() else 1.0
+
+
+def play(plan, workers, tokens, sizes=None):
+    """[(name, times, share, Load or None, reads)] of the step's ops, equal ones once, with logits of one token.
+
+    share: of the step's bytes or multiply-adds; reads: bytes read over bytes of weights.
+    """
+    by_bytes = tokens <= (sizes or _core.SIZES)["line_tokens"]
+    forms, first = Counter(), {}
+    for op in plan.ops:
+        matrices = tuple((w.short_name, w.code, w.n, w.k) for w in op.weights) if op.name == "matmul" else None
+        form = op.name, matrices or op.tensors[-1].width, op.selected
+        forms[form] += 1
+        first.setdefault(form, op)
+    found = []
+    for form, times in forms.items():
+        op, rows = first[form], 1 if form[2] else tokens
+        if op.name == "matmul":
+            shapes = [(w.code, w.n, w.k) for w in op.weights]
+            load = matmul_load(shapes, rows, workers, sizes)
+            reads = load.bytes.sum() / sum(w.packed_bytes for w in op.weights)
+            name = "matmul " + " ".join(w.short_name for w in op.weights)
+            found.append((name, times, times * int((load.bytes if by_bytes else load.macs).sum()), load, reads))
+        elif op.name in ("norm", "gated", "gather", "emit"):
+            written = [t for t in op.tensors if t is not None][-1]
+            load = slices_load(rows, written.width, workers, "q" in written.forms)
+            found.append((f"{op.name} [{written.width}]", times, 0, load, None))
+        else:
+            found.append((op.name, times, 0, None, None))
+    total = sum(share for _, _, share, _, _ in found)
+    return [(name, times, share / total, load, reads) for name, times, share, load, reads in found]
+
+
+def too_uneven(rows, decoding, most=None):
+    """Names of matmuls of 1 % of the step or more that are further from even than they may be."""
+    most = most or BOUNDS[decoding]
+    return [name for name, _, share, load, _ in rows if share >= 0.01 and uneven(load.bytes if decoding else load.macs) > most]
+
+
+def table(rows):
+    """The rows as text."""
+    lines = [f"{'op':44}{'times':>6}{'share':>8}{'bytes':>8}{'macs':>8}{'reads':>7}{'lines':>8}{'writers':>9}"]
+    for name, times, share, load, reads in rows:
+        line = f"{name:44}{times:6}{share:8.1%}" if share else f"{name:44}{times:6}{'':8}"
+        if load is not None:
+            line += f"{uneven(load.bytes):8.3f}" + (f"{uneven(load.macs):8.3f}{reads:7.2f}" if reads else f"{'':15}")
+            line += f"{sum(load.lines.values()):8}{max(load.lines, default=1):9}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def main(argv=None):
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("--type", default="Q4_K", choices=FORMATS, help="of all matrices (Q4_K)")
+    parser.add_argument("--topology", default="2x96c", help="such as 2x96c, or 2x64c+32c for unequal nodes (2x96c)")
+    parser.add_argument("--tokens", type=int, default=1, help="of the step (1)")
+    parser.add_argument("--most", type=float, help=f"of a worker over the mean ({BOUNDS[True]} decoding, {BOUNDS[False]} prefill)")
+    args = parser.parse_args(argv)
+    try:
+        workers = workers_of(args.topology)
+        if args.tokens < 1:
+            raise ValueError(f"--tokens {args.tokens}: wanted 1 or more")
+    except ValueError as error:
+        parser.error(str(error))
+    plan = plan_of(SHAPES[args.shape], args.type, len(workers), args.tokens)
+    rows = play(plan, workers, args.tokens)
+    node, team = plan.barriers()
+    print(f"{args.shape} {args.type} on {args.topology}, a step of {args.tokens} tokens, kernels {_core.isa()}: "
+          f"{team} team barriers, {node} node barriers")
+    print(table(rows))
+    bad = too_uneven(rows, args.tokens <= _core.SIZES["line_tokens"], args.most)
+    if bad:
+        print(f"too uneven: {'; '.join(bad)}")
+    return bool(bad)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,227 @@
+"""How a matmul's work is cut over workers: everything once, evenly on machines that are not here, and as real workers do it."""
+
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+from core_tools import Sheet, open_team, rig, same_bits
+from random_blocks import random_weights
+
+from numainfer import _core
+from numainfer.engine.weights import FORMATS
+
+BENCH = Path(__file__).resolve().parent.parent / "bench"
+sys.path.insert(0, str(BENCH))
+
+import balance  # noqa: E402
+
+SMALL = {"crew": 3, "piece_bytes": 1, "exact_groups": 8, "line_tokens": 4, "tile_groups": 2, "tile_tokens": 8}
+Q4_0, Q8_0, F16 = (FORMATS[name]["code"] for name in ("Q4_0", "Q8_0", "F16"))
+
+
+def covered(shapes, tokens, units):
+    """How often each (row group, slab, token) of each matrix is multiplied."""
+    found = []
+    for j, (_, n, k) in enumerate(shapes):
+        times = np.zeros((-(-n // 16), -(-k // 256), tokens), int)
+        for u in units[units["matrix"] == j]:
+            assert u["k0"] % 256 == 0 and (u["k1"] % 256 == 0 or u["k1"] == k)
+            times[u["g0"] : u["g1"], u["k0"] // 256 : -(-u["k1"] // 256), u["t0"] : u["t1"]] += 1
+        found.append(times)
+    return found
+
+
+def random_case(rng):
+    """Shapes, tokens, workers by node, sizes."""
+    k = int(rng.choice([32, 256, 544, 1024, 4096]))
+    shapes = [(int(code), int(rng.integers(1, 40) ** rng.integers(1, 4)), k) for code in rng.choice([Q4_0, Q8_0, F16], rng.integers(1, 4))]
+    workers = rng.integers(1, int(rng.choice([2, 5, 40])) + 1, rng.integers(1, 5)).tolist()
+    sizes = {"crew": rng.integers(1, 20), "piece_bytes": rng.choice([1, 5000, 40000]), "exact_groups": rng.choice([0, 8, 1000]),
+             "line_tokens": rng.choice([0, 8, 32]), "tile_groups": rng.integers(1, 9), "tile_tokens": rng.integers(1, 40)}  # fmt: skip
+    return shapes, int(rng.choice([1, 2, 7, 33, 100])), workers, sizes if rng.random() < 0.8 else None
+
+
+def test_everything_is_multiplied_once():
+    """And each node's rows are the matrix's own, whatever its companions; ends of groups go to the worker behind, of the same crew."""
+    rng, kinds = np.random.default_rng(3), set()
+    for _ in range(1500):
+        shapes, tokens, workers, sizes = random_case(rng)
+        units = _core.matmul_units(shapes, tokens, workers, sizes)
+        assert all((times == 1).all() for times in covered(shapes, tokens, units)), (shapes, tokens, workers, sizes)
+        for j, (_, n, k) in enumerate(shapes):
+            mine = units[units["matrix"] == j]
+            bounds = np.array(_core.node_cut(n, workers))
+            assert (bounds[mine["node"]] <= mine["g0"]).all() and (mine["g1"] <= bounds[mine["node"] + 1]).all()
+            begun = {(u["node"], u["crew"], u["rank"] + 1, u["g0"], u["k1"]) for u in mine[mine["k1"] < k]}
+            ended = {(u["node"], u["crew"], u["rank"], u["g0"], u["k0"]) for u in mine[mine["k0"] > 0]}
+            assert begun == ended, "of each group that is cut, two workers side by side have a part"
+            kinds |= {"cut"} if begun else set()
+        kinds |= {"piece"} if (units["rank"] < 0).any() else set()
+        kinds |= {"columns"} if (units["t0"] > 0).any() else set()
+        kinds |= {"tiles"} if ((units["rank"] < 0) & (units["t0"] > 0)).any() else set()
+        kinds |= {"crews"} if (units["crew"] > 0).any() else set()
+    assert kinds == {"cut", "piece", "columns", "tiles", "crews"}
+
+
+def test_workers_with_equal_work_do_not_wait_for_each_other():
+    """The beginning of a group is done first and its end last: there is time between, for no part is shorter than a group."""
+    for workers, groups in product(([3], [16], [96, 96]), range(1, 300, 7)):
+        units = _core.matmul_units([(Q8_0, groups * 16, 4096)], 1, workers)
+        for node, rank in {(u["node"], u["rank"]) for u in units[units["k1"] < 4096]}:
+            own = units[(units["node"] == node) & (units["rank"] == rank)]
+            assert own["k1"][0] < 4096 and (own["k0"][1:-1] == 0).all()
+            assert ((own["g1"] - own["g0"]) * (own["k1"] - own["k0"])).sum() >= 4096
+
+
+def test_arguments_are_checked():
+    right = {"shapes": [(Q8_0, 16, 32)], "n_tokens": 1, "workers": [1]}
+    for name, bad in (("shapes", []), ("shapes", [(Q8_0, 16, 32)] * 4), ("shapes", [(Q8_0, 16, 32), (Q8_0, 16, 64)]), ("n_tokens", 0),
+                      ("workers", []), ("workers", [2, 0])):  # fmt: skip
+        with pytest.raises(ValueError, match="an op multiplies one to 3 matrices of equal k"):
+            _core.matmul_units(**{**right, name: bad})
+    with pytest.raises(ValueError, match="sizes tiles do not exist; there are crew, piece_bytes"):
+        _core.matmul_units([(Q8_0, 16, 32)], 1, [1], {"tiles": 3})
+
+
+# ---- real workers ------------------------------------------------------------------------------------------------------
+
+NAMES = ("a", "b", "c")
+STEPS = ((1, SMALL), (4, SMALL), (40, SMALL), (1, SMALL | {"exact_groups": 0}), (40, SMALL | {"line_tokens": 40}), (40, None), (3, None),
+         (40, SMALL | {"tile_tokens": 100}))  # fmt: skip
+TEAMS = ((1, 3), (2, 3), (2, (1, 3)), (3, 4), (3, (2, 1, 3)))
+
+
+@pytest.fixture(scope="module")
+def sheet(tmp_path_factory):
+    rng = np.random.default_rng(5)
+    kinds = dict(zip(NAMES, (("Q4_0", 600), ("Q5_1", 325), ("F16", 48))))
+    kinds["d"] = "Q8_0", 1000
+    tensors = {"x": rng.standard_normal((40, 544))}
+    tensors |= {name: (random_weights(rng, n, 544, kind, 0.04), kind) for name, (kind, n) in kinds.items()}
+    tensors["k"] = random_weights(rng, 400, 768, "Q4_K", 0.04), "Q4_K"
+    tensors["l"] = random_weights(rng, 200, 768, "Q6_K", 0.04), "Q6_K"
+    tensors["xk"] = rng.standard_normal((40, 768))
+    sheet = Sheet(tmp_path_factory.mktemp("cut") / "sheet.gguf", tensors)
+    yield sheet
+    sheet.close()
+
+
+def product_of(names, which=0, x="x"):
+    """A plan of one matmul whose result number `which` is the plan's own."""
+    def build(p, s):
+        y = p.matmul(p.embed(s[x]), *(s[name] for name in names))
+        p.logits(y if len(names) == 1 else y[which], None)
+
+    return build
+
+
+def by_one_worker(sheet, build, tokens):
+    with open_team() as team, rig(sheet, team, build, hidden=True) as r:
+        return r.run(np.arange(tokens))
+
+
+@pytest.mark.parametrize("shape", TEAMS, ids=str)
+@pytest.mark.parametrize(("names", "x"), [(NAMES, "x"), (("d",), "x"), (("k", "l"), "xk")], ids=str)
+def test_any_order_of_workers_gives_the_bits_of_one(sheet, shape, names, x):
+    with open_team(*shape) as team:
+        for which, (tokens, sizes) in product(range(len(names)), STEPS):
+            build = product_of(names, which, x)
+            wanted = by_one_worker(sheet, build, tokens)
+            with rig(sheet, team, build, hidden=True, sizes=sizes) as r:
+                for seed in range(4):  # 0: at once, in earnest; and more than one step of the same plan
+                    same_bits(r.run(np.arange(tokens), seed=seed), wanted, (names[which], tokens, sizes, seed))
+
+
+@pytest.mark.parametrize("shape", [(2, (1, 2)), (3, (2, 1, 3))], ids=str)
+@pytest.mark.parametrize("of", ["a", "d"])
+def test_a_matrix_in_several_matmuls_on_nodes_with_their_own_rows(sheet, shape, of):
+    """With other companions each time, and no barrier between them."""
+    def build(p, s):
+        x = p.embed(s["x"])
+        p.matmul(x, s["a"])
+        p.matmul(x, s["d"])
+        a, b, _ = p.matmul(x, s["a"], s["b"], s["c"])
+        d, a2 = p.matmul(x, s["d"], s["a"])
+        p.logits((d if of == "d" else p.gated(a, a2, "silu")), None)
+
+    for tokens in (1, 40):
+        wanted = by_one_worker(sheet, build, tokens)
+        with open_team(*shape) as team, rig(sheet, team, build, hidden=True, shard=shape[1], sizes=SMALL) as r:
+            for seed in range(4):
+                same_bits(r.run(np.arange(tokens), seed=seed), wanted, (tokens, seed))
+
+
+@pytest.mark.parametrize(("names", "x"), [(NAMES, "x"), (("k", "l"), "xk")], ids=str)
+@pytest.mark.parametrize("shape", [(2, 3), (3, (2, 1, 3))], ids=str)
+def test_workers_do_what_is_counted(sheet, shape, names, x):
+    """Each its own part, but for ends of groups and pieces, which another of its crew may do; the crew together all of them."""
+    n_nodes, each = shape
+    workers = [each] * n_nodes if isinstance(each, int) else list(each)
+    shapes = [(sheet[name].code, sheet[name].n, sheet[name].k) for name in names]
+    with open_team(*shape) as team:
+        for tokens, sizes in STEPS:
+            units = _core.matmul_units(shapes, tokens, workers, sizes)
+            fixed, handed = np.zeros((len(team), 2), np.int64), np.zeros(len(team), np.int64)
+            counted = balance.matmul_load(shapes, tokens, workers, sizes)
+            for u in units[units["rank"] >= 0]:
+                code, _, k = shapes[u["matrix"]]
+                w = sum(workers[: u["node"]]) + u["rank"]
+                macs = (u["g1"] - u["g0"]) * 16 * (u["k1"] - u["k0"]) * (u["t1"] - u["t0"])
+                fixed[w, 1] += macs * (u["k0"] == 0)
+                handed[w] += macs * (u["k0"] > 0)
+            with rig(sheet, team, product_of(names, x=x), hidden=True, sizes=sizes) as r:
+                for seed in range(4):
+                    r.run(np.arange(tokens), seed=seed)
+                    done = r.core.work()
+                    assert done.sum(0).tolist() == [counted.bytes.sum(), counted.macs.sum()]
+                    assert (done[:, 1] >= fixed[:, 1]).all()
+                    if not handed.any() and not (units["rank"] < 0).any():
+                        assert (done == np.stack([counted.bytes, counted.macs], 1)).all()
+                    at = 0
+                    for size in workers:  # what is shared stays on its node
+                        own = slice(at, at + size)
+                        assert done[own].sum(0).tolist() == [counted.bytes[own].sum(), counted.macs[own].sum()]
+                        at += size
+
+
+def test_sizes_are_checked(sheet):
+    with open_team() as team, pytest.raises(ValueError, match="crew 0, .*must be positive, line_tokens at most 128"):
+        with rig(sheet, team, product_of("d"), hidden=True, sizes={"crew": 0}):
+            pass
+
+
+# ---- bench/balance.py --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", ["8b", "70b", "gemma27b"])
+@pytest.mark.parametrize("topology", ["2x96c", "2x64c", "1x32c", "2x47c", "64c+32c"])
+def test_big_machines_are_kept_even(shape, topology):
+    workers = balance.workers_of(topology)
+    for tokens in (1, 512):
+        plan = balance.plan_of(balance.SHAPES[shape], "Q4_K", len(workers), tokens)
+        rows = balance.play(plan, workers, tokens)
+        assert sum(share for _, _, share, _, _ in rows) == pytest.approx(1)
+        assert not balance.too_uneven(rows, tokens == 1), balance.table(rows)
+
+
+def test_what_is_not_even_is_seen():
+    """128 groups cannot be dealt to 192 workers but whole: there are twice as many of them as half the workers can take."""
+    workers = [96, 96]
+    rows = balance.play(balance.plan_of(balance.SHAPES["1b"], tokens=1), workers, 1)
+    assert any("attn_output" in name for name in balance.too_uneven(rows, True))
+    assert not balance.too_uneven(rows, True, most=1.51)
+
+
+def test_the_script():
+    def run(*arguments):
+        return subprocess.run([sys.executable, BENCH / "balance.py", *arguments], capture_output=True, text=True, timeout=60, check=False)
+
+    done = run("8b", "--topology", "2x8c")
+    assert done.returncode == 0 and "matmul ffn_gate ffn_up" in done.stdout and "160 team barriers" in done.stdout, done.stderr
+    done = run("1b", "--topology", "2x96c")
+    assert done.returncode == 1 and "too uneven: " in done.stdout
+    done = run("8b", "--topology", "2y8c")
+    assert done.returncode == 2 and "found '2y8c', wanted NODESxCORESc" in done.stderr
