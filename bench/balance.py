@@ -7,13 +7,14 @@ builds the plan of a shape, without weights, and cuts every op as the core would
 share are dealt as equally fast ones would take them: each to whoever is free first.  A row stands for all ops of the same form:
 
 * share: of the step's bytes of weights (up to ``line_tokens`` tokens) or multiply-adds (more), which matmuls alone count;
-* bytes, macs: of the most loaded worker over the mean of all.  Other ops: values written, per node;
+* bytes, macs: of the most loaded worker over the mean of all.  attend: queries times positions, behind ``--past`` positions.  Other
+  ops: values written;
 * reads: bytes of weights read over their size: more than 1 where the workers of a strip, or many tokens, read them again;
 * lines: cache lines that more than one worker writes, and the most that write one: results, sums of a row group that two workers
   share, counters of pieces; the scales of quantised activations.
 
-Attention's own ops (kv_append, attend, combine) are not counted.  Ends with status 1 if a matmul of 1 % of the step or more is
-further from even than ``--most``.
+rope_table, embed, kv_append and combine are not counted.  Ends with status 1 if a matmul of 1 % of the step or more is further from
+even than ``--most``.
 """
 
 import argparse
@@ -112,9 +113,9 @@ def _tensors(s):
             yield f"blk.{i}.{name}", *size
 
 
-def plan_of(shape, kind="Q4_K", n_nodes=2, tokens=512):
-    """The compiled Plan of a shape."""
-    return build(Plan(n_nodes, tokens, 4096), Catalog(Header(shape, kind)))
+def plan_of(shape, kind="Q4_K", n_nodes=2, tokens=512, past=0):
+    """The compiled Plan of a shape, with room for a sequence of past + tokens positions."""
+    return build(Plan(n_nodes, tokens, past + tokens), Catalog(Header(shape, kind)))
 
 
 def workers_of(topology):
@@ -219,21 +220,33 @@ def slices_load(rows, width, workers, quantised):
     return Load(np.concatenate(values), np.zeros(sum(workers), np.int64), lines)
 
 
+def attend_load(op, tokens, past, workers):
+    """Load of an attend op: queries times positions count as multiply-adds."""
+    segment = np.zeros(1, _core.SEGMENT_DTYPE)
+    segment["n"], segment["pos0"] = tokens, past
+    nodes = [node for node, size in enumerate(workers) for _ in range(size)]
+    return Load(np.zeros(sum(workers), np.int64), _core.attend_costs(op.ints, segment, nodes), Counter())
+
+
 def uneven(load):
     """The most of any worker over the mean."""
     return load.max() / load.mean() if load.any() else 1.0
 
 
-def play(plan, workers, tokens, sizes=None):
-    """[(name, times, share, Load or None, reads)] of the step's ops, equal ones once, with logits of one token.
+def play(plan, workers, tokens, past=0, sizes=None):
+    """[(name, times, share, Load or None, reads)] of a step of one sequence, equal ops once, with logits of one token.
 
     share: of the step's bytes or multiply-adds; reads: bytes read over bytes of weights.
     """
     by_bytes = tokens <= (sizes or _core.SIZES)["line_tokens"]
     forms, first = Counter(), {}
     for op in plan.ops:
-        matrices = tuple((w.short_name, w.code, w.n, w.k) for w in op.weights) if op.name == "matmul" else None
-        form = op.name, matrices or op.tensors[-1].width, op.selected
+        sizes_of = op.tensors[-1].width
+        if op.name == "matmul":
+            sizes_of = tuple((w.short_name, w.code, w.n, w.k) for w in op.weights)
+        elif op.name in ("kv_append", "attend", "combine"):
+            sizes_of = op.ints[_core.attention_ints().index("window")]
+        form = op.name, sizes_of, op.selected
         forms[form] += 1
         first.setdefault(form, op)
     found = []
@@ -250,7 +263,8 @@ def play(plan, workers, tokens, sizes=None):
             load = slices_load(rows, written.width, workers, "q" in written.forms)
             found.append((f"{op.name} [{written.width}]", times, 0, load, None))
         else:
-            found.append((op.name, times, 0, None, None))
+            load = attend_load(op, tokens, past, workers) if op.name == "attend" else None
+            found.append((op.name + (f" window {form[1]}" if op.name == "attend" and form[1] else ""), times, 0, load, None))
     total = sum(share for _, _, share, _, _ in found)
     return [(name, times, share / total, load, reads) for name, times, share, load, reads in found]
 
@@ -267,7 +281,8 @@ def table(rows):
     for name, times, share, load, reads in rows:
         line = f"{name:44}{times:6}{share:8.1%}" if share else f"{name:44}{times:6}{'':8}"
         if load is not None:
-            line += f"{uneven(load.bytes):8.3f}" + (f"{uneven(load.macs):8.3f}{reads:7.2f}" if reads else f"{'':15}")
+            line += "".join(f"{uneven(x):8.3f}" if x.any() else f"{'':8}" for x in (load.bytes, load.macs))
+            line += f"{reads:7.2f}" if reads else f"{'':7}"
             line += f"{sum(load.lines.values()):8}{max(load.lines, default=1):9}"
         lines.append(line)
     return "\n".join(lines)
@@ -280,18 +295,19 @@ def main(argv=None):
     parser.add_argument("--type", default="Q4_K", choices=FORMATS, help="of all matrices (Q4_K)")
     parser.add_argument("--topology", default="2x96c", help="such as 2x96c, or 2x64c+32c for unequal nodes (2x96c)")
     parser.add_argument("--tokens", type=int, default=1, help="of the step (1)")
+    parser.add_argument("--past", type=int, default=4096, help="positions before them (4096)")
     parser.add_argument("--most", type=float, help=f"of a worker over the mean ({BOUNDS[True]} decoding, {BOUNDS[False]} prefill)")
     args = parser.parse_args(argv)
     try:
         workers = workers_of(args.topology)
-        if args.tokens < 1:
-            raise ValueError(f"--tokens {args.tokens}: wanted 1 or more")
+        if args.tokens < 1 or args.past < 0:
+            raise ValueError(f"--tokens {args.tokens} --past {args.past}: wanted 1 or more, 0 or more")
     except ValueError as error:
         parser.error(str(error))
-    plan = plan_of(SHAPES[args.shape], args.type, len(workers), args.tokens)
-    rows = play(plan, workers, args.tokens)
+    plan = plan_of(SHAPES[args.shape], args.type, len(workers), args.tokens, args.past)
+    rows = play(plan, workers, args.tokens, args.past)
     node, team = plan.barriers()
-    print(f"{args.shape} {args.type} on {args.topology}, a step of {args.tokens} tokens, kernels {_core.isa()}: "
+    print(f"{args.shape} {args.type} on {args.topology}, a step of {args.tokens} tokens behind {args.past}, kernels {_core.isa()}: "
           f"{team} team barriers, {node} node barriers")
     print(table(rows))
     bad = too_uneven(rows, args.tokens <= _core.SIZES["line_tokens"], args.most)
