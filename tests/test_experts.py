@@ -41,6 +41,8 @@ def sheet(tmp_path_factory):
             std = 1.5 * width**-0.5
             tensors[f"{kind} {name}.weight"] = np.stack([random_weights(rng, n, width, kind, std) for _ in range(E)]), kind
             tensors[f"{kind} {name}.bias"] = rng.standard_normal((E, n))
+    tensors["three.weight"], tensors["weigh.weight"] = rng.standard_normal((3, 50, D)), rng.standard_normal((3, D))
+    tensors |= {f"slice{e}": tensors["three.weight"][e] for e in range(3)}
     for score in ("scores", "ties", "wild"):
         tensors[score] = rng.standard_normal((40, E)) * 2
     tensors["ties"] = np.round(tensors["ties"])
@@ -206,6 +208,25 @@ def test_every_slot_has_its_own_matrix_without_ids(sheet, team, kind):
             np.testing.assert_allclose(found, wanted, rtol=0, atol=most)
             same_for_all_teams(("fixed", kind, own), found)
             same_bits(r.run(np.arange(3)), found[:3])
+
+
+def test_a_mix_is_summed_in_the_order_of_the_slots(sheet, team):
+    """Each product, rounded, added to the sum so far; and a row's product with one of three matrices is that of a plain matmul."""
+    def run(build):
+        with rig(sheet, team, build, hidden=True) as r:
+            return r.run(np.arange(40))
+
+    rows = [run(lambda p, s, e=e: p.logits(p.matmul(p.embed(s["x"]), s[f"slice{e}"]), None)) for e in range(3)]
+    weights = run(lambda p, s: p.logits(p.score(p.embed(s["x"]), s["weigh.weight"]), None))
+
+    def build(p, s):
+        h = p.embed(s["x"])
+        p.logits(p.mix(p.matmul_grouped(h, None, s["three.weight"]), p.score(h, s["weigh.weight"]), also=p.matmul(h, s["slice0"])), None)
+
+    total = weights[:, :1] * rows[0]
+    for e in (1, 2):
+        total = total + weights[:, e : e + 1] * rows[e]
+    same_bits(run(build), total + rows[0])
 
 
 def test_all_tokens_may_meet_one_expert_and_many_of_them(sheet, team):
