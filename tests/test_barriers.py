@@ -141,8 +141,8 @@ def harness(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("n_nodes", "workers", "domain", "rounds"), [
-    (1, 1, 1, 300), (1, 2, 2, 400), (2, 1, 1, 400), (1, 5, 2, 300), (2, 3, 3, 300), (2, 6, 2, 200), (3, 4, 1, 200), (2, 5, 4, 200),
-    (1, 17, 17, 100), (2, 20, 3, 60), (17, 1, 1, 100), (1, 40, 1, 60),
+    (1, 1, 1, 90), (1, 2, 2, 150), (2, 1, 1, 150), (1, 5, 2, 90), (2, 3, 3, 90), (2, 6, 2, 90), (3, 4, 1, 60), (2, 5, 4, 60),
+    (1, 17, 17, 45), (2, 20, 3, 45), (17, 1, 1, 45), (1, 40, 1, 45),
 ])  # fmt: skip
 def test_nobody_passes_early_and_all_leave_together(harness, n_nodes, workers, domain, rounds):
     nodes, domains = machine(n_nodes, workers, domain)
