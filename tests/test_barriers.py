@@ -115,8 +115,19 @@ int play(const int *cpus, const int *nodes, const int *domains, int n, int n_nod
         while (!ni_team_wait(t, 1000)) {}
         if (ni_team_cancelled(t) != (job == 1)) return -3;
     }
+    j.cancel_at = j.nap_every = 0, j.rounds = 1 << 20;
+    int *told = malloc(sizeof *told * (size_t)n);
+    j.left = told;
+    for (int job = 0; job < 25; job++) {    /* cancelled by this thread, whenever that may be */
+        for (int w = 0; w < n; w++) atomic_store(&j.round[w], 0);
+        if (ni_team_start(t, meet, &j, &st)) return -2;
+        nanosleep(&(struct timespec){0, 1000000 + job * 137000}, NULL);
+        ni_team_cancel(t);
+        while (!ni_team_wait(t, 1000)) {}
+        for (int w = 1; w < n; w++) if (told[w] != told[0]) return -4;
+    }
     ni_team_close(t);
-    free(j.round);
+    free(j.round), free(told);
     return atomic_load(&j.early);
 }
 """

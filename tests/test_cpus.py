@@ -165,6 +165,7 @@ def test_a_fork_holds_nothing_of_its_parents(path):
         if child == 0:
             try:
                 told = str(cpus_of.holders([a]))  # its parent is another process now
+                os.write(answers[1], b".")
                 os.read(ends[0], 1)
                 told += f" {cpus_of.holders([a])}"
                 with load(path, threads=1) as own:
@@ -172,6 +173,7 @@ def test_a_fork_holds_nothing_of_its_parents(path):
                 os.write(answers[1], told.encode())
             finally:
                 os._exit(0)
+        assert os.read(answers[0], 1) == b"."
     elsewhere, cpus, _ = start(path)  # the fork still lives, the model does not
     elsewhere.kill()
     elsewhere.communicate()
