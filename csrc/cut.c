@@ -5,7 +5,7 @@
 enum {
     SHARED = 4,         /* a quarter of the work is taken in pieces */
     PIECES = 32,        /* of a worker's part, at most */
-    LEAST_TILES = 8,    /* per worker: with fewer, one more or less would weigh too much */
+    LEAST_TILES = 8,    /* for each worker: with fewer, one more or less would weigh too much */
     FLOAT_GROUPS = 4,   /* row groups that dots of float weights take at once */
     UNPACK = 4          /* a panel's unpacking costs as much as its product with so many tokens, about (2 to 13 by type and table) */
 };
@@ -114,7 +114,7 @@ static int64_t strip_cost(const ni_run *r, int64_t own, int64_t w, const ni_size
 
 ni_grid ni_grid_of(const ni_run *r, const ni_sizes *s) {
     ni_grid g = {.strips = r->size, .columns = ceil_div(r->n_tokens, s->tile_tokens)};
-    const int64_t tiles = r->groups * r->n_tokens / (s->tile_groups * s->tile_tokens) / r->size;
+    const int64_t tiles = r->groups * g.columns / s->tile_groups / r->size;     /* for each worker, if all were cut so */
     if (r->size > 1 && tiles >= LEAST_TILES) g.rows = ceil_div(tiles / SHARED * r->size, g.columns);
     if (2 * g.rows * s->tile_groups > r->groups) g.rows = 0;
     g.own = r->groups - g.rows * s->tile_groups;
