@@ -136,21 +136,21 @@ def test_any_order_of_workers_gives_the_bits_of_one(sheet, shape, names, x):
 
 
 @pytest.mark.parametrize("shape", [(2, (1, 2)), (3, (2, 1, 3))], ids=str)
-@pytest.mark.parametrize("of", ["a", "d"])
+@pytest.mark.parametrize("of", range(4))
 def test_a_matrix_in_several_matmuls_on_nodes_with_their_own_rows(sheet, shape, of):
-    """With other companions each time, and no barrier between them."""
+    """With other companions each time, and no barrier between them: a worker may be at the second while the next one is at the first."""
     def build(p, s):
         x = p.embed(s["x"])
-        p.matmul(x, s["a"])
-        p.matmul(x, s["d"])
-        a, b, _ = p.matmul(x, s["a"], s["b"], s["c"])
-        d, a2 = p.matmul(x, s["d"], s["a"])
-        p.logits((d if of == "d" else p.gated(a, a2, "silu")), None)
+        first, other = p.matmul(x, s["a"]), p.matmul(x, s["d"])
+        a, _, _ = p.matmul(x, s["a"], s["b"], s["c"])
+        last, again = p.matmul(x, s["d"], s["a"])
+        p.logits((p.gated(first, a, "silu"), p.gated(a, again, "silu"), other, last)[of], None)
 
-    for tokens in (1, 40):
+    for tokens in (1, 3, 40):
         wanted = by_one_worker(sheet, build, tokens)
-        with open_team(*shape) as team, rig(sheet, team, build, hidden=True, shard=shape[1], sizes=SMALL) as r:
-            for seed in range(4):
+        sizes = SMALL | {"exact_groups": 100}  # groups are cut in all four
+        with open_team(*shape) as team, rig(sheet, team, build, hidden=True, shard=shape[1], sizes=sizes) as r:
+            for seed in range(6):
                 same_bits(r.run(np.arange(tokens), seed=seed), wanted, (tokens, seed))
 
 
