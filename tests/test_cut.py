@@ -59,7 +59,7 @@ def test_everything_is_multiplied_once():
             ended = {(u["node"], u["crew"], u["rank"], u["g0"], u["k0"]) for u in mine[mine["k0"] > 0]}
             assert begun == ended, "of each group that is cut, two workers side by side have a part"
             kinds |= {"cut"} if begun else set()
-        kinds |= {"piece"} if (units["rank"] < 0).any() else set()
+        kinds |= {"piece"} if (units["rank"] < 0).any() and (units["t1"] - units["t0"] == tokens).all() else set()
         kinds |= {"columns"} if (units["t0"] > 0).any() else set()
         kinds |= {"tiles"} if ((units["rank"] < 0) & (units["t0"] > 0)).any() else set()
         kinds |= {"crews"} if (units["crew"] > 0).any() else set()
@@ -74,6 +74,16 @@ def test_workers_with_equal_work_do_not_wait_for_each_other():
             own = units[(units["node"] == node) & (units["rank"] == rank)]
             assert own["k1"][0] < 4096 and (own["k0"][1:-1] == 0).all()
             assert ((own["g1"] - own["g0"]) * (own["k1"] - own["k0"])).sum() >= 4096
+
+
+@pytest.mark.parametrize("workers", [[2], [32], [96, 96], [96] * 4], ids=str)
+def test_sharing_never_switches_itself_off(workers):
+    """From four row groups each on, equally fast workers have a piece or more each to take, and the others leave theirs to them."""
+    for each in (4, 7, 9.33, 40, 1000):
+        n = int(each * sum(workers)) * 16
+        units = _core.matmul_units([(Q8_0, n, 4096)], 1, workers)
+        shared = (units["g1"] - units["g0"])[units["rank"] < 0].sum() / (n // 16)
+        assert 0.1 <= shared <= 0.25 and (units["rank"] < 0).sum() >= sum(workers)
 
 
 def test_arguments_are_checked():
