@@ -383,6 +383,7 @@ def test_layouts():
                 assert all(len(found) == 1 for found in owners.values())
                 told = owner_of_pages(kind, 5, 2, n_nodes)
                 assert all(told[p * page // 4096] == next(iter(found)) for p, found in owners.items())
+    assert [cache_module.owner(1, chunk, 3, 2, 2) for chunk in range(5)] == [1, 1, 0, 0, 1]  # two chunks in a row
     assert Layout("f16", 512, 1).bytes(1000) == 0
 
 
