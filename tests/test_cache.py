@@ -319,6 +319,8 @@ def test_closing_in_the_midst_of_a_step(paths):
         assert kv.n_blocks == 0 and out(engine) == [0, 0]
         with pytest.raises(ModelClosed, match="session was closed"):
             engine.step([(kv, IDS[:20], 0)], [0])
+        with pytest.raises(ModelClosed, match="session was closed"):
+            kv.copy(0)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
