@@ -283,9 +283,10 @@ class Plan:
 
     def attend(self, q, k, v, a, rope=None, q_norm=None, k_norm=None):
         """Appends k, v to the sequence's KV memory and attends: o, one copy per node, width H * value_length."""
-        for name, tensor, wanted in (("q", q, a.heads * a.key_length), ("k", k, a.kv_heads * a.key_length),
-                                     ("v", v, a.kv_heads * a.value_length)):
-            self._check("attend", name, tensor, wanted)
+        for name, tensor, heads, count, key, width in (("q", q, "head_count", a.heads, "key_length", a.key_length),
+                                                       ("k", k, "head_count_kv", a.kv_heads, "key_length", a.key_length),
+                                                       ("v", v, "head_count_kv", a.kv_heads, "value_length", a.value_length)):
+            self._check("attend", name, tensor, count * width, of=f" (attention.{heads} = {count} of {key} {width})")
         if a.heads % a.kv_heads or a.key_length % 16 or a.value_length % 16 or a.rope_dim % 2 or a.rope_dim > a.key_length:
             raise PlanError(f"attend: heads must be a multiple of kv-heads, head widths multiples of 16, rope_dim even and at "
                             f"most the key width; found {a}")
@@ -431,13 +432,13 @@ class Plan:
             raise CorruptModel(weight.path, says)
         raise PlanError(says)
 
-    def _check(self, op, operand, x, width, rows=1):
-        """Whether an operand (Tensor or Vector) has that width, and a Tensor floats and so many rows per token."""
+    def _check(self, op, operand, x, width, rows=1, of=""):
+        """Whether an operand (Tensor or Vector) has that width, and a Tensor floats and so many rows per token; of: why that width."""
         weight = x.source if isinstance(x, Tensor) else x
         name = x.name if weight is None else weight.name
         found = x.width if isinstance(x, Tensor) else x.n
         if found != width:
-            self._refuse(f"{op}: operand {operand} ({name}) has width {found}, wanted {width}", weight)
+            self._refuse(f"{op}: operand {operand} ({name}) has width {found}, wanted {width}{of}", weight)
         if isinstance(x, Tensor) and "i" in x.forms:
             raise PlanError(f"{op}: operand {operand} ({name}) holds ids, wanted floats")
         if isinstance(x, Tensor) and x.per_token != rows:

@@ -132,7 +132,8 @@ class Catalog:
                 rows = tensor.shape[:-1]
                 self.used[name] = Matrix(name, tensor.type, n, k, experts, self._bias(name, rows), self.gguf.paths[tensor.shard])
             else:
-                raise UnsupportedModel(f"shape of tensor {name}", tensor.shape, ["(N,)", "(N, K)", "(E, N, K)"])
+                raise UnsupportedModel(f"shape of tensor {name}", tensor.shape, ["(N,)", "(N, K)", "(E, N, K)"],
+                                       f"The file is {tensor.path}")  # fmt: skip
         return self.used[name]
 
     def _tensor(self, name):
@@ -140,7 +141,7 @@ class Catalog:
         if tensor is None:
             raise CorruptModel(self.gguf.path, f"tensor {name!r} is missing; architecture {self.gguf.architecture!r} needs it")
         if tensor.type not in FORMATS:
-            raise UnsupportedModel(f"type of tensor {name}", tensor.type, FORMATS)
+            raise UnsupportedModel(f"type of tensor {name}", tensor.type, FORMATS, f"The file is {tensor.path}")
         return tensor
 
     def _vector(self, name, bias=None):
@@ -203,7 +204,8 @@ class Catalog:
         if unused:
             more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
             raise UnsupportedModel("tensor", ", ".join(unused[:3]) + more,
-                                   detail=f"numainfer's {self.gguf.architecture} does not use it, so results would be wrong")
+                                   detail=f"numainfer's {self.gguf.architecture} does not use it, so results would be wrong. The file is "
+                                          f"{self.gguf.path}")  # fmt: skip
 
 
 class _Block:

@@ -34,4 +34,4 @@ def build(plan, catalog):
 
 def _check(gguf):
     if gguf.architecture not in SUPPORTED:
-        raise UnsupportedModel("general.architecture", gguf.architecture, SUPPORTED)
+        raise UnsupportedModel("general.architecture", gguf.architecture, SUPPORTED, f"The file is {gguf.path}")

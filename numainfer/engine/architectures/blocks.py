@@ -53,7 +53,7 @@ class Hyperparameters:
         for key, neutral in NEUTRAL.items():
             found = self.gguf.metadata.get(self.prefix + key, neutral[0])
             if found not in neutral:
-                raise UnsupportedModel(self.prefix + key, found, neutral)
+                self.unsupported(key, found, neutral)
 
     def attention(self, *, neox, eps):
         """The Attention that most architectures mean, from their head counts and widths."""
@@ -66,7 +66,7 @@ class Hyperparameters:
             self.refuse("attention.head_count", heads, f"a multiple of {self.prefix}attention.head_count_kv = {kv_heads}")
         for name, found in (("key_length", key), ("value_length", value)):
             if found % 16:
-                raise UnsupportedModel(f"{self.prefix}attention.{name}", found, ["multiples of 16"])
+                self.unsupported(f"attention.{name}", found, ["multiples of 16"])
         if rotated % 2 or rotated > key:
             self.refuse("rope.dimension_count", rotated, f"an even number up to {self.prefix}attention.key_length = {key}")
         return Attention(heads, kv_heads, key, value, rotated, neox,
@@ -75,6 +75,10 @@ class Hyperparameters:
     def refuse(self, key, found, wanted):
         """Raise CorruptModel over a key's value."""
         raise CorruptModel(self.gguf.path, f"{self.prefix}{key} = {found}; wanted {wanted}")
+
+    def unsupported(self, key, found, supported):
+        """Raise UnsupportedModel over a key's value."""
+        raise UnsupportedModel(self.prefix + key, found, supported, f"The file is {self.gguf.path}")
 
     def rope_frequencies(self, n_rot, base, factors=None):
         """Radians per position of each rotated pair (arXiv:2104.09864): base^(-2i/n_rot), (n_rot/2,) float64.
@@ -94,7 +98,7 @@ class Hyperparameters:
         """The divisor of linear position scaling, 1 without it.  A factor alone means linear; old files call it scale_linear."""
         kind = self.str("rope.scaling.type", default="linear")
         if kind not in ("none", "linear"):
-            raise UnsupportedModel(self.prefix + "rope.scaling.type", kind, ("none", "linear"))
+            self.unsupported("rope.scaling.type", kind, ("none", "linear"))
         old = self.float("rope.scale_linear", default=1.0, low=1e-3)
         return self.float("rope.scaling.factor", default=old, low=1e-3) if kind == "linear" else 1.0
 
