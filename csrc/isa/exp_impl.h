@@ -48,6 +48,20 @@ V16_FN v16 v16_tanh(v16 x) {
     return v16_copysign(v16_div(u, v16_add(u, v16_set1(2.0f))), x);
 }
 
+/* exp(x) - 1 for x <= 0 = 2^n r q + (2^n - 1): no cancellation for small x.  From -20 on it rounds to -1. */
+V16_FN v16 v16_expm1_neg(v16 x) {
+    v16 r, t, one = v16_set1(1.0f), q = v16_exp_parts(v16_max(v16_set1(-20.0f), x), &r, &t);
+    v16 p = v16_shift_exponent(one, t);
+    return v16_fma(v16_mul(r, q), p, v16_sub(p, one));
+}
+
+/* xIELU (arXiv:2411.13010): x (ap x + beta) for x > 0; an (exp(min(x, eps)) - 1 - x) + beta x for others. */
+V16_FN v16 v16_xielu(v16 x, v16 ap, v16 an, v16 beta, v16 eps) {
+    v16 plus = v16_mul(x, v16_fma(ap, x, beta));
+    v16 minus = v16_fma(an, v16_sub(v16_expm1_neg(v16_min(x, eps)), x), v16_mul(beta, x));
+    return v16_select(v16_less(v16_set1(0.0f), x), plus, minus);
+}
+
 /* One value; the same bits as the lanes of v16_exp_neg. */
 V16_FN float v16_exp_neg1(float x) {
     float y[16];

@@ -1,5 +1,5 @@
 /* Causal attention over the KV memory (arXiv:1706.03762, grouped as in arXiv:2305.13245).
- * t: q, rope table?, kv, parts, out [T][H * ev].  w: q norm? (floats).  f: eps, scale, score cap (0: none).  i: attention.def.
+ * t: q, rope table?, kv, parts, out [T][H * ev].  w: q norm? (floats).  f: eps, scale, score cap (0: none), temperature.  i: attention.def.
  *
  * Every query folds its chunks in an order that depends on its position alone (attention.h), and so do its bits.  units.h says which
  * units of this work are this worker's: tiles of queries with all that they see, whose rows go to `out`, and runs of decoding
@@ -40,8 +40,10 @@ static void load_queries(const ni_ctx *c, const ni_op *op, const ni_attention *n
     const float *from = ni_floats(c, op, 0), *table = ni_floats(c, op, 1), *w = ni_copy_of(c, op, 0);
     for (int64_t j = 0; j < u->count; j++) {
         int64_t row = s->row0 + (u->first + j) / n->group, head = u->g * n->group + (u->first + j) % n->group;
-        ni_rotate(c, n, from + (row * n->heads + head) * n->e, w, op->f[0], table, row, q + j * n->e);
-        ni_k->vec.scale_mul(q + j * n->e, op->f[1], NULL, n->e, q + j * n->e);
+        float scale = op->f[1];
+        if (n->floor) scale *= (float)(1 + op->f[3] * log((double)((s->pos0 + row - s->row0) / n->floor + 1)));
+        ni_rotate(n, from + (row * n->heads + head) * n->e, w, op->f[0], table, row, q + j * n->e);
+        ni_k->vec.scale_mul(q + j * n->e, scale, NULL, n->e, q + j * n->e);
     }
 }
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .. import _core
-from ..errors import CorruptModel, PlanError
+from ..errors import CorruptModel, PlanError, UnsupportedModel
 from ..summary import counted
 from .cache import KV_TYPES, UNIT, LayerCache, Layout
 from .weights import Matrix, Vector
@@ -22,6 +22,7 @@ SHARED, PER_NODE = 0, 1
 NONE, NODE, TEAM = 0, 1, 2
 FLOAT, OFFSET, MINIMUM, SIGNED, NESTED = range(5)  # panel kinds of csrc/formats/formats.h
 _SUMS = {OFFSET: "s", MINIMUM: "m", NESTED: "s"}  # the form beside "q" that a kind needs
+_ACTIVATIONS = {"gelu": 0, "relu^2": 1, "xielu": 2}
 _GATING = {"softmax": 0, "sigmoid": 1, "chosen": 2}
 _ALIGN = 64
 _ATTENTION_INTS = _core.attention_ints()
@@ -72,6 +73,11 @@ class Attention:
         Of the q/k norms, where there are any.
     softcap : float
         Scores become softcap * tanh(score / softcap); 0 for none.
+    norm_last : bool
+        Where there are q/k norms, they come after the rotation.
+    temperature : float
+    floor : int
+        Queries at position p are multiplied by 1 + temperature * log(floor(p / floor) + 1); 0 positions: by nothing.
     """
 
     heads: int
@@ -84,6 +90,9 @@ class Attention:
     window: int = 0
     eps: float = 0.0
     softcap: float = 0.0
+    norm_last: bool = False
+    temperature: float = 0.0
+    floor: int = 0
 
 
 @dataclass(frozen=True)
@@ -192,11 +201,23 @@ class Plan:
 
     # ---- ops -----------------------------------------------------------------------------------------------------
 
-    def embed(self, table, scale=1.0):
-        """Rows of the embedding table (V, D), scaled: x, one copy per node."""
+    def embed(self, table, scale=1.0, positions=None):
+        """Rows of the embedding table (V, D), scaled, plus the row of each token's position (P, D), if any: x, one copy per node.
+
+        Raises
+        ------
+        UnsupportedModel
+            The context is longer than the table of positions.
+        """
         self._is_matrix("embed", table)
         x = self._tensor("x", table.k, PER_NODE, "f")
-        return self._add("embed", [x], [table], floats=(scale,))
+        if positions is not None:
+            self._is_matrix("embed", positions)
+            if positions.k != table.k:
+                self._refuse(f"embed: operand positions ({positions.name}) has width {positions.k}, wanted {table.k}", positions)
+            if positions.n < self.n_ctx:
+                raise UnsupportedModel("n_ctx", self.n_ctx, [f"up to {positions.n}, as many rows as {positions.name} has"])
+        return self._add("embed", [x], [table, positions], floats=(scale,))
 
     def rope_table(self, frequencies, factor=1.0):
         """cos and sin of position * frequency: (T, rope_dim), for the `attend` ops that share it."""
@@ -253,18 +274,25 @@ class Plan:
         biases = [None if v is None else v.bias for v in vectors]
         self._add("norm", [x, *added, out, h], [*vectors, *biases], ints=(int(selected), int(layer)), floats=(eps,), selected=selected)
 
-    def matmul(self, h, *matrices):
-        """y_j = W_j h for matrices (N_j, K), plus W_j's bias if it has one: shared tensors of width N_j; up to three make one stage."""
+    def normed(self, x, w, eps):
+        """RMS norm of what a matrix made, whole rows: (T, D), one copy per node."""
+        h = self.norm(self._near(x), w, eps)[1]
+        h.forms.add("f")
+        return h
+
+    def matmul(self, h, *matrices, scale=1.0):
+        """y_j = scale * (W_j h + W_j's bias) for matrices (N_j, K): shared tensors of width N_j; up to three make one stage."""
         if not 1 <= len(matrices) <= 3:
             raise PlanError(f"matmul: takes one to three matrices, found {len(matrices)}")
         for w in matrices:
             self._reads("matmul", h, w)
         outs = [self._tensor(w.short_name, w.n, SHARED, "f", per_token=h.per_token, source=w) for w in matrices]
-        self._multiply(h, outs, matrices)
+        self._multiply(h, outs, matrices, scale=scale)
         return outs[0] if len(outs) == 1 else outs
 
-    def logits(self, h, w):
-        """The plan's result: W h (plus W's bias) for the selected rows; or h itself, if that was asked for."""
+    def logits(self, h, w, scale=1.0, softcap=0.0):
+        """The plan's result for the selected rows: y = scale * (W h + W's bias), or softcap * tanh(y / softcap); or h itself, if that
+        was asked for."""
         self._check("logits", "h", h, h.width)
         if self._hidden:
             h.forms.add("f")
@@ -274,12 +302,12 @@ class Plan:
             return
         self._reads("matmul", h, w)
         self.out_width = w.n
-        self._multiply(h, [], [w], selected=True)
+        self._multiply(h, [], [w], selected=True, scale=scale, softcap=softcap)
 
-    def _multiply(self, h, outs, matrices, selected=False):
+    def _multiply(self, h, outs, matrices, selected=False, scale=1.0, softcap=0.0):
         none = [None] * (3 - len(matrices))
-        self._add("matmul", [h, *outs], [*matrices, *none, *(w.bias for w in matrices)], selected=selected, matrices=matrices,
-                  per_token=h.per_token)
+        self._add("matmul", [h, *outs], [*matrices, *none, *(w.bias for w in matrices)], floats=(scale, softcap), selected=selected,
+                  matrices=matrices, per_token=h.per_token)
 
     def attend(self, q, k, v, a, rope=None, q_norm=None, k_norm=None):
         """Appends k, v to the sequence's KV memory and attends: o, one copy per node, width H * value_length."""
@@ -301,6 +329,7 @@ class Plan:
         named = {"heads": a.heads, "kv_heads": a.kv_heads, "e": a.key_length, "ev": a.value_length,
                  "n_rot": a.rope_dim if rope is not None else 0, "neox": int(a.neox), "window": a.window, "kv_type": self.kv.type,
                  "most_runs": MOST_RUNS, "part_runs": self._part_runs, "turn": self.kv.turn,
+                 "norm_last": int(a.norm_last), "floor": a.floor,
                  "table": 0, "offset": 0, "stride": 0}  # fmt: skip  # these three come with `compile`
         ints = [named[name] for name in _ATTENTION_INTS]
         # Each head stays with one node where heads divide evenly; else its chunks go round, and all nodes read them.
@@ -310,7 +339,7 @@ class Plan:
         rows = self._tensor("rows", a.heads * a.value_length, SHARED, "f")
         o = self._tensor("o", rows.width, PER_NODE)
         self._add("kv_append", [k, v, rope, kv], [k_norm], ints, (a.eps,), cache=cache)
-        self._add("attend", [q, rope, kv, parts, rows], [q_norm], ints, (a.eps, a.scale, a.softcap), cache=cache)
+        self._add("attend", [q, rope, kv, parts, rows], [q_norm], ints, (a.eps, a.scale, a.softcap, a.temperature), cache=cache)
         return self._add("combine", [parts, rows, o], [], ints, cache=cache)
 
     def gated(self, gate, up, activation):
@@ -321,6 +350,15 @@ class Plan:
             raise PlanError(f"gated: activation {activation!r}; wanted 'silu' or 'gelu'")
         a = self._tensor("a", gate.width, PER_NODE, per_token=gate.per_token)
         return self._add("gated", [gate, up, a], [], ints=(int(activation == "gelu"),))
+
+    def activate(self, x, activation, constants=()):
+        """activation(x), "gelu", "relu^2" or "xielu" with its four constants (csrc/ops/activate.c): one copy per node."""
+        self._check("activate", "x", x, x.width, x.per_token)
+        if activation not in _ACTIVATIONS or len(constants) != 4 * (activation == "xielu"):
+            raise PlanError(f"activate: activation {activation!r} with {counted(len(constants), 'constant')}; wanted 'gelu', 'relu^2', or "
+                            "'xielu' with four")
+        a = self._tensor("a", x.width, PER_NODE, per_token=x.per_token)
+        return self._add("activate", [x, a], [], ints=(_ACTIVATIONS[activation],), floats=constants)
 
     def score(self, h, w):
         """W h, plus W's bias, on every node for itself: for a matrix so small that a barrier of the team would cost more, as a router's."""

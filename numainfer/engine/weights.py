@@ -5,8 +5,9 @@
 
 import contextlib
 import logging
-from dataclasses import dataclass
-from itertools import accumulate
+import math
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 
 import numpy as np
 
@@ -34,6 +35,10 @@ class Matrix:
         What is added to the finished rows: ``x.bias`` beside ``x.weight``; E * N values, expert after expert.
     path : str or None
         The file, None for a matrix of no file.
+    tensor : str
+        The file's tensor, if the matrix is some rows of it.
+    first : int
+        Of these rows, the first.
     """
 
     name: str
@@ -43,6 +48,13 @@ class Matrix:
     experts: int = 1
     bias: "Vector | None" = None
     path: str | None = None
+    tensor: str = ""
+    first: int = 0
+
+    @property
+    def in_file(self):
+        """Name of the file's tensor that holds the rows."""
+        return self.tensor or self.name
 
     @property
     def code(self):
@@ -60,7 +72,7 @@ class Matrix:
     @property
     def short_name(self):
         """``attn_q`` for ``blk.3.attn_q.weight``."""
-        return self.name.removesuffix(".weight").rpartition(".")[2]
+        return self.name.replace(".weight", "").rpartition(".")[2]
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +119,7 @@ class Catalog:
 
     def __init__(self, gguf):
         self.gguf = gguf
-        self.used, self._constants, self._read = {}, {}, set()
+        self.used, self._constants, self._parts, self._read = {}, {}, {}, set()
         self._longest = max((n for tensor in gguf.tensors.values() if len(tensor.shape) > 1 for n in tensor.shape), default=0)
 
     def __contains__(self, name):
@@ -167,6 +179,23 @@ class Catalog:
             return None
         return self[name]
 
+    def rows(self, name, *counts):
+        """The matrix called `name` in parts of so many rows each, from the first to the last; its bias goes along."""
+        whole = self[name]
+        if not isinstance(whole, Matrix) or whole.experts != 1 or whole.n != sum(counts):
+            found = f"{whole.n} values" if isinstance(whole, Vector) else f"{whole.experts * whole.n} rows"
+            raise CorruptModel(whole.path, f"tensor {name!r} has {found}, wanted {sum(counts)} rows: {' + '.join(map(str, counts))}")
+        parts = []
+        for first, end in pairwise(accumulate(counts, initial=0)):
+            rows, bias = f"[{first}:{end}]", whole.bias
+            if (name + rows) not in self._parts:
+                if bias is not None:
+                    bias = Vector(bias.name + rows, np.ascontiguousarray(bias.values[first:end]), path=bias.path)
+                    self._read.add(whole.bias.name)
+                self._parts[name + rows] = replace(whole, name=name + rows, n=end - first, bias=bias, tensor=name, first=first)
+            parts.append(self._parts[name + rows])
+        return parts
+
     def values(self, name):
         """The values of a tensor that a plan is computed from, (n,) float32, or None if the file has none; no op needs to read it."""
         vector = self.get(name)
@@ -176,6 +205,10 @@ class Catalog:
         if not isinstance(vector, Vector):
             raise CorruptModel(vector.path, f"tensor {name!r} is a matrix of {vector.n} x {vector.k} values, wanted a vector")
         return vector.values
+
+    def blocks(self, n):
+        """`block` of the first n layers."""
+        return [self.block(i) for i in range(n)]
 
     def block(self, i):
         """Tensors of layer i as attributes: ``.attn_q`` is ``blk.<i>.attn_q.weight``."""
@@ -195,7 +228,7 @@ class Catalog:
         PlanError
             The architecture asked for a tensor and gave it to no op.
         """
-        read = self._read.union(w.name for w in weights)
+        read = self._read.union(w.in_file if isinstance(w, Matrix) else w.name for w in weights)
         unused = [name for name in self.gguf.tensors if name not in read]
         for name in unused:
             if name in self.used:
@@ -216,6 +249,10 @@ class _Block:
     def get(self, name):
         """The tensor, or None if the file has none."""
         return self._catalog.get(f"{self._prefix}{name}.weight")
+
+    def rows(self, name, *counts):
+        """The matrix in parts of so many rows."""
+        return self._catalog.rows(f"{self._prefix}{name}.weight", *counts)
 
 
 class Replicas:
@@ -279,13 +316,13 @@ class Replicas:
         """
         gguf.check_complete()
         matrices = sorted((w for w in self.weights if isinstance(w, Matrix)),
-                          key=lambda w: (gguf.tensors[w.name].shard, gguf.tensors[w.name].offset))
+                          key=lambda w: (gguf.tensors[w.in_file].shard, gguf.tensors[w.in_file].offset, w.first))
         vectors = [w for w in self.weights if isinstance(w, Vector)]
         nonzero = np.zeros(len(self.weights), np.uint8)
         reading = _Reading(gguf, matrices, nonzero, progress)
         with contextlib.ExitStack() as files:
             fds = {t.shard: files.enter_context(t.open()).fileno() for t in reading.last.values()}
-            pieces = [(self.entry(w), (fds[t.shard], t.offset), row_bytes)
+            pieces = [(self.entry(w), (fds[t.shard], t.offset + w.first * row_bytes), row_bytes)
                       for w, t, row_bytes in zip(matrices, reading.tensors, reading.row_bytes)]
             # Vectors last, for then the huge pages around them are there: each would cost one thread the clearing of such a page.
             pieces += [(self.entry(w), w.values.ctypes.data, w.packed_bytes) for w in vectors]
@@ -304,9 +341,9 @@ class _Reading:
 
     def __init__(self, gguf, matrices, nonzero, progress):
         self._gguf, self._nonzero, self._progress = gguf, nonzero, progress
-        self.tensors = [gguf.tensors[w.name] for w in matrices]
-        self.row_bytes = [t.n_bytes // (w.n * w.experts) for t, w in zip(self.tensors, matrices)]
-        self._before = [0, *accumulate(t.n_bytes for t in self.tensors)]
+        self.matrices, self.tensors = matrices, [gguf.tensors[w.in_file] for w in matrices]
+        self.row_bytes = [t.n_bytes // math.prod(t.shape[:-1]) for t in self.tensors]
+        self._before = [0, *accumulate(row * w.n * w.experts for row, w in zip(self.row_bytes, matrices))]
         self._seen, self._done, self._shard, self._released = 0, 0, 0, 0
         self.last = {t.shard: t for t in sorted(gguf.tensors.values(), key=lambda t: (t.shard, t.offset))}  # one of each shard
 
@@ -322,7 +359,7 @@ class _Reading:
         if seen < len(self.tensors):
             tensor = self.tensors[seen]
             done += row * self.row_bytes[seen]
-            self._give_back(tensor, row * self.row_bytes[seen])
+            self._give_back(tensor, (self.matrices[seen].first + row) * self.row_bytes[seen])
         if done > self._done:
             self._done = done
             if self._progress:
@@ -338,7 +375,7 @@ class _Reading:
                                "read from the disk", tensor.offset)
         self.tick(len(self._nonzero), 0)
         self._gguf.check_unchanged()
-        zeros = [tensor.name for tensor, nonzero in zip(self.tensors, self._nonzero) if not nonzero]
+        zeros = [w.name for w, nonzero in zip(self.matrices, self._nonzero) if not nonzero]
         if zeros:
             more = f" and {len(zeros) - 3} more" if len(zeros) > 3 else ""
             log.warning("%s: all values of tensor %s%s are zero; the model runs, but is that meant?", self._gguf.path,

@@ -5,7 +5,11 @@ from importlib import import_module
 from ...errors import UnsupportedModel
 from .blocks import Hyperparameters
 
-SUPPORTED = ("llama", "gemma3")
+SUPPORTED = (
+    "apertus", "arcee", "cohere2", "command-r", "ernie4_5", "exaone4", "falcon", "gemma", "gemma2", "gemma3", "glm4", "gpt2", "gptneox",
+    "granite", "hunyuan-dense", "internlm2", "llama", "minicpm", "mistral3", "nemotron", "olmo2", "phi2", "phi3", "qwen2", "qwen3",
+    "seed_oss", "smollm3", "stablelm", "starcoder2",
+)  # fmt: skip
 
 
 def context_length(gguf):
@@ -27,7 +31,7 @@ def build(plan, catalog):
         The architecture leaves a tensor unread, or the KV memory would be too large to be named.
     """
     _check(catalog.gguf)
-    import_module(f".{catalog.gguf.architecture}", __name__).build(plan, catalog)
+    import_module("." + catalog.gguf.architecture.replace("-", "_"), __name__).build(plan, catalog)
     catalog.check_all_used([*plan.weights, *plan.spared])
     return plan.compile()
 

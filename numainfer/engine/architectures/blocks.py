@@ -12,6 +12,8 @@ from ..plan import Attention
 NEUTRAL = {
     "expert_count": (0,),
     "attention.causal": (True,),
+    "attention.sliding_window": (0,),
+    "attention.temperature_scale": (0.0,),
     "attention.clamp_kqv": (0.0,),
     "attention.max_alibi_bias": (0.0,),
     "attn_logit_softcapping": (0.0,),
@@ -20,6 +22,9 @@ NEUTRAL = {
     "embedding_scale": (0.0, 1.0),
     "residual_scale": (0.0, 1.0),
     "rope.scaling.attn_factor": (1.0,),
+    "rope.scaling.alpha": (0.0,),
+    "rope.scaling.yarn_ext_factor": (-1.0, 1.0),
+    "nextn_predict_layers": (0,),
 }
 
 
@@ -48,9 +53,14 @@ class Hyperparameters:
         """A string."""
         return self.gguf.get(self.prefix + key, str, default=default)
 
-    def check_neutral(self):
-        """Raise UnsupportedModel if a key asks for something that no architecture here does; leaving it out would change results."""
+    def check_neutral(self, *heeded):
+        """Raise UnsupportedModel if a key asks for something that the architecture does not do; leaving it out would change results.
+
+        `heeded`: keys whose values it does take into account.
+        """
         for key, neutral in NEUTRAL.items():
+            if key in heeded:
+                continue
             found = self.gguf.metadata.get(self.prefix + key, neutral[0])
             if found not in neutral:
                 raise UnsupportedModel(self.prefix + key, found, neutral)
@@ -72,6 +82,17 @@ class Hyperparameters:
         return Attention(heads, kv_heads, key, value, rotated, neox,
                          scale=self.float("attention.scale", default=0.0, low=0) or 1.0 / math.sqrt(key), eps=eps)
 
+    def windowed(self, blocks, period):
+        """Which layers see a window alone: ``attention.sliding_window_pattern`` has a flag per layer, or a period, whose last sees all."""
+        key = "attention.sliding_window_pattern"
+        pattern = self.gguf.get(self.prefix + key, default=period)
+        if isinstance(pattern, np.ndarray):
+            if len(pattern) != blocks:
+                self.refuse(key, f"{len(pattern)} values", f"{blocks}, one per layer")
+            return [bool(flag) for flag in pattern]
+        period = self.int(key, default=period)
+        return [(i + 1) % period != 0 for i in range(blocks)]
+
     def refuse(self, key, found, wanted):
         """Raise CorruptModel over a key's value."""
         raise CorruptModel(self.gguf.path, f"{self.prefix}{key} = {found}; wanted {wanted}")
@@ -82,13 +103,66 @@ class Hyperparameters:
         `factors`: divisors, the values of ``rope_freqs.weight`` (Llama 3's long-context scaling).  Linear scaling divides all;
         other scaling types raise UnsupportedModel.
         """
-        frequencies = base ** (-2.0 * np.arange(n_rot // 2) / n_rot)
-        if factors is not None:
-            if len(factors) != n_rot // 2 or not (np.isfinite(factors) & (factors > 0)).all():
-                raise CorruptModel(self.gguf.path, f"rope_freqs.weight = {factors[:4]} ..., {len(factors)} values; wanted a vector of "
-                                                   f"{n_rot // 2} positive numbers")
-            frequencies = frequencies / factors
+        frequencies = self._divided(self._frequencies(n_rot, base), factors)
         return frequencies / self.rope_scale()
+
+    def rope(self, p, weights, a, scaled=True):
+        """The table that rotates `a`'s heads, by the file's base, factors and scaling: none, linear, YaRN (arXiv:2309.00071), or
+        longrope (arXiv:2402.13753); None for heads that are not rotated.  ``scaled=False`` leaves the scaling out."""
+        if not a.rope_dim:
+            return None
+        base, kind = self.float("rope.freq_base", default=10000.0, low=1), self.str("rope.scaling.type", default="linear")
+        factors, factor = weights.values("rope_freqs.weight"), 1.0
+        if "rope_factors_long.weight" in weights or kind == "longrope":
+            if self.float("rope.scaling.factor", default=1.0) != 1.0:
+                raise UnsupportedModel(self.prefix + "rope.scaling.factor", self.float("rope.scaling.factor"), ["1.0 with longrope"])
+            short, long = (_vector(weights, f"rope_factors_{name}.weight") for name in ("short", "long"))
+            factors = long if p.n_ctx > self.int("rope.scaling.original_context_length", default=self.int("context_length")) else short
+            factor = self.float("rope.scaling.attn_factor", default=1.0, low=1e-3)
+            frequencies = self._divided(self._frequencies(a.rope_dim, base), factors, "rope_factors_*.weight")
+        elif not scaled:
+            frequencies = self._divided(self._frequencies(a.rope_dim, base), factors)
+        elif kind == "yarn":
+            frequencies, factor = self._yarn(self._divided(self._frequencies(a.rope_dim, base), factors), base)
+        else:
+            frequencies = self.rope_frequencies(a.rope_dim, base, factors)
+        return p.rope_table(weights.constant(f"rope {a.rope_dim} {scaled}", frequencies), factor)
+
+    def _yarn(self, frequencies, base):
+        """YaRN's frequencies, and the factor on cosines and sines: pairs that turn often within the original context stay, those that
+        turn seldom are slowed down by the factor of the scaling, with a ramp between them.
+
+        Where the ramp begins and ends is rounded outwards to whole pairs, as in the published code.
+        """
+        scale, n_rot = self.float("rope.scaling.factor", low=1.0), 2 * len(frequencies)
+        original = self.int("rope.scaling.original_context_length", default=self.int("context_length"))
+        fast = self.float("rope.scaling.yarn_beta_fast", default=32.0, low=1e-3)
+        slow = self.float("rope.scaling.yarn_beta_slow", default=1.0, low=1e-3)
+
+        def pair(turns):
+            return n_rot * math.log(original / (2 * math.pi * turns)) / (2 * math.log(base))
+
+        first, last = max(math.floor(pair(fast)), 0), min(math.ceil(pair(slow)), n_rot - 1)
+        slowed = np.clip((np.arange(n_rot // 2) - first) / max(last - first, 1e-3), 0, 1)
+        all_heads = self.float("rope.scaling.yarn_log_multiplier", default=0.0, low=0)
+        factor = (0.1 * math.log(scale) + 1) / (0.1 * all_heads * math.log(scale) + 1)
+        given = self.float("rope.scaling.yarn_attn_factor", default=factor)
+        if not all_heads and given != 1.0 and abs(given - factor) > 1e-3 * factor:
+            wanted = [f"{factor:.6g}, which follows from the factor {scale:g}"]
+            raise UnsupportedModel(self.prefix + "rope.scaling.yarn_attn_factor", given, wanted)
+        return frequencies * (1 - slowed) + frequencies / scale * slowed, factor
+
+    @staticmethod
+    def _frequencies(n_rot, base):
+        return base ** (-2.0 * np.arange(n_rot // 2) / n_rot)
+
+    def _divided(self, frequencies, factors, name="rope_freqs.weight"):
+        if factors is None:
+            return frequencies
+        if len(factors) != len(frequencies) or not (np.isfinite(factors) & (factors > 0)).all():
+            raise CorruptModel(self.gguf.path, f"{name} = {factors[:4]} ..., {len(factors)} values; wanted a vector of "
+                                               f"{len(frequencies)} positive numbers")
+        return frequencies / factors
 
     def rope_scale(self):
         """The divisor of linear position scaling, 1 without it.  A factor alone means linear; old files call it scale_linear."""
@@ -128,6 +202,12 @@ class Residual:
         self._x, h = self._plan.norm(self._x, w, self._eps, selected=selected, layer=self._layer, **self._next())
         return h
 
+    def value(self):
+        """The sum so far, for an architecture whose blocks read it without a norm."""
+        while self._waiting:
+            self._x = self._plan.add(self._x, **self._next(), eps=self._eps, layer=self._layer)
+        return self._x
+
     def _next(self):
         """The first two that wait, as the plan's operands."""
         waiting, self._waiting = self._waiting[:2], self._waiting[2:]
@@ -149,3 +229,69 @@ def output_matrix(weights):
     if output.n != table.n:
         raise CorruptModel(weights.gguf.path, f"{output.name} has {output.n} rows, wanted {table.n}, as many as {table.name}")
     return output
+
+
+def _vector(weights, name):
+    """Values of a tensor that must be there."""
+    weights[name]
+    return weights.values(name)
+
+
+def begin(p, weights, *, neox, heeds=(), layer_norm=False, scale=1.0, positions=None):
+    """What most forward passes begin with: (hyperparameters, attention's shape, residual stream with the embedded tokens).
+
+    Parameters
+    ----------
+    neox : bool
+        Of `Attention`.
+    heeds : tuple of str
+        Keys of `NEUTRAL` that the architecture takes into account.
+    layer_norm : bool
+        The stream's norms are LayerNorms.
+    scale : float
+        Factor on the embedding.
+    positions : Matrix, optional
+        Embedding of positions.
+    """
+    c = Hyperparameters(weights.gguf)
+    c.check_neutral(*heeds)
+    eps = c.float(f"attention.layer_norm_{'' if layer_norm else 'rms_'}epsilon", low=0, high=1)
+    a = c.attention(neox=neox, eps=eps)
+    return c, a, Residual(p, p.embed(embedding_matrix(c, weights), scale, positions), eps, layer=layer_norm)
+
+
+def layers(c, weights):
+    """The tensors of each layer."""
+    return weights.blocks(c.int("block_count", high=4096))
+
+
+def end(p, weights, x, **more):
+    """The last norm and the logits, with what `Plan.logits` takes besides."""
+    p.logits(x.norm(weights["output_norm.weight"], selected=True), output_matrix(weights), **more)
+
+
+def attention(p, h, w, a, rope, scale=1.0, **norms):
+    """attn_output of attention over h; q, k and v by three matrices or by one whose rows they share."""
+    q, k, v = project(p, h, w, a)
+    return p.matmul(p.attend(q, k, v, a, rope, **norms), w.attn_output, scale=scale)
+
+
+def project(p, h, w, a):
+    """q, k, v."""
+    if w.get("attn_qkv") is None:
+        return p.matmul(h, w.attn_q, w.attn_k, w.attn_v)
+    return p.matmul(h, *w.rows("attn_qkv", a.heads * a.key_length, a.kv_heads * a.key_length, a.kv_heads * a.value_length))
+
+
+def gated(p, h, w, activation="silu", scale=1.0):
+    """W_down (activation(W_gate h) * W_up h) (arXiv:2002.05202); gate and up may be halves of ``ffn_up``."""
+    if w.get("ffn_gate") is None:
+        gate, up = p.matmul(h, *w.rows("ffn_up", *[w.ffn_up.n // 2] * 2))
+    else:
+        gate, up = p.matmul(h, w.ffn_gate, w.ffn_up)
+    return p.matmul(p.gated(gate, up, activation), w.ffn_down, scale=scale)
+
+
+def plain(p, h, w, activation, constants=()):
+    """W_down activation(W_up h)."""
+    return p.matmul(p.activate(p.matmul(h, w.ffn_up), activation, constants), w.ffn_down)

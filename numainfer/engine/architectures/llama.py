@@ -8,7 +8,7 @@ from .blocks import Hyperparameters, Residual, embedding_matrix, output_matrix
 def build(p, weights):
     """Append Llama's forward pass to plan `p`."""
     c = Hyperparameters(weights.gguf)
-    c.check_neutral()
+    c.check_neutral("attention.sliding_window")
     eps = c.float("attention.layer_norm_rms_epsilon", low=0, high=1)
     a = replace(c.attention(neox=False, eps=eps), window=c.int("attention.sliding_window", default=0, low=0))  # Mistral 7B v0.1
     base, factors = c.float("rope.freq_base", default=10000.0, low=1), weights.values("rope_freqs.weight")
