@@ -13,7 +13,8 @@ from random_blocks import TYPES, random_weights
 
 from numainfer import _core
 from numainfer.engine.architectures.blocks import Residual
-from numainfer.engine.plan import KV_TYPES, Attention
+from numainfer.engine.plan import KV_TYPES, Attention, Plan
+from numainfer.errors import UnsupportedModel
 
 TOKENS = (1, 2, 3, 5, 17, 40)
 SHAPES = ((1, 32), (37, 32), (16, 576), (50, 576), (33, 256), (100, 768))  # (N, K)
@@ -206,6 +207,44 @@ def test_biases_of_matmuls(sheet, team, kinds):
                 same_bits(r.run(np.arange(tokens)), plain.run(np.arange(tokens)) + bias, (name, tokens))
 
 
+@pytest.mark.parametrize("sizes", [None, _core.SIZES | {"piece_bytes": 1, "exact_groups": 100, "line_tokens": 4}], ids=["", "cut small"])
+@pytest.mark.parametrize("name", ["Q4_K table", "F32 33 256"])
+def test_scale_and_cap_of_a_matmul(sheet, team, name, sizes):
+    """Once for every row, whoever finishes it: y = cap tanh(scale (W h + b) / cap)."""
+    bias = sheet[f"bias{sheet[name].n}"]
+
+    def build(p, s, **more):
+        p.logits(p.embed(s["x256"]), replace(s[name], bias=bias), **more)
+
+    def hidden(p, s):
+        p.logits(p.matmul(p.embed(s["x256"]), replace(s[name], bias=bias), scale=0.3), None)
+
+    cut = partial(rig, sheet, team, sizes=sizes)
+    with (cut(build) as plain, cut(partial(build, scale=0.3)) as scaled, cut(partial(build, scale=0.3, softcap=2.0)) as capped,
+          cut(hidden, hidden=True) as h):  # fmt: skip
+        for tokens in TOKENS:
+            wanted = plain.run(np.arange(tokens)) * np.float32(0.3)
+            same_bits(scaled.run(np.arange(tokens)), wanted)
+            same_bits(h.run(np.arange(tokens)), wanted)
+            found = capped.run(np.arange(tokens))
+            np.testing.assert_allclose(found, 2 * np.tanh(wanted.astype(np.float64) / 2), rtol=1e-6)
+            same_for_all_teams(("capped", name, tokens), found)
+
+
+def test_embed_with_positions(sheet, team):
+    """A token's row and its position's, whichever segment it stands in."""
+    def build(p, s):
+        p.logits(p.embed(s["Q4_K table"], scale=0.5, positions=s["x256"]), None)
+
+    with rig(sheet, team, build, hidden=True, n_ctx=40) as r:
+        ids, at = np.array([3, 7, 36, 0, 3, 5]), np.array([0, 1, 2, 37, 38, 39])
+        found = r.run(ids, [(r.new_kv(), 3, 0), (r.new_kv(), 3, 37)])
+        wanted = ref.embed(sheet.exact["Q4_K table"], ids).astype(np.float32) * np.float32(0.5) + sheet.exact["x256"][at].astype(np.float32)
+        same_bits(found, wanted)
+    with pytest.raises(UnsupportedModel, match="n_ctx = 41 is not supported; supported: up to 40, as many rows as x256 has"):
+        build(Plan(1, 8, 41, hidden=True), sheet)
+
+
 def test_bias_of_the_logits(sheet, team):
     def build(p, s, bias):
         p.logits(p.embed(s["x256"]), replace(s["Q4_K table"], bias=bias))
@@ -221,6 +260,22 @@ def test_bias_of_the_logits(sheet, team):
 def test_gated(sheet, team, k, activation):
     wanted = (ref.silu_mul if activation == "silu" else ref.gelu_mul)(sheet.exact[f"b{k}"], sheet.exact[f"a{k}"])
     with rig(sheet, team, lambda p, s: p.logits(p.gated(p.embed(s[f"b{k}"]), p.embed(s[f"a{k}"]), activation), None), hidden=True) as r:
+        for tokens in TOKENS:
+            found = r.run(np.arange(tokens))
+            np.testing.assert_allclose(found, wanted[:tokens], rtol=3e-6, atol=1e-6)
+            same_for_all_teams((activation, k, tokens), found)
+
+
+@pytest.mark.parametrize(("activation", "constants"), [("gelu", ()), ("relu^2", ()), ("xielu", (0.8, 1.1, 0.5, -1e-6))])
+@pytest.mark.parametrize("k", [32, 96, 576])
+def test_activate(sheet, team, k, activation, constants):
+    x = sheet.exact[f"b{k}"]
+    if activation == "xielu":
+        ap, an, beta, eps = constants
+        wanted = np.where(x > 0, ap * x**2 + beta * x, an * (np.expm1(np.minimum(x, eps)) - x) + beta * x)
+    else:
+        wanted = ref.gelu_mul(x, 1.0) if activation == "gelu" else np.maximum(x, 0) ** 2
+    with rig(sheet, team, lambda p, s: p.logits(p.activate(p.embed(s[f"b{k}"]), activation, constants), None), hidden=True) as r:
         for tokens in TOKENS:
             found = r.run(np.arange(tokens))
             np.testing.assert_allclose(found, wanted[:tokens], rtol=3e-6, atol=1e-6)
@@ -273,11 +328,14 @@ def attention_twin(sheet, a, normed, base, kv_type):
     """The op in float64, but with keys and values kept in their type."""
     n = len(sheet.exact["q"])
     q, k, v = (sheet.exact[name].reshape(n, count, -1) for name, count in (("q", a.heads), ("k", a.kv_heads), ("v", a.kv_heads)))
-    if normed:
-        q, k = ref.rmsnorm(q, sheet.exact["q_norm"], a.eps), ref.rmsnorm(k, sheet.exact["k_norm"], a.eps)
-    if a.rope_dim:
-        style = "neox" if a.neox else "norm"
-        q, k = (ref.rope(x, np.arange(n), style, base=base, n_rot=a.rope_dim) for x in (q, k))
+    for norms in (not a.norm_last, a.norm_last):
+        if norms and normed:
+            q, k = ref.rmsnorm(q, sheet.exact["q_norm"], a.eps), ref.rmsnorm(k, sheet.exact["k_norm"], a.eps)
+        if not norms and a.rope_dim:
+            style = "neox" if a.neox else "norm"
+            q, k = (ref.rope(x, np.arange(n), style, base=base, n_rot=a.rope_dim) for x in (q, k))
+    if a.floor:
+        q = q * (1 + a.temperature * np.log(np.arange(n) // a.floor + 1))[:, None, None]
     k, v = (ref.stored(x, kv_type) for x in (k, v))
     return ref.attention(q, k, v, a.scale, window=a.window, cap=a.softcap).reshape(n, -1)
 
@@ -287,7 +345,8 @@ def attention_twin(sheet, a, normed, base, kv_type):
     (Attention(6, 3, 48, 16, 32, True, 0.3, window=37, eps=EPS), True),
     (Attention(2, 1, 16, 16, 0, False, 0.25, window=300, softcap=2.0), False),
     (Attention(40, 1, 16, 32, 16, True, 0.25), False),  # a group of more heads than fit one tile
-], ids=["gqa", "window-norms", "no-rope-softcap", "big-group"])  # fmt: skip
+    (Attention(4, 2, 32, 32, 32, True, 0.2, eps=EPS, norm_last=True, temperature=0.3, floor=100), True),
+], ids=["gqa", "window-norms", "no-rope-softcap", "big-group", "norms-last-temperature"])  # fmt: skip
 @pytest.mark.parametrize("kv_type", KV_TYPES)
 def test_attend(tmp_path, team, a, normed, kv_type):
     """Several chunks of the KV memory, fed by decoding steps and by steps of many tokens, across their borders."""

@@ -226,6 +226,25 @@ def test_gated_activations(vec, n):
     np.testing.assert_allclose(y, 0.5 * g64 * (1 + np.tanh(z)) * u64, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:overflow")
+@pytest.mark.parametrize("n", SIZES)
+def test_activations_without_a_gate(vec, n):
+    x = mixed(n, n + 3)
+    x64 = x.astype(np.float64)
+    same(vec.gelu(x), vec.gelu_mul(x, np.ones_like(x)))
+    y = vec.relu_squared(x)
+    same(y, SCALAR.relu_squared(x))
+    np.testing.assert_allclose(y, np.maximum(x, 0) * x)
+    for ap, an, beta, eps in ((0.8, 1.1, 0.5, -1e-6), (1.2, 0.3, -0.25, 0.0)):
+        y = vec.xielu(x, ap, an, beta, eps)
+        same(y, SCALAR.xielu(x, ap, an, beta, eps))
+        minus = an * (np.expm1(np.minimum(x64, eps)) - x64) + beta * x64
+        wanted = np.where(x64 > 0, ap * x64**2 + beta * x64, minus)
+        np.testing.assert_allclose(y, wanted, rtol=1e-6, atol=1e-6)
+        small = np.abs(x64) < 1e-2  # where exp(x) - 1 must not cancel; each term may be off by an ulp
+        assert (np.abs(y - wanted)[small] <= 4e-7 * np.abs(x64[small])).all()
+
+
 @pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize("cap", [30.0, 50.0, 0.7])
 def test_softcap(vec, n, cap):
@@ -247,6 +266,9 @@ def test_element_wise_kernels_work_in_place(vec, n):
         "exp": (lambda x, y: t.exp(x, 0.5, n, x), vec.exp_of(a, 0.5)),
         "silu_mul": (lambda x, y: t.silu_mul(x, y, n, x), vec.silu_mul(a, b)),
         "gelu_mul": (lambda x, y: t.gelu_mul(y, x, n, x), vec.gelu_mul(b, a)),
+        "gelu": (lambda x, y: t.gelu(x, n, x), vec.gelu(a)),
+        "relu_squared": (lambda x, y: t.relu_squared(x, n, x), vec.relu_squared(a)),
+        "xielu": (lambda x, y: t.xielu(x, 0.8, 1.1, 0.5, -1e-6, n, x), vec.xielu(a, 0.8, 1.1, 0.5, -1e-6)),
         "softcap": (lambda x, y: t.softcap(x, 30.0, n, x), vec.softcap(a, 30.0)),
     }
     for call, want in calls.values():

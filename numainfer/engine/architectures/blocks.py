@@ -22,6 +22,7 @@ NEUTRAL = {
     "embedding_scale": (0.0, 1.0),
     "residual_scale": (0.0, 1.0),
     "rope.scaling.attn_factor": (1.0,),
+    "rope.dimension_sections": ((), (0, 0, 0, 0)),
     "rope.scaling.alpha": (0.0,),
     "rope.scaling.yarn_ext_factor": (-1.0, 1.0),
     "nextn_predict_layers": (0,),
@@ -62,6 +63,7 @@ class Hyperparameters:
             if key in heeded:
                 continue
             found = self.gguf.metadata.get(self.prefix + key, neutral[0])
+            found = tuple(found.tolist()) if isinstance(found, np.ndarray) else found
             if found not in neutral:
                 raise UnsupportedModel(self.prefix + key, found, neutral)
 
