@@ -95,7 +95,7 @@ def rewritten_array(path, key, values):
 
 
 def test_factors_that_old_files_of_minicpm_leave_out(model):
-    """Embedding 12, residual 1.4 / sqrt(layers), logits / (width / 256): table 6 of arXiv:2404.06395."""
+    """Embedding 12, residual 1.4 / sqrt(layers), logits / (width / 256) (arXiv:2404.06395)."""
     given = {f"minicpm.{name}_scale": (x, FLOAT) for name, x in (("embedding", 12.0), ("residual", 1.4 / np.sqrt(3)), ("logit", 0.5))}
     wanted = run(model("minicpm", given))
     np.testing.assert_allclose(run(model("minicpm", dict.fromkeys(given))), wanted, rtol=1e-5, atol=1e-6)
@@ -120,6 +120,7 @@ def test_layers_side_by_side_or_one_after_the_other(model):
     ("qwen3", {"qwen3.logit_scale": (2.0, FLOAT)}, UnsupportedModel, "qwen3.logit_scale = 2.0"),
     ("gemma", {"gemma.final_logit_softcapping": (30.0, FLOAT)}, UnsupportedModel, "gemma.final_logit_softcapping = 30.0"),
     ("gemma2", {"gemma2.attention.sliding_window_pattern": (0, INT)}, CorruptModel, "sliding_window_pattern = 0"),
+    ("gemma2", {"gemma2.rope.freq_base_swa": (5e5, FLOAT)}, UnsupportedModel, "freq_base_swa = 500000.0 .* gemma2.rope.freq_base = 10000"),
     ("granite", {"granite.logit_scale": None}, CorruptModel, "no key granite.logit_scale"),
     ("granite", {"granite.logit_scale": (0.0, FLOAT)}, CorruptModel, "granite.logit_scale = 0.0"),
     ("granite", {"granite.rope.scaling.finetuned": (False, BOOL)}, UnsupportedModel, "rope.scaling.finetuned = False"),

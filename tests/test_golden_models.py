@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import make_models_table
 import numpy as np
 import pytest
 
@@ -41,6 +42,10 @@ def golden(tmp_path_factory):
 
 def test_every_architecture_has_its_golden():
     assert set(SUPPORTED) <= {TEMPLATES[name]["arch"] for name in RUN}
+
+
+def test_the_table_of_models_is_current():
+    assert make_models_table.TARGET.read_text() == make_models_table.table(), "run python tests/make_models_table.py"
 
 
 @pytest.mark.parametrize("name", RUN)

@@ -234,15 +234,16 @@ def test_activations_without_a_gate(vec, n):
     same(vec.gelu(x), vec.gelu_mul(x, np.ones_like(x)))
     y = vec.relu_squared(x)
     same(y, SCALAR.relu_squared(x))
-    np.testing.assert_allclose(y, np.maximum(x, 0) * x)
-    for ap, an, beta, eps in ((0.8, 1.1, 0.5, -1e-6), (1.2, 0.3, -0.25, 0.0)):
-        y = vec.xielu(x, ap, an, beta, eps)
-        same(y, SCALAR.xielu(x, ap, an, beta, eps))
+    same(y, np.maximum(x, 0) * x)
+    for constants in ((0.8, 1.1, 0.5, -1e-6), (1.2, 0.3, -0.25, 0.0)):
+        y = vec.xielu(x, *constants)
+        same(y, SCALAR.xielu(x, *constants))
+        ap, an, beta, eps = np.float32(constants).astype(np.float64)
         minus = an * (np.expm1(np.minimum(x64, eps)) - x64) + beta * x64
         wanted = np.where(x64 > 0, ap * x64**2 + beta * x64, minus)
-        np.testing.assert_allclose(y, wanted, rtol=1e-6, atol=1e-6)
-        small = np.abs(x64) < 1e-2  # where exp(x) - 1 must not cancel; each term may be off by an ulp
-        assert (np.abs(y - wanted)[small] <= 4e-7 * np.abs(x64[small])).all()
+        np.testing.assert_allclose(y, wanted.astype(np.float32), rtol=1e-6, atol=1e-6)
+        small = np.abs(x64) < 1e-2  # where exp(x) - 1 must not cancel: each term may be off by an ulp
+        assert (np.abs(y - wanted)[small] <= 4e-7 * np.maximum(np.abs(x64[small]), -eps)).all()
 
 
 @pytest.mark.parametrize("n", SIZES)

@@ -234,6 +234,9 @@ static void check_maps(const ni_kernels *table) {
         BOTH("sum", float, 1, OUT[0] = V->sum(b, n));
         BOTH("exp", float, n, V->exp(a, 0.37f, n, OUT));
         BOTH("minus", float, n, V->minus(a, 0.37f, n, OUT));
+        BOTH("gelu", float, n, V->gelu(a, n, OUT));
+        BOTH("relu_squared", float, n, V->relu_squared(a, n, OUT));
+        BOTH("xielu", float, n, V->xielu(a, 0.8f, 1.1f, 0.5f, -1e-6f, n, OUT));
         BOTH("to_f16", uint16_t, n, V->to_f16(a, n, OUT));
         for (int e = -26; e < 18; e += 3) {   /* the range of halves, subnormals and overflow */
             for (int j = 0; j < n; j++) a[j] = ldexpf(uniform(1), e);

@@ -114,6 +114,9 @@ class Hyperparameters:
         if not a.rope_dim:
             return None
         base, kind = self.float("rope.freq_base", default=10000.0, low=1), self.str("rope.scaling.type", default="linear")
+        local = self.float("rope.freq_base_swa", default=base)
+        if local != base:
+            raise UnsupportedModel(self.prefix + "rope.freq_base_swa", local, [f"{self.prefix}rope.freq_base = {base:g}"])
         factors, factor = weights.values("rope_freqs.weight"), 1.0
         if "rope_factors_long.weight" in weights or kind == "longrope":
             if self.float("rope.scaling.factor", default=1.0) != 1.0:

@@ -1,4 +1,7 @@
-"""Falcon (arXiv:2311.16867): attention and a feed-forward network with GELU side by side; the larger models norm for each of them."""
+"""Falcon (arXiv:2311.16867): attention and a feed-forward network with GELU side by side; the larger models norm for each of them.
+
+The published GELU is the exact one, and ours, as llama.cpp's, the form by tanh, which is at most 5e-4 away.
+"""
 
 from .blocks import attention, begin, end, layers, plain
 

@@ -1,4 +1,7 @@
-"""GPT-NeoX and Pythia (arXiv:2204.06745, 2304.01373): LayerNorm, GELU, partial rotary; attention and feed-forward side by side or not."""
+"""GPT-NeoX and Pythia (arXiv:2204.06745, 2304.01373): LayerNorm, GELU, partial rotary; attention and feed-forward side by side or not.
+
+The published GELU is the exact one, and ours, as llama.cpp's, the form by tanh, which is at most 5e-4 away.
+"""
 
 from .blocks import attention, begin, end, layers, plain
 

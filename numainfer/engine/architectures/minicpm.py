@@ -1,4 +1,4 @@
-"""MiniCPM (arXiv:2404.06395): Granite's blocks; old files leave the factors out, which then are those of the paper (table 6)."""
+"""MiniCPM (arXiv:2404.06395): Granite's blocks; old files leave the factors out, which then are those of the paper."""
 
 import math
 
