@@ -121,10 +121,11 @@ class Rig:
     def new_kv(self):
         return self.caches.new()
 
-    def run(self, ids, segments=None, rows=None, seed=0):
+    def run(self, ids, segments=None, rows=None, seed=0, fill=True):
         """Result (rows, width); segments: (cache, n, pos0) each, one at position 0 by default; rows: all by default.
 
-        The plan's memory holds NaN before: what nobody writes, or only after it was read, shows in the result.
+        The plan's memory holds NaN before: what nobody writes, or only after it was read, shows in the result (``fill`` False: not
+        where another thread may be in the midst of a step).
         """
         ids = np.asarray(ids, np.int32)
         table = np.zeros(len(segments or [0]), _core.SEGMENT_DTYPE)
@@ -136,7 +137,8 @@ class Rig:
         assert row == len(ids)
         rows = np.arange(len(ids), dtype=np.int32) if rows is None else np.asarray(rows, np.int32)
         out = np.full((len(rows), self.plan.out_width), np.nan, np.float32)
-        self.core.fill(np.nan)
+        if fill:
+            self.core.fill(np.nan)
         self.core.run(ids, table, rows, out, seed)
         return out
 

@@ -188,6 +188,9 @@ def test_cancelled_steps_are_repeated(paths, wanted, monkeypatch, shape):
                 assert kv.n == at == kv.rewindable(at)
             same_bits(engine.step([(kv, IDS[at : at + size], at)], range(size)), wanted["short"][at : at + size])
             at += size
+        with instead(engine, broken), pytest.raises(_core.Cancelled):
+            engine.step([(kv, IDS[:10], N - 30)], [0])
+        assert kv.n == N - 30 == kv.rewindable(N)  # what stood there is lost
 
 
 # ---- sharing ----------------------------------------------------------------------------------------------------------

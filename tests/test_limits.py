@@ -344,7 +344,7 @@ def test_topology_tells_what_binds(system):
     assert "control group" not in str(topology())
     system(LIMITED | {"sys/fs/cgroup/app/cpu.max": "150000 100000"})
     found = topology()
-    more = f"control group allows {f'1.5 of {len(CPUS)} cores and ' if len(CPUS) > 1 else ''}120.0 MB of memory, 80.0 MB of it free"
+    more = f"control group allows {f'1.5 of {len(CPUS)} cores and ' if len(CPUS) > 1 else ''}120 MB of memory, 80.0 MB of it free"
     assert found.nodes[0].free == 80 * MB and "80.0 MB free of 120 MB" in str(found)
     assert str(found).splitlines()[-1] == f"  {more} (/sys/fs/cgroup/app/memory.max)" and more in found._repr_html_()
     system({"sys/fs/cgroup/app/memory.max": 900 * GB})
@@ -440,7 +440,7 @@ def test_info_and_topology_say_so(system, capsys):
     system(machine(n0=(4000 * MIB, 3000 * MIB)) | groups("0::/app\n", V2) | LIMITED)
     assert main(["info", "smollm2", "--no-measure"]) == 0
     out = capsys.readouterr().out
-    assert "control group allows 120.0 MB of memory, 80.0 MB of it free (/sys/fs/cgroup/app/memory.max)" in out
+    assert "control group allows 120 MB of memory, 80.0 MB of it free (/sys/fs/cgroup/app/memory.max)" in out
     assert "no" in next(line for line in out.splitlines() if line.startswith("any")).split()
     assert main(["topology", "--json"]) == 0
     limit = json.loads(capsys.readouterr().out)["limits"]

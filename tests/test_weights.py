@@ -387,7 +387,7 @@ def test_the_piece_that_the_file_cannot_give_is_named(sheet, tmp_path):
     w, tensor = sheet["big"], sheet.file.tensors["big"]
     (tmp_path / "short").write_bytes(bytes(tensor.data[:-1]))
     arena, sink = _core.Arena(w.packed_bytes), os.open(tmp_path, os.O_RDONLY)  # a folder cannot be read
-    entry = w.code, w.n, w.k, [arena.address], None
+    entry = w.code, w.n, w.k, [arena.address], None, 1
     with open_team(1, 2) as team, tensor.open() as whole, open(tmp_path / "short", "rb") as short:
         good = (entry, (whole.fileno(), tensor.offset), 4 * w.k)
         for bad in short.fileno(), sink:

@@ -84,7 +84,7 @@ class BlockKind:
     layers : list of LayerCache
     block_bytes : int
     huge : bool
-        Whether blocks lie on huge pages: where none would be two nodes'.  With 8,000 positions behind it attention is 1.2 times as
+        Whether blocks lie on huge pages: where none would be two nodes'.  With 8,000 positions behind it attention is 1.1 to 1.2 times as
         fast then; a sequence's first token takes the whole block's memory.
     """
 

@@ -195,7 +195,7 @@ class Engine:
             """Plan for a context of so many tokens; policy and reason if it fits."""
             self.n_ctx, self.n_batch = n_ctx, min(n_batch, n_ctx)
             self.plan = self.build(len(chosen))
-            kv_bytes = self.plan.kv_bytes if wanted else 0  # the model's own context is address space, not a promise
+            kv_bytes = self.plan.kv.bytes(n_ctx if wanted else 1)  # the model's own context is no promise, but a token can always be
             others = sum(self.plan.arena_bytes) + kv_bytes // len(chosen)
             if not keys:
                 bounds.update(self._shard_bounds() if asked in ("auto", "shard") and len(chosen) > 1 else {})
