@@ -8,7 +8,11 @@ import pytest
 from core_tools import TESTS, logits, open_engine, same_bits
 from test_architectures import refused, rewrite
 
+from numainfer.engine.architectures import build
+from numainfer.engine.plan import Plan
+from numainfer.engine.weights import Catalog
 from numainfer.errors import CorruptModel, UnsupportedModel
+from numainfer.gguf.file import GGUFFile
 
 sys.path.insert(0, str(TESTS / "archs"))
 
@@ -50,6 +54,10 @@ def test_longrope_chooses_its_factors_by_the_context(model):
     factors = tensors_of(model("phi3"))["rope_factors_short.weight"]
     same_bits(run(model("phi3", tensors={"rope_factors_long.weight": factors}), n_ctx=65), short)
     assert np.abs(run(model("phi3"), n_ctx=65) - short).max() > 1e-2
+    with GGUFFile(model("phi3")) as file:
+        catalog = Catalog(file)  # one for plans of both lengths
+        tables = [next(op for op in build(Plan(1, 8, n), catalog).ops if op.name == "rope_table").weights[0].values for n in (64, 65, 64)]
+    assert np.array_equal(tables[0], tables[2]) and (tables[0][1:] > tables[1][1:]).all()
 
 
 @pytest.mark.parametrize("name", ["qwen2", "starcoder2", "gemma", "qwen3"])
@@ -127,6 +135,7 @@ def test_layers_side_by_side_or_one_after_the_other(model):
     ("granite", {"granite.expert_count": (4, INT)}, UnsupportedModel, "granite.expert_count = 4"),
     ("arcee", {"arcee.rope.scaling.factor": None}, CorruptModel, "no key arcee.rope.scaling.factor"),
     ("arcee", {"arcee.rope.scaling.yarn_attn_factor": (1.5, FLOAT)}, UnsupportedModel, "yarn_attn_factor = 1.5 .* supported: 1.29957"),
+    ("arcee", {"arcee.rope.freq_base": (1.0, FLOAT)}, CorruptModel, "rope.freq_base = 1.0; wanted more than 1 with YaRN"),
     ("arcee", {"arcee.rope.scaling.type": ("dynamic", STRING)}, UnsupportedModel, "rope.scaling.type = 'dynamic'"),
     ("phi3", {"phi3.rope.scaling.factor": (2.0, FLOAT)}, UnsupportedModel, "phi3.rope.scaling.factor = 2.0"),
     ("glm4", {"glm4.nextn_predict_layers": (1, INT)}, UnsupportedModel, "glm4.nextn_predict_layers = 1"),

@@ -122,7 +122,8 @@ class Hyperparameters:
             if self.float("rope.scaling.factor", default=1.0) != 1.0:
                 raise UnsupportedModel(self.prefix + "rope.scaling.factor", self.float("rope.scaling.factor"), ["1.0 with longrope"])
             short, long = (_vector(weights, f"rope_factors_{name}.weight") for name in ("short", "long"))
-            factors = long if p.n_ctx > self.int("rope.scaling.original_context_length", default=self.int("context_length")) else short
+            is_long = p.n_ctx > self.int("rope.scaling.original_context_length", default=self.int("context_length"))
+            kind, factors = ("long", long) if is_long else ("short", short)
             factor = self.float("rope.scaling.attn_factor", default=1.0, low=1e-3)
             frequencies = self._divided(self._frequencies(a.rope_dim, base), factors, "rope_factors_*.weight")
         elif not scaled:
@@ -131,7 +132,7 @@ class Hyperparameters:
             frequencies, factor = self._yarn(self._divided(self._frequencies(a.rope_dim, base), factors), base)
         else:
             frequencies = self.rope_frequencies(a.rope_dim, base, factors)
-        return p.rope_table(weights.constant(f"rope {a.rope_dim} {scaled}", frequencies), factor)
+        return p.rope_table(weights.constant(f"rope {a.rope_dim} {kind if scaled else 'unscaled'}", frequencies), factor)
 
     def _yarn(self, frequencies, base):
         """YaRN's frequencies, and the factor on cosines and sines: pairs that turn often within the original context stay, those that
@@ -139,6 +140,8 @@ class Hyperparameters:
 
         Where the ramp begins and ends is rounded outwards to whole pairs, as in the published code.
         """
+        if base == 1.0:
+            self.refuse("rope.freq_base", base, "more than 1 with YaRN")
         scale, n_rot = self.float("rope.scaling.factor", low=1.0), 2 * len(frequencies)
         original = self.int("rope.scaling.original_context_length", default=self.int("context_length"))
         fast = self.float("rope.scaling.yarn_beta_fast", default=32.0, low=1e-3)
@@ -152,7 +155,7 @@ class Hyperparameters:
         all_heads = self.float("rope.scaling.yarn_log_multiplier", default=0.0, low=0)
         factor = (0.1 * math.log(scale) + 1) / (0.1 * all_heads * math.log(scale) + 1)
         given = self.float("rope.scaling.yarn_attn_factor", default=factor)
-        if not all_heads and given != 1.0 and abs(given - factor) > 1e-3 * factor:
+        if abs(given - factor) > 1e-3 * factor:  # llama.cpp ignores it, transformers takes it as the factor
             wanted = [f"{factor:.6g}, which follows from the factor {scale:g}"]
             raise UnsupportedModel(self.prefix + "rope.scaling.yarn_attn_factor", given, wanted)
         return frequencies * (1 - slowed) + frequencies / scale * slowed, factor
