@@ -114,25 +114,25 @@ class Hyperparameters:
         if not a.rope_dim:
             return None
         base, kind = self.float("rope.freq_base", default=10000.0, low=1), self.str("rope.scaling.type", default="linear")
-        local = self.float("rope.freq_base_swa", default=base)
-        if local != base:
-            raise UnsupportedModel(self.prefix + "rope.freq_base_swa", local, [f"{self.prefix}rope.freq_base = {base:g}"])
+        longrope = "rope_factors_long.weight" in weights or kind == "longrope"
+        for key, wanted in (("rope.freq_base_swa", base), ("rope.scaling.factor" if longrope else "rope.scaling.attn_factor", 1.0)):
+            found = self.float(key, default=wanted)
+            if found != wanted:
+                raise UnsupportedModel(self.prefix + key, found, [f"{wanted:g}"])
         factors, factor = weights.values("rope_freqs.weight"), 1.0
-        if "rope_factors_long.weight" in weights or kind == "longrope":
-            if self.float("rope.scaling.factor", default=1.0) != 1.0:
-                raise UnsupportedModel(self.prefix + "rope.scaling.factor", self.float("rope.scaling.factor"), ["1.0 with longrope"])
+        if longrope:
             short, long = (_vector(weights, f"rope_factors_{name}.weight") for name in ("short", "long"))
             is_long = p.n_ctx > self.int("rope.scaling.original_context_length", default=self.int("context_length"))
             kind, factors = ("long", long) if is_long else ("short", short)
-            factor = self.float("rope.scaling.attn_factor", default=1.0, low=1e-3)
             frequencies = self._divided(self._frequencies(a.rope_dim, base), factors, "rope_factors_*.weight")
+            factor = self.float("rope.scaling.attn_factor", default=1.0, low=1e-3)
         elif not scaled:
-            frequencies = self._divided(self._frequencies(a.rope_dim, base), factors)
+            kind, frequencies = "unscaled", self._divided(self._frequencies(a.rope_dim, base), factors)
         elif kind == "yarn":
             frequencies, factor = self._yarn(self._divided(self._frequencies(a.rope_dim, base), factors), base)
         else:
             frequencies = self.rope_frequencies(a.rope_dim, base, factors)
-        return p.rope_table(weights.constant(f"rope {a.rope_dim} {kind if scaled else 'unscaled'}", frequencies), factor)
+        return p.rope_table(weights.constant(f"rope {a.rope_dim} {kind}", frequencies), factor)
 
     def _yarn(self, frequencies, base):
         """YaRN's frequencies, and the factor on cosines and sines: pairs that turn often within the original context stay, those that
