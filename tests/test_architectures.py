@@ -198,7 +198,7 @@ def refused(path, error, says):
     (R + "scaling.type", ("yarn", STRING), UnsupportedModel, "rope.scaling.type = 'yarn'"),
     (R + "scaling.factor", (0.0, FLOAT), CorruptModel, "rope.scaling.factor = 0.0"),
     (R + "scaling.factor", (float("inf"), FLOAT), CorruptModel, "rope.scaling.factor = inf"),
-    ("llama.expert_count", (8, INT), UnsupportedModel, "llama.expert_count = 8"),
+    ("llama.expert_count", (8, INT), CorruptModel, "llama.expert_used_count"),
 ])  # fmt: skip
 def test_bad_metadata(sound, tmp_path, key, value, error, says):
     refused(rewrite(sound, tmp_path / "bad.gguf", {key: value}), error, says)

@@ -255,11 +255,23 @@ def test_bias_of_the_logits(sheet, team):
             same_bits(r.run(np.arange(17), rows=rows), wanted)
 
 
-@pytest.mark.parametrize("activation", ["silu", "gelu"])
+def clamped(gate, up, alpha=1.702, limit=0.5):
+    gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit)
+    return gate / (1 + np.exp(-alpha * gate)) * (up + 1)
+
+
+GATES = {"silu": ref.silu_mul, "gelu": ref.gelu_mul, "sigmoid": lambda gate, up: up / (1 + np.exp(-gate)), "clamped": clamped}
+
+
+@pytest.mark.parametrize("activation", GATES)
 @pytest.mark.parametrize("k", [32, 96, 576])
 def test_gated(sheet, team, k, activation):
-    wanted = (ref.silu_mul if activation == "silu" else ref.gelu_mul)(sheet.exact[f"b{k}"], sheet.exact[f"a{k}"])
-    with rig(sheet, team, lambda p, s: p.logits(p.gated(p.embed(s[f"b{k}"]), p.embed(s[f"a{k}"]), activation), None), hidden=True) as r:
+    wanted = GATES[activation](sheet.exact[f"b{k}"], sheet.exact[f"a{k}"])
+
+    def build(p, s):
+        p.logits(p.gated(p.embed(s[f"b{k}"]), p.embed(s[f"a{k}"]), activation, alpha=1.702, limit=0.5), None)
+
+    with rig(sheet, team, build, hidden=True) as r:
         for tokens in TOKENS:
             found = r.run(np.arange(tokens))
             np.testing.assert_allclose(found, wanted[:tokens], rtol=3e-6, atol=1e-6)
@@ -280,6 +292,29 @@ def test_activate(sheet, team, k, activation, constants):
             found = r.run(np.arange(tokens))
             np.testing.assert_allclose(found, wanted[:tokens], rtol=3e-6, atol=1e-6)
             same_for_all_teams((activation, k, tokens), found)
+
+
+def test_gated_takes_both_halves_of_one_row(sheet, team):
+    wanted = ref.silu_mul(sheet.exact["a576"][:, :288], sheet.exact["a576"][:, 288:])
+    with rig(sheet, team, lambda p, s: p.logits(p.gated(p.embed(s["a576"]), None, "silu"), None), hidden=True) as r:
+        for tokens in TOKENS:
+            found = r.run(np.arange(tokens))
+            np.testing.assert_allclose(found, wanted[:tokens], rtol=3e-6, atol=1e-6)
+            same_for_all_teams(("halves", tokens), found)
+
+
+def test_normed(sheet, team):
+    """One copy per node of a shared row, whole."""
+    x, w = sheet.exact["a576"], sheet.exact["w576"]
+
+    def build(p, s):
+        p.logits(p.normed(p.embed(s["a576"]), s["w576"], 1e-5), None)
+
+    with rig(sheet, team, build, hidden=True) as r:
+        for tokens in TOKENS:
+            found = r.run(np.arange(tokens))
+            np.testing.assert_allclose(found, ref.rmsnorm(x[:tokens], w, 1e-5), rtol=3e-6, atol=1e-6)
+            same_for_all_teams(("normed", tokens), found)
 
 
 def test_rope_table(sheet, team):

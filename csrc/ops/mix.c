@@ -1,6 +1,6 @@
 /* out = sum over slots s, in their order, of weight_s * y_s; then plus `also`, times sigmoid(gate) where there is a gate: what a token's
  * experts say, and the shared one.
- * t: y [T][used][D], weights [T][used], also? [T][D], gate? [T], out [T][D]. */
+ * t: y [T][used][D], weights [T][used], also? [T][D], gate? [T], out [T][D].  f: factor on all of it. */
 #include "ops.h"
 
 size_t ni_scratch_mix(const ni_ctx *c, const ni_op *op) { return (size_t)ni_width(c, op, 0) * 2 * sizeof(float); }
@@ -29,6 +29,7 @@ void ni_op_mix(const ni_ctx *c, const ni_op *op) {
             if (gate) ni_k->vec.scale_mul(x, sigmoid(gate[row]), NULL, b - a, term), x = term;
             ni_k->vec.add(sum, x, b - a, sum);
         }
+        if (op->f[0] != 1.0f) ni_k->vec.scale_mul(sum, op->f[0], NULL, b - a, sum);
         ni_put(c, op, 4, row, a, b - a, sum);
     }
 }

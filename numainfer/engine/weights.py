@@ -147,6 +147,15 @@ class Catalog:
                 raise UnsupportedModel(f"shape of tensor {name}", tensor.shape, ["(N,)", "(N, K)", "(E, N, K)"])
         return self.used[name]
 
+    def row(self, name):
+        """The Matrix called `name`, of one row, whether the file holds (1, K) or (K,)."""
+        tensor = self._tensor(name)
+        if len(tensor.shape) != 1:
+            return self[name]
+        if name not in self.used:
+            self.used[name] = Matrix(name, tensor.type, 1, tensor.shape[0], path=self.gguf.paths[tensor.shard])
+        return self.used[name]
+
     def _tensor(self, name):
         tensor = self.gguf.tensors.get(name)
         if tensor is None:
@@ -214,6 +223,12 @@ class Catalog:
         """Tensors of layer i as attributes: ``.attn_q`` is ``blk.<i>.attn_q.weight``."""
         return _Block(self, f"blk.{i}.")
 
+    def skip(self, prefixes):
+        """Do without the tensors whose names begin so; whether there are any."""
+        skipped = [name for name in self.gguf.tensors if name.startswith(tuple(prefixes))]
+        self._read.update(skipped)
+        return bool(skipped)
+
     def constant(self, name, values):
         """A float64 vector that is not in the file; the first values given under a name stay."""
         return self._constants.setdefault(name, Vector(name, np.ascontiguousarray(values, np.float64)))
@@ -253,6 +268,14 @@ class _Block:
     def rows(self, name, *counts):
         """The matrix in parts of so many rows."""
         return self._catalog.rows(f"{self._prefix}{name}.weight", *counts)
+
+    def bias(self, name):
+        """A bias that goes with no weight, ``<name>.bias`` or, in some files, ``<name>`` alone; None if the file has none."""
+        return self._catalog.get(f"{self._prefix}{name}.bias") or self._catalog.get(f"{self._prefix}{name}")
+
+    def row(self, name):
+        """A matrix of one row, which files may hold as a vector."""
+        return self._catalog.row(f"{self._prefix}{name}.weight")
 
 
 class Replicas:

@@ -6,6 +6,8 @@ from ...errors import UnsupportedModel
 from .blocks import Hyperparameters
 
 SUPPORTED = (
+    "afmoe", "bailingmoe", "bailingmoe2", "cohere2moe", "dbrx", "deepseek", "dots1", "ernie4_5-moe", "exaone-moe", "glm4moe", "gpt-oss",
+    "granitemoe", "hunyuan-moe", "hy_v3", "minimax-m2", "olmoe", "qwen2moe", "qwen3moe",
     "apertus", "arcee", "cohere2", "command-r", "ernie4_5", "exaone4", "falcon", "gemma", "gemma2", "gemma3", "glm4", "gpt2", "gptneox",
     "granite", "hunyuan-dense", "internlm2", "llama", "minicpm", "mistral3", "nemotron", "olmo2", "phi2", "phi3", "qwen2", "qwen3",
     "seed_oss", "smollm3", "stablelm", "starcoder2",

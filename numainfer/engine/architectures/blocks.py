@@ -1,12 +1,15 @@
-"""What several architectures share: hyperparameters out of the metadata, the residual stream, rotary frequencies."""
+"""What several architectures share: hyperparameters out of the metadata, the residual stream, rotary frequencies, experts."""
 
+import logging
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
 from ...errors import CorruptModel, UnsupportedModel
 from ..plan import Attention
 
+log = logging.getLogger("numainfer")
 
 # Keys that other engines know, and the values under which a file means the same without them.
 NEUTRAL = {
@@ -26,7 +29,13 @@ NEUTRAL = {
     "rope.scaling.alpha": (0.0,),
     "rope.scaling.yarn_ext_factor": (-1.0, 1.0),
     "nextn_predict_layers": (0,),
+    "router_logit_softcapping": (0.0,),
+    "attention.output_scale": (0.0, 1.0),
+    "moe_every_n_layers": (0, 1),
 }
+PER_LAYER = ("swiglu_clamp_exp", "swiglu_clamp_shexp")  # neutral where all values are 0
+MIXTURE = ("expert_count", "nextn_predict_layers")  # what architectures with experts heed
+GATINGS = {1: "softmax", 2: "sigmoid", 3: "chosen", 4: "sqrtsoftplus"}  # expert_gating_func, as `Plan.route` names it
 
 
 class Hyperparameters:
@@ -66,6 +75,28 @@ class Hyperparameters:
             found = tuple(found.tolist()) if isinstance(found, np.ndarray) else found
             if found not in neutral:
                 raise UnsupportedModel(self.prefix + key, found, neutral)
+        for key in PER_LAYER:
+            found = self.gguf.metadata.get(self.prefix + key, 0.0)
+            if key not in heeded and np.any(np.asarray(found) != 0.0):
+                raise UnsupportedModel(self.prefix + key, found, [0.0])
+
+    def bool(self, key, default):
+        """True or False."""
+        return self.gguf.get(self.prefix + key, bool, default=default)
+
+    def experts(self, gating="softmax", normed=True):
+        """The Experts that the keys describe; `gating` and `normed` are what the architecture does where its file has no key."""
+        code = self.int("expert_gating_func", default=0, low=0)
+        if code and code not in GATINGS:
+            raise UnsupportedModel(self.prefix + "expert_gating_func", code, GATINGS)
+        groups = self.int("expert_group_count", default=1, low=0, high=64) or 1
+        return Experts(self, self.int("expert_used_count"), GATINGS.get(code, gating), self.bool("expert_weights_norm", normed),
+                       self.float("expert_weights_scale", default=0.0) or 1.0, groups,
+                       self.int("expert_group_used_count", high=groups) if groups > 1 else 1)
+
+    def shared_experts(self):
+        """Whether keys say that every token meets some experts beside those that it chooses."""
+        return any(self.int(key, default=0, low=0) for key in ("expert_shared_count", "expert_shared_feed_forward_length"))
 
     def attention(self, *, neox, eps):
         """The Attention that most architectures mean, from their head counts and widths."""
@@ -84,8 +115,9 @@ class Hyperparameters:
         return Attention(heads, kv_heads, key, value, rotated, neox,
                          scale=self.float("attention.scale", default=0.0, low=0) or 1.0 / math.sqrt(key), eps=eps)
 
-    def windowed(self, blocks, period):
-        """Which layers see a window alone: ``attention.sliding_window_pattern`` has a flag per layer, or a period, whose last sees all."""
+    def windowed(self, blocks, period, first=False):
+        """Which layers see a window alone: ``attention.sliding_window_pattern`` has a flag per layer, or a period, whose last (or first)
+        sees all."""
         key = "attention.sliding_window_pattern"
         pattern = self.gguf.get(self.prefix + key, default=period)
         if isinstance(pattern, np.ndarray):
@@ -93,7 +125,7 @@ class Hyperparameters:
                 self.refuse(key, f"{len(pattern)} values", f"{blocks}, one per layer")
             return [bool(flag) for flag in pattern]
         period = self.int(key, default=period)
-        return [(i + 1) % period != 0 for i in range(blocks)]
+        return [(i if first else i + 1) % period != 0 for i in range(blocks)]
 
     def refuse(self, key, found, wanted):
         """Raise CorruptModel over a key's value."""
@@ -179,6 +211,47 @@ class Hyperparameters:
             raise UnsupportedModel(self.prefix + "rope.scaling.type", kind, ("none", "linear"))
         old = self.float("rope.scale_linear", default=1.0, low=1e-3)
         return self.float("rope.scaling.factor", default=old, low=1e-3) if kind == "linear" else 1.0
+
+
+@dataclass(frozen=True)
+class Experts:
+    """How tokens choose experts, and how these are weighed (arXiv:1701.06538; groups and the bias for choosing: arXiv:2412.19437).
+
+    Attributes
+    ----------
+    c : Hyperparameters
+    used : int
+        Experts of a token.
+    gating : str
+        As `Plan.route` has it, and so for the rest.
+    normed : bool
+    scale : float
+    groups, groups_used : int
+    """
+
+    c: Hyperparameters
+    used: int
+    gating: str
+    normed: bool
+    scale: float
+    groups: int
+    groups_used: int
+
+    def route(self, p, h, w, matrices):
+        """(ids, weights) of a layer's router, for such matrices of its experts."""
+        router = w.ffn_gate_inp
+        for matrix in matrices:
+            found = getattr(matrix, "experts", 1)
+            if found != router.n:
+                says = f"{matrix.name} has {found} experts, wanted {router.n}, one for each row of {router.name}"
+                raise CorruptModel(self.c.gguf.path, says)
+        if router.n % self.groups:
+            self.c.refuse("expert_group_count", self.groups, f"a divisor of the {router.n} experts")
+        most = router.n // self.groups * self.groups_used
+        if self.used > most:
+            self.c.refuse("expert_used_count", self.used, f"at most {most}")
+        return p.route(p.score(h, router), self.used, gating=self.gating, bias=w.bias("exp_probs_b"), normed=self.normed, scale=self.scale,
+                       groups=self.groups, groups_used=self.groups_used)
 
 
 class Residual:
@@ -303,3 +376,58 @@ def gated(p, h, w, activation="silu", scale=1.0):
 def plain(p, h, w, activation, constants=()):
     """W_down activation(W_up h)."""
     return p.matmul(p.activate(p.matmul(h, w.ffn_up), activation, constants), w.ffn_down)
+
+
+def trunk(c, weights):
+    """As `layers`, without those that only predict further tokens (MTP), which are the last: they are skipped, and said to be."""
+    blocks, more = c.int("block_count", high=4096), c.int("nextn_predict_layers", default=0, low=0, high=4096)
+    if more >= blocks:
+        c.refuse("nextn_predict_layers", more, f"fewer than {c.prefix}block_count = {blocks}")
+    if weights.skip([f"blk.{i}." for i in range(blocks - more, blocks)]):
+        log.info("%s: its last %d layers predict further tokens (MTP); numainfer does without them", c.gguf.path, more)
+    return weights.blocks(blocks - more)
+
+
+def wide_norm_attention(p, h, w, a, rope):
+    """As `attention`, but q and k are normed over all heads together."""
+    q, k, v = p.matmul(h, w.attn_q, w.attn_k, w.attn_v)
+    return p.matmul(p.attend(p.normed(q, w.attn_q_norm, a.eps), p.normed(k, w.attn_k_norm, a.eps), v, a, rope), w.attn_output)
+
+
+def shared_expert(p, h, w, activation="silu"):
+    """What every token adds to what its chosen experts say."""
+    gate, up = p.matmul(h, w.ffn_gate_shexp, w.ffn_up_shexp)
+    return p.matmul(p.gated(gate, up, activation), w.ffn_down_shexp)
+
+
+def mixture(p, h, w, e, shared=None, gate=None, scale=1.0, **how):
+    """Feed-forward networks of the chosen experts, weighed and summed, plus `shared`, times sigmoid(gate) where there is one.
+
+    Parameters
+    ----------
+    p : Plan
+    h : Tensor
+    w : _Block
+        Tensors of the layer; gate and up may be one tensor, ``ffn_gate_up_exps``.
+    e : Experts
+    shared, gate : Tensor, optional
+    scale : float
+        Factor on all of it.
+    how : dict
+        For `Plan.gated`.
+    """
+    fused = w.get("ffn_gate_up_exps")
+    into, out = [fused] if fused else [w.ffn_gate_exps, w.ffn_up_exps], w.ffn_down_exps
+    ids, weights = e.route(p, h, w, [*into, out])
+    pair = p.matmul_grouped(h, ids, *into)
+    a = p.gated(*([pair, None] if fused else pair), **({"activation": "silu"} | how))
+    return p.mix(p.matmul_grouped(a, ids, out), weights, also=shared, gate=gate, scale=scale)
+
+
+def network(p, h, w, e, i, scale=1.0):
+    """Layer i: a plain network in the leading layers and between those with experts; else a mixture, with what experts are shared."""
+    c = e.c
+    step = c.int("interleave_moe_layer_step", default=1)
+    if i < c.int("leading_dense_block_count", default=0, low=0) or (i + 1) % step:
+        return gated(p, h, w, scale=scale)
+    return mixture(p, h, w, e, shared=shared_expert(p, h, w) if c.shared_experts() else None, scale=scale)
