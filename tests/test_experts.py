@@ -72,7 +72,7 @@ def softmax(x):
 def routed(scores, used, gating="softmax", bias=None, normed=False, scale=1.0, groups=1, groups_used=1):
     """The op in float64: ids and weights (T, used)."""
     gates = {"softmax": softmax, "sigmoid": lambda x: 1 / (1 + np.exp(-x)), "chosen": lambda x: x,
-             "sqrtsoftplus": lambda x: np.sqrt(np.logaddexp(0, x))}[gating](scores)
+             "sqrtsoftplus": lambda x: np.sqrt(np.logaddexp(0, x)), "late": lambda x: x}[gating](scores)
     choice = gates + (0 if bias is None else bias)
     grouped = choice.reshape(len(choice), groups, -1)
     score = np.sort(grouped, axis=-1)[..., -2:].sum(axis=-1)
@@ -83,6 +83,8 @@ def routed(scores, used, gating="softmax", bias=None, normed=False, scale=1.0, g
     weights = np.take_along_axis(gates, ids, axis=-1)
     if gating == "chosen":
         weights = softmax(weights)
+    if gating == "late":
+        weights = 1 / (1 + np.exp(-weights))
     if normed:
         weights = weights / weights.sum(axis=-1, keepdims=True)
     return ids, weights * scale
@@ -110,7 +112,7 @@ def run_route(sheet, team, scores, tokens, **options):
 @pytest.mark.parametrize("options", [
     {"used": 1}, {"used": 3}, {"used": E}, {"used": 3, "normed": True, "scale": 2.5}, {"used": 4, "gating": "sigmoid", "normed": True},
     {"used": 4, "gating": "sigmoid", "groups": 4, "groups_used": 2}, {"used": 2, "gating": "chosen"},
-    {"used": 3, "gating": "sqrtsoftplus", "normed": True},
+    {"used": 3, "gating": "sqrtsoftplus", "normed": True}, {"used": 2, "gating": "late"},
     {"used": 5, "groups": 2, "groups_used": 1}, {"used": 2, "groups": E, "groups_used": 3},
 ], ids=str)  # fmt: skip
 @pytest.mark.parametrize("with_bias", [False, True])

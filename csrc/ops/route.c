@@ -1,6 +1,7 @@
 /* Chooses experts for each token from their scores, best first, and weighs them.
  * t: scores [T][E], ids [T][used], weights [T][used].  w: bias? (floats [E]: counts for choosing, not for weighing).
- * i: 0 gating: NI_SOFTMAX of all scores, NI_SIGMOID, NI_CHOSEN: softmax of the chosen alone, NI_ROOT: square root of log(1 + exp(score));
+ * i: 0 gating: NI_SOFTMAX of all scores, NI_SIGMOID, NI_CHOSEN: softmax of the chosen alone, NI_ROOT: square root of log(1 + exp(score)),
+ *    NI_LATE: sigmoids of the chosen, which are chosen by score;
  *    1 1 to divide weights by their sum; 2 groups, 3 groups that may be chosen from (a group's score is the sum of its two best).
  * f: factor on the weights.
  *
@@ -8,7 +9,7 @@
 #include <math.h>
 #include "ops.h"
 
-enum { NI_SOFTMAX = 0, NI_SIGMOID = 1, NI_CHOSEN = 2, NI_ROOT = 3, NI_MAX_GROUPS = 64 };
+enum { NI_SOFTMAX = 0, NI_SIGMOID = 1, NI_CHOSEN = 2, NI_ROOT = 3, NI_LATE = 4, NI_MAX_GROUPS = 64 };
 #define NI_LEAST_SUM 0x1p-14f   /* that weights are divided by */
 
 size_t ni_scratch_route(const ni_ctx *c, const ni_op *op) { return (size_t)ni_width(c, op, 0) * 3 * sizeof(float); }
@@ -76,6 +77,7 @@ static void route(const ni_op *op, const float *score, const float *bias, int64_
         weights[s] = gate[i];
     }
     if (op->i[0] == NI_CHOSEN) softmax(weights, used, weights);
+    if (op->i[0] == NI_LATE) sigmoid(weights, used, weights);
     if (op->i[1]) {
         float sum = 0.0f;
         for (int64_t s = 0; s < used; s++) sum += weights[s];

@@ -23,7 +23,7 @@ NONE, NODE, TEAM = 0, 1, 2
 FLOAT, OFFSET, MINIMUM, SIGNED, NESTED = range(5)  # panel kinds of csrc/formats/formats.h
 _SUMS = {OFFSET: "s", MINIMUM: "m", NESTED: "s"}  # the form beside "q" that a kind needs
 _ACTIVATIONS = {"gelu": 0, "relu^2": 1, "xielu": 2, "clamp": 3}
-_GATING = {"softmax": 0, "sigmoid": 1, "chosen": 2, "sqrtsoftplus": 3}
+_GATING = {"softmax": 0, "sigmoid": 1, "chosen": 2, "sqrtsoftplus": 3, "late": 4}
 _GATES = {"silu": 0, "gelu": 1, "sigmoid": 2, "clamped": 3}
 _ALIGN = 64
 _ATTENTION_INTS = _core.attention_ints()
@@ -400,8 +400,9 @@ class Plan:
             (T, E), one copy per node.
         used : int
             Experts per token.
-        gating : {"softmax", "sigmoid", "chosen", "sqrtsoftplus"}
-            Weights are the softmax of all scores, their sigmoids, the softmax of the chosen scores alone, or sqrt(log(1 + exp(score))).
+        gating : {"softmax", "sigmoid", "chosen", "sqrtsoftplus", "late"}
+            Weights are the softmax of all scores, their sigmoids, the softmax of the chosen scores alone, sqrt(log(1 + exp(score))), or
+            "late": sigmoids of the chosen scores, which differ in the choice where sigmoids round to 1.
         bias : Vector, optional
             (E,) added for choosing, not for weighing.
         normed : bool
@@ -452,13 +453,40 @@ class Plan:
         h.forms.add("f")
         return self._add("weigh", [h, weights, self._tensor("weighed", h.width, PER_NODE, per_token=weights.width)], [])
 
+    def join(self, heads, a, b=None, apart=False):
+        """Parts of each of so many heads, that of a first, one copy per node: (T, heads * width), or (T, heads, width) if `apart`.
+
+        Parameters
+        ----------
+        heads : int
+            Pieces of equal width that a token's values are, in rows of their own or not.
+        a, b : (Tensor, int, int)
+            What is cut, and of every piece the first value and how many.
+        apart : bool
+        """
+        ints, tensors, width = [heads], [], 0
+        for operand, (tensor, first, count) in zip("ab", (a, b or (None, 0, 0))):
+            if tensor is not None:
+                self._check("join", operand, tensor, tensor.width, tensor.per_token)
+                piece, left = divmod(tensor.width * tensor.per_token, heads)
+                if left or first < 0 or count < 1 or first + count > piece:
+                    self._refuse(f"join: operand {operand} ({tensor.name}) has {tensor.per_token} x {tensor.width} values, wanted {heads} "
+                                 f"pieces of at least {first + count}", tensor.source)
+                tensor.forms.add("f")
+            ints, tensors, width = [*ints, first, count], [*tensors, tensor], width + count
+        shape = {"per_token": heads} if apart else {}
+        out = self._tensor("join", width if apart else heads * width, PER_NODE, **shape)
+        return self._add("join", [*tensors, out], [], ints=ints)
+
     def mix(self, y, weights, also=None, gate=None, scale=1.0):
         """Sum of a token's rows of y (T, used, D) times weights (T, used), in order; plus `also` (T, D), times sigmoid(gate (T, 1)).
 
+        weights : None for 1.
         scale : a factor on all of it.
         """
-        self._check("mix", "weights", weights, y.per_token)
-        self._check("mix", "y", y, y.width, weights.width)
+        self._check("mix", "y", y, y.width, y.per_token)
+        if weights is not None:
+            self._check("mix", "weights", weights, y.per_token)
         if also is not None:
             self._check("mix", "also", also, y.width)
         if gate is not None:

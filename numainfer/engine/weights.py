@@ -233,6 +233,10 @@ class Catalog:
         """A float64 vector that is not in the file; the first values given under a name stay."""
         return self._constants.setdefault(name, Vector(name, np.ascontiguousarray(values, np.float64)))
 
+    def ones(self, n):
+        """The weight of a norm that has none."""
+        return self._constants.setdefault(f"{n} ones", Vector(f"{n} ones", np.ones(n, np.float32)))
+
     def check_all_used(self, weights):
         """Whether every tensor of the file is one of the `weights` that ops read, or its values were.
 

@@ -6,10 +6,10 @@ from ...errors import UnsupportedModel
 from .blocks import Hyperparameters
 
 SUPPORTED = (
-    "afmoe", "bailingmoe", "bailingmoe2", "cohere2moe", "dbrx", "deepseek", "dots1", "ernie4_5-moe", "exaone-moe", "glm4moe", "gpt-oss",
-    "granitemoe", "hunyuan-moe", "hy_v3", "minimax-m2", "olmoe", "qwen2moe", "qwen3moe",
-    "apertus", "arcee", "cohere2", "command-r", "ernie4_5", "exaone4", "falcon", "gemma", "gemma2", "gemma3", "glm4", "gpt2", "gptneox",
-    "granite", "hunyuan-dense", "internlm2", "llama", "minicpm", "mistral3", "nemotron", "olmo2", "phi2", "phi3", "qwen2", "qwen3",
+    "afmoe", "apertus", "arcee", "bailingmoe", "bailingmoe2", "cohere2", "cohere2moe", "command-r", "dbrx", "deepseek", "deepseek2",
+    "dots1", "ernie4_5", "ernie4_5-moe", "exaone-moe", "exaone4", "falcon", "gemma", "gemma2", "gemma3", "glm4", "glm4moe", "gpt-oss",
+    "gpt2", "gptneox", "granite", "granitemoe", "hunyuan-dense", "hunyuan-moe", "hy_v3", "internlm2", "llama", "llama4", "minicpm",
+    "minimax-m2", "mistral3", "mistral4", "nemotron", "olmo2", "olmoe", "phi2", "phi3", "qwen2", "qwen2moe", "qwen3", "qwen3moe",
     "seed_oss", "smollm3", "stablelm", "starcoder2",
 )  # fmt: skip
 

@@ -84,6 +84,15 @@ class Hyperparameters:
         """True or False."""
         return self.gguf.get(self.prefix + key, bool, default=default)
 
+    def rms_eps(self):
+        """What is added to the mean of squares."""
+        return self.float("attention.layer_norm_rms_epsilon", low=0, high=1)
+
+    def yarn_frequencies(self, n_rot):
+        """As `rope` has them with YaRN, without its factor."""
+        base = self.float("rope.freq_base", default=10000.0, low=1)
+        return self._yarn(self._frequencies(n_rot, base), base)[0]
+
     def experts(self, gating="softmax", normed=True):
         """The Experts that the keys describe; `gating` and `normed` are what the architecture does where its file has no key."""
         code = self.int("expert_gating_func", default=0, low=0)
