@@ -195,7 +195,7 @@ def refused(path, error, says):
     (R + "dimension_count", (34, INT), CorruptModel, "dimension_count = 34; wanted an even number up to llama.attention.key_length = 32"),
     (R + "freq_base", (0.0, FLOAT), CorruptModel, "freq_base = 0.0"),
     (R + "freq_base", (float("nan"), FLOAT), CorruptModel, "freq_base = nan"),
-    (R + "scaling.type", ("yarn", STRING), UnsupportedModel, "rope.scaling.type = 'yarn'"),
+    (R + "scaling.type", ("ntk", STRING), UnsupportedModel, "rope.scaling.type = 'ntk'"),
     (R + "scaling.factor", (0.0, FLOAT), CorruptModel, "rope.scaling.factor = 0.0"),
     (R + "scaling.factor", (float("inf"), FLOAT), CorruptModel, "rope.scaling.factor = inf"),
     ("llama.expert_count", (8, INT), CorruptModel, "llama.expert_used_count"),

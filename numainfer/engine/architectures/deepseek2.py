@@ -15,15 +15,15 @@ HEEDS = (*MIXTURE, "attention.temperature_scale")
 GLM_FLASH = {"layers": (47, 48), "vocabulary": 154880}  # whose first files have no expert_gating_func
 
 
-def build(p, weights):
-    """Append DeepSeek's forward pass to plan `p`."""
+def build(p, weights, gating="softmax"):
+    """Append DeepSeek's forward pass to plan `p`; `gating` is what files without the key mean."""
     c = Hyperparameters(weights.gguf)
     c.check_neutral(*HEEDS)
     eps = c.rms_eps()
     a, table = shape(c, eps), embedding_matrix(c, weights)
     blocks = trunk(c, weights)
     is_flash = len(blocks) in GLM_FLASH["layers"] and table.n == GLM_FLASH["vocabulary"]
-    experts = c.experts("sigmoid" if is_flash else "softmax", normed=False)
+    experts = c.experts("sigmoid" if is_flash else gating, normed=False)
     rope, x = rotary(c, p, weights, a), Residual(p, p.embed(table), eps)
     for i, w in enumerate(blocks):
         x.add(attention(p, x.norm(w.attn_norm), w, a, rope, c))
