@@ -11,8 +11,7 @@ def build(p, weights):
     scale = math.sqrt(Hyperparameters(weights.gguf).int("embedding_length"))
     c, a, x = begin(p, weights, neox=True, heeds=(*MIXTURE, "attention.sliding_window"), scale=scale)
     local, experts, rope = replace(a, window=c.int("attention.sliding_window")), c.experts("sigmoid", normed=False), c.rope(p, weights, a)
-    blocks = trunk(c, weights)
-    for i, (w, windowed) in enumerate(zip(blocks, c.windowed(len(blocks), 4))):
+    for i, (w, windowed) in enumerate(zip(trunk(c, weights), c.windowed(c.int("block_count"), 4))):
         h = x.norm(w.attn_norm)
         x.add(attention(p, h, w, local, rope) if windowed else attention(p, h, w, a, None), w.post_attention_norm)
         x.add(network(p, x.norm(w.ffn_norm), w, experts, i), w.post_ffw_norm)

@@ -44,17 +44,23 @@ class Hyperparameters:
     def __init__(self, gguf):
         self.gguf, self.prefix = gguf, gguf.architecture + "."
 
-    def int(self, key, default=None, low=1, high=1 << 24):
-        """An integer in [low, high]; without a default the key must be there."""
-        return self._number(key, int, default, low, high)
+    def int(self, key, default=None, low=1, high=1 << 24, layer=None):
+        """An integer in [low, high]; without a default the key must be there.  `layer`: the file may have one for each layer."""
+        return self._number(key, int, default, low, high, layer)
 
     def float(self, key, default=None, low=-math.inf, high=math.inf):
         """A finite number in [low, high]."""
         return self._number(key, float, default, low, high)
 
-    def _number(self, key, kind, default, low, high):
+    def _number(self, key, kind, default, low, high, layer=None):
         options = {} if default is None else {"default": default}
-        value = self.gguf.get(self.prefix + key, kind, **options)
+        if layer is not None and isinstance(self.gguf.metadata.get(self.prefix + key), np.ndarray):
+            values = self.gguf.get(self.prefix + key, list[kind])
+            if layer >= len(values):
+                self.refuse(key, f"{len(values)} values", "one per layer")
+            value = kind(values[layer])
+        else:
+            value = self.gguf.get(self.prefix + key, kind, **options)
         if not (low <= value <= high and math.isfinite(value)):
             self.refuse(key, value, f"a number from {low} to {high}")
         return value
@@ -107,10 +113,10 @@ class Hyperparameters:
         """Whether keys say that every token meets some experts beside those that it chooses."""
         return any(self.int(key, default=0, low=0) for key in ("expert_shared_count", "expert_shared_feed_forward_length"))
 
-    def attention(self, *, neox, eps):
-        """The Attention that most architectures mean, from their head counts and widths."""
-        width, heads = self.int("embedding_length"), self.int("attention.head_count", high=4096)
-        kv_heads = self.int("attention.head_count_kv", default=heads, high=4096)
+    def attention(self, *, neox, eps, layer=None):
+        """The Attention that most architectures mean, from their head counts and widths; counts may be those of a layer."""
+        width, heads = self.int("embedding_length"), self.int("attention.head_count", high=4096, layer=layer)
+        kv_heads = self.int("attention.head_count_kv", default=heads, high=4096, layer=layer)
         key = self.int("attention.key_length", default=max(width // heads, 1), high=65536)
         value = self.int("attention.value_length", default=key, high=65536)
         rotated = self.int("rope.dimension_count", default=key, low=0, high=65536)
@@ -149,14 +155,17 @@ class Hyperparameters:
         frequencies = self._divided(self._frequencies(n_rot, base), factors)
         return frequencies / self.rope_scale()
 
-    def rope(self, p, weights, a, scaled=True):
+    def rope(self, p, weights, a, scaled=True, local=None):
         """The table that rotates `a`'s heads, by the file's base, factors and scaling: none, linear, YaRN (arXiv:2309.00071), or
-        longrope (arXiv:2402.13753); None for heads that are not rotated.  ``scaled=False`` leaves the scaling out."""
+        longrope (arXiv:2402.13753); None for heads that are not rotated.  ``scaled=False`` leaves the scaling out.  Where layers with a
+        window have a base of their own, `local` says for which layers the table is."""
         if not a.rope_dim:
             return None
         base, kind = self.float("rope.freq_base", default=10000.0, low=1), self.str("rope.scaling.type", default="linear")
         longrope = "rope_factors_long.weight" in weights or kind == "longrope"
-        for key, wanted in (("rope.freq_base_swa", base), ("rope.scaling.factor" if longrope else "rope.scaling.attn_factor", 1.0)):
+        local_base = self.float("rope.freq_base_swa", default=base, low=1)
+        base, one = (base, base) if local is None else (local_base, local_base) if local else (base, local_base)
+        for key, wanted in (("rope.freq_base_swa", one), ("rope.scaling.factor" if longrope else "rope.scaling.attn_factor", 1.0)):
             found = self.float(key, default=wanted)
             if found != wanted:
                 raise UnsupportedModel(self.prefix + key, found, [f"{wanted:g}"])
@@ -173,7 +182,7 @@ class Hyperparameters:
             frequencies, factor = self._yarn(self._divided(self._frequencies(a.rope_dim, base), factors), base)
         else:
             frequencies = self.rope_frequencies(a.rope_dim, base, factors)
-        return p.rope_table(weights.constant(f"rope {a.rope_dim} {kind}", frequencies), factor)
+        return p.rope_table(weights.constant(f"rope {a.rope_dim} {kind} {base}", frequencies), factor)
 
     def _yarn(self, frequencies, base):
         """YaRN's frequencies, and the factor on cosines and sines: pairs that turn often within the original context stay, those that

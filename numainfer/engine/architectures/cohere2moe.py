@@ -13,7 +13,7 @@ def build(p, weights):
     c, a, x = begin(p, weights, neox=False, layer_norm=not rms, heeds=HEEDS)
     local, experts, rope = replace(a, window=c.int("attention.sliding_window")), c.experts("sigmoid", normed=False), c.rope(p, weights, a)
     blocks, leading, shared = trunk(c, weights), c.int("leading_dense_block_count", low=0), c.int("expert_shared_count", default=0, low=0)
-    for i, (w, windowed) in enumerate(zip(blocks, c.windowed(len(blocks), 4, first=True))):
+    for i, (w, windowed) in enumerate(zip(blocks, c.windowed(c.int("block_count"), 4, first=True))):
         h = x.norm(w.attn_norm)
         y = attention(p, h, w, local if windowed else a, rope if windowed or i < leading else None)
         if i < leading:

@@ -11,8 +11,7 @@ def build(p, weights):
     """Append gpt-oss's forward pass to plan `p`."""
     c, a, x = begin(p, weights, neox=True, heeds=(*MIXTURE, "attention.sliding_window"))
     local, experts, rope = replace(a, window=c.int("attention.sliding_window")), c.experts("chosen", normed=False), c.rope(p, weights, a)
-    blocks = trunk(c, weights)
-    for w, windowed in zip(blocks, c.windowed(len(blocks), 2)):
+    for w, windowed in zip(trunk(c, weights), c.windowed(c.int("block_count"), 2)):
         x.add(attention(p, x.norm(w.attn_norm), w, local if windowed else a, rope, sinks=w.attn_sinks))
         x.add(mixture(p, x.norm(w.post_attention_norm), w, experts, activation="clamped", alpha=ALPHA, limit=LIMIT))
     end(p, weights, x)
