@@ -129,6 +129,17 @@ def test_llama4_attends_within_its_first_piece_only(tmp_path):
         ni.load(model(tmp_path, "llama4", {"context_length": 100_000}), n_ctx=8192)
 
 
+def test_a_value_for_each_layer(tmp_path):
+    """Equal ones are as one number; others are refused where an architecture's layers are alike."""
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    arrays = {"attention.head_count_kv": [2, 2, 2], "expert_feed_forward_length": [64, 64, 64], "attention.head_count": [4, 4, 4]}
+    np.testing.assert_array_equal(logits(model(tmp_path / "a", "qwen3moe", arrays)), logits(model(tmp_path / "b", "qwen3moe")))
+    with pytest.raises(ni.UnsupportedModel, match="one value for all layers"):
+        ni.load(model(tmp_path, "qwen3moe", {"attention.head_count_kv": [2, 1, 2]}))
+    with pytest.raises(ni.CorruptModel, match="3 values; wanted one per layer"):
+        ni.load(model(tmp_path, "mimo2", {"attention.head_count_kv": [1, 2, 2]}))
+
+
 @pytest.mark.parametrize("name", ["qwen2moe", "gpt-oss", "deepseek2"])
 def test_a_key_changes_what_it_says(tmp_path, name):
     """Norm of the weights, and their scale: a file that says otherwise is another model."""

@@ -45,7 +45,8 @@ class Hyperparameters:
         self.gguf, self.prefix = gguf, gguf.architecture + "."
 
     def int(self, key, default=None, low=1, high=1 << 24, layer=None):
-        """An integer in [low, high]; without a default the key must be there.  `layer`: the file may have one for each layer."""
+        """An integer in [low, high]; without a default the key must be there.  The file may have one for each layer: that of `layer`, or,
+        without, one and the same."""
         return self._number(key, int, default, low, high, layer)
 
     def float(self, key, default=None, low=-math.inf, high=math.inf):
@@ -54,11 +55,13 @@ class Hyperparameters:
 
     def _number(self, key, kind, default, low, high, layer=None):
         options = {} if default is None else {"default": default}
-        if layer is not None and isinstance(self.gguf.metadata.get(self.prefix + key), np.ndarray):
+        if isinstance(self.gguf.metadata.get(self.prefix + key), np.ndarray):
             values = self.gguf.get(self.prefix + key, list[kind])
-            if layer >= len(values):
+            if len(values) <= (layer or 0):
                 self.refuse(key, f"{len(values)} values", "one per layer")
-            value = kind(values[layer])
+            if layer is None and (values != values[0]).any():
+                raise UnsupportedModel(self.prefix + key, values.tolist(), ["one value for all layers"])
+            value = kind(values[layer or 0])
         else:
             value = self.gguf.get(self.prefix + key, kind, **options)
         if not (low <= value <= high and math.isfinite(value)):
