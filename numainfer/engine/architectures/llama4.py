@@ -22,6 +22,8 @@ def build(p, weights):
         raise UnsupportedModel("n_ctx", p.n_ctx, [f"up to {PIECE - 1}"], "Beyond, Llama 4 attends in pieces, which numainfer does not; "
                                                                          "pass a smaller n_ctx")
     experts, rope, step = c.experts("late", normed=False), c.rope(p, weights, a), c.int("interleave_moe_layer_step", low=0)
+    if experts.gating == "sigmoid":
+        experts = replace(experts, gating="late")  # by score, which tells more apart than its sigmoid
     count, ones = c.int("expert_count"), weights.ones(a.key_length)
     norms = {} if count == WITHOUT_NORMS else {"q_norm": ones, "k_norm": ones}
     blocks = trunk(c, weights)
