@@ -54,6 +54,7 @@ SIGNATURES = [  # the members of struct ni_vec_kernels, in order: name, result, 
     ("xielu", None, (_P, _F, _F, _F, _F, _N, _P)),
     ("sigmoid_mul", None, (_P, _P, _N, _P)),
     ("clamped_mul", None, (_P, _P, _F, _F, _N, _P)),
+    ("limited_mul", None, (_P, _P, _F, _N, _P)),
     ("softcap", None, (_P, _F, _N, _P)),
     ("rope_norm", None, (_P, _P, _P, _N)),
     ("rope_neox", None, (_P, _P, _P, _N)),
@@ -185,6 +186,9 @@ class Kernels:
 
     def clamped_mul(self, g, u, alpha, limit):
         return self._map("clamped_mul", g.size, g, u, alpha, limit)
+
+    def limited_mul(self, g, u, limit):
+        return self._map("limited_mul", g.size, g, u, limit)
 
     def softcap(self, x, cap):
         return self._map("softcap", x.size, x, cap)

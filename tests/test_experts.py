@@ -263,6 +263,23 @@ def test_rows_are_weighed_before_the_experts(sheet, team):
         same_bits(r.run(np.arange(3)), found[:3])
 
 
+@pytest.mark.parametrize("gate", ["sigmoid", "softplus"])
+def test_rows_of_slots_behind_gates(sheet, team, gate):
+    """As heads are."""
+    def build(p, s):
+        h = p.embed(s["x"])
+        p.logits(p.mix(p.weigh(p.matmul_grouped(h, None, s["three.weight"]), p.score(h, s["weigh.weight"]), gate=gate), None), None)
+
+    weights = sheet.exact["x"] @ sheet.exact["weigh.weight"].T
+    weights = 1 / (1 + np.exp(-weights)) if gate == "sigmoid" else np.logaddexp(0, weights)
+    wanted = np.einsum("ts,td,snd->tn", weights, sheet.exact["x"], sheet.exact["three.weight"])
+    with rig(sheet, team, build, hidden=True) as r:
+        found = r.run(np.arange(40))
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+        same_for_all_teams(("gated rows", gate), found)
+        same_bits(r.run(np.arange(3)), found[:3])
+
+
 def test_all_tokens_may_meet_one_expert_and_many_of_them(sheet, team):
     """200 times the same token: more rows than a block for some experts, none for the others."""
     for kind in ("F32", "Q4_K"):

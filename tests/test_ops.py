@@ -260,7 +260,8 @@ def clamped(gate, up, alpha=1.702, limit=0.5):
     return gate / (1 + np.exp(-alpha * gate)) * (up + 1)
 
 
-GATES = {"silu": ref.silu_mul, "gelu": ref.gelu_mul, "sigmoid": lambda gate, up: up / (1 + np.exp(-gate)), "clamped": clamped}
+GATES = {"silu": ref.silu_mul, "gelu": ref.gelu_mul, "sigmoid": lambda gate, up: up / (1 + np.exp(-gate)), "clamped": clamped,
+         "limited": lambda gate, up: np.minimum(gate / (1 + np.exp(-gate)), 0.5) * np.clip(up, -0.5, 0.5)}
 
 
 @pytest.mark.parametrize("activation", GATES)

@@ -237,10 +237,14 @@ def test_clamped_gate(vec, n):
     same(y, SCALAR.clamped_mul(g, u, 1.702, 7.0))
     a, b = np.minimum(g, 7.0).astype(np.float64), np.clip(u, -7.0, 7.0).astype(np.float64)
     np.testing.assert_allclose(y, a * sigmoid(1.702 * a) * (b + 1), rtol=4e-6, atol=1e-35)
+    y = vec.limited_mul(g, u, 7.0)
+    same(y, SCALAR.limited_mul(g, u, 7.0))
+    np.testing.assert_allclose(y, np.minimum(g.astype(np.float64) * sigmoid(g.astype(np.float64)), 7.0) * b, rtol=1e-6, atol=1e-35)
 
 
 def test_clamping_keeps_what_is_not_a_number(vec):
     nan, one = np.full(3, np.nan, np.float32), np.ones(3, np.float32)
+    assert np.isnan(vec.limited_mul(nan, one, 7.0)).all() and np.isnan(vec.limited_mul(one, nan, 7.0)).all()
     assert np.isnan(vec.clamped_mul(nan, one, 1.702, 7.0)).all() and np.isnan(vec.clamped_mul(one, nan, 1.702, 7.0)).all()
 
 
@@ -289,6 +293,7 @@ def test_element_wise_kernels_work_in_place(vec, n):
         "relu_squared": (lambda x, y: t.relu_squared(x, n, x), vec.relu_squared(a)),
         "xielu": (lambda x, y: t.xielu(x, 0.8, 1.1, 0.5, -1e-6, n, x), vec.xielu(a, 0.8, 1.1, 0.5, -1e-6)),
         "sigmoid_mul": (lambda x, y: t.sigmoid_mul(x, y, n, x), vec.sigmoid_mul(a, b)),
+        "limited_mul": (lambda x, y: t.limited_mul(x, y, 0.5, n, x), vec.limited_mul(a, b, 0.5)),
         "clamped_mul": (lambda x, y: t.clamped_mul(y, x, 1.7, 0.5, n, x), vec.clamped_mul(b, a, 1.7, 0.5)),
         "softcap": (lambda x, y: t.softcap(x, 30.0, n, x), vec.softcap(a, 30.0)),
     }

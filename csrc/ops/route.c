@@ -55,16 +55,11 @@ static void sigmoid(const float *x, int64_t n, float *y) {
     for (int64_t i = 0; i < n; i++) y[i] = 1.0f / (1.0f + y[i]);
 }
 
-/* sqrt(log(1 + exp(x))); from 20 on the logarithm is x. */
-static void root(const float *x, int64_t n, float *y) {
-    for (int64_t i = 0; i < n; i++) y[i] = sqrtf(x[i] > 20.0f ? x[i] : (float)log1p(exp((double)x[i])));
-}
-
 static void route(const ni_op *op, const float *score, const float *bias, int64_t n, int64_t used, float *mine, int32_t *ids, float *weights) {
     float *gate = mine, *choice = mine + n, *taken = choice + n;
     if (op->i[0] == NI_SOFTMAX) softmax(score, n, gate);
     else if (op->i[0] == NI_SIGMOID) sigmoid(score, n, gate);
-    else if (op->i[0] == NI_ROOT) root(score, n, gate);
+    else if (op->i[0] == NI_ROOT) for (int64_t i = 0; i < n; i++) gate[i] = sqrtf(ni_softplus(score[i]));
     else memcpy(gate, score, (size_t)n * sizeof *gate);
     if (bias) ni_k->vec.add(gate, bias, n, choice);
     else choice = gate;

@@ -24,7 +24,7 @@ FLOAT, OFFSET, MINIMUM, SIGNED, NESTED = range(5)  # panel kinds of csrc/formats
 _SUMS = {OFFSET: "s", MINIMUM: "m", NESTED: "s"}  # the form beside "q" that a kind needs
 _ACTIVATIONS = {"gelu": 0, "relu^2": 1, "xielu": 2, "clamp": 3}
 _GATING = {"softmax": 0, "sigmoid": 1, "chosen": 2, "sqrtsoftplus": 3, "late": 4}
-_GATES = {"silu": 0, "gelu": 1, "sigmoid": 2, "clamped": 3}
+_GATES = {"silu": 0, "gelu": 1, "sigmoid": 2, "clamped": 3, "limited": 4}
 _ALIGN = 64
 _ATTENTION_INTS = _core.attention_ints()
 MOST_RUNS = 64  # of chunks, that a query's attention is summed in: bits depend on it beyond so many chunks
@@ -357,8 +357,9 @@ class Plan:
         ----------
         gate, up : Tensor
             up None: gate's rows hold both, one half behind the other.
-        activation : {"silu", "gelu", "sigmoid", "clamped"}
-            "clamped" is a / (1 + exp(-alpha a)) (b + 1), a being min(gate, limit) and b `up` from -limit to limit (arXiv:2508.10925).
+        activation : {"silu", "gelu", "sigmoid", "clamped", "limited"}
+            "clamped" is a / (1 + exp(-alpha a)) (b + 1), a being min(gate, limit) and b `up` from -limit to limit (arXiv:2508.10925);
+            "limited" is min(silu(gate), limit) b.
         alpha, limit : float
         """
         self._check("gated", "gate", gate, gate.width, gate.per_token)
@@ -445,13 +446,18 @@ class Plan:
         self._add("matmul_grouped", [h, ids, *outs], [*matrices, *none, *(w.bias for w in matrices)], matrices=matrices, per_token=used)
         return outs[0] if len(outs) == 1 else outs
 
-    def weigh(self, h, weights):
-        """(T, used, D): h (T, D) times each of a token's weights (T, used), one copy per node."""
-        self._check("weigh", "h", h, h.width)
+    def weigh(self, h, weights, gate=None):
+        """(T, used, D): h, (T, D) or (T, used, D), times each of a token's weights (T, used), one copy per node.
+
+        gate : {None, "sigmoid", "softplus"}
+            What is made of the weights first.
+        """
         self._check("weigh", "weights", weights, weights.width)
+        self._check("weigh", "h", h, h.width, 1 if h.per_token == 1 else weights.width)
         h = self._near(h)
         h.forms.add("f")
-        return self._add("weigh", [h, weights, self._tensor("weighed", h.width, PER_NODE, per_token=weights.width)], [])
+        return self._add("weigh", [h, weights, self._tensor("weighed", h.width, PER_NODE, per_token=weights.width)], [],
+                         ints=((None, "sigmoid", "softplus").index(gate),))
 
     def join(self, heads, a, b=None, apart=False):
         """Parts of each of so many heads, that of a first, one copy per node: (T, heads * width), or (T, heads, width) if `apart`.

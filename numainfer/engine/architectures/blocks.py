@@ -49,9 +49,9 @@ class Hyperparameters:
         without, one and the same."""
         return self._number(key, int, default, low, high, layer)
 
-    def float(self, key, default=None, low=-math.inf, high=math.inf):
-        """A finite number in [low, high]."""
-        return self._number(key, float, default, low, high)
+    def float(self, key, default=None, low=-math.inf, high=math.inf, layer=None):
+        """A finite number in [low, high]; `layer` as of `int`."""
+        return self._number(key, float, default, low, high, layer)
 
     def _number(self, key, kind, default, low, high, layer=None):
         options = {} if default is None else {"default": default}
@@ -415,10 +415,10 @@ def wide_norm_attention(p, h, w, a, rope):
     return p.matmul(p.attend(p.normed(q, w.attn_q_norm, a.eps), p.normed(k, w.attn_k_norm, a.eps), v, a, rope), w.attn_output)
 
 
-def shared_expert(p, h, w, activation="silu"):
+def shared_expert(p, h, w, activation="silu", **how):
     """What every token adds to what its chosen experts say."""
     gate, up = p.matmul(h, w.ffn_gate_shexp, w.ffn_up_shexp)
-    return p.matmul(p.gated(gate, up, activation), w.ffn_down_shexp)
+    return p.matmul(p.gated(gate, up, activation, **how), w.ffn_down_shexp)
 
 
 def mixture(p, h, w, e, shared=None, gate=None, scale=1.0, **how):
