@@ -49,6 +49,12 @@ SIGNATURES = [  # the members of struct ni_vec_kernels, in order: name, result, 
     ("exp", None, (_P, _F, _N, _P)),
     ("silu_mul", None, (_P, _P, _N, _P)),
     ("gelu_mul", None, (_P, _P, _N, _P)),
+    ("gelu", None, (_P, _N, _P)),
+    ("relu_squared", None, (_P, _N, _P)),
+    ("xielu", None, (_P, _F, _F, _F, _F, _N, _P)),
+    ("sigmoid_mul", None, (_P, _P, _N, _P)),
+    ("clamped_mul", None, (_P, _P, _F, _F, _N, _P)),
+    ("limited_mul", None, (_P, _P, _F, _N, _P)),
     ("softcap", None, (_P, _F, _N, _P)),
     ("rope_norm", None, (_P, _P, _P, _N)),
     ("rope_neox", None, (_P, _P, _P, _N)),
@@ -165,6 +171,24 @@ class Kernels:
 
     def gelu_mul(self, g, u):
         return self._map("gelu_mul", g.size, g, u)
+
+    def gelu(self, x):
+        return self._map("gelu", x.size, x)
+
+    def relu_squared(self, x):
+        return self._map("relu_squared", x.size, x)
+
+    def xielu(self, x, *constants):
+        return self._map("xielu", x.size, x, *constants)
+
+    def sigmoid_mul(self, g, u):
+        return self._map("sigmoid_mul", g.size, g, u)
+
+    def clamped_mul(self, g, u, alpha, limit):
+        return self._map("clamped_mul", g.size, g, u, alpha, limit)
+
+    def limited_mul(self, g, u, limit):
+        return self._map("limited_mul", g.size, g, u, limit)
 
     def softcap(self, x, cap):
         return self._map("softcap", x.size, x, cap)

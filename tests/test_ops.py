@@ -13,7 +13,8 @@ from random_blocks import TYPES, random_weights
 
 from numainfer import _core
 from numainfer.engine.architectures.blocks import Residual
-from numainfer.engine.plan import KV_TYPES, Attention
+from numainfer.engine.plan import KV_TYPES, Attention, Plan
+from numainfer.errors import UnsupportedModel
 
 TOKENS = (1, 2, 3, 5, 17, 40)
 SHAPES = ((1, 32), (37, 32), (16, 576), (50, 576), (33, 256), (100, 768))  # (N, K)
@@ -206,6 +207,44 @@ def test_biases_of_matmuls(sheet, team, kinds):
                 same_bits(r.run(np.arange(tokens)), plain.run(np.arange(tokens)) + bias, (name, tokens))
 
 
+@pytest.mark.parametrize("sizes", [None, _core.SIZES | {"piece_bytes": 1, "exact_groups": 100, "line_tokens": 4}], ids=["", "cut small"])
+@pytest.mark.parametrize("name", ["Q4_K table", "F32 33 256"])
+def test_scale_and_cap_of_a_matmul(sheet, team, name, sizes):
+    """Once for every row, whoever finishes it: y = cap tanh(scale (W h + b) / cap)."""
+    bias = sheet[f"bias{sheet[name].n}"]
+
+    def build(p, s, **more):
+        p.logits(p.embed(s["x256"]), replace(s[name], bias=bias), **more)
+
+    def hidden(p, s):
+        p.logits(p.matmul(p.embed(s["x256"]), replace(s[name], bias=bias), scale=0.3), None)
+
+    cut = partial(rig, sheet, team, sizes=sizes)
+    with (cut(build) as plain, cut(partial(build, scale=0.3)) as scaled, cut(partial(build, scale=0.3, softcap=2.0)) as capped,
+          cut(hidden, hidden=True) as h):  # fmt: skip
+        for tokens in TOKENS:
+            wanted = plain.run(np.arange(tokens)) * np.float32(0.3)
+            same_bits(scaled.run(np.arange(tokens)), wanted)
+            same_bits(h.run(np.arange(tokens)), wanted)
+            found = capped.run(np.arange(tokens))
+            np.testing.assert_allclose(found, 2 * np.tanh(wanted.astype(np.float64) / 2), rtol=1e-6)
+            same_for_all_teams(("capped", name, tokens), found)
+
+
+def test_embed_with_positions(sheet, team):
+    """A token's row and its position's, whichever segment it stands in."""
+    def build(p, s):
+        p.logits(p.embed(s["Q4_K table"], scale=0.5, positions=s["x256"]), None)
+
+    with rig(sheet, team, build, hidden=True, n_ctx=40) as r:
+        ids, at = np.array([3, 7, 36, 0, 3, 5]), np.array([0, 1, 2, 37, 38, 39])
+        found = r.run(ids, [(r.new_kv(), 3, 0), (r.new_kv(), 3, 37)])
+        wanted = ref.embed(sheet.exact["Q4_K table"], ids).astype(np.float32) * np.float32(0.5) + sheet.exact["x256"][at].astype(np.float32)
+        same_bits(found, wanted)
+    with pytest.raises(UnsupportedModel, match="n_ctx = 41 is not supported; supported: up to 40, as many rows as x256 has"):
+        build(Plan(1, 8, 41, hidden=True), sheet)
+
+
 def test_bias_of_the_logits(sheet, team):
     def build(p, s, bias):
         p.logits(p.embed(s["x256"]), replace(s["Q4_K table"], bias=bias))
@@ -216,15 +255,67 @@ def test_bias_of_the_logits(sheet, team):
             same_bits(r.run(np.arange(17), rows=rows), wanted)
 
 
-@pytest.mark.parametrize("activation", ["silu", "gelu"])
+def clamped(gate, up, alpha=1.702, limit=0.5):
+    gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit)
+    return gate / (1 + np.exp(-alpha * gate)) * (up + 1)
+
+
+GATES = {"silu": ref.silu_mul, "gelu": ref.gelu_mul, "sigmoid": lambda gate, up: up / (1 + np.exp(-gate)), "clamped": clamped,
+         "limited": lambda gate, up: np.minimum(gate / (1 + np.exp(-gate)), 0.5) * np.clip(up, -0.5, 0.5)}
+
+
+@pytest.mark.parametrize("activation", GATES)
 @pytest.mark.parametrize("k", [32, 96, 576])
 def test_gated(sheet, team, k, activation):
-    wanted = (ref.silu_mul if activation == "silu" else ref.gelu_mul)(sheet.exact[f"b{k}"], sheet.exact[f"a{k}"])
-    with rig(sheet, team, lambda p, s: p.logits(p.gated(p.embed(s[f"b{k}"]), p.embed(s[f"a{k}"]), activation), None), hidden=True) as r:
+    wanted = GATES[activation](sheet.exact[f"b{k}"], sheet.exact[f"a{k}"])
+
+    def build(p, s):
+        p.logits(p.gated(p.embed(s[f"b{k}"]), p.embed(s[f"a{k}"]), activation, alpha=1.702, limit=0.5), None)
+
+    with rig(sheet, team, build, hidden=True) as r:
         for tokens in TOKENS:
             found = r.run(np.arange(tokens))
             np.testing.assert_allclose(found, wanted[:tokens], rtol=3e-6, atol=1e-6)
             same_for_all_teams((activation, k, tokens), found)
+
+
+@pytest.mark.parametrize(("activation", "constants"), [("gelu", ()), ("relu^2", ()), ("xielu", (0.8, 1.1, 0.5, -1e-6))])
+@pytest.mark.parametrize("k", [32, 96, 576])
+def test_activate(sheet, team, k, activation, constants):
+    x = sheet.exact[f"b{k}"]
+    if activation == "xielu":
+        ap, an, beta, eps = constants
+        wanted = np.where(x > 0, ap * x**2 + beta * x, an * (np.expm1(np.minimum(x, eps)) - x) + beta * x)
+    else:
+        wanted = ref.gelu_mul(x, 1.0) if activation == "gelu" else np.maximum(x, 0) ** 2
+    with rig(sheet, team, lambda p, s: p.logits(p.activate(p.embed(s[f"b{k}"]), activation, constants), None), hidden=True) as r:
+        for tokens in TOKENS:
+            found = r.run(np.arange(tokens))
+            np.testing.assert_allclose(found, wanted[:tokens], rtol=3e-6, atol=1e-6)
+            same_for_all_teams((activation, k, tokens), found)
+
+
+def test_gated_takes_both_halves_of_one_row(sheet, team):
+    wanted = ref.silu_mul(sheet.exact["a576"][:, :288], sheet.exact["a576"][:, 288:])
+    with rig(sheet, team, lambda p, s: p.logits(p.gated(p.embed(s["a576"]), None, "silu"), None), hidden=True) as r:
+        for tokens in TOKENS:
+            found = r.run(np.arange(tokens))
+            np.testing.assert_allclose(found, wanted[:tokens], rtol=3e-6, atol=1e-6)
+            same_for_all_teams(("halves", tokens), found)
+
+
+def test_normed(sheet, team):
+    """One copy per node of a shared row, whole."""
+    x, w = sheet.exact["a576"], sheet.exact["w576"]
+
+    def build(p, s):
+        p.logits(p.normed(p.embed(s["a576"]), s["w576"], 1e-5), None)
+
+    with rig(sheet, team, build, hidden=True) as r:
+        for tokens in TOKENS:
+            found = r.run(np.arange(tokens))
+            np.testing.assert_allclose(found, ref.rmsnorm(x[:tokens], w, 1e-5), rtol=3e-6, atol=1e-6)
+            same_for_all_teams(("normed", tokens), found)
 
 
 def test_rope_table(sheet, team):
@@ -273,11 +364,14 @@ def attention_twin(sheet, a, normed, base, kv_type):
     """The op in float64, but with keys and values kept in their type."""
     n = len(sheet.exact["q"])
     q, k, v = (sheet.exact[name].reshape(n, count, -1) for name, count in (("q", a.heads), ("k", a.kv_heads), ("v", a.kv_heads)))
-    if normed:
-        q, k = ref.rmsnorm(q, sheet.exact["q_norm"], a.eps), ref.rmsnorm(k, sheet.exact["k_norm"], a.eps)
-    if a.rope_dim:
-        style = "neox" if a.neox else "norm"
-        q, k = (ref.rope(x, np.arange(n), style, base=base, n_rot=a.rope_dim) for x in (q, k))
+    for norms in (not a.norm_last, a.norm_last):
+        if norms and normed:
+            q, k = ref.rmsnorm(q, sheet.exact["q_norm"], a.eps), ref.rmsnorm(k, sheet.exact["k_norm"], a.eps)
+        if not norms and a.rope_dim:
+            style = "neox" if a.neox else "norm"
+            q, k = (ref.rope(x, np.arange(n), style, base=base, n_rot=a.rope_dim) for x in (q, k))
+    if a.floor:
+        q = q * (1 + a.temperature * np.log(np.arange(n) // a.floor + 1))[:, None, None]
     k, v = (ref.stored(x, kv_type) for x in (k, v))
     return ref.attention(q, k, v, a.scale, window=a.window, cap=a.softcap).reshape(n, -1)
 
@@ -287,7 +381,8 @@ def attention_twin(sheet, a, normed, base, kv_type):
     (Attention(6, 3, 48, 16, 32, True, 0.3, window=37, eps=EPS), True),
     (Attention(2, 1, 16, 16, 0, False, 0.25, window=300, softcap=2.0), False),
     (Attention(40, 1, 16, 32, 16, True, 0.25), False),  # a group of more heads than fit one tile
-], ids=["gqa", "window-norms", "no-rope-softcap", "big-group"])  # fmt: skip
+    (Attention(4, 2, 32, 32, 32, True, 0.2, eps=EPS, norm_last=True, temperature=0.3, floor=100), True),
+], ids=["gqa", "window-norms", "no-rope-softcap", "big-group", "norms-last-temperature"])  # fmt: skip
 @pytest.mark.parametrize("kv_type", KV_TYPES)
 def test_attend(tmp_path, team, a, normed, kv_type):
     """Several chunks of the KV memory, fed by decoding steps and by steps of many tokens, across their borders."""
@@ -319,3 +414,67 @@ def test_attend(tmp_path, team, a, normed, kv_type):
         assert np.abs(found - wanted).mean() < mean
         same_for_all_teams(("attend", a, kv_type), found)
     sheet.close()
+
+
+@pytest.mark.parametrize("window", [0, 40])
+def test_sinks(tmp_path, team, window):
+    """One more score per head, without a value: for tiles of a prompt and for the parts of decoding sequences."""
+    n, a = 600, Attention(6, 2, 32, 16, 0, False, 0.2, window=window)
+    rng = np.random.default_rng(8)
+    sheet = Sheet(tmp_path / "sinks.gguf", {
+        "q": rng.standard_normal((n, 6 * 32)), "k": rng.standard_normal((n, 2 * 32)), "v": rng.standard_normal((n, 2 * 16)),
+        "sinks": np.array([0.0, 3.0, -40.0, 60.0, 1.0, -1.0])})  # fmt: skip
+    q, k, v = (sheet.exact[name].reshape(n, heads, -1) for name, heads in (("q", 6), ("k", 2), ("v", 2)))
+    k, v = (np.repeat(ref.stored(x, "f16"), 3, axis=1) for x in (k, v))
+    scores = np.einsum("qhe,khe->hqk", q, k) * a.scale
+    at = np.arange(n)
+    seen = (at[:, None] >= at) & ((at[:, None] - at < window) | (window == 0))
+    scores = np.where(seen, scores, -np.inf)
+    sinks = sheet.exact["sinks"][:, None, None]
+    top = np.maximum(scores.max(axis=-1, keepdims=True), sinks)
+    p = np.exp(scores - top)
+    wanted = np.einsum("hqk,khe->qhe", p / (p.sum(axis=-1, keepdims=True) + np.exp(sinks - top)), v).reshape(n, -1)
+
+    def build(p, s):
+        p.logits(p.attend(*(p.embed(s[name]) for name in "qkv"), a, sinks=s["sinks"]), None)
+
+    with rig(sheet, team, build, hidden=True, n_ctx=n, n_batch=300) as r:
+        kv, at, found = r.new_kv(), 0, []
+        for size in (1, 2, 250, 3, 1, 1, 300, 1, 1, 40):
+            found.append(r.run(np.arange(at, at + size), [(kv, size, at)]))
+            at += size
+        found = np.concatenate(found)
+        np.testing.assert_allclose(found, wanted, atol=2e-4)
+        assert np.abs(found[:, 3 * 16 : 4 * 16]).max() < 1e-20  # a sink far above all scores leaves nothing
+        same_for_all_teams(("sinks", window), found)
+    sheet.close()
+
+
+@pytest.mark.parametrize(("heads", "k"), [(1, 576), (4, 576), (6, 96), (36, 576), (3, 96)])
+@pytest.mark.parametrize("apart", [False, True])
+def test_join(sheet, team, heads, k, apart):
+    """Parts of heads of one or two tensors, as one row or as rows of their own, from which a matrix may follow."""
+    a, b = (sheet.exact[f"{name}{k}"].reshape(40, heads, -1) for name in "ab")
+    piece = k // heads
+    first, more = piece // 4, piece - piece // 4
+
+    def build(p, s, two):
+        x, y = p.embed(s[f"a{k}"]), p.embed(s[f"b{k}"])
+        joined = p.join(heads, (x, first, more), (y, 0, piece // 2) if two else None, apart=apart)
+        joined.forms.add("f")
+        p.logits(p.mix(joined, None) if apart else joined, None)
+
+    for two in (False, True):
+        wanted = np.concatenate([a[..., first:], b[..., : piece // 2]], axis=-1) if two else a[..., first:]
+        wanted = wanted.sum(axis=1) if apart else wanted.reshape(40, -1)
+        with rig(sheet, team, lambda p, s, two=two: build(p, s, two), hidden=True) as r:
+            for tokens in TOKENS:
+                found = r.run(np.arange(tokens))
+                np.testing.assert_allclose(found, wanted[:tokens], rtol=0, atol=2e-5)
+                same_for_all_teams(("join", heads, k, apart, two, tokens), found)
+
+
+def test_clamp(sheet, team):
+    with rig(sheet, team, lambda p, s: p.logits(p.activate(p.embed(s["b96"]), "clamp", (0.75,)), None), hidden=True) as r:
+        for tokens in TOKENS:
+            np.testing.assert_array_equal(r.run(np.arange(tokens)), np.clip(sheet.exact["b96"][:tokens].astype(np.float32), -0.75, 0.75))

@@ -62,6 +62,35 @@ def row_of(kind, packed, row, k):
     return out
 
 
+@pytest.mark.parametrize("policy", ["replicate", "shard", "interleave"])
+def test_rows_of_a_matrix_are_a_matrix(sheet, policy):
+    """Parts of one tensor, each packed as if it were a tensor of its own; one of them is not asked for."""
+    weights = [w for kind in TYPES for w in sheet.catalog.rows(kind, 16, 1, 36) if w.n > 1][::-1]
+    bounds = {w.name: [0, 1, 1 if w.n == 16 else 3] for w in weights} if policy == "shard" else None
+    seen = []
+    with open_team(2, 1) as team:
+        replicas = Replicas(weights, [0, 0], policy, bounds)
+        replicas.fill(team, sheet.file, lambda done, total: seen.append((done, total)))
+        for w in weights:
+            for node in range(2):
+                found = unpacked(replicas.entry(w), node)
+                there = ~np.isnan(found)
+                wanted = sheet.exact[w.tensor][w.first : w.first + w.n].astype(np.float32)
+                np.testing.assert_array_equal(found[there], wanted[there])
+                assert there.all() == (policy != "shard") and (there.any() or w.n == 16)
+        replicas.close()
+    rows = {kind: sheet.file.tensors[kind].n_bytes // 53 for kind in TYPES}
+    assert seen[-1] == (52 * sum(rows.values()),) * 2
+
+
+def test_rows_must_be_all_of_a_matrix(sheet):
+    assert sheet.catalog.rows("F32", 20, 33) == sheet.catalog.rows("F32", 20, 33)
+    with pytest.raises(CorruptModel, match=r"tensor 'F32' has 53 rows, wanted 52 rows: 20 \+ 32"):
+        sheet.catalog.rows("F32", 20, 32)
+    with pytest.raises(CorruptModel, match="tensor 'vector F32' has 64 values, wanted 64 rows"):
+        sheet.catalog.rows("vector F32", 64)
+
+
 @pytest.mark.parametrize(("n_nodes", "workers"), [(1, 1), (1, 3), (3, 2)])
 def test_every_copy_holds_the_file(sheet, n_nodes, workers):
     weights = [sheet[name] for name in sheet.exact]

@@ -48,6 +48,20 @@ V16_FN v16 v16_tanh(v16 x) {
     return v16_copysign(v16_div(u, v16_add(u, v16_set1(2.0f))), x);
 }
 
+/* exp(x) - 1 for x <= 0 = 2^n r q + (2^n - 1): no cancellation for small x.  From -20 on it rounds to -1. */
+V16_FN v16 v16_expm1_neg(v16 x) {
+    v16 r, t, one = v16_set1(1.0f), q = v16_exp_parts(v16_max(v16_set1(-20.0f), x), &r, &t);
+    v16 p = v16_shift_exponent(one, t);
+    return v16_fma(v16_mul(r, q), p, v16_sub(p, one));
+}
+
+/* xIELU (arXiv:2411.13010): x (ap x + beta) for x > 0; an (exp(min(x, eps)) - 1 - x) + beta x for others. */
+V16_FN v16 v16_xielu(v16 x, v16 ap, v16 an, v16 beta, v16 eps) {
+    v16 plus = v16_mul(x, v16_fma(ap, x, beta));
+    v16 minus = v16_fma(an, v16_sub(v16_expm1_neg(v16_min(x, eps)), x), v16_mul(beta, x));
+    return v16_select(v16_less(v16_set1(0.0f), x), plus, minus);
+}
+
 /* One value; the same bits as the lanes of v16_exp_neg. */
 V16_FN float v16_exp_neg1(float x) {
     float y[16];
@@ -59,6 +73,18 @@ V16_FN float v16_exp_neg1(float x) {
 V16_FN v16 v16_silu(v16 g) {
     v16 e = v16_exp(v16_sub(v16_set1(-0.0f), g));
     return v16_div(g, v16_add(v16_set1(1.0f), e));
+}
+
+/* u / (1 + exp(-g)) */
+V16_FN v16 v16_sigmoid_mul(v16 g, v16 u) {
+    return v16_div(u, v16_add(v16_set1(1.0f), v16_exp(v16_sub(v16_set1(-0.0f), g))));
+}
+
+/* a / (1 + exp(-alpha a)) (b + 1), a = min(g, most), b = u from least to most; minus = -alpha.  The bounds come first in min and max:
+ * so NaN stays. */
+V16_FN v16 v16_clamped_mul(v16 g, v16 u, v16 minus, v16 most, v16 least) {
+    const v16 one = v16_set1(1.0f), a = v16_min(most, g), b = v16_max(least, v16_min(most, u));
+    return v16_mul(v16_div(a, v16_add(one, v16_exp(v16_mul(a, minus)))), v16_add(b, one));
 }
 
 /* 0.5 g (1 + tanh z) = g / (1 + exp(-2 z)), z = sqrt(2/pi) (g + 0.044715 g^3): the second form keeps its relative

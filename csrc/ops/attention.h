@@ -58,14 +58,26 @@ static inline float *ni_part_of(const ni_attention *n, float *parts, int64_t slo
     return parts + (slot * n->heads + head * ni_parts_at(n->most_runs, pos) + k) * (n->ev + 16);
 }
 
-/* Norms (w may be NULL) and rotates one head of e values into out. */
-static inline void ni_rotate(const ni_ctx *c, const ni_attention *n, const float *x, const float *w, float eps, const float *table,
-                             int64_t row, float *out) {
-    if (w) ni_k->vec.scale_mul(x, 1.0f / sqrtf(ni_k->vec.sum_squares(x, n->e) / (float)n->e + eps), w, n->e, out);
-    else memcpy(out, x, (size_t)n->e * sizeof *out);
-    if (!table) return;
-    const float *cosine = table + row * n->n_rot;
-    (void)c;
-    (n->neox ? ni_k->vec.rope_neox : ni_k->vec.rope_norm)(out, cosine, cosine + n->n_rot / 2, n->n_rot);
+/* acc / l, the values of one head [ev]; its sink (NULL: it has none) is one more score, of no value. */
+static inline void ni_finish(const ni_attention *n, float m, float l, const float *acc, const float *sink, float *out) {
+    float factor = 1.0f / l;
+    if (sink) {
+        const float top = m > *sink ? m : *sink;
+        float e[2] = {m - top, *sink - top};
+        ni_k->vec.exp(e, 0.0f, 2, e);
+        factor = e[0] / (l * e[0] + e[1]);
+    }
+    ni_k->vec.scale_mul(acc, factor, NULL, n->ev, out);
+}
+
+/* Norms (w may be NULL) and rotates (table may be NULL) one head of e values into out, in this order or the other. */
+static inline void ni_rotate(const ni_attention *n, const float *x, const float *w, float eps, const float *table, int64_t row, float *out) {
+    memcpy(out, x, (size_t)n->e * sizeof *out);
+    const float *cosine = table ? table + row * n->n_rot : NULL;
+    for (int pass = 0; pass < 2; pass++) {
+        if (pass == !n->norm_last) {
+            if (table) (n->neox ? ni_k->vec.rope_neox : ni_k->vec.rope_norm)(out, cosine, cosine + n->n_rot / 2, n->n_rot);
+        } else if (w) ni_k->vec.scale_mul(out, 1.0f / sqrtf(ni_k->vec.sum_squares(out, n->e) / (float)n->e + eps), w, n->e, out);
+    }
 }
 #endif

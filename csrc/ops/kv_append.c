@@ -35,7 +35,7 @@ void ni_op_kv_append(const ni_ctx *c, const ni_op *op) {
                 uint8_t *keys = ni_keys(&n, s, g, j), *values = ni_values(&n, s, g, j);
                 for (int64_t p = ni_max(p0, s->pos0); p < ni_min(p0 + 16, to); p++) {
                     int64_t row = s->row0 + p - s->pos0;
-                    ni_rotate(c, &n, k + (row * n.kv_heads + g) * n.e, w, op->f[0], table, row, key);
+                    ni_rotate(&n, k + (row * n.kv_heads + g) * n.e, w, op->f[0], table, row, key);
                     n.kv->store_key(key, n.e, keys, (int)(p % NI_CHUNK));
                     n.kv->store_value(v + (row * n.kv_heads + g) * n.ev, n.ev, values, (int)(p % NI_CHUNK));
                 }

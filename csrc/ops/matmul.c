@@ -1,5 +1,5 @@
-/* y_j = W_j h + b_j for up to three matrices that read the same input.
- * t: h, y0, y1?, y2? (-1 for y0: the step's `out`).  w: W0, W1?, W2?, and their biases b0?, b1?, b2? (floats).
+/* y_j = scale * (W_j h + b_j) for up to three matrices that read the same input; where there is a cap, cap * tanh(y_j / cap) of it.
+ * t: h, y0, y1?, y2? (-1 for y0: the step's `out`).  w: W0, W1?, W2?, and their biases b0?, b1?, b2? (floats).  f: scale, cap (0: none).
  *
  * The matrices' rows are cut over the workers as one long run, so that q/k/v and gate/up cost one stage; cut.h says how.  Part of the work
  * lies in pieces, which workers take as they get free: cores are never equally fast for long.  One token, or a few, stream packed
@@ -84,9 +84,15 @@ static void many_tokens(const ni_ctx *c, const ni_weight *w, const uint8_t *pack
     }
 }
 
-/* Adds a bias to rows [r0, r1) that are finished, of all tokens: once, by whoever finished them. */
-static void add_bias(const float *bias, float *y, int64_t stride, int64_t n_tokens, int64_t r0, int64_t r1) {
-    for (int64_t t = 0; t < n_tokens; t++, y += stride) ni_k->vec.add(y + r0, bias + r0, r1 - r0, y + r0);
+/* Bias, scale and cap of rows [r0, r1) of matrix j whose sums are finished, of all tokens from y on: once, by whoever finished them. */
+static void finish(const matmul *m, int j, float *y, int64_t n_tokens, int64_t r0, int64_t r1) {
+    const float *bias = ni_copy_of(m->c, m->op, NI_MATRICES + j), scale = m->op->f[0], cap = m->op->f[1];
+    for (int64_t t = 0, n = r1 - r0; t < n_tokens; t++) {
+        float *row = y + t * m->w[j]->n + r0;
+        if (bias) ni_k->vec.add(row, bias + r0, n, row);
+        if (scale != 1.0f) ni_k->vec.scale_mul(row, scale, NULL, n, row);
+        if (cap > 0) ni_k->vec.softcap(row, cap, n, row);
+    }
 }
 
 static void multiply(const matmul *m, const ni_block *b) {
@@ -99,8 +105,7 @@ static void multiply(const matmul *m, const ni_block *b) {
         float *y = result(m, j) + b->t0 * w->n;
         if (ni_are_few(n_tokens, w->type)) few_tokens(m->c, w, ni_copy_of(m->c, m->op, j), &x, n_tokens, g0, g1, y, m->mem);
         else many_tokens(m->c, w, ni_copy_of(m->c, m->op, j), &x, n_tokens, g0, g1, y, &m->mem->panels);
-        const float *bias = ni_copy_of(m->c, m->op, NI_MATRICES + j);
-        if (bias) add_bias(bias, y, w->n, n_tokens, g0 * NI_ROWS, ni_min(g1 * NI_ROWS, w->n));
+        finish(m, j, y, n_tokens, g0 * NI_ROWS, ni_min(g1 * NI_ROWS, w->n));
         count(m, w, g1 - g0, w->k, n_tokens);
     }
 }
@@ -129,8 +134,7 @@ static void continue_group(const matmul *m, const ni_block *b, ni_seam *seam) {
     if (b->k1 < w->k) return;
     const int64_t r0 = g * NI_ROWS, r1 = ni_min(r0 + NI_ROWS, w->n);
     put_sums(seam->sums, 1, m->run.n_tokens, ni_formats[w->type].kind == NI_PANEL_MIN, result(m, j) + r0, w->n, r1 - r0);
-    const float *bias = ni_copy_of(m->c, m->op, NI_MATRICES + j);
-    if (bias) add_bias(bias, result(m, j), w->n, m->run.n_tokens, r0, r1);
+    finish(m, j, result(m, j), m->run.n_tokens, r0, r1);
 }
 
 /* Both workers of a seam come here, the earlier one with the sums in place; the one who comes second ends the group.  So neither waits:

@@ -5,8 +5,9 @@
 
 import contextlib
 import logging
-from dataclasses import dataclass
-from itertools import accumulate
+import math
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 
 import numpy as np
 
@@ -34,6 +35,10 @@ class Matrix:
         What is added to the finished rows: ``x.bias`` beside ``x.weight``; E * N values, expert after expert.
     path : str or None
         The file, None for a matrix of no file.
+    tensor : str
+        The file's tensor, if the matrix is some rows of it.
+    first : int
+        Of these rows, the first.
     """
 
     name: str
@@ -43,6 +48,13 @@ class Matrix:
     experts: int = 1
     bias: "Vector | None" = None
     path: str | None = None
+    tensor: str = ""
+    first: int = 0
+
+    @property
+    def in_file(self):
+        """Name of the file's tensor that holds the rows."""
+        return self.tensor or self.name
 
     @property
     def code(self):
@@ -60,7 +72,7 @@ class Matrix:
     @property
     def short_name(self):
         """``attn_q`` for ``blk.3.attn_q.weight``."""
-        return self.name.removesuffix(".weight").rpartition(".")[2]
+        return self.name.replace(".weight", "").rpartition(".")[2]
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +119,7 @@ class Catalog:
 
     def __init__(self, gguf):
         self.gguf = gguf
-        self.used, self._constants, self._read = {}, {}, set()
+        self.used, self._constants, self._parts, self._read = {}, {}, {}, set()
         self._longest = max((n for tensor in gguf.tensors.values() if len(tensor.shape) > 1 for n in tensor.shape), default=0)
 
     def __contains__(self, name):
@@ -134,6 +146,15 @@ class Catalog:
             else:
                 raise UnsupportedModel(f"shape of tensor {name}", tensor.shape, ["(N,)", "(N, K)", "(E, N, K)"],
                                        f"The file is {tensor.path}")  # fmt: skip
+        return self.used[name]
+
+    def row(self, name):
+        """The Matrix called `name`, of one row, whether the file holds (1, K) or (K,)."""
+        tensor = self._tensor(name)
+        if len(tensor.shape) != 1:
+            return self[name]
+        if name not in self.used:
+            self.used[name] = Matrix(name, tensor.type, 1, tensor.shape[0], path=self.gguf.paths[tensor.shard])
         return self.used[name]
 
     def _tensor(self, name):
@@ -168,6 +189,23 @@ class Catalog:
             return None
         return self[name]
 
+    def rows(self, name, *counts):
+        """The matrix called `name` in parts of so many rows each, from the first to the last; its bias goes along."""
+        whole = self[name]
+        if not isinstance(whole, Matrix) or whole.experts != 1 or whole.n != sum(counts):
+            found = f"{whole.n} values" if isinstance(whole, Vector) else f"{whole.experts * whole.n} rows"
+            raise CorruptModel(whole.path, f"tensor {name!r} has {found}, wanted {sum(counts)} rows: {' + '.join(map(str, counts))}")
+        parts = []
+        for first, end in pairwise(accumulate(counts, initial=0)):
+            rows, bias = f"[{first}:{end}]", whole.bias
+            if (name + rows) not in self._parts:
+                if bias is not None:
+                    bias = Vector(bias.name + rows, np.ascontiguousarray(bias.values[first:end]), path=bias.path)
+                    self._read.add(whole.bias.name)
+                self._parts[name + rows] = replace(whole, name=name + rows, n=end - first, bias=bias, tensor=name, first=first)
+            parts.append(self._parts[name + rows])
+        return parts
+
     def values(self, name):
         """The values of a tensor that a plan is computed from, (n,) float32, or None if the file has none; no op needs to read it."""
         vector = self.get(name)
@@ -178,13 +216,27 @@ class Catalog:
             raise CorruptModel(vector.path, f"tensor {name!r} is a matrix of {vector.n} x {vector.k} values, wanted a vector")
         return vector.values
 
+    def blocks(self, n):
+        """`block` of the first n layers."""
+        return [self.block(i) for i in range(n)]
+
     def block(self, i):
         """Tensors of layer i as attributes: ``.attn_q`` is ``blk.<i>.attn_q.weight``."""
         return _Block(self, f"blk.{i}.")
 
+    def skip(self, prefixes):
+        """Do without the tensors whose names begin so; whether there are any."""
+        skipped = [name for name in self.gguf.tensors if name.startswith(tuple(prefixes))]
+        self._read.update(skipped)
+        return bool(skipped)
+
     def constant(self, name, values):
         """A float64 vector that is not in the file; the first values given under a name stay."""
         return self._constants.setdefault(name, Vector(name, np.ascontiguousarray(values, np.float64)))
+
+    def ones(self, n):
+        """The weight of a norm that has none."""
+        return self._constants.setdefault(f"{n} ones", Vector(f"{n} ones", np.ones(n, np.float32)))
 
     def check_all_used(self, weights):
         """Whether every tensor of the file is one of the `weights` that ops read, or its values were.
@@ -196,7 +248,7 @@ class Catalog:
         PlanError
             The architecture asked for a tensor and gave it to no op.
         """
-        read = self._read.union(w.name for w in weights)
+        read = self._read.union(w.in_file if isinstance(w, Matrix) else w.name for w in weights)
         unused = [name for name in self.gguf.tensors if name not in read]
         for name in unused:
             if name in self.used:
@@ -218,6 +270,18 @@ class _Block:
     def get(self, name):
         """The tensor, or None if the file has none."""
         return self._catalog.get(f"{self._prefix}{name}.weight")
+
+    def rows(self, name, *counts):
+        """The matrix in parts of so many rows."""
+        return self._catalog.rows(f"{self._prefix}{name}.weight", *counts)
+
+    def bias(self, name):
+        """A bias that goes with no weight, ``<name>.bias`` or, in some files, ``<name>`` alone; None if the file has none."""
+        return self._catalog.get(f"{self._prefix}{name}.bias") or self._catalog.get(f"{self._prefix}{name}")
+
+    def row(self, name):
+        """A matrix of one row, which files may hold as a vector."""
+        return self._catalog.row(f"{self._prefix}{name}.weight")
 
 
 class Replicas:
@@ -281,13 +345,13 @@ class Replicas:
         """
         gguf.check_complete()
         matrices = sorted((w for w in self.weights if isinstance(w, Matrix)),
-                          key=lambda w: (gguf.tensors[w.name].shard, gguf.tensors[w.name].offset))
+                          key=lambda w: (gguf.tensors[w.in_file].shard, gguf.tensors[w.in_file].offset, w.first))
         vectors = [w for w in self.weights if isinstance(w, Vector)]
         nonzero = np.zeros(len(self.weights), np.uint8)
         reading = _Reading(gguf, matrices, nonzero, progress)
         with contextlib.ExitStack() as files:
             fds = {t.shard: files.enter_context(t.open()).fileno() for t in reading.last.values()}
-            pieces = [(self.entry(w), (fds[t.shard], t.offset), row_bytes)
+            pieces = [(self.entry(w), (fds[t.shard], t.offset + w.first * row_bytes), row_bytes)
                       for w, t, row_bytes in zip(matrices, reading.tensors, reading.row_bytes)]
             # Vectors last, for then the huge pages around them are there: each would cost one thread the clearing of such a page.
             pieces += [(self.entry(w), w.values.ctypes.data, w.packed_bytes) for w in vectors]
@@ -306,9 +370,9 @@ class _Reading:
 
     def __init__(self, gguf, matrices, nonzero, progress):
         self._gguf, self._nonzero, self._progress = gguf, nonzero, progress
-        self.tensors = [gguf.tensors[w.name] for w in matrices]
-        self.row_bytes = [t.n_bytes // (w.n * w.experts) for t, w in zip(self.tensors, matrices)]
-        self._before = [0, *accumulate(t.n_bytes for t in self.tensors)]
+        self.matrices, self.tensors = matrices, [gguf.tensors[w.in_file] for w in matrices]
+        self.row_bytes = [t.n_bytes // math.prod(t.shape[:-1]) for t in self.tensors]
+        self._before = [0, *accumulate(row * w.n * w.experts for row, w in zip(self.row_bytes, matrices))]
         self._seen, self._done, self._shard, self._released = 0, 0, 0, 0
         self.last = {t.shard: t for t in sorted(gguf.tensors.values(), key=lambda t: (t.shard, t.offset))}  # one of each shard
 
@@ -324,7 +388,7 @@ class _Reading:
         if seen < len(self.tensors):
             tensor = self.tensors[seen]
             done += row * self.row_bytes[seen]
-            self._give_back(tensor, row * self.row_bytes[seen])
+            self._give_back(tensor, (self.matrices[seen].first + row) * self.row_bytes[seen])
         if done > self._done:
             self._done = done
             if self._progress:
@@ -340,7 +404,7 @@ class _Reading:
                                "read from the disk", tensor.offset)
         self.tick(len(self._nonzero), 0)
         self._gguf.check_unchanged()
-        zeros = [tensor.name for tensor, nonzero in zip(self.tensors, self._nonzero) if not nonzero]
+        zeros = [w.name for w, nonzero in zip(self.matrices, self._nonzero) if not nonzero]
         if zeros:
             more = f" and {len(zeros) - 3} more" if len(zeros) > 3 else ""
             log.warning("%s: all values of tensor %s%s are zero; the model runs, but is that meant?", self._gguf.path,

@@ -225,6 +225,9 @@ static void check_maps(const ni_kernels *table) {
         for (int j = 0; j < n_edges; j++) a[(j + 3 * n) % (n > n_edges ? n : MOST_N)] = edges[j];
         BOTH("silu_mul", float, n, V->silu_mul(a, b, n, OUT));
         BOTH("gelu_mul", float, n, V->gelu_mul(a, b, n, OUT));
+        BOTH("sigmoid_mul", float, n, V->sigmoid_mul(a, b, n, OUT));
+        BOTH("limited_mul", float, n, V->limited_mul(a, b, 7.0f, n, OUT));
+        BOTH("clamped_mul", float, n, V->clamped_mul(a, b, 1.702f, 7.0f, n, OUT));
         BOTH("softcap", float, n, V->softcap(a, 30.0f, n, OUT));
         BOTH("softcap", float, n, V->softcap(a, 0.7f, n, OUT));
         BOTH("scale_mul", float, n, V->scale_mul(b, 0.37f, a, n, OUT));
@@ -234,6 +237,9 @@ static void check_maps(const ni_kernels *table) {
         BOTH("sum", float, 1, OUT[0] = V->sum(b, n));
         BOTH("exp", float, n, V->exp(a, 0.37f, n, OUT));
         BOTH("minus", float, n, V->minus(a, 0.37f, n, OUT));
+        BOTH("gelu", float, n, V->gelu(a, n, OUT));
+        BOTH("relu_squared", float, n, V->relu_squared(a, n, OUT));
+        BOTH("xielu", float, n, V->xielu(a, 0.8f, 1.1f, 0.5f, -1e-6f, n, OUT));
         BOTH("to_f16", uint16_t, n, V->to_f16(a, n, OUT));
         for (int e = -26; e < 18; e += 3) {   /* the range of halves, subnormals and overflow */
             for (int j = 0; j < n; j++) a[j] = ldexpf(uniform(1), e);

@@ -5,7 +5,13 @@ from importlib import import_module
 from ...errors import UnsupportedModel
 from .blocks import Hyperparameters
 
-SUPPORTED = ("llama", "gemma3")
+SUPPORTED = (
+    "afmoe", "apertus", "arcee", "bailingmoe", "bailingmoe2", "cohere2", "cohere2moe", "command-r", "dbrx", "deepseek", "deepseek2",
+    "deepseek32", "dots1", "ernie4_5", "ernie4_5-moe", "exaone-moe", "exaone4", "falcon", "gemma", "gemma2", "gemma3", "glm-dsa", "glm4",
+    "glm4moe", "gpt-oss", "gpt2", "gptneox", "granite", "granitemoe", "hunyuan-dense", "hunyuan-moe", "hy_v3", "internlm2", "laguna",
+    "llama", "llama4", "mimo2", "minicpm", "minimax-m2", "mistral3", "mistral4", "nemotron", "olmo2", "olmoe", "phi2", "phi3", "qwen2",
+    "qwen2moe", "qwen3", "qwen3moe", "seed_oss", "smollm3", "stablelm", "starcoder2", "step35",
+)  # fmt: skip
 
 
 def context_length(gguf):
@@ -27,7 +33,7 @@ def build(plan, catalog):
         The architecture leaves a tensor unread, or the KV memory would be too large to be named.
     """
     _check(catalog.gguf)
-    import_module(f".{catalog.gguf.architecture}", __name__).build(plan, catalog)
+    import_module("." + catalog.gguf.architecture.replace("-", "_"), __name__).build(plan, catalog)
     catalog.check_all_used([*plan.weights, *plan.spared])
     return plan.compile()
 

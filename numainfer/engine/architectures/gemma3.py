@@ -12,7 +12,7 @@ from .blocks import Hyperparameters, Residual, embedding_matrix, output_matrix
 def build(p, weights):
     """Append Gemma 3's forward pass to plan `p`."""
     c = Hyperparameters(weights.gguf)
-    c.check_neutral()
+    c.check_neutral("attention.sliding_window")
     eps = c.float("attention.layer_norm_rms_epsilon", low=0, high=1)
     blocks = c.int("block_count", high=4096)
     a = c.attention(neox=True, eps=eps)
