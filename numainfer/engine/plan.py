@@ -525,6 +525,8 @@ class Plan:
                 continue
             tensor.last = index
             tensor.is_read |= mode == "r"
+            if mode == "r" and not matrices and "i" not in tensor.forms:
+                tensor.forms.add("f")  # what multiplies matrices has asked for the forms that these take
             if mode == "w" and tensor.first < 0:
                 tensor.first = index
             elif tensor.first < 0:
