@@ -13,10 +13,10 @@ import tempfile
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 import numpy as np
 import random_gguf
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from numainfer.engine.engine import Engine
 from numainfer.gguf.file import GGUFFile

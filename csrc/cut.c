@@ -11,7 +11,7 @@ enum {
 };
 
 /* A line's parts, in memory that waits for no arithmetic, hold for up to 32 tokens; a grid reads weights as often as it has columns. */
-const ni_sizes ni_default_sizes = {.crew = 16, .piece_bytes = 32 << 10, .exact_groups = 16, .line_tokens = 32,
+const ni_sizes ni_default_sizes = {.crew = 16, .piece_bytes = 64 << 10, .exact_groups = 16, .line_tokens = 32,
                                    .tile_groups = 32, .tile_tokens = 128};
 
 static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
