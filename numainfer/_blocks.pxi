@@ -202,10 +202,18 @@ cdef class Tables:
         block.number = ni_table_swap(&self.t[i], chunk, mine)
 
     def share(self, Tables other, int64_t n):
-        """Become tables of the blocks that hold the first n positions of `other`, which reaches n; nothing is copied."""
+        """Become tables of the blocks that hold the first n positions of `other`; nothing is copied.
+
+        Raises
+        ------
+        ValueError
+            Pools differ, one of the two is closed, or the positions are not there: another thread may have cut them off.
+        """
         cdef ni_status st
         if self.closed or other.closed or self.pools != other.pools:
             raise ValueError("tables can share blocks of the same pools, while both are open")
+        if not other.reaches(n):
+            raise ValueError(f"{n} positions cannot be shared: they are not all there any more")
         for i in range(self.n):
             if ni_table_share(&self.t[i], &other.t[i], n, &st):
                 _fail(&st)

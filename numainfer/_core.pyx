@@ -240,7 +240,7 @@ def in_default_floats(function):
 
 
 def formats():
-    """Weight formats by GGUF name: dict of code, block, block_bytes, record_bytes, quantised."""
+    """Weight formats by GGUF name: dict of code, block, block_bytes, kind, record_bytes, quantised."""
     return {ni_formats[i].name.decode(): dict(code=i, block=ni_formats[i].block, block_bytes=ni_formats[i].block_bytes,
                                               kind=ni_formats[i].kind, record_bytes=ni_formats[i].record_bytes,
                                               quantised=ni_formats[i].kind != 0)

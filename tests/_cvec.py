@@ -52,6 +52,9 @@ SIGNATURES = [  # the members of struct ni_vec_kernels, in order: name, result, 
     ("gelu", None, (_P, _N, _P)),
     ("relu_squared", None, (_P, _N, _P)),
     ("xielu", None, (_P, _F, _F, _F, _F, _N, _P)),
+    ("sigmoid_mul", None, (_P, _P, _N, _P)),
+    ("clamped_mul", None, (_P, _P, _F, _F, _N, _P)),
+    ("limited_mul", None, (_P, _P, _F, _N, _P)),
     ("softcap", None, (_P, _F, _N, _P)),
     ("rope_norm", None, (_P, _P, _P, _N)),
     ("rope_neox", None, (_P, _P, _P, _N)),
@@ -177,6 +180,15 @@ class Kernels:
 
     def xielu(self, x, *constants):
         return self._map("xielu", x.size, x, *constants)
+
+    def sigmoid_mul(self, g, u):
+        return self._map("sigmoid_mul", g.size, g, u)
+
+    def clamped_mul(self, g, u, alpha, limit):
+        return self._map("clamped_mul", g.size, g, u, alpha, limit)
+
+    def limited_mul(self, g, u, limit):
+        return self._map("limited_mul", g.size, g, u, limit)
 
     def softcap(self, x, cap):
         return self._map("softcap", x.size, x, cap)

@@ -219,8 +219,10 @@ def test_after_close(tiny_model):
     session, stream = tiny_model.session(), tiny_model.stream("abc", max_tokens=50, ignore_eos=True)
     session.generate("abc", max_tokens=2)
     next(stream)
+    pools = tiny_model.runtime.engine.caches.pools
     tiny_model.close()
     tiny_model.close()
+    assert session.closed and [pool.n_out for pool in pools] == [0] * len(pools)  # its memory went too
     verbs = [
         lambda: tiny_model.generate("x"), lambda: tiny_model.stream("x"), lambda: tiny_model.chat("x"),
         lambda: tiny_model.logits([1]), lambda: tiny_model.score("xyz"), lambda: tiny_model.embed("x"),

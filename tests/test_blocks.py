@@ -194,7 +194,7 @@ def test_wrong_use():
     tables, other = _core.Tables([one], [0], N_BATCH), _core.Tables([two], [0], N_BATCH)
     tables.prepare(0, CHUNK)
     for refused in (lambda: other.share(tables, 1), lambda: tables.swap(0, 0, _core.Block(two)),
-                    lambda: tables.swap(0, 1, _core.Block(one)),
+                    lambda: tables.swap(0, 1, _core.Block(one)), lambda: _core.Tables([one], [0], N_BATCH).share(tables, CHUNK + 1),
                     lambda: tables.swap(1, 0, _core.Block(one)), lambda: tables.blocks(1), lambda: tables.address_of(0, 1)):  # fmt: skip
         with pytest.raises(ValueError):
             refused()

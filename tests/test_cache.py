@@ -319,6 +319,8 @@ def test_closing_in_the_midst_of_a_step(paths):
         assert kv.n_blocks == 0 and out(engine) == [0, 0]
         with pytest.raises(ModelClosed, match="session was closed"):
             engine.step([(kv, IDS[:20], 0)], [0])
+        with pytest.raises(ModelClosed, match="session was closed"):
+            kv.copy(0)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -383,6 +385,7 @@ def test_layouts():
                 assert all(len(found) == 1 for found in owners.values())
                 told = owner_of_pages(kind, 5, 2, n_nodes)
                 assert all(told[p * page // 4096] == next(iter(found)) for p, found in owners.items())
+    assert [cache_module.owner(1, chunk, 3, 2, 2) for chunk in range(5)] == [1, 1, 0, 0, 1]  # two chunks in a row
     assert Layout("f16", 512, 1).bytes(1000) == 0
 
 

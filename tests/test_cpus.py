@@ -42,6 +42,12 @@ def load(path, **options):
     return ni.load(path, n_ctx=64, n_batch=8, progress=False, **options)
 
 
+def hold_of(cpus):
+    hold = cpus_of.Hold()
+    hold.take(cpus)
+    return hold
+
+
 def taken(model):
     return [cpu for node in model.placement.nodes for cpu in node.cpus]
 
@@ -79,6 +85,27 @@ def test_a_load_that_fails_holds_nothing(path):
     assert cpus_of.holders([a]) == {}
 
 
+@pytest.mark.parametrize("nth", range(4))
+def test_a_load_that_is_interrupted_leaves_no_lock(path, monkeypatch, nth):
+    """Ctrl-C right behind each lock that is set, or given back."""
+    calls, do = [], cpus_of._set
+
+    def press(*arguments):
+        done = do(*arguments)
+        calls.append(arguments)
+        if len(calls) == nth + 1:
+            raise KeyboardInterrupt
+        return done
+
+    monkeypatch.setattr(cpus_of, "_set", press)
+    with pytest.raises(KeyboardInterrupt):
+        load(path).close()
+    asked = python("import sys; from numainfer.machine import cpus\ncpus.LOCKS = sys.argv[1]\n"
+                   "print([cpus._other_process(byte) for byte in [*map(int, sys.argv[2:]), cpus._CHOOSING]])",
+                   cpus_of.LOCKS, *{byte for _, byte in calls} - {cpus_of._CHOOSING})  # fmt: skip
+    assert set(asked.strip("[]\n").split(", ")) == {"None"}
+
+
 @two_cpus
 def test_lanes_of_a_model_share_its_cpus(path, monkeypatch):
     pretend(monkeypatch, 2, 1)
@@ -89,7 +116,7 @@ def test_lanes_of_a_model_share_its_cpus(path, monkeypatch):
 
 
 def test_an_engine_that_is_forgotten_holds_nothing():
-    hold = cpus_of.Hold([CPUS[0]])
+    hold = hold_of([CPUS[0]])
     assert cpus_of.holders(CPUS) == {CPUS[0]: [cpus_of.OTHER_MODEL]}
     del hold
     assert cpus_of.holders(CPUS) == {}
@@ -142,7 +169,7 @@ def test_two_processes(path):
 @two_cpus
 def test_what_is_held_again_is_seen_again():
     for _ in range(2):
-        hold = cpus_of.Hold([CPUS[0]])
+        hold = hold_of([CPUS[0]])
         code = "import sys; from numainfer.machine import cpus; cpus.LOCKS = sys.argv[1]; print(cpus.holders([int(sys.argv[2])]))"
         assert python(code, cpus_of.LOCKS, CPUS[0]).strip() == str({CPUS[0]: [f"process {os.getpid()}"]})
         hold.close()
@@ -151,7 +178,7 @@ def test_what_is_held_again_is_seen_again():
 
 def test_a_core_is_held_not_a_cpu(monkeypatch):
     monkeypatch.setattr(cpus_of, "core", lambda cpu: cpu % 8)
-    hold = cpus_of.Hold([11])
+    hold = hold_of([11])
     assert set(cpus_of.holders(range(16))) == {3, 11}
     hold.close()
 
@@ -193,7 +220,7 @@ def test_a_process_that_never_ends_choosing_is_not_waited_for_long():
     begin = time.monotonic()
     with cpus_of.choosing():
         waited = time.monotonic() - begin
-        hold = cpus_of.Hold([CPUS[0]])
+        hold = hold_of([CPUS[0]])
     assert 0.4 < waited < 5 and CPUS[0] in cpus_of.holders(CPUS)
     hold.close()
     child.communicate(b"\n")
@@ -206,7 +233,7 @@ def test_without_a_place_for_the_locks_models_of_a_process_know_each_other(monke
     monkeypatch.setattr(cpus_of, "LOCKS", str(tmp_path / "absent" / "locks"))
     begin = time.monotonic()
     with cpus_of.choosing():
-        hold = cpus_of.Hold([CPUS[0]])
+        hold = hold_of([CPUS[0]])
     assert time.monotonic() - begin < 0.3
     assert cpus_of.holders(CPUS) == {CPUS[0]: [cpus_of.OTHER_MODEL]}
     hold.close()
@@ -215,7 +242,7 @@ def test_without_a_place_for_the_locks_models_of_a_process_know_each_other(monke
 
 def test_a_descriptor_that_others_close():
     """A daemon closes all descriptors: the next file that gets the number is not ours."""
-    hold = cpus_of.Hold([CPUS[0]])
+    hold = hold_of([CPUS[0]])
     os.close(cpus_of._fd[0])
     with open(os.devnull) as other:
         cpus_of.holders(CPUS)

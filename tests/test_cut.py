@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -114,15 +115,17 @@ def sheet(tmp_path_factory):
     tensors["k"] = random_weights(rng, 400, 768, "Q4_K", 0.04), "Q4_K"
     tensors["l"] = random_weights(rng, 200, 768, "Q6_K", 0.04), "Q6_K"
     tensors["xk"] = rng.standard_normal((40, 768))
+    for name in (*kinds, "k", "l"):
+        tensors[f"bias {name}"] = rng.standard_normal(len(tensors[name][0]))
     sheet = Sheet(tmp_path_factory.mktemp("cut") / "sheet.gguf", tensors)
     yield sheet
     sheet.close()
 
 
 def product_of(names, which=0, x="x"):
-    """A plan of one matmul whose result number `which` is the plan's own."""
+    """A plan of one matmul, with biases, whose result number `which` is the plan's own."""
     def build(p, s):
-        y = p.matmul(p.embed(s[x]), *(s[name] for name in names))
+        y = p.matmul(p.embed(s[x]), *(replace(s[name], bias=s[f"bias {name}"]) for name in names))
         p.logits(y if len(names) == 1 else y[which], None)
 
     return build

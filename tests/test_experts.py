@@ -71,7 +71,8 @@ def softmax(x):
 
 def routed(scores, used, gating="softmax", bias=None, normed=False, scale=1.0, groups=1, groups_used=1):
     """The op in float64: ids and weights (T, used)."""
-    gates = {"softmax": softmax, "sigmoid": lambda x: 1 / (1 + np.exp(-x)), "chosen": lambda x: x}[gating](scores)
+    gates = {"softmax": softmax, "sigmoid": lambda x: 1 / (1 + np.exp(-x)), "chosen": lambda x: x,
+             "sqrtsoftplus": lambda x: np.sqrt(np.logaddexp(0, x)), "late": lambda x: x}[gating](scores)
     choice = gates + (0 if bias is None else bias)
     grouped = choice.reshape(len(choice), groups, -1)
     score = np.sort(grouped, axis=-1)[..., -2:].sum(axis=-1)
@@ -82,6 +83,8 @@ def routed(scores, used, gating="softmax", bias=None, normed=False, scale=1.0, g
     weights = np.take_along_axis(gates, ids, axis=-1)
     if gating == "chosen":
         weights = softmax(weights)
+    if gating == "late":
+        weights = 1 / (1 + np.exp(-weights))
     if normed:
         weights = weights / weights.sum(axis=-1, keepdims=True)
     return ids, weights * scale
@@ -109,6 +112,7 @@ def run_route(sheet, team, scores, tokens, **options):
 @pytest.mark.parametrize("options", [
     {"used": 1}, {"used": 3}, {"used": E}, {"used": 3, "normed": True, "scale": 2.5}, {"used": 4, "gating": "sigmoid", "normed": True},
     {"used": 4, "gating": "sigmoid", "groups": 4, "groups_used": 2}, {"used": 2, "gating": "chosen"},
+    {"used": 3, "gating": "sqrtsoftplus", "normed": True}, {"used": 2, "gating": "late"},
     {"used": 5, "groups": 2, "groups_used": 1}, {"used": 2, "groups": E, "groups_used": 3},
 ], ids=str)  # fmt: skip
 @pytest.mark.parametrize("with_bias", [False, True])
@@ -229,6 +233,53 @@ def test_a_mix_is_summed_in_the_order_of_the_slots(sheet, team):
     same_bits(run(build), total + rows[0])
 
 
+def test_a_mix_is_scaled_at_its_end(sheet, team):
+    def build(p, s, scale):
+        h = p.embed(s["x"])
+        p.logits(p.mix(p.matmul_grouped(h, None, s["three.weight"]), p.score(h, s["weigh.weight"]), also=p.matmul(h, s["slice0"]),
+                       scale=scale), None)
+
+    with rig(sheet, team, lambda p, s: build(p, s, 1.0), hidden=True) as r:
+        plain = r.run(np.arange(40))
+    with rig(sheet, team, lambda p, s: build(p, s, 0.3), hidden=True) as r:
+        same_bits(r.run(np.arange(40)), plain * np.float32(0.3))
+        same_bits(r.run(np.arange(2)), plain[:2] * np.float32(0.3))
+
+
+def test_rows_are_weighed_before_the_experts(sheet, team):
+    """Each slot's row is a token's own times the slot's weight."""
+    def build(p, s):
+        h = p.embed(s["x"])
+        weights = p.score(h, s["weigh.weight"])
+        p.logits(p.mix(p.matmul_grouped(p.weigh(h, weights), None, s["three.weight"]), weights), None)
+
+    weights = sheet.exact["x"] @ sheet.exact["weigh.weight"].T
+    y = np.einsum("ts,td,snd->tsn", weights, sheet.exact["x"], sheet.exact["three.weight"])
+    wanted = np.einsum("tsn,ts->tn", y, weights)
+    with rig(sheet, team, build, hidden=True) as r:
+        found = r.run(np.arange(40))
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
+        same_for_all_teams("weighed", found)
+        same_bits(r.run(np.arange(3)), found[:3])
+
+
+@pytest.mark.parametrize("gate", ["sigmoid", "softplus"])
+def test_rows_of_slots_behind_gates(sheet, team, gate):
+    """As heads are."""
+    def build(p, s):
+        h = p.embed(s["x"])
+        p.logits(p.mix(p.weigh(p.matmul_grouped(h, None, s["three.weight"]), p.score(h, s["weigh.weight"]), gate=gate), None), None)
+
+    weights = sheet.exact["x"] @ sheet.exact["weigh.weight"].T
+    weights = 1 / (1 + np.exp(-weights)) if gate == "sigmoid" else np.logaddexp(0, weights)
+    wanted = np.einsum("ts,td,snd->tn", weights, sheet.exact["x"], sheet.exact["three.weight"])
+    with rig(sheet, team, build, hidden=True) as r:
+        found = r.run(np.arange(40))
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+        same_for_all_teams(("gated rows", gate), found)
+        same_bits(r.run(np.arange(3)), found[:3])
+
+
 def test_all_tokens_may_meet_one_expert_and_many_of_them(sheet, team):
     """200 times the same token: more rows than a block for some experts, none for the others."""
     for kind in ("F32", "Q4_K"):
@@ -271,7 +322,7 @@ def several(p, rows, width=D, form="f"):
     (lambda p, s, h, ids: p.matmul_grouped(several(p, 2), ids, s["Q8_0 up.weight"]), PlanError, "has 2 rows per token, wanted 1 or 3"),
     (lambda p, s, h, ids: p.matmul_grouped(h, ids), PlanError, "one to three matrices, found 0"),
     (lambda p, s, h, ids: p.matmul_grouped(h, ids, s["F32 down.weight"]), CorruptModel, "has width 273, wanted 256"),
-    (lambda p, s, h, ids: p.route(h, 3, gating="argmax"), PlanError, "gating 'argmax'; wanted one of softmax, sigmoid, chosen"),
+    (lambda p, s, h, ids: p.route(h, 3, gating="argmax"), PlanError, "gating 'argmax'; wanted one of softmax, sigmoid, chosen, sqrts"),
     (lambda p, s, h, ids: p.route(h, 3, groups=5), PlanError, "3 of 256 experts, in 1 of 5 groups"),
     (lambda p, s, h, ids: p.route(h, 200, groups=4, groups_used=3), PlanError, "200 of 256 experts, in 3 of 4 groups"),
     (lambda p, s, h, ids: p.route(p.matmul(h, s["one"]), 3), PlanError, "scores on every node"),

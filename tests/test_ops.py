@@ -255,11 +255,24 @@ def test_bias_of_the_logits(sheet, team):
             same_bits(r.run(np.arange(17), rows=rows), wanted)
 
 
-@pytest.mark.parametrize("activation", ["silu", "gelu"])
+def clamped(gate, up, alpha=1.702, limit=0.5):
+    gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit)
+    return gate / (1 + np.exp(-alpha * gate)) * (up + 1)
+
+
+GATES = {"silu": ref.silu_mul, "gelu": ref.gelu_mul, "sigmoid": lambda gate, up: up / (1 + np.exp(-gate)), "clamped": clamped,
+         "limited": lambda gate, up: np.minimum(gate / (1 + np.exp(-gate)), 0.5) * np.clip(up, -0.5, 0.5)}
+
+
+@pytest.mark.parametrize("activation", GATES)
 @pytest.mark.parametrize("k", [32, 96, 576])
 def test_gated(sheet, team, k, activation):
-    wanted = (ref.silu_mul if activation == "silu" else ref.gelu_mul)(sheet.exact[f"b{k}"], sheet.exact[f"a{k}"])
-    with rig(sheet, team, lambda p, s: p.logits(p.gated(p.embed(s[f"b{k}"]), p.embed(s[f"a{k}"]), activation), None), hidden=True) as r:
+    wanted = GATES[activation](sheet.exact[f"b{k}"], sheet.exact[f"a{k}"])
+
+    def build(p, s):
+        p.logits(p.gated(p.embed(s[f"b{k}"]), p.embed(s[f"a{k}"]), activation, alpha=1.702, limit=0.5), None)
+
+    with rig(sheet, team, build, hidden=True) as r:
         for tokens in TOKENS:
             found = r.run(np.arange(tokens))
             np.testing.assert_allclose(found, wanted[:tokens], rtol=3e-6, atol=1e-6)
@@ -280,6 +293,29 @@ def test_activate(sheet, team, k, activation, constants):
             found = r.run(np.arange(tokens))
             np.testing.assert_allclose(found, wanted[:tokens], rtol=3e-6, atol=1e-6)
             same_for_all_teams((activation, k, tokens), found)
+
+
+def test_gated_takes_both_halves_of_one_row(sheet, team):
+    wanted = ref.silu_mul(sheet.exact["a576"][:, :288], sheet.exact["a576"][:, 288:])
+    with rig(sheet, team, lambda p, s: p.logits(p.gated(p.embed(s["a576"]), None, "silu"), None), hidden=True) as r:
+        for tokens in TOKENS:
+            found = r.run(np.arange(tokens))
+            np.testing.assert_allclose(found, wanted[:tokens], rtol=3e-6, atol=1e-6)
+            same_for_all_teams(("halves", tokens), found)
+
+
+def test_normed(sheet, team):
+    """One copy per node of a shared row, whole."""
+    x, w = sheet.exact["a576"], sheet.exact["w576"]
+
+    def build(p, s):
+        p.logits(p.normed(p.embed(s["a576"]), s["w576"], 1e-5), None)
+
+    with rig(sheet, team, build, hidden=True) as r:
+        for tokens in TOKENS:
+            found = r.run(np.arange(tokens))
+            np.testing.assert_allclose(found, ref.rmsnorm(x[:tokens], w, 1e-5), rtol=3e-6, atol=1e-6)
+            same_for_all_teams(("normed", tokens), found)
 
 
 def test_rope_table(sheet, team):
@@ -378,3 +414,67 @@ def test_attend(tmp_path, team, a, normed, kv_type):
         assert np.abs(found - wanted).mean() < mean
         same_for_all_teams(("attend", a, kv_type), found)
     sheet.close()
+
+
+@pytest.mark.parametrize("window", [0, 40])
+def test_sinks(tmp_path, team, window):
+    """One more score per head, without a value: for tiles of a prompt and for the parts of decoding sequences."""
+    n, a = 600, Attention(6, 2, 32, 16, 0, False, 0.2, window=window)
+    rng = np.random.default_rng(8)
+    sheet = Sheet(tmp_path / "sinks.gguf", {
+        "q": rng.standard_normal((n, 6 * 32)), "k": rng.standard_normal((n, 2 * 32)), "v": rng.standard_normal((n, 2 * 16)),
+        "sinks": np.array([0.0, 3.0, -40.0, 60.0, 1.0, -1.0])})  # fmt: skip
+    q, k, v = (sheet.exact[name].reshape(n, heads, -1) for name, heads in (("q", 6), ("k", 2), ("v", 2)))
+    k, v = (np.repeat(ref.stored(x, "f16"), 3, axis=1) for x in (k, v))
+    scores = np.einsum("qhe,khe->hqk", q, k) * a.scale
+    at = np.arange(n)
+    seen = (at[:, None] >= at) & ((at[:, None] - at < window) | (window == 0))
+    scores = np.where(seen, scores, -np.inf)
+    sinks = sheet.exact["sinks"][:, None, None]
+    top = np.maximum(scores.max(axis=-1, keepdims=True), sinks)
+    p = np.exp(scores - top)
+    wanted = np.einsum("hqk,khe->qhe", p / (p.sum(axis=-1, keepdims=True) + np.exp(sinks - top)), v).reshape(n, -1)
+
+    def build(p, s):
+        p.logits(p.attend(*(p.embed(s[name]) for name in "qkv"), a, sinks=s["sinks"]), None)
+
+    with rig(sheet, team, build, hidden=True, n_ctx=n, n_batch=300) as r:
+        kv, at, found = r.new_kv(), 0, []
+        for size in (1, 2, 250, 3, 1, 1, 300, 1, 1, 40):
+            found.append(r.run(np.arange(at, at + size), [(kv, size, at)]))
+            at += size
+        found = np.concatenate(found)
+        np.testing.assert_allclose(found, wanted, atol=2e-4)
+        assert np.abs(found[:, 3 * 16 : 4 * 16]).max() < 1e-20  # a sink far above all scores leaves nothing
+        same_for_all_teams(("sinks", window), found)
+    sheet.close()
+
+
+@pytest.mark.parametrize(("heads", "k"), [(1, 576), (4, 576), (6, 96), (36, 576), (3, 96)])
+@pytest.mark.parametrize("apart", [False, True])
+def test_join(sheet, team, heads, k, apart):
+    """Parts of heads of one or two tensors, as one row or as rows of their own, from which a matrix may follow."""
+    a, b = (sheet.exact[f"{name}{k}"].reshape(40, heads, -1) for name in "ab")
+    piece = k // heads
+    first, more = piece // 4, piece - piece // 4
+
+    def build(p, s, two):
+        x, y = p.embed(s[f"a{k}"]), p.embed(s[f"b{k}"])
+        joined = p.join(heads, (x, first, more), (y, 0, piece // 2) if two else None, apart=apart)
+        joined.forms.add("f")
+        p.logits(p.mix(joined, None) if apart else joined, None)
+
+    for two in (False, True):
+        wanted = np.concatenate([a[..., first:], b[..., : piece // 2]], axis=-1) if two else a[..., first:]
+        wanted = wanted.sum(axis=1) if apart else wanted.reshape(40, -1)
+        with rig(sheet, team, lambda p, s, two=two: build(p, s, two), hidden=True) as r:
+            for tokens in TOKENS:
+                found = r.run(np.arange(tokens))
+                np.testing.assert_allclose(found, wanted[:tokens], rtol=0, atol=2e-5)
+                same_for_all_teams(("join", heads, k, apart, two, tokens), found)
+
+
+def test_clamp(sheet, team):
+    with rig(sheet, team, lambda p, s: p.logits(p.activate(p.embed(s["b96"]), "clamp", (0.75,)), None), hidden=True) as r:
+        for tokens in TOKENS:
+            np.testing.assert_array_equal(r.run(np.arange(tokens)), np.clip(sheet.exact["b96"][:tokens].astype(np.float32), -0.75, 0.75))

@@ -1,6 +1,7 @@
 """Sessions: reuse of the KV cache must not change a bit."""
 
 import gc
+import threading
 import weakref
 
 import numpy as np
@@ -148,6 +149,23 @@ def test_a_fork_in_the_midst_of_a_stream(smollm2):
             assert twin.generate(ids, max_tokens=3).token_ids == smollm2.generate(ids, max_tokens=3).token_ids
         rest = [i for chunk in stream for i in chunk.token_ids]
         assert rest and stream.result().token_ids == smollm2.generate(STORY, max_tokens=12).token_ids
+
+
+def test_a_fork_while_another_thread_streams(smollm2):
+    """It has as much as was computed when it was asked for, and can be forked itself."""
+    with smollm2.session() as session:
+        session.generate(STORY, max_tokens=1)
+        stream = session.stream(STORY, max_tokens=60, ignore_eos=True)
+        thread = threading.Thread(target=stream.finish)
+        thread.start()
+        forks = [session.fork() for _ in range(10)]
+        assert thread.is_alive(), "it was over before: the test says nothing"
+        thread.join()
+        for fork in forks:
+            assert fork.n_past == fork._sequence._cache.n
+            fork.fork().close()
+            assert fork.generate(STORY, max_tokens=3).token_ids == stream.result().token_ids[:3]
+            fork.close()
 
 
 def test_a_call_from_inside_the_stream_is_refused(smollm2):

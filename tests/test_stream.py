@@ -160,6 +160,23 @@ def test_cancel_from_another_thread_during_the_prompt(slow):
     assert model.generate(PROMPT, max_tokens=1).token_ids
 
 
+def test_cancel_ends_the_wait_for_a_turn_and_not_another_ones_step(slow):
+    model, ids = slow
+    ids, found = ids[:1000], []
+    wanted, waiting = model.generate(ids, max_tokens=1), model.stream(ids)
+    first = threading.Thread(target=lambda: found.append(model.stream(ids, max_tokens=1).finish()))
+    first.start()
+    while first.is_alive() and not model.runtime._turns.holders:
+        time.sleep(0.001)
+    timer = threading.Timer(0.05, waiting.cancel)
+    timer.start()
+    assert [c.finish_reason for c in waiting] == ["cancelled"]
+    assert first.is_alive(), "the step was over before: the test says nothing"
+    first.join()
+    timer.join()
+    assert (found[0].token_ids, found[0].finish_reason) == (wanted.token_ids, "length")
+
+
 def test_cancel_just_before_a_step(slow, monkeypatch):
     model, ids = slow
     stream, real, broken_off = model.stream(ids), Lane.step, []

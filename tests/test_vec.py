@@ -224,6 +224,28 @@ def test_gated_activations(vec, n):
     # 0.5 (1 + tanh z) = sigmoid(2 z); the error of z itself, times 2 |z|, is what limits far negative g.
     np.testing.assert_allclose(y, g64 * sigmoid(2 * z) * u64, rtol=2e-5, atol=1e-35)
     np.testing.assert_allclose(y, 0.5 * g64 * (1 + np.tanh(z)) * u64, rtol=1e-6, atol=1e-6)
+    y = vec.sigmoid_mul(g, u)
+    same(y, SCALAR.sigmoid_mul(g, u))
+    np.testing.assert_allclose(y, sigmoid(g64) * u64, rtol=5e-7, atol=1e-35)
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+@pytest.mark.parametrize("n", SIZES)
+def test_clamped_gate(vec, n):
+    g, u = mixed(n, n), mixed(n, n + 1)[::-1].copy()
+    y = vec.clamped_mul(g, u, 1.702, 7.0)
+    same(y, SCALAR.clamped_mul(g, u, 1.702, 7.0))
+    a, b = np.minimum(g, 7.0).astype(np.float64), np.clip(u, -7.0, 7.0).astype(np.float64)
+    np.testing.assert_allclose(y, a * sigmoid(1.702 * a) * (b + 1), rtol=4e-6, atol=1e-35)
+    y = vec.limited_mul(g, u, 7.0)
+    same(y, SCALAR.limited_mul(g, u, 7.0))
+    np.testing.assert_allclose(y, np.minimum(g.astype(np.float64) * sigmoid(g.astype(np.float64)), 7.0) * b, rtol=1e-6, atol=1e-35)
+
+
+def test_clamping_keeps_what_is_not_a_number(vec):
+    nan, one = np.full(3, np.nan, np.float32), np.ones(3, np.float32)
+    assert np.isnan(vec.limited_mul(nan, one, 7.0)).all() and np.isnan(vec.limited_mul(one, nan, 7.0)).all()
+    assert np.isnan(vec.clamped_mul(nan, one, 1.702, 7.0)).all() and np.isnan(vec.clamped_mul(one, nan, 1.702, 7.0)).all()
 
 
 @pytest.mark.filterwarnings("ignore:overflow")
@@ -270,6 +292,9 @@ def test_element_wise_kernels_work_in_place(vec, n):
         "gelu": (lambda x, y: t.gelu(x, n, x), vec.gelu(a)),
         "relu_squared": (lambda x, y: t.relu_squared(x, n, x), vec.relu_squared(a)),
         "xielu": (lambda x, y: t.xielu(x, 0.8, 1.1, 0.5, -1e-6, n, x), vec.xielu(a, 0.8, 1.1, 0.5, -1e-6)),
+        "sigmoid_mul": (lambda x, y: t.sigmoid_mul(x, y, n, x), vec.sigmoid_mul(a, b)),
+        "limited_mul": (lambda x, y: t.limited_mul(x, y, 0.5, n, x), vec.limited_mul(a, b, 0.5)),
+        "clamped_mul": (lambda x, y: t.clamped_mul(y, x, 1.7, 0.5, n, x), vec.clamped_mul(b, a, 1.7, 0.5)),
         "softcap": (lambda x, y: t.softcap(x, 30.0, n, x), vec.softcap(a, 30.0)),
     }
     for call, want in calls.values():

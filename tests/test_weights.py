@@ -19,6 +19,7 @@ from numainfer import _core
 from numainfer.engine import store
 from numainfer.errors import CorruptModel, ModelClosed, UnsupportedModel
 from numainfer.gguf.file import GGUFFile
+from numainfer.machine import placement
 from numainfer.engine.weights import FORMATS, Matrix, Replicas, Vector
 
 IDS = np.arange(20, dtype=np.int32) + 6
@@ -576,6 +577,19 @@ def test_a_second_load_attaches_to_the_replicas_that_stand(tmp_path, monkeypatch
         with open_engine(link, placement="replicate") as d:
             assert d.replicas is a.replicas
     assert set(store._entries) == others and all(arena.address == 0 for arena in arenas)
+
+
+def test_copies_of_other_workers_or_nodes_are_not_shared(tmp_path, monkeypatch):
+    path = tiny(tmp_path, "llama", "Q8_0")
+    pretend(monkeypatch, 2, 2)
+    with open_engine(path, placement="shard", threads=[1, 2]) as a, open_engine(path, placement="shard", threads=[2, 1]) as b:
+        assert b.replicas is not a.replicas
+        same_bits(logits(b, IDS), logits(a, IDS))
+    real = placement.topology().nodes[0]
+    nodes = tuple(placement.Node(number, real.cpus[:1], real.total, real.free) for number in (0, 1))
+    monkeypatch.setattr(placement, "topology", lambda: placement.Topology(nodes))
+    with open_engine(path, nodes=[0], verify=False) as a, open_engine(path, nodes=[1], verify=False) as b:
+        assert b.replicas is not a.replicas
 
 
 def test_a_changed_file_is_loaded_anew(tmp_path):

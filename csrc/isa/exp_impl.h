@@ -75,6 +75,18 @@ V16_FN v16 v16_silu(v16 g) {
     return v16_div(g, v16_add(v16_set1(1.0f), e));
 }
 
+/* u / (1 + exp(-g)) */
+V16_FN v16 v16_sigmoid_mul(v16 g, v16 u) {
+    return v16_div(u, v16_add(v16_set1(1.0f), v16_exp(v16_sub(v16_set1(-0.0f), g))));
+}
+
+/* a / (1 + exp(-alpha a)) (b + 1), a = min(g, most), b = u from least to most; minus = -alpha.  The bounds come first in min and max:
+ * so NaN stays. */
+V16_FN v16 v16_clamped_mul(v16 g, v16 u, v16 minus, v16 most, v16 least) {
+    const v16 one = v16_set1(1.0f), a = v16_min(most, g), b = v16_max(least, v16_min(most, u));
+    return v16_mul(v16_div(a, v16_add(one, v16_exp(v16_mul(a, minus)))), v16_add(b, one));
+}
+
 /* 0.5 g (1 + tanh z) = g / (1 + exp(-2 z)), z = sqrt(2/pi) (g + 0.044715 g^3): the second form keeps its relative
  * precision where tanh z nears -1.  -2 z = g (a + b g^2). */
 V16_FN v16 v16_gelu(v16 g) {

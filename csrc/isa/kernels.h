@@ -111,6 +111,12 @@ typedef struct ni_kernels {
         void (*relu_squared)(const float *x, int64_t n, float *y);
         /* y = x (ap x + beta) for x > 0, an (exp(min(x, eps)) - 1 - x) + beta x for others; eps <= 0 */
         void (*xielu)(const float *x, float ap, float an, float beta, float eps, int64_t n, float *y);
+        /* out = u / (1 + exp(-g)) */
+        void (*sigmoid_mul)(const float *g, const float *u, int64_t n, float *out);
+        /* out = a / (1 + exp(-alpha a)) * (b + 1), a = min(g, limit), b = u from -limit to limit */
+        void (*clamped_mul)(const float *g, const float *u, float alpha, float limit, int64_t n, float *out);
+        /* out = min(silu(g), limit) * b, b = u from -limit to limit */
+        void (*limited_mul)(const float *g, const float *u, float limit, int64_t n, float *out);
         /* y = c * tanh(x / c) */
         void (*softcap)(const float *x, float c, int64_t n, float *y);
         /* Rotates one head of n_rot values in place by cos/sin [n_rot/2].  norm: pairs (2i, 2i+1); neox: (i, i + n_rot/2). */

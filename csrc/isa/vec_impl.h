@@ -122,6 +122,20 @@ static void NI_VEC(xielu)(const float *x, float ap, float an, float beta, float 
     NI_VEC_MAP(y, n, v16_xielu(LOAD(x), p, m, b, e));
 }
 
+static void NI_VEC(sigmoid_mul)(const float *g, const float *u, int64_t n, float *out) {
+    NI_VEC_MAP(out, n, v16_sigmoid_mul(LOAD(g), LOAD(u)));
+}
+
+static void NI_VEC(clamped_mul)(const float *g, const float *u, float alpha, float limit, int64_t n, float *out) {
+    const v16 a = v16_set1(-alpha), most = v16_set1(limit), least = v16_set1(-limit);
+    NI_VEC_MAP(out, n, v16_clamped_mul(LOAD(g), LOAD(u), a, most, least));
+}
+
+static void NI_VEC(limited_mul)(const float *g, const float *u, float limit, int64_t n, float *out) {
+    const v16 most = v16_set1(limit), least = v16_set1(-limit);
+    NI_VEC_MAP(out, n, v16_mul(v16_min(most, v16_silu(LOAD(g))), v16_max(least, v16_min(most, LOAD(u)))));
+}
+
 static void NI_VEC(softcap)(const float *x, float c, int64_t n, float *y) {
     v16 cap = v16_set1(c);
     NI_VEC_MAP(y, n, v16_softcap(LOAD(x), cap));
@@ -189,6 +203,7 @@ static void NI_VEC(from_f16)(const uint16_t *x, int64_t n, float *y) {
         .add = NI_VEC(add), .exp = NI_VEC(exp),                                                                  \
         .silu_mul = NI_VEC(silu_mul), .gelu_mul = NI_VEC(gelu_mul), .gelu = NI_VEC(gelu),      \
         .relu_squared = NI_VEC(relu_squared), .xielu = NI_VEC(xielu),                                            \
+        .sigmoid_mul = NI_VEC(sigmoid_mul), .clamped_mul = NI_VEC(clamped_mul), .limited_mul = NI_VEC(limited_mul), \
         .softcap = NI_VEC(softcap), .rope_norm = NI_VEC(rope_norm), .rope_neox = NI_VEC(rope_neox),              \
         .to_f16 = NI_VEC(to_f16), .from_f16 = NI_VEC(from_f16), .merge = NI_VEC(merge),                          \
         .kv = {[NI_KV_f16] = NI_KV_ENTRY(f16), [NI_KV_bf16] = NI_KV_ENTRY(bf16), [NI_KV_q8_0] = NI_KV_ENTRY(q8_0)} \

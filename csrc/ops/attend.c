@@ -1,5 +1,6 @@
 /* Causal attention over the KV memory (arXiv:1706.03762, grouped as in arXiv:2305.13245).
- * t: q, rope table?, kv, parts, out [T][H * ev].  w: q norm? (floats).  f: eps, scale, score cap (0: none), temperature.  i: attention.def.
+ * t: q, rope table?, kv, parts, out [T][H * ev].  w: q norm?, sinks? [H] (floats).  f: eps, scale, score cap (0: none), temperature.
+ * i: attention.def.
  *
  * Every query folds its chunks in an order that depends on its position alone (attention.h), and so do its bits.  units.h says which
  * units of this work are this worker's: tiles of queries with all that they see, whose rows go to `out`, and runs of decoding
@@ -88,10 +89,10 @@ static void attend(const ni_ctx *c, const ni_op *op, const ni_attention *n, cons
     }
 }
 
-static void put_rows(const ni_attention *n, const ni_segment *s, const ni_unit *u, const sums *all, float *out) {
+static void put_rows(const ni_attention *n, const ni_segment *s, const ni_unit *u, const sums *all, const float *sinks, float *out) {
     for (int64_t i = 0; i < u->count; i++) {
         int64_t row = s->row0 + (u->first + i) / n->group, head = u->g * n->group + (u->first + i) % n->group;
-        ni_k->vec.scale_mul(all->acc + i * n->ev, 1.0f / all->l[i], NULL, n->ev, out + (row * n->heads + head) * n->ev);
+        ni_finish(n, all->m[i], all->l[i], all->acc + i * n->ev, sinks ? sinks + head : NULL, out + (row * n->heads + head) * n->ev);
     }
 }
 
@@ -114,7 +115,7 @@ void ni_op_attend(const ni_ctx *c, const ni_op *op) {
         if (u.segment != loaded.segment || u.g != loaded.g || u.first != loaded.first) load_queries(c, op, &n, s, &u, t.q);
         loaded = u;
         attend(c, op, &n, s, &u, &t);
-        if (u.part < 0) put_rows(&n, s, &u, &t.all, ni_floats(c, op, 4));
+        if (u.part < 0) put_rows(&n, s, &u, &t.all, ni_copy_of(c, op, 1), ni_floats(c, op, 4));
         else put_parts(&n, s, &u, &t.all, c->slots[u.segment], ni_floats(c, op, 3));
     }
 }

@@ -58,6 +58,18 @@ static inline float *ni_part_of(const ni_attention *n, float *parts, int64_t slo
     return parts + (slot * n->heads + head * ni_parts_at(n->most_runs, pos) + k) * (n->ev + 16);
 }
 
+/* acc / l, the values of one head [ev]; its sink (NULL: it has none) is one more score, of no value. */
+static inline void ni_finish(const ni_attention *n, float m, float l, const float *acc, const float *sink, float *out) {
+    float factor = 1.0f / l;
+    if (sink) {
+        const float top = m > *sink ? m : *sink;
+        float e[2] = {m - top, *sink - top};
+        ni_k->vec.exp(e, 0.0f, 2, e);
+        factor = e[0] / (l * e[0] + e[1]);
+    }
+    ni_k->vec.scale_mul(acc, factor, NULL, n->ev, out);
+}
+
 /* Norms (w may be NULL) and rotates (table may be NULL) one head of e values into out, in this order or the other. */
 static inline void ni_rotate(const ni_attention *n, const float *x, const float *w, float eps, const float *table, int64_t row, float *out) {
     memcpy(out, x, (size_t)n->e * sizeof *out);

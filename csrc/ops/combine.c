@@ -1,12 +1,12 @@
 /* Gathers what attention left, per node: folds the parts of decoding sequences in order, copies the rows of the others.
- * t: parts, rows [T][H * ev], o.  i: attention.def. */
+ * t: parts, rows [T][H * ev], o.  w: sinks? [H] (floats).  i: attention.def. */
 #include "attention.h"
 
 size_t ni_scratch_combine(const ni_ctx *c, const ni_op *op) {
     return (size_t)(ni_width(c, op, 2) + op->i[NI_ATTENTION_ev]) * sizeof(float);
 }
 
-static void fold(const ni_attention *n, float *parts, int64_t slot, int64_t head, int64_t pos, float *acc) {
+static void fold(const ni_attention *n, float *parts, int64_t slot, int64_t head, int64_t pos, const float *sinks, float *acc) {
     const ni_runs runs = ni_query_runs(n, pos);
     const float *part = ni_part_of(n, parts, slot, pos, head, 0);
     float m = part[0], l = part[1];
@@ -15,7 +15,7 @@ static void fold(const ni_attention *n, float *parts, int64_t slot, int64_t head
         part = ni_part_of(n, parts, slot, pos, head, k);
         ni_k->vec.merge(&m, &l, acc, part[0], part[1], part + 16, n->ev);
     }
-    ni_k->vec.scale_mul(acc, 1.0f / l, NULL, n->ev, acc);
+    ni_finish(n, m, l, acc, sinks ? sinks + head : NULL, acc);
 }
 
 /* What one unit of a segment costs: the parts, or the row, to be read. */
@@ -43,7 +43,7 @@ void ni_op_combine(const ni_ctx *c, const ni_op *op) {
             int64_t row = s->row0 + u / per_row, h0 = u % per_row * heads, h1 = ni_min(n.heads, h0 + heads);
             const float *x = row_in + row * width + h0 * n.ev;
             if (c->slots[i] >= 0) {
-                for (int64_t h = h0; h < h1; h++) fold(&n, parts, c->slots[i], h, s->pos0, o + (h - h0) * n.ev);
+                for (int64_t h = h0; h < h1; h++) fold(&n, parts, c->slots[i], h, s->pos0, ni_copy_of(c, op, 0), o + (h - h0) * n.ev);
                 x = o;
             }
             ni_put(c, op, 2, row, h0 * n.ev, (h1 - h0) * n.ev, x);

@@ -1,16 +1,27 @@
-/* a = act(gate) * up, the middle of a gated feed-forward network (arXiv:2002.05202).
- * t: gate, up, a.  i: 0 SiLU, 1 GELU (tanh form). */
+/* a = act(gate) * up, the middle of a gated feed-forward network (arXiv:2002.05202), or what else a gate does.
+ * t: gate, up? (without, `up` is the second half of gate's rows), a.  f: alpha (NI_CLAMPED), limit.
+ * i: NI_SILU, NI_GELU (tanh form), NI_SIGMOID, NI_CLAMPED: a / (1 + exp(-alpha a)) (b + 1), a and b being gate and up within limits,
+ *    NI_LIMITED: SiLU and up within limits. */
 #include "ops.h"
+
+enum { NI_SILU = 0, NI_GELU = 1, NI_SIGMOID = 2, NI_CLAMPED = 3, NI_LIMITED = 4 };
 
 size_t ni_scratch_gated(const ni_ctx *c, const ni_op *op) { return (size_t)ni_width(c, op, 2) * sizeof(float); }
 
 void ni_op_gated(const ni_ctx *c, const ni_op *op) {
-    int64_t n = ni_width(c, op, 2), row, a, b;
+    const int64_t n = ni_width(c, op, 2), stride = ni_width(c, op, 0);
+    int64_t row, a, b;
     float *out = (float *)c->scratch;
     ni_slices s = ni_slices_of(c, ni_rows_of(c, op, 0), n);
     while (ni_next_slice(&s, &row, &a, &b)) {
-        const float *gate = ni_floats(c, op, 0) + row * n, *up = ni_floats(c, op, 1) + row * n;
-        (op->i[0] ? ni_k->vec.gelu_mul : ni_k->vec.silu_mul)(gate + a, up + a, b - a, out);
+        const float *gate = ni_floats(c, op, 0) + row * stride + a, *up = op->t[1] < 0 ? gate + n : ni_floats(c, op, 1) + row * n + a;
+        switch (op->i[0]) {
+        case NI_SILU: ni_k->vec.silu_mul(gate, up, b - a, out); break;
+        case NI_GELU: ni_k->vec.gelu_mul(gate, up, b - a, out); break;
+        case NI_SIGMOID: ni_k->vec.sigmoid_mul(gate, up, b - a, out); break;
+        case NI_LIMITED: ni_k->vec.limited_mul(gate, up, op->f[1], b - a, out); break;
+        default: ni_k->vec.clamped_mul(gate, up, op->f[0], op->f[1], b - a, out);
+        }
         ni_put(c, op, 2, row, a, b - a, out);
     }
 }

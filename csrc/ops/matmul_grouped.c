@@ -115,7 +115,7 @@ static void multiply(const ni_ctx *c, const ni_op *op, int j, int64_t e, const i
     const uint8_t *packed = (const uint8_t *)w->here + (size_t)e * ni_expert_bytes(w, c->copy);
     const ni_act x = ni_act_of(c, op, 0);
     float *y = ni_floats(c, op, 2 + j);
-    if (n <= ni_max(1, ni_k->few[w->type])) few_rows(c, op, w, packed, &x, row, n, g0, g1, y, m);
+    if (ni_are_few(n, w->type)) few_rows(c, op, w, packed, &x, row, n, g0, g1, y, m);
     else for (int64_t t = 0; t < n; t += NI_PANEL_TOKENS) {
         const int64_t count = ni_min(NI_PANEL_TOKENS, n - t);
         const ni_act near = gather(c, op, &x, row + t, count, m);
@@ -129,9 +129,8 @@ static void multiply(const ni_ctx *c, const ni_op *op, int j, int64_t e, const i
 
 /* Row groups of each expert that this worker's node multiplies: those that lie there, or its workers' share. */
 static void node_groups(const ni_ctx *c, const ni_weight *w, int64_t *g0, int64_t *g1) {
-    const int64_t first = c->me->worker - c->me->rank, groups = ni_n_groups(w);
-    *g0 = w->bounds ? w->bounds[c->copy] : groups * first / c->me->n_workers;
-    *g1 = w->bounds ? w->bounds[c->copy + 1] : groups * (first + c->me->size) / c->me->n_workers;
+    if (w->bounds) *g0 = w->bounds[c->copy], *g1 = w->bounds[c->copy + 1];
+    else ni_node_cut(w->n, c->me->worker - c->me->rank, c->me->size, c->me->n_workers, g0, g1);
 }
 
 /* Units first .. of `cost` each that begin in [from, to), of n. */

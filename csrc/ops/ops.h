@@ -4,6 +4,7 @@
  * one by all workers of the team. */
 #ifndef NI_OPS_H
 #define NI_OPS_H
+#include <math.h>
 #include <string.h>
 #include "../cut.h"
 #include "../team.h"
@@ -129,6 +130,9 @@ static inline int64_t ni_position(const ni_step *s, int64_t t) {
     while (t >= s->segments[i].row0 + s->segments[i].n) i++;
     return s->segments[i].pos0 + t - s->segments[i].row0;
 }
+
+/* log(1 + exp(x)); from 20 on it is x. */
+static inline float ni_softplus(float x) { return x > 20.0f ? x : (float)log1p(exp((double)x)); }
 
 static inline int64_t ni_min(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t ni_max(int64_t a, int64_t b) { return a > b ? a : b; }

@@ -1,14 +1,15 @@
 /* Chooses experts for each token from their scores, best first, and weighs them.
  * t: scores [T][E], ids [T][used], weights [T][used].  w: bias? (floats [E]: counts for choosing, not for weighing).
- * i: 0 gating: NI_SOFTMAX of all scores, NI_SIGMOID, NI_CHOSEN: softmax of the chosen alone; 1 1 to divide weights by their sum;
- *    2 groups, 3 groups that may be chosen from (a group's score is the sum of its two best).
+ * i: 0 gating: NI_SOFTMAX of all scores, NI_SIGMOID, NI_CHOSEN: softmax of the chosen alone, NI_ROOT: square root of log(1 + exp(score)),
+ *    NI_LATE: sigmoids of the chosen, which are chosen by score;
+ *    1 1 to divide weights by their sum; 2 groups, 3 groups that may be chosen from (a group's score is the sum of its two best).
  * f: factor on the weights.
  *
  * Ids are in range and differ, whatever the scores are, NaN too; of equal scores the one with the lower index wins. */
 #include <math.h>
 #include "ops.h"
 
-enum { NI_SOFTMAX = 0, NI_SIGMOID = 1, NI_CHOSEN = 2, NI_MAX_GROUPS = 64 };
+enum { NI_SOFTMAX = 0, NI_SIGMOID = 1, NI_CHOSEN = 2, NI_ROOT = 3, NI_LATE = 4, NI_MAX_GROUPS = 64 };
 #define NI_LEAST_SUM 0x1p-14f   /* that weights are divided by */
 
 size_t ni_scratch_route(const ni_ctx *c, const ni_op *op) { return (size_t)ni_width(c, op, 0) * 3 * sizeof(float); }
@@ -58,6 +59,7 @@ static void route(const ni_op *op, const float *score, const float *bias, int64_
     float *gate = mine, *choice = mine + n, *taken = choice + n;
     if (op->i[0] == NI_SOFTMAX) softmax(score, n, gate);
     else if (op->i[0] == NI_SIGMOID) sigmoid(score, n, gate);
+    else if (op->i[0] == NI_ROOT) for (int64_t i = 0; i < n; i++) gate[i] = sqrtf(ni_softplus(score[i]));
     else memcpy(gate, score, (size_t)n * sizeof *gate);
     if (bias) ni_k->vec.add(gate, bias, n, choice);
     else choice = gate;
@@ -70,6 +72,7 @@ static void route(const ni_op *op, const float *score, const float *bias, int64_
         weights[s] = gate[i];
     }
     if (op->i[0] == NI_CHOSEN) softmax(weights, used, weights);
+    if (op->i[0] == NI_LATE) sigmoid(weights, used, weights);
     if (op->i[1]) {
         float sum = 0.0f;
         for (int64_t s = 0; s < used; s++) sum += weights[s];

@@ -340,7 +340,11 @@ class Cache:
         ------
         ValueError
             They are not all there.
+        ModelClosed
+            It is given up already.
         """
+        if self.closed:
+            raise ModelClosed("the session was closed")
         if self.rewindable(n) != n:
             raise ValueError(f"a copy of {n} positions was asked for; the cache can be cut to {self.rewindable(n)}")
         other = self._caches.new()

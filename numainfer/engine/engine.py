@@ -170,7 +170,8 @@ class Engine:
     @_core.in_default_floats
     def __init__(self, gguf, *, n_ctx=None, n_batch=512, threads=None, nodes=None, placement="auto", kv_type="f16",
                  progress=None, verify=True, cpus=None):
-        self.lane = self.replicas = self.caches = self._node_lanes = self._share = self._hold = None
+        self.lane = self.replicas = self.caches = self._node_lanes = self._share = None
+        self._hold = cpus_of.Hold()
         if kv_type not in KV_TYPES:
             raise ValueError(f"kv_type = {kv_type!r}; wanted one of {', '.join(KV_TYPES)}")
         self.kv_type = kv_type
@@ -248,7 +249,7 @@ class Engine:
         with cpus_of.choosing():
             held = cpus_of.holders({cpu for node in machine.nodes for cpu in node.cpus}.union(first))
             chosen, cpus, node_of = choose(held)
-            self._hold = cpus_of.Hold(cpus)
+            self._hold.take(cpus)
         return chosen, cpus, node_of, cpus_of.story(first, cpus, held)
 
     def _refuse_context(self, n_ctx, fit, error):
@@ -333,18 +334,19 @@ class Engine:
 
     def leave_cpus(self):
         """Let others have the workers' CPUs, for nobody will run a step any more."""
-        if self._hold is not None:
-            self._hold.close()
+        self._hold.close()
 
     def close(self):
         """End the workers and give all memory back."""
         lanes = self._lanes()
         self.lane = self._node_lanes = None
-        for lane in lanes:
-            lane.close()
-        self.replicas = None
-        if self.caches is not None:
-            self.caches.close()
-        self.leave_cpus()
-        if self._share is not None:
-            self._share.close()
+        try:
+            for lane in lanes:
+                lane.close()
+            self.replicas = None
+            if self.caches is not None:
+                self.caches.close()
+            if self._share is not None:
+                self._share.close()
+        finally:
+            self.leave_cpus()

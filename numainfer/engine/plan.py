@@ -22,8 +22,9 @@ SHARED, PER_NODE = 0, 1
 NONE, NODE, TEAM = 0, 1, 2
 FLOAT, OFFSET, MINIMUM, SIGNED, NESTED = range(5)  # panel kinds of csrc/formats/formats.h
 _SUMS = {OFFSET: "s", MINIMUM: "m", NESTED: "s"}  # the form beside "q" that a kind needs
-_ACTIVATIONS = {"gelu": 0, "relu^2": 1, "xielu": 2}
-_GATING = {"softmax": 0, "sigmoid": 1, "chosen": 2}
+_ACTIVATIONS = {"gelu": 0, "relu^2": 1, "xielu": 2, "clamp": 3}
+_GATING = {"softmax": 0, "sigmoid": 1, "chosen": 2, "sqrtsoftplus": 3, "late": 4}
+_GATES = {"silu": 0, "gelu": 1, "sigmoid": 2, "clamped": 3, "limited": 4}
 _ALIGN = 64
 _ATTENTION_INTS = _core.attention_ints()
 MOST_RUNS = 64  # of chunks, that a query's attention is summed in: bits depend on it beyond so many chunks
@@ -309,11 +310,17 @@ class Plan:
         self._add("matmul", [h, *outs], [*matrices, *none, *(w.bias for w in matrices)], floats=(scale, softcap), selected=selected,
                   matrices=matrices, per_token=h.per_token)
 
-    def attend(self, q, k, v, a, rope=None, q_norm=None, k_norm=None):
-        """Appends k, v to the sequence's KV memory and attends: o, one copy per node, width H * value_length."""
-        for name, tensor, wanted in (("q", q, a.heads * a.key_length), ("k", k, a.kv_heads * a.key_length),
-                                     ("v", v, a.kv_heads * a.value_length)):
-            self._check("attend", name, tensor, wanted)
+    def attend(self, q, k, v, a, rope=None, q_norm=None, k_norm=None, sinks=None):
+        """Appends k, v to the sequence's KV memory and attends: o, one copy per node, width H * value_length.
+
+        sinks : Vector, optional
+            (H,) a score of each head that takes part in its softmax and adds nothing (arXiv:2309.17453).
+        """
+        for name, tensor, heads, count, key, width in (("q", q, "head_count", a.heads, "key_length", a.key_length),
+                                                       ("k", k, "head_count_kv", a.kv_heads, "key_length", a.key_length),
+                                                       ("v", v, "head_count_kv", a.kv_heads, "value_length", a.value_length)):
+            self._check("attend", name, tensor, count * width, of=f" (attention.{heads} = {count} of {key} {width})")
+            tensor.forms.add("f")
         if a.heads % a.kv_heads or a.key_length % 16 or a.value_length % 16 or a.rope_dim % 2 or a.rope_dim > a.key_length:
             raise PlanError(f"attend: heads must be a multiple of kv-heads, head widths multiples of 16, rope_dim even and at "
                             f"most the key width; found {a}")
@@ -322,6 +329,8 @@ class Plan:
         for name, norm in (("q_norm", q_norm), ("k_norm", k_norm)):
             if norm is not None:
                 self._is_vector("attend", name, norm, a.key_length)
+        if sinks is not None:
+            self._is_vector("attend", "sinks", sinks, a.heads)
         q = self._near(q)
         if self.n_chunks >= 2**31:
             raise PlanError(f"attend: a context of {self.n_ctx} tokens; wanted less than {2**31 * _core.CHUNK}")
@@ -339,24 +348,41 @@ class Plan:
         rows = self._tensor("rows", a.heads * a.value_length, SHARED, "f")
         o = self._tensor("o", rows.width, PER_NODE)
         self._add("kv_append", [k, v, rope, kv], [k_norm], ints, (a.eps,), cache=cache)
-        self._add("attend", [q, rope, kv, parts, rows], [q_norm], ints, (a.eps, a.scale, a.softcap, a.temperature), cache=cache)
-        return self._add("combine", [parts, rows, o], [], ints, cache=cache)
+        self._add("attend", [q, rope, kv, parts, rows], [q_norm, sinks], ints, (a.eps, a.scale, a.softcap, a.temperature), cache=cache)
+        return self._add("combine", [parts, rows, o], [sinks], ints, cache=cache)
 
-    def gated(self, gate, up, activation):
-        """activation(gate) * up, "silu" or "gelu": one copy per node."""
+    def gated(self, gate, up, activation, alpha=1.0, limit=0.0):
+        """activation(gate) * up: one copy per node.
+
+        Parameters
+        ----------
+        gate, up : Tensor
+            up None: gate's rows hold both, one half behind the other.
+        activation : {"silu", "gelu", "sigmoid", "clamped", "limited"}
+            "clamped" is a / (1 + exp(-alpha a)) (b + 1), a being min(gate, limit) and b `up` from -limit to limit (arXiv:2508.10925);
+            "limited" is min(silu(gate), limit) b.
+        alpha, limit : float
+        """
         self._check("gated", "gate", gate, gate.width, gate.per_token)
-        self._check("gated", "up", up, gate.width, gate.per_token)
-        if activation not in ("silu", "gelu"):
-            raise PlanError(f"gated: activation {activation!r}; wanted 'silu' or 'gelu'")
-        a = self._tensor("a", gate.width, PER_NODE, per_token=gate.per_token)
-        return self._add("gated", [gate, up, a], [], ints=(int(activation == "gelu"),))
+        if activation not in _GATES:
+            raise PlanError(f"gated: activation {activation!r}; wanted one of {', '.join(_GATES)}")
+        if up is None and gate.width % 2:
+            self._refuse(f"gated: operand gate ({gate.name}) has width {gate.width}, wanted an even one, two halves", gate.source)
+        if up is not None:
+            self._check("gated", "up", up, gate.width, gate.per_token)
+        for tensor in (gate, up):
+            if tensor is not None:
+                tensor.forms.add("f")
+        a = self._tensor("a", gate.width // (2 if up is None else 1), PER_NODE, per_token=gate.per_token)
+        return self._add("gated", [gate, up, a], [], ints=(_GATES[activation],), floats=(alpha, limit))
 
     def activate(self, x, activation, constants=()):
-        """activation(x), "gelu", "relu^2" or "xielu" with its four constants (csrc/ops/activate.c): one copy per node."""
+        """activation(x), one copy per node: "gelu", "relu^2", "xielu" with its four constants (csrc/ops/activate.c), or "clamp" with one:
+        what lies beyond it, or beyond its negative, becomes that."""
         self._check("activate", "x", x, x.width, x.per_token)
-        if activation not in _ACTIVATIONS or len(constants) != 4 * (activation == "xielu"):
-            raise PlanError(f"activate: activation {activation!r} with {counted(len(constants), 'constant')}; wanted 'gelu', 'relu^2', or "
-                            "'xielu' with four")
+        if activation not in _ACTIVATIONS or len(constants) != {"xielu": 4, "clamp": 1}.get(activation, 0):
+            raise PlanError(f"activate: activation {activation!r} with {counted(len(constants), 'constant')}; wanted 'gelu', 'relu^2', "
+                            "'xielu' with four, or 'clamp' with one")
         a = self._tensor("a", x.width, PER_NODE, per_token=x.per_token)
         return self._add("activate", [x, a], [], ints=(_ACTIVATIONS[activation],), floats=constants)
 
@@ -376,8 +402,9 @@ class Plan:
             (T, E), one copy per node.
         used : int
             Experts per token.
-        gating : {"softmax", "sigmoid", "chosen"}
-            Weights are the softmax of all scores, their sigmoids, or the softmax of the chosen scores alone.
+        gating : {"softmax", "sigmoid", "chosen", "sqrtsoftplus", "late"}
+            Weights are the softmax of all scores, their sigmoids, the softmax of the chosen scores alone, sqrt(log(1 + exp(score))), or
+            "late": sigmoids of the chosen scores, which differ in the choice where sigmoids round to 1.
         bias : Vector, optional
             (E,) added for choosing, not for weighing.
         normed : bool
@@ -420,16 +447,59 @@ class Plan:
         self._add("matmul_grouped", [h, ids, *outs], [*matrices, *none, *(w.bias for w in matrices)], matrices=matrices, per_token=used)
         return outs[0] if len(outs) == 1 else outs
 
-    def mix(self, y, weights, also=None, gate=None):
-        """Sum of a token's rows of y (T, used, D) times weights (T, used), in order; plus `also` (T, D), times sigmoid(gate (T, 1))."""
-        self._check("mix", "weights", weights, y.per_token)
-        self._check("mix", "y", y, y.width, weights.width)
+    def weigh(self, h, weights, gate=None):
+        """(T, used, D): h, (T, D) or (T, used, D), times each of a token's weights (T, used), one copy per node.
+
+        gate : {None, "sigmoid", "softplus"}
+            What is made of the weights first.
+        """
+        self._check("weigh", "weights", weights, weights.width)
+        self._check("weigh", "h", h, h.width, 1 if h.per_token == 1 else weights.width)
+        h = self._near(h)
+        h.forms.add("f")
+        return self._add("weigh", [h, weights, self._tensor("weighed", h.width, PER_NODE, per_token=weights.width)], [],
+                         ints=((None, "sigmoid", "softplus").index(gate),))
+
+    def join(self, heads, a, b=None, apart=False):
+        """Parts of each of so many heads, that of a first, one copy per node: (T, heads * width), or (T, heads, width) if `apart`.
+
+        Parameters
+        ----------
+        heads : int
+            Pieces of equal width that a token's values are, in rows of their own or not.
+        a, b : (Tensor, int, int)
+            What is cut, and of every piece the first value and how many.
+        apart : bool
+        """
+        ints, tensors, width = [heads], [], 0
+        for operand, (tensor, first, count) in zip("ab", (a, b or (None, 0, 0))):
+            if tensor is not None:
+                self._check("join", operand, tensor, tensor.width, tensor.per_token)
+                piece, left = divmod(tensor.width * tensor.per_token, heads)
+                if left or first < 0 or count < 1 or first + count > piece:
+                    self._refuse(f"join: operand {operand} ({tensor.name}) has {tensor.per_token} x {tensor.width} values, wanted {heads} "
+                                 f"pieces of at least {first + count}", tensor.source)
+                tensor.forms.add("f")
+            ints, tensors, width = [*ints, first, count], [*tensors, tensor], width + count
+        shape = {"per_token": heads} if apart else {}
+        out = self._tensor("join", width if apart else heads * width, PER_NODE, **shape)
+        return self._add("join", [*tensors, out], [], ints=ints)
+
+    def mix(self, y, weights, also=None, gate=None, scale=1.0):
+        """Sum of a token's rows of y (T, used, D) times weights (T, used), in order; plus `also` (T, D), times sigmoid(gate (T, 1)).
+
+        weights : None for 1.
+        scale : a factor on all of it.
+        """
+        self._check("mix", "y", y, y.width, y.per_token)
+        if weights is not None:
+            self._check("mix", "weights", weights, y.per_token)
         if also is not None:
             self._check("mix", "also", also, y.width)
         if gate is not None:
             self._check("mix", "gate", gate, 1)
         out = self._tensor("mix", y.width, PER_NODE, "f")
-        return self._add("mix", [y, weights, also, gate, out], [])
+        return self._add("mix", [y, weights, also, gate, out], [], floats=(scale,))
 
     # ---- building ------------------------------------------------------------------------------------------------
 
@@ -455,6 +525,8 @@ class Plan:
                 continue
             tensor.last = index
             tensor.is_read |= mode == "r"
+            if mode == "r" and not matrices and "i" not in tensor.forms:
+                tensor.forms.add("f")  # what multiplies matrices has asked for the forms that these take
             if mode == "w" and tensor.first < 0:
                 tensor.first = index
             elif tensor.first < 0:
@@ -469,13 +541,13 @@ class Plan:
             raise CorruptModel(weight.path, says)
         raise PlanError(says)
 
-    def _check(self, op, operand, x, width, rows=1):
-        """Whether an operand (Tensor or Vector) has that width, and a Tensor floats and so many rows per token."""
+    def _check(self, op, operand, x, width, rows=1, of=""):
+        """Whether an operand (Tensor or Vector) has that width, and a Tensor floats and so many rows per token; of: why that width."""
         weight = x.source if isinstance(x, Tensor) else x
         name = x.name if weight is None else weight.name
         found = x.width if isinstance(x, Tensor) else x.n
         if found != width:
-            self._refuse(f"{op}: operand {operand} ({name}) has width {found}, wanted {width}", weight)
+            self._refuse(f"{op}: operand {operand} ({name}) has width {found}, wanted {width}{of}", weight)
         if isinstance(x, Tensor) and "i" in x.forms:
             raise PlanError(f"{op}: operand {operand} ({name}) holds ids, wanted floats")
         if isinstance(x, Tensor) and x.per_token != rows:

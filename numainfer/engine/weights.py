@@ -144,7 +144,17 @@ class Catalog:
                 rows = tensor.shape[:-1]
                 self.used[name] = Matrix(name, tensor.type, n, k, experts, self._bias(name, rows), self.gguf.paths[tensor.shard])
             else:
-                raise UnsupportedModel(f"shape of tensor {name}", tensor.shape, ["(N,)", "(N, K)", "(E, N, K)"])
+                raise UnsupportedModel(f"shape of tensor {name}", tensor.shape, ["(N,)", "(N, K)", "(E, N, K)"],
+                                       f"The file is {tensor.path}")  # fmt: skip
+        return self.used[name]
+
+    def row(self, name):
+        """The Matrix called `name`, of one row, whether the file holds (1, K) or (K,)."""
+        tensor = self._tensor(name)
+        if len(tensor.shape) != 1:
+            return self[name]
+        if name not in self.used:
+            self.used[name] = Matrix(name, tensor.type, 1, tensor.shape[0], path=self.gguf.paths[tensor.shard])
         return self.used[name]
 
     def _tensor(self, name):
@@ -152,7 +162,7 @@ class Catalog:
         if tensor is None:
             raise CorruptModel(self.gguf.path, f"tensor {name!r} is missing; architecture {self.gguf.architecture!r} needs it")
         if tensor.type not in FORMATS:
-            raise UnsupportedModel(f"type of tensor {name}", tensor.type, FORMATS)
+            raise UnsupportedModel(f"type of tensor {name}", tensor.type, FORMATS, f"The file is {tensor.path}")
         return tensor
 
     def _vector(self, name, bias=None):
@@ -214,9 +224,19 @@ class Catalog:
         """Tensors of layer i as attributes: ``.attn_q`` is ``blk.<i>.attn_q.weight``."""
         return _Block(self, f"blk.{i}.")
 
+    def skip(self, prefixes):
+        """Do without the tensors whose names begin so; whether there are any."""
+        skipped = [name for name in self.gguf.tensors if name.startswith(tuple(prefixes))]
+        self._read.update(skipped)
+        return bool(skipped)
+
     def constant(self, name, values):
         """A float64 vector that is not in the file; the first values given under a name stay."""
         return self._constants.setdefault(name, Vector(name, np.ascontiguousarray(values, np.float64)))
+
+    def ones(self, n):
+        """The weight of a norm that has none."""
+        return self._constants.setdefault(f"{n} ones", Vector(f"{n} ones", np.ones(n, np.float32)))
 
     def check_all_used(self, weights):
         """Whether every tensor of the file is one of the `weights` that ops read, or its values were.
@@ -236,7 +256,8 @@ class Catalog:
         if unused:
             more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
             raise UnsupportedModel("tensor", ", ".join(unused[:3]) + more,
-                                   detail=f"numainfer's {self.gguf.architecture} does not use it, so results would be wrong")
+                                   detail=f"numainfer's {self.gguf.architecture} does not use it, so results would be wrong. The file is "
+                                          f"{self.gguf.path}")  # fmt: skip
 
 
 class _Block:
@@ -253,6 +274,14 @@ class _Block:
     def rows(self, name, *counts):
         """The matrix in parts of so many rows."""
         return self._catalog.rows(f"{self._prefix}{name}.weight", *counts)
+
+    def bias(self, name):
+        """A bias that goes with no weight, ``<name>.bias`` or, in some files, ``<name>`` alone; None if the file has none."""
+        return self._catalog.get(f"{self._prefix}{name}.bias") or self._catalog.get(f"{self._prefix}{name}")
+
+    def row(self, name):
+        """A matrix of one row, which files may hold as a vector."""
+        return self._catalog.row(f"{self._prefix}{name}.weight")
 
 
 class Replicas:

@@ -140,14 +140,14 @@ def _other_process(byte):
 
 
 def _settle():
-    """Lock the cores that are held, unlock those that are no longer."""
+    """Lock the cores that are held, unlock those that are no longer.  Ctrl-C in its midst leaves no lock that `_locked` does not have."""
     wanted = {byte for hold in _holds for byte in hold.cores}
     for byte in _locked - wanted:
         _set(fcntl.LOCK_UN, byte)
+        _locked.discard(byte)
     for byte in wanted - _locked:
+        _locked.add(byte)
         _set(fcntl.LOCK_SH, byte)  # shared: who has to share a core holds it too
-    _locked.clear()
-    _locked.update(wanted)
 
 
 @contextlib.contextmanager
@@ -156,13 +156,12 @@ def choosing():
     with _lock:
         _settle()
         end = time.monotonic() + _PATIENCE
-        while not (mine := _set(fcntl.LOCK_EX, _CHOOSING)) and _file() is not None and time.monotonic() < end:
-            time.sleep(0.002)
         try:
+            while not _set(fcntl.LOCK_EX, _CHOOSING) and _file() is not None and time.monotonic() < end:
+                time.sleep(0.002)
             yield
         finally:
-            if mine:
-                _set(fcntl.LOCK_UN, _CHOOSING)
+            _set(fcntl.LOCK_UN, _CHOOSING)  # granted or not: Ctrl-C may come between that and knowing it
 
 
 def holders(cpus):
@@ -183,9 +182,16 @@ def holders(cpus):
 
 
 class Hold:
-    """CPUs that a model's workers are pinned to, until `close` or until nobody has the hold any more."""
+    """CPUs that a model's workers are pinned to, from `take` until `close` or until nobody has the hold any more.
 
-    def __init__(self, cpus):
+    Made before anything is taken, so that whoever was interrupted while he took has something to close.
+    """
+
+    def __init__(self):
+        self.cores = frozenset()
+
+    def take(self, cpus):
+        """No other model chooses them first from now on."""
         self.cores = frozenset(core(cpu) for cpu in cpus)
         with _lock:
             _holds.add(self)

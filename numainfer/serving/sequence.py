@@ -117,7 +117,8 @@ class Sequence:
 
     def fork(self):
         """A Sequence that starts where this one stands."""
-        return Sequence(self.runtime, self.runtime.copy_cache(self.cache, self.n_past), self.ids, self.n_past)
+        n, ids = self.n_past, list(self.ids)  # now: while the copy waits for its turn, a stream in another thread goes on
+        return Sequence(self.runtime, self.runtime.copy_cache(self.cache, n), ids, n)
 
     # ---- computing ---------------------------------------------------------------------------------------------------
 

@@ -225,6 +225,9 @@ static void check_maps(const ni_kernels *table) {
         for (int j = 0; j < n_edges; j++) a[(j + 3 * n) % (n > n_edges ? n : MOST_N)] = edges[j];
         BOTH("silu_mul", float, n, V->silu_mul(a, b, n, OUT));
         BOTH("gelu_mul", float, n, V->gelu_mul(a, b, n, OUT));
+        BOTH("sigmoid_mul", float, n, V->sigmoid_mul(a, b, n, OUT));
+        BOTH("limited_mul", float, n, V->limited_mul(a, b, 7.0f, n, OUT));
+        BOTH("clamped_mul", float, n, V->clamped_mul(a, b, 1.702f, 7.0f, n, OUT));
         BOTH("softcap", float, n, V->softcap(a, 30.0f, n, OUT));
         BOTH("softcap", float, n, V->softcap(a, 0.7f, n, OUT));
         BOTH("scale_mul", float, n, V->scale_mul(b, 0.37f, a, n, OUT));

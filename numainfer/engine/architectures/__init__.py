@@ -6,9 +6,11 @@ from ...errors import UnsupportedModel
 from .blocks import Hyperparameters
 
 SUPPORTED = (
-    "apertus", "arcee", "cohere2", "command-r", "ernie4_5", "exaone4", "falcon", "gemma", "gemma2", "gemma3", "glm4", "gpt2", "gptneox",
-    "granite", "hunyuan-dense", "internlm2", "llama", "minicpm", "mistral3", "nemotron", "olmo2", "phi2", "phi3", "qwen2", "qwen3",
-    "seed_oss", "smollm3", "stablelm", "starcoder2",
+    "afmoe", "apertus", "arcee", "bailingmoe", "bailingmoe2", "cohere2", "cohere2moe", "command-r", "dbrx", "deepseek", "deepseek2",
+    "deepseek32", "dots1", "ernie4_5", "ernie4_5-moe", "exaone-moe", "exaone4", "falcon", "gemma", "gemma2", "gemma3", "glm-dsa", "glm4",
+    "glm4moe", "gpt-oss", "gpt2", "gptneox", "granite", "granitemoe", "hunyuan-dense", "hunyuan-moe", "hy_v3", "internlm2", "laguna",
+    "llama", "llama4", "mimo2", "minicpm", "minimax-m2", "mistral3", "mistral4", "nemotron", "olmo2", "olmoe", "phi2", "phi3", "qwen2",
+    "qwen2moe", "qwen3", "qwen3moe", "seed_oss", "smollm3", "stablelm", "starcoder2", "step35",
 )  # fmt: skip
 
 
@@ -38,4 +40,4 @@ def build(plan, catalog):
 
 def _check(gguf):
     if gguf.architecture not in SUPPORTED:
-        raise UnsupportedModel("general.architecture", gguf.architecture, SUPPORTED)
+        raise UnsupportedModel("general.architecture", gguf.architecture, SUPPORTED, f"The file is {gguf.path}")
