@@ -60,6 +60,21 @@ def test_longrope_chooses_its_factors_by_the_context(model):
     assert np.array_equal(tables[0], tables[2]) and (tables[0][1:] > tables[1][1:]).all()
 
 
+def test_where_yarn_slows_down(model):
+    """Between the last pair that turns more than 32 times within the original context and the first that turns less than once."""
+    keys = {"qwen3.rope.scaling.type": ("yarn", STRING), "qwen3.rope.scaling.factor": (4.0, FLOAT), "qwen3.rope.freq_base": (1e4, FLOAT),
+            "qwen3.rope.scaling.original_context_length": (4096, INT)}  # fmt: skip
+    with GGUFFile(model("qwen3", keys)) as file:
+        op = next(op for op in build(Plan(1, 8, 64), Catalog(file)).ops if op.name == "rope_table")
+    plain = 1e4 ** (-np.arange(32) / 32)
+    turns = 4096 * plain / (2 * np.pi)
+    first, last = np.nonzero(turns > 32)[0][-1], np.nonzero(turns < 1)[0][0]
+    assert (first, last) == (10, 23)
+    keeps = 1 - np.clip((np.arange(32) - first) / (last - first), 0, 1)
+    np.testing.assert_allclose(op.weights[0].values, plain * (keeps + (1 - keeps) / 4), rtol=1e-12)
+    assert op.floats == (0.1 * np.log(4.0) + 1,)
+
+
 @pytest.mark.parametrize("name", ["qwen2", "starcoder2", "gemma", "qwen3"])
 def test_matrices_in_parts_and_in_one_give_the_same_bits(model, name):
     """q, k and v as rows of one tensor, with their biases; gate and up as halves of one, where there is a gate."""

@@ -162,7 +162,7 @@ def test_quantised_matrices(tmp_path, name, monkeypatch):
     path = model(tmp_path, name, edit=quantise)
     found = logits(path)
     error = np.abs(found - EXPECTED[name]).max(axis=1) / np.abs(EXPECTED[name]).max()
-    assert 1e-5 < np.median(error) < 0.03
+    assert 1e-5 < np.median(error) < 0.1  # 8-bit activations; what goes astray is far from it
     for nodes, placement in ((1, "auto"), (2, "replicate"), (2, "shard"), (3, "shard")):
         monkeypatch.setenv("NUMAINFER_FAKE_NODES", str(nodes))
         np.testing.assert_array_equal(logits(path, threads=max(nodes, 2), placement=placement, n_batch=33), found)

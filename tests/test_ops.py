@@ -461,7 +461,6 @@ def test_join(sheet, team, heads, k, apart):
     def build(p, s, two):
         x, y = p.embed(s[f"a{k}"]), p.embed(s[f"b{k}"])
         joined = p.join(heads, (x, first, more), (y, 0, piece // 2) if two else None, apart=apart)
-        joined.forms.add("f")
         p.logits(p.mix(joined, None) if apart else joined, None)
 
     for two in (False, True):

@@ -498,6 +498,9 @@ class Plan:
             self._check("mix", "also", also, y.width)
         if gate is not None:
             self._check("mix", "gate", gate, 1)
+        for tensor in (y, also):
+            if tensor is not None:
+                tensor.forms.add("f")
         out = self._tensor("mix", y.width, PER_NODE, "f")
         return self._add("mix", [y, weights, also, gate, out], [], floats=(scale,))
 
