@@ -308,6 +308,17 @@ def test_zeros_to_the_end_are_a_broken_download(tmp_path, kind):
         pass
 
 
+def test_one_value_makes_a_matrix_not_zero():
+    code, rows, nonzero = FORMATS["F32"]["code"], np.zeros((48, 64), np.float32), np.zeros(1, np.uint8)
+    arena = _core.Arena(_core.packed_bytes(code, *rows.shape))
+    with open_team() as team:
+        for last in (0, 1):
+            rows[-1, -1] = last
+            team.fill([((code, *rows.shape, [arena.address], None, 1), rows.ctypes.data, rows.strides[0])], nonzero)
+            assert nonzero[0] == last
+    arena.close()
+
+
 def test_a_matrix_of_zeros_in_the_midst_is_told(tmp_path, caplog):
     """A block that somebody made the identity."""
     path = tiny(tmp_path, "llama", "Q8_0")
@@ -571,6 +582,8 @@ def test_a_second_load_attaches_to_the_replicas_that_stand(tmp_path, monkeypatch
         with open_engine(path, placement="shard") as c:
             assert c.replicas is not a.replicas
             same_bits(logits(c, IDS), wanted)
+        with open_engine(path, placement="interleave") as c:
+            assert c.replicas is not a.replicas and len(c.replicas.arenas) == 1
         link = tmp_path / "link.gguf"
         link.symlink_to(path)
         with open_engine(link, placement="replicate") as d:
