@@ -4,7 +4,10 @@ import ctypes
 import mmap
 import os
 import re
+import threading
+import time
 from itertools import pairwise
+from types import SimpleNamespace
 
 import gguf
 import numpy as np
@@ -589,6 +592,30 @@ def test_a_second_load_attaches_to_the_replicas_that_stand(tmp_path, monkeypatch
         with open_engine(link, placement="replicate") as d:
             assert d.replicas is a.replicas
     assert set(store._entries) == others and all(arena.address == 0 for arena in arenas)
+
+
+def test_a_second_load_waits_while_the_first_one_fills():
+    began, filled, made, shares = threading.Event(), threading.Event(), [], []
+
+    def make():
+        made.append(SimpleNamespace(close=lambda: None))
+        began.set()
+        filled.wait(10)
+        return made[-1]
+
+    threads = [threading.Thread(target=lambda: shares.append(store.Share("a file", make))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+        assert began.wait(10)
+    time.sleep(0.05)
+    assert not shares and len(made) == 1
+    filled.set()
+    for thread in threads:
+        thread.join(10)
+    assert [share.replicas for share in shares] == made * 2
+    for share in shares:
+        share.close()
+    assert not store.stands("a file")
 
 
 def test_copies_of_other_workers_or_nodes_are_not_shared(tmp_path, monkeypatch):
