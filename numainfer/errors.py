@@ -27,9 +27,12 @@ class CorruptModel(NumaInferError, ValueError):
     """
 
     def __init__(self, path: str | os.PathLike[str], message: str, offset: int | None = None) -> None:
-        self.path, self.offset = str(path), offset
+        self.path, self.offset, self._message = str(path), offset, message
         where = f" at byte {offset}" if offset is not None else ""
         super().__init__(f"{path}{where}: {message}")
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), (self.path, self._message, self.offset)  # a Pool whose worker sends what cannot be read waits for ever
 
 
 class UnsupportedModel(NumaInferError, NotImplementedError):
@@ -43,12 +46,17 @@ class UnsupportedModel(NumaInferError, NotImplementedError):
         What the file says.
     supported : tuple
         What would have worked.
+    detail : str
+        What else the message says.
     """
 
     def __init__(self, key: str, value: object, supported: Iterable[object] = (), detail: str = "") -> None:
-        self.key, self.value, self.supported = key, value, tuple(supported)
+        self.key, self.value, self.supported, self.detail = key, value, tuple(supported), detail
         known = f"; supported: {', '.join(map(str, self.supported))}" if self.supported else ""
         super().__init__(f"{key} = {value!r} is not supported{known}{'. ' + detail if detail else ''}")
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), (self.key, self.value, self.supported, self.detail)
 
 
 class PlanError(NumaInferError, ValueError):

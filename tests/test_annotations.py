@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import pickle
 import pydoc
 import re
 import typing
@@ -56,3 +57,14 @@ def test_help_shows_the_public_names_alone():
     text = pydoc.plain(pydoc.render_doc(ni))
     shown = set(re.findall(r"^    (?:class )?(\w+)\(", text, re.MULTILINE))
     assert {"load", "topology", "bench", "Completion", "Session"} <= shown <= set(ni.__all__)
+
+
+def test_errors_cross_processes():
+    """By pickle: a Pool whose worker raises one that cannot be read back waits for ever."""
+    given = {"CorruptModel": ("a.gguf", "is short", 7), "UnsupportedModel": ("general.architecture", "x", ("llama",), "Sorry")}
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, (ni.NumaInferError, Warning))]
+    assert len(kinds) > 12
+    for kind in kinds:
+        error = kind(*given.get(kind.__name__, ("what was found",)))
+        again = pickle.loads(pickle.dumps(error))
+        assert type(again) is kind and str(again) == str(error) and vars(again) == vars(error)

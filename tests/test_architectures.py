@@ -161,7 +161,7 @@ def refused(path, error, says):
     ("general.architecture", "grok", UnsupportedModel, "general.architecture = 'grok' is not supported; supported: .*gemma3, .*llama, "),
     ("llama.block_count", None, CorruptModel, "llama.block_count"),
     ("llama.block_count", (0, INT), CorruptModel, "llama.block_count = 0"),
-    ("llama.block_count", (1, INT), UnsupportedModel, "blk.1"),
+    ("llama.block_count", (1, INT), UnsupportedModel, "blk.1.*The file is .*bad.gguf"),
     ("llama.block_count", (3, INT), CorruptModel, "tensor 'blk.2.attn_norm.weight' is missing"),
     ("llama.block_count", (4000, INT), CorruptModel, "blk.2"),
     ("llama.block_count", (2**32 - 1, INT), CorruptModel, "llama.block_count = 4294967295"),

@@ -33,8 +33,14 @@ def build(plan, catalog):
         The architecture leaves a tensor unread, or the KV memory would be too large to be named.
     """
     _check(catalog.gguf)
-    import_module("." + catalog.gguf.architecture.replace("-", "_"), __name__).build(plan, catalog)
-    catalog.check_all_used([*plan.weights, *plan.spared])
+    try:
+        import_module("." + catalog.gguf.architecture.replace("-", "_"), __name__).build(plan, catalog)
+        catalog.check_all_used([*plan.weights, *plan.spared])
+    except UnsupportedModel as error:
+        where = f"The file is {catalog.gguf.path}"
+        if where in error.detail:
+            raise
+        raise UnsupportedModel(error.key, error.value, error.supported, ". ".join(filter(None, [error.detail, where]))) from None
     return plan.compile()
 
 
