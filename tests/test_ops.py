@@ -49,7 +49,7 @@ def sheet(tmp_path_factory):
         for name in "nm":  # norms with biases
             tensors |= {f"{name}{k}.weight": rng.uniform(0.5, 2, k), f"{name}{k}.bias": rng.standard_normal(k)}
     tensors |= {f"square{i}": rng.standard_normal((96, 96)) * 0.1 for i in range(4)}
-    tensors |= {f"bias{n}": rng.standard_normal(n) for n in (33, 37)}
+    tensors |= {f"bias{n}": rng.standard_normal(n) for n in (33, 37, 50, 100)}
     tensors["frequencies"] = 10000.0 ** -(np.arange(100) / 100)
     sheet = Sheet(tmp_path_factory.mktemp("ops") / "sheet.gguf", tensors)
     yield sheet
@@ -207,17 +207,17 @@ def test_biases_of_matmuls(sheet, team, kinds):
                 same_bits(r.run(np.arange(tokens)), plain.run(np.arange(tokens)) + bias, (name, tokens))
 
 
-@pytest.mark.parametrize("sizes", [None, _core.SIZES | {"piece_bytes": 1, "exact_groups": 100, "line_tokens": 4}], ids=["", "cut small"])
-@pytest.mark.parametrize("name", ["Q4_K table", "F32 33 256"])
+@pytest.mark.parametrize("sizes", [None, {"crew": 2, "piece_bytes": 1 << 20, "exact_groups": 100, "line_tokens": 8}], ids=["", "cut"])
+@pytest.mark.parametrize("name", ["Q4_K 100 768", "F32 50 576"])
 def test_scale_and_cap_of_a_matmul(sheet, team, name, sizes):
-    """Once for every row, whoever finishes it: y = cap tanh(scale (W h + b) / cap)."""
+    """Once for every row, whoever finishes it, also of groups that two workers share: y = cap tanh(scale (W h + b) / cap)."""
     bias = sheet[f"bias{sheet[name].n}"]
 
     def build(p, s, **more):
-        p.logits(p.embed(s["x256"]), replace(s[name], bias=bias), **more)
+        p.logits(p.embed(s[f"x{s[name].k}"]), replace(s[name], bias=bias), **more)
 
     def hidden(p, s):
-        p.logits(p.matmul(p.embed(s["x256"]), replace(s[name], bias=bias), scale=0.3), None)
+        p.logits(p.matmul(p.embed(s[f"x{s[name].k}"]), replace(s[name], bias=bias), scale=0.3), None)
 
     cut = partial(rig, sheet, team, sizes=sizes)
     with (cut(build) as plain, cut(partial(build, scale=0.3)) as scaled, cut(partial(build, scale=0.3, softcap=2.0)) as capped,
