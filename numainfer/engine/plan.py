@@ -320,7 +320,6 @@ class Plan:
                                                        ("k", k, "head_count_kv", a.kv_heads, "key_length", a.key_length),
                                                        ("v", v, "head_count_kv", a.kv_heads, "value_length", a.value_length)):
             self._check("attend", name, tensor, count * width, of=f" (attention.{heads} = {count} of {key} {width})")
-            tensor.forms.add("f")
         if a.heads % a.kv_heads or a.key_length % 16 or a.value_length % 16 or a.rope_dim % 2 or a.rope_dim > a.key_length:
             raise PlanError(f"attend: heads must be a multiple of kv-heads, head widths multiples of 16, rope_dim even and at "
                             f"most the key width; found {a}")
@@ -370,9 +369,6 @@ class Plan:
             self._refuse(f"gated: operand gate ({gate.name}) has width {gate.width}, wanted an even one, two halves", gate.source)
         if up is not None:
             self._check("gated", "up", up, gate.width, gate.per_token)
-        for tensor in (gate, up):
-            if tensor is not None:
-                tensor.forms.add("f")
         a = self._tensor("a", gate.width // (2 if up is None else 1), PER_NODE, per_token=gate.per_token)
         return self._add("gated", [gate, up, a], [], ints=(_GATES[activation],), floats=(alpha, limit))
 
@@ -456,7 +452,6 @@ class Plan:
         self._check("weigh", "weights", weights, weights.width)
         self._check("weigh", "h", h, h.width, 1 if h.per_token == 1 else weights.width)
         h = self._near(h)
-        h.forms.add("f")
         return self._add("weigh", [h, weights, self._tensor("weighed", h.width, PER_NODE, per_token=weights.width)], [],
                          ints=((None, "sigmoid", "softplus").index(gate),))
 
@@ -479,7 +474,6 @@ class Plan:
                 if left or first < 0 or count < 1 or first + count > piece:
                     self._refuse(f"join: operand {operand} ({tensor.name}) has {tensor.per_token} x {tensor.width} values, wanted {heads} "
                                  f"pieces of at least {first + count}", tensor.source)
-                tensor.forms.add("f")
             ints, tensors, width = [*ints, first, count], [*tensors, tensor], width + count
         shape = {"per_token": heads} if apart else {}
         out = self._tensor("join", width if apart else heads * width, PER_NODE, **shape)
@@ -498,9 +492,6 @@ class Plan:
             self._check("mix", "also", also, y.width)
         if gate is not None:
             self._check("mix", "gate", gate, 1)
-        for tensor in (y, also):
-            if tensor is not None:
-                tensor.forms.add("f")
         out = self._tensor("mix", y.width, PER_NODE, "f")
         return self._add("mix", [y, weights, also, gate, out], [], floats=(scale,))
 
