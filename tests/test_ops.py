@@ -276,7 +276,7 @@ def test_gated(sheet, team, k, activation):
         for tokens in TOKENS:
             found = r.run(np.arange(tokens))
             np.testing.assert_allclose(found, wanted[:tokens], rtol=3e-6, atol=1e-6)
-            same_for_all_teams((activation, k, tokens), found)
+            same_for_all_teams(("gated", activation, k, tokens), found)
 
 
 @pytest.mark.parametrize(("activation", "constants"), [("gelu", ()), ("relu^2", ()), ("xielu", (0.8, 1.1, 0.5, -1e-6))])
@@ -292,7 +292,7 @@ def test_activate(sheet, team, k, activation, constants):
         for tokens in TOKENS:
             found = r.run(np.arange(tokens))
             np.testing.assert_allclose(found, wanted[:tokens], rtol=3e-6, atol=1e-6)
-            same_for_all_teams((activation, k, tokens), found)
+            same_for_all_teams(("plain", activation, k, tokens), found)
 
 
 def test_gated_takes_both_halves_of_one_row(sheet, team):
