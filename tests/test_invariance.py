@@ -235,7 +235,7 @@ def test_small_pieces_of_work(wide, monkeypatch, shape, placement):
 @pytest.mark.parametrize("shape", [(2, 1), (2, (1, 3)), (3, (2, 1, 3))], ids=str)
 def test_a_matrix_that_two_matmuls_read(paths, monkeypatch, shape):
     """A node holds the same rows of a matrix whatever others share its op: here gate and up, together and each by itself."""
-    def layer(p, x, w, a, rope):
+    def layer(p, x, w, a, rope, experts):
         q, k, v = p.matmul(x.norm(w.attn_norm), w.attn_q, w.attn_k, w.attn_v)
         x.add(p.matmul(p.attend(q, k, v, a, rope), w.attn_output))
         gate, up = p.matmul(x.norm(w.ffn_norm), w.ffn_gate, w.ffn_up)

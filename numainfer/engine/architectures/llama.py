@@ -14,7 +14,12 @@ def build(p, weights):
     a, rope = replace(a, window=c.int("attention.sliding_window", default=0, low=0)), c.rope(p, weights, a)  # Mistral 7B v0.1
     experts = c.experts() if c.int("expert_count", default=0, low=0) else None
     for w in trunk(c, weights):
-        x.add(attention(p, x.norm(w.attn_norm), w, a, rope))
-        h = x.norm(w.ffn_norm)
-        x.add(mixture(p, h, w, experts) if experts else gated(p, h, w))
+        layer(p, x, w, a, rope, experts)
     end(p, weights, x)
+
+
+def layer(p, x, w, a, rope, experts):
+    """One block on residual stream x; experts None: a plain one."""
+    x.add(attention(p, x.norm(w.attn_norm), w, a, rope))
+    h = x.norm(w.ffn_norm)
+    x.add(mixture(p, h, w, experts) if experts else gated(p, h, w))
