@@ -32,7 +32,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from numainfer import _core
 from numainfer.engine.architectures import build
-from numainfer.engine.plan import MINIMUM, Plan
+from numainfer.engine.ops import MINIMUM
+from numainfer.engine.plan import Plan
 from numainfer.engine.weights import FORMATS, Catalog
 
 BOUNDS = {True: 1.10, False: 1.15}  # of decoding, of prefill

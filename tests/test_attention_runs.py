@@ -10,7 +10,8 @@ from core_tools import Rig, Sheet, open_team, same_bits
 
 from numainfer import _core
 from numainfer.engine import plan
-from numainfer.engine.plan import Attention, Plan
+from numainfer.engine.ops import Attention
+from numainfer.engine.plan import Plan
 
 CHUNK, N = _core.CHUNK, 2900  # 12 chunks
 SHAPES = {

@@ -12,7 +12,8 @@ from random_blocks import random_weights
 
 from numainfer.engine import architectures
 from numainfer.engine.architectures.blocks import Residual
-from numainfer.engine.plan import NODE, PER_NODE, TEAM, Plan
+from numainfer.engine.ops import NODE, PER_NODE, TEAM
+from numainfer.engine.plan import Plan
 from numainfer.errors import CorruptModel, PlanError
 from numainfer.gguf.file import GGUFFile
 from numainfer.measure.capacity import demand

@@ -9,7 +9,7 @@ from tiny_models import tiny
 
 from numainfer import _core
 from numainfer.engine.architectures import llama
-from numainfer.engine.plan import NODE, NONE
+from numainfer.engine.ops import NODE, NONE
 
 N_CTX = 700  # three chunks of KV memory
 IDS = np.random.default_rng(8).integers(6, 280, 640).astype(np.int32)

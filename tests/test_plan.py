@@ -13,7 +13,8 @@ from numainfer.engine.architectures import build
 from numainfer.engine.architectures.blocks import Residual
 from numainfer.errors import CorruptModel, PlanError, UnsupportedModel
 from numainfer.gguf.file import GGUFFile
-from numainfer.engine.plan import NODE, PER_NODE, SHARED, TEAM, Attention, Cost, Plan
+from numainfer.engine.ops import NODE, PER_NODE, SHARED, TEAM, Attention, Cost
+from numainfer.engine.plan import Plan
 from numainfer.engine.weights import Catalog, Matrix, Vector
 
 SIGNATURES = dict(_core.ops())
@@ -66,7 +67,7 @@ def accesses(plan, op):
     found = []
     for part, tensor in zip(SIGNATURES[op.name].split(), op.tensors):
         if tensor is not None:
-            start, size = tensor.offset, plan._parts_of(tensor)[1]
+            start, size = tensor.offset, tensor.parts(plan.n_batch)[1]
             if tensor.name.startswith("kv "):
                 start, size = 2**60 + 2 * int(tensor.name.split()[1]), 1
             found.append((start, start + size, tensor.storage, part.partition(":")[2][0] == "w"))
@@ -117,14 +118,14 @@ def test_memory_is_never_shared_by_living_tensors(request, model, n_nodes, hidde
         operands = [(part.partition(":")[2][0] == "w", t) for part, t in zip(SIGNATURES[op.name].split(), op.tensors)
                     if t is not None and not t.name.startswith("kv ")]  # fmt: skip
         for written, tensor in sorted(operands, key=lambda o: not o[0]):  # what it writes first: that may not hit what it reads
-            size, memory = plan._parts_of(tensor)[1], owner[tensor.storage]
+            size, memory = tensor.parts(plan.n_batch)[1], owner[tensor.storage]
             assert tensor.offset >= 0 and tensor.offset % 64 == 0
             assert size > 0 and tensor.offset + size <= plan.arena_bytes[tensor.storage]
             for line in range(tensor.offset // 64, -(-(tensor.offset + size) // 64)):
                 if written:
                     memory[line] = tensor
                 assert memory.get(line) is tensor, f"op {i} ({op.name}): {tensor.name} was overwritten by {memory.get(line)}"
-    sizes = [plan._parts_of(t)[1] for t in plan.tensors if t.storage == PER_NODE]
+    sizes = [t.parts(plan.n_batch)[1] for t in plan.tensors if t.storage == PER_NODE]
     assert plan.arena_bytes[PER_NODE] < sum(sizes) / 2  # memory is reused
 
 
@@ -138,7 +139,7 @@ def test_forms_of_a_tensor_do_not_overlap(llama):
         sizes = {"f": 4 * width, "q": width, "d": width // 8, "m": width // 8, "s": width // 8}
         used = sorted((record[form], record[form] + rows * size) for form, size in sizes.items() if record[form] >= 0)
         assert used and all(a1 <= b0 for (_, a1), (b0, _) in pairwise(used))
-        assert used[0][0] == tensor.offset and used[-1][1] <= tensor.offset + plan._parts_of(tensor)[1]
+        assert used[0][0] == tensor.offset and used[-1][1] <= tensor.offset + tensor.parts(plan.n_batch)[1]
         assert (record["q"] >= 0) == (record["d"] >= 0) == ("q" in tensor.forms)
 
 

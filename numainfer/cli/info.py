@@ -57,7 +57,7 @@ def info(args):
     from ..arguments import one_of
     from ..errors import UnsupportedModel
     from ..gguf.file import GGUFFile
-    from ..engine.plan import KV_TYPES
+    from ..engine.cache import KV_TYPES
     from ..gguf.sources import resolve
     from ..summary import ModelConfig, counted, short_bytes, short_count
 

@@ -1,164 +1,22 @@
 """The plan: a model's forward pass as a list of typed ops, checked, with the weakest barriers that keep it right.
 
 An architecture calls the methods of `Plan` in the order of the paper's equations.  Each checks its operands and appends one op
-of csrc/ops/ops.def.  `compile` then lays tensors out in memory (reusing what is no longer read) and computes the barriers: two
-ops that touch the same bytes, one of them writing, need a barrier between them: within the node if each node has its own copy of
-the bytes, across the team if they are shared.
+of csrc/ops/ops.def.  `compile` then computes the barriers and lays tensors out in memory, reusing what is no longer read.
 """
 
 import html
-from bisect import bisect_right, insort
-from dataclasses import dataclass, field
-
-import numpy as np
 
 from .. import _core
 from ..errors import CorruptModel, PlanError, UnsupportedModel
 from ..summary import counted
-from .cache import KV_TYPES, UNIT, LayerCache, Layout
+from .cache import UNIT, Layout
+from .compiling import arrays, insert_barriers, lay_out
+from .ops import (ACTIVATIONS, ATTENTION_INTS, FLOAT, GATES, GATING, NODE, OPS, PER_NODE, SHARED, SUMS, TEAM, Op,
+                  Tensor)  # fmt: skip
 from .weights import Matrix, Vector
 
-SHARED, PER_NODE = 0, 1
-NONE, NODE, TEAM = 0, 1, 2
-FLOAT, OFFSET, MINIMUM, SIGNED, NESTED = range(5)  # panel kinds of csrc/formats/formats.h
-_SUMS = {OFFSET: "s", MINIMUM: "m", NESTED: "s"}  # the form beside "q" that a kind needs
-_ACTIVATIONS = {"gelu": 0, "relu^2": 1, "xielu": 2, "clamp": 3}
-_GATING = {"softmax": 0, "sigmoid": 1, "chosen": 2, "sqrtsoftplus": 3, "late": 4}
-_GATES = {"silu": 0, "gelu": 1, "sigmoid": 2, "clamped": 3, "limited": 4}
-_ALIGN = 64
-_ATTENTION_INTS = _core.attention_ints()
 MOST_RUNS = 64  # of chunks, that a query's attention is summed in: bits depend on it beyond so many chunks
 PART_SEQUENCES = 16  # of the longest kind, whose attention can be spread over workers run by run; of shorter ones, more
-
-
-@dataclass(eq=False)
-class Tensor:
-    """An activation: for each token of a step `per_token` rows of `width` values, written once.
-
-    Forms are what its readers need: ``f`` floats, ``q`` quants with their scales, ``m`` and ``s`` sums of quants; or ``i`` alone:
-    the values are not float32 but int32 ids.
-    """
-
-    name: str
-    width: int
-    storage: int
-    forms: set = field(default_factory=set)
-    per_token: int = 1
-    source: Matrix | None = None  # of the rows that a matrix made
-    n_bytes: int = 0  # set for tensors that are not [tokens][per_token][width]
-    first: int = -1  # ops that write and last touch it
-    last: int = -1
-    is_read: bool = False
-    offset: int = -1
-
-
-@dataclass(frozen=True)
-class Attention:
-    """Shape of one attention layer.
-
-    Attributes
-    ----------
-    heads, kv_heads : int
-        H and G; H is a multiple of G.
-    key_length, value_length : int
-        Head widths, multiples of 16.
-    rope_dim : int
-        Leading values of a head that are rotated; 0 for none.
-    neox : bool
-        Pairs (i, i + rope_dim/2) instead of (2i, 2i+1).
-    scale : float
-        Factor on q . k.
-    window : int
-        Positions that a query sees, itself included; 0 for all before it.
-    eps : float
-        Of the q/k norms, where there are any.
-    softcap : float
-        Scores become softcap * tanh(score / softcap); 0 for none.
-    norm_last : bool
-        Where there are q/k norms, they come after the rotation.
-    temperature : float
-    floor : int
-        Queries at position p are multiplied by 1 + temperature * log(floor(p / floor) + 1); 0 positions: by nothing.
-    """
-
-    heads: int
-    kv_heads: int
-    key_length: int
-    value_length: int
-    rope_dim: int
-    neox: bool
-    scale: float
-    window: int = 0
-    eps: float = 0.0
-    softcap: float = 0.0
-    norm_last: bool = False
-    temperature: float = 0.0
-    floor: int = 0
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What an op asks of the machine in one step, all nodes together.
-
-    Attributes
-    ----------
-    n_bytes : int
-        Packed weight bytes that are read.
-    macs : int
-        Multiply-adds.
-    exchanged : int
-        Bytes of matrices' results that every node reads, its own share among them.
-    """
-
-    n_bytes: int = 0
-    macs: int = 0
-    exchanged: int = 0
-
-
-@dataclass
-class _Op:
-    name: str
-    tensors: list
-    weights: list
-    ints: tuple = ()
-    floats: tuple = ()
-    selected: bool = False
-    matrices: tuple = ()  # of the weights, those that it multiplies its rows by
-    per_token: int = 1  # rows that each of them meets for a row of the step
-    cache: LayerCache | None = None  # of attention's ops
-    barrier: int = NONE
-
-    @property
-    def attention(self):
-        """The integers of attention's ops by the names of csrc/ops/attention.def."""
-        return dict(zip(_ATTENTION_INTS, self.ints, strict=True))
-
-    def products(self, rows):
-        """(matrix, bytes read, multiply-adds) of what the op multiplies in a step of so many rows.
-
-        Of experts at most as many are read as rows meet one each: those of a single token exactly.
-        """
-        met = rows * self.per_token
-        return [(w, w.packed_bytes // w.experts * min(w.experts, met), met * w.n * w.k) for w in self.matrices]
-
-    def cost(self, rows):
-        """`Cost` in a step of so many rows: tokens, or those whose logits are wanted where the op is `selected`."""
-        found = self.products(rows)
-        read = (t for (_, mode, _), t in zip(_OPS[self.name][1], self.tensors) if t is not None and mode == "r")
-        exchanged = sum(4 * rows * t.per_token * t.width for t in read if t.source is not None and t.storage == SHARED)
-        return Cost(sum(n_bytes for _, n_bytes, _ in found), sum(macs for *_, macs in found), exchanged)
-
-
-def _signatures():
-    """Op name -> (code, [(operand, mode, optional)])."""
-    found = {}
-    for code, (name, signature) in enumerate(_core.ops()):
-        operands = [part.partition(":")[::2] for part in signature.split()]
-        found[name] = code, [(operand, mode[0], mode.endswith("?")) for operand, mode in operands]
-    return found
-
-
-_OPS = _signatures()
 
 
 class Plan:
@@ -339,7 +197,7 @@ class Plan:
                  "most_runs": MOST_RUNS, "part_runs": self._part_runs, "turn": self.kv.turn,
                  "norm_last": int(a.norm_last), "floor": a.floor,
                  "table": 0, "offset": 0, "stride": 0}  # fmt: skip  # these three come with `compile`
-        ints = [named[name] for name in _ATTENTION_INTS]
+        ints = [named[name] for name in ATTENTION_INTS]
         # Each head stays with one node where heads divide evenly; else its chunks go round, and all nodes read them.
         kv = self._tensor(f"kv {len(self.kv.layers) - 1}", 0, PER_NODE if a.kv_heads % self.n_nodes == 0 else SHARED)
         parts = self._tensor("parts", 0, SHARED, "f")
@@ -363,24 +221,24 @@ class Plan:
         alpha, limit : float
         """
         self._check("gated", "gate", gate, gate.width, gate.per_token)
-        if activation not in _GATES:
-            raise PlanError(f"gated: activation {activation!r}; wanted one of {', '.join(_GATES)}")
+        if activation not in GATES:
+            raise PlanError(f"gated: activation {activation!r}; wanted one of {', '.join(GATES)}")
         if up is None and gate.width % 2:
             self._refuse(f"gated: operand gate ({gate.name}) has width {gate.width}, wanted an even one, two halves", gate.source)
         if up is not None:
             self._check("gated", "up", up, gate.width, gate.per_token)
         a = self._tensor("a", gate.width // (2 if up is None else 1), PER_NODE, per_token=gate.per_token)
-        return self._add("gated", [gate, up, a], [], ints=(_GATES[activation],), floats=(alpha, limit))
+        return self._add("gated", [gate, up, a], [], ints=(GATES[activation],), floats=(alpha, limit))
 
     def activate(self, x, activation, constants=()):
         """activation(x), one copy per node: "gelu", "relu^2", "xielu" with its four constants (csrc/ops/activate.c), or "clamp" with one:
         what lies beyond it, or beyond its negative, becomes that."""
         self._check("activate", "x", x, x.width, x.per_token)
-        if activation not in _ACTIVATIONS or len(constants) != {"xielu": 4, "clamp": 1}.get(activation, 0):
+        if activation not in ACTIVATIONS or len(constants) != {"xielu": 4, "clamp": 1}.get(activation, 0):
             raise PlanError(f"activate: activation {activation!r} with {counted(len(constants), 'constant')}; wanted 'gelu', 'relu^2', "
                             "'xielu' with four, or 'clamp' with one")
         a = self._tensor("a", x.width, PER_NODE, per_token=x.per_token)
-        return self._add("activate", [x, a], [], ints=(_ACTIVATIONS[activation],), floats=constants)
+        return self._add("activate", [x, a], [], ints=(ACTIVATIONS[activation],), floats=constants)
 
     def score(self, h, w):
         """W h, plus W's bias, on every node for itself: for a matrix so small that a barrier of the team would cost more, as a router's."""
@@ -411,8 +269,8 @@ class Plan:
             The experts stand in groups, of which those with the highest sums of their two best are chosen from.
         """
         self._check("route", "scores", scores, scores.width)
-        if gating not in _GATING:
-            raise PlanError(f"route: gating {gating!r}; wanted one of {', '.join(_GATING)}")
+        if gating not in GATING:
+            raise PlanError(f"route: gating {gating!r}; wanted one of {', '.join(GATING)}")
         if scores.storage != PER_NODE or not (0 < groups <= 64 and scores.width % groups == 0 and 0 < groups_used <= groups
                                               and 0 < used <= scores.width // groups * groups_used):  # fmt: skip
             raise PlanError(f"route: {used} of {scores.width} experts, in {groups_used} of {groups} groups, by scores of {scores.name}; "
@@ -420,7 +278,7 @@ class Plan:
         if bias is not None:
             self._is_vector("route", "bias", bias, scores.width)
         ids, weights = self._tensor("ids", used, PER_NODE, "i"), self._tensor("weights", used, PER_NODE, "f")
-        self._add("route", [scores, ids, weights], [bias], (_GATING[gating], int(normed), groups, groups_used), (scale,))
+        self._add("route", [scores, ids, weights], [bias], (GATING[gating], int(normed), groups, groups_used), (scale,))
         return ids, weights
 
     def matmul_grouped(self, h, ids, *matrices):
@@ -514,7 +372,7 @@ class Plan:
                 self._known.add(id(w))
                 self.weights.append(w)
         index = len(self.ops)
-        for (operand, mode, _), tensor in zip(_OPS[name][1], tensors):
+        for (operand, mode, _), tensor in zip(OPS[name][1], tensors):
             if tensor is None:
                 continue
             tensor.last = index
@@ -525,8 +383,8 @@ class Plan:
                 tensor.first = index
             elif tensor.first < 0:
                 raise PlanError(f"{name}: operand {operand} ({tensor.name}) is read before any op writes it")
-        self.ops.append(_Op(name, tensors, weights, tuple(ints), tuple(floats), selected, tuple(matrices), per_token, cache))
-        return next((t for (_, mode, _), t in reversed(list(zip(_OPS[name][1], tensors))) if mode == "w"), None)
+        self.ops.append(Op(name, tensors, weights, tuple(ints), tuple(floats), selected, tuple(matrices), per_token, cache))
+        return next((t for (_, mode, _), t in reversed(list(zip(OPS[name][1], tensors))) if mode == "w"), None)
 
     @staticmethod
     def _refuse(says, weight=None):
@@ -574,7 +432,7 @@ class Plan:
         if w.kind == FLOAT:
             h.forms.add("f")
         else:
-            h.forms |= {"q"} | ({_SUMS[w.kind]} if w.kind in _SUMS else set())
+            h.forms |= {"q"} | ({SUMS[w.kind]} if w.kind in SUMS else set())
 
     # ---- compiling -----------------------------------------------------------------------------------------------
 
@@ -594,99 +452,15 @@ class Plan:
         for op in self.ops:
             if op.cache is not None:
                 named = op.attention | {"table": op.cache.kind.index, "offset": op.cache.offset // UNIT, "stride": op.cache.stride // UNIT}
-                op.ints = tuple(named[name] for name in _ATTENTION_INTS)
-        self._insert_barriers()  # what the flow of data needs
-        self._lay_out()  # reuses memory only across those
-        self._insert_barriers()  # and is not taken at its word
+                op.ints = tuple(named[name] for name in ATTENTION_INTS)
+        insert_barriers(self.ops, self.tensors, self.n_batch)  # what the flow of data needs
+        self.arena_bytes = lay_out(self.ops, self.tensors, self.n_batch)  # reuses memory only across those
+        insert_barriers(self.ops, self.tensors, self.n_batch)  # and is not taken at its word
         return self
-
-    def _parts_of(self, tensor):
-        """Byte offset of each form within the tensor, and its size."""
-        rows, at, offsets = self.n_batch * tensor.per_token, 0, {}
-        if tensor.n_bytes:
-            return {"f": 0}, tensor.n_bytes
-        sizes = {"f": 4 * tensor.width, "q": tensor.width, "d": tensor.width // 8, "m": tensor.width // 8, "s": tensor.width // 8,
-                 "i": 4 * tensor.width}
-        for form in ("f", "q", "d", "m", "s", "i"):
-            if form in tensor.forms or (form == "d" and "q" in tensor.forms):
-                offsets[form] = at
-                at += -(-rows * sizes[form] // _ALIGN) * _ALIGN
-        return offsets, at
-
-    def _lay_out(self):
-        """First fit over lifetimes: a tensor takes the lowest place that none of those alive with it holds.
-
-        A tensor lives until a barrier after its last reader: memory is never reused at the price of a barrier.
-        """
-        level = {SHARED: TEAM, PER_NODE: NODE}
-        barriers = {s: [i for i, op in enumerate(self.ops) if op.barrier >= level[s]] for s in (SHARED, PER_NODE)}
-
-        def dies(t):
-            after = bisect_right(barriers[t.storage], t.last)
-            return (barriers[t.storage][after] if after < len(barriers[t.storage]) else len(self.ops)) - 1
-
-        placed = {SHARED: [], PER_NODE: []}  # (first byte, end, last op before whose end it may not be overwritten)
-        for tensor in sorted(self.tensors, key=lambda t: t.first):
-            _, size = self._parts_of(tensor)
-            if not size:
-                continue
-            at, mine = 0, placed[tensor.storage]
-            mine[:] = [entry for entry in mine if entry[2] >= tensor.first]
-            for start, end, _ in mine:
-                if start < at + size and at < end:
-                    at = end
-            tensor.offset = at
-            insort(mine, (at, at + size, dies(tensor)))
-            self.arena_bytes[tensor.storage] = max(self.arena_bytes[tensor.storage], at + size)
-
-    def _insert_barriers(self):
-        last = {NODE: -1, TEAM: -1}  # ops before which a barrier of at least that strength stands
-        recent = []  # (op, first byte, end, writes, storage) since the last team barrier
-        places = {id(t): self._place(t) for t in self.tensors}
-        for i, op in enumerate(self.ops):
-            op.barrier = NONE
-            mine = [(*places[id(t)], mode == "w", t.storage) for (_, mode, _), t in zip(_OPS[op.name][1], op.tensors) if t is not None]
-            for j, start, end, writes, storage in recent:
-                level = TEAM if storage == SHARED else NODE
-                if last[level] <= j and op.barrier < level:
-                    for first, behind, writes_too, own in mine:
-                        if (writes or writes_too) and own == storage and start < behind and first < end:
-                            op.barrier = level
-            if op.barrier:
-                last[NODE] = i
-            if op.barrier == TEAM:
-                last[TEAM] = i
-                recent = []
-            recent += [(i, *access) for access in mine]
-
-    def _place(self, tensor):
-        """(first byte, end) of a tensor; one that is not laid out yet, or a sequence's KV memory, has a place of its own."""
-        if tensor.offset < 0:
-            return -2 - id(tensor), -1 - id(tensor)
-        return tensor.offset, tensor.offset + self._parts_of(tensor)[1]
 
     def arrays(self):
         """(ops, tensors) as `_core.Plan` takes them."""
-        number = {id(t): i for i, t in enumerate(self.tensors)}
-        weight = {id(w): i for i, w in enumerate(self.weights)}
-        ops = np.zeros(len(self.ops), _core.OP_DTYPE)
-        ops["t"], ops["w"] = -1, -1
-        for name, values in (("code", (_OPS[op.name][0] for op in self.ops)), ("barrier", (op.barrier for op in self.ops)),
-                             ("selected", (op.selected for op in self.ops))):  # fmt: skip
-            ops[name] = list(values)
-        t, w, ints, floats = ops["t"], ops["w"], ops["i"], ops["f"]
-        for i, op in enumerate(self.ops):
-            t[i, : len(op.tensors)] = [-1 if x is None else number[id(x)] for x in op.tensors]
-            w[i, : len(op.weights)] = [-1 if x is None else weight[id(x)] for x in op.weights]
-            ints[i, : len(op.ints)], floats[i, : len(op.floats)] = op.ints, op.floats
-        tensors = np.full(len(self.tensors), -1, _core.TENSOR_DTYPE)
-        for name in ("storage", "width", "per_token"):
-            tensors[name] = [getattr(tensor, name) for tensor in self.tensors]
-        for i, tensor in enumerate(self.tensors):
-            for form, offset in self._parts_of(tensor)[0].items():
-                tensors[form][i] = tensor.offset + offset
-        return ops, tensors
-
+        return arrays(self.ops, self.tensors, self.weights, self.n_batch)
     # ---- looking -------------------------------------------------------------------------------------------------
 
     @property
@@ -713,7 +487,7 @@ class Plan:
                  f"{counted(self.n_batch, 'token')} a step"]
         for i, op in enumerate(self.ops):
             operands = " ".join(
-                f"{operand}={tensor.name}[{_shown(tensor)}]" for (operand, _, _), tensor in zip(_OPS[op.name][1], op.tensors) if tensor)
+                f"{operand}={tensor.name}[{_shown(tensor)}]" for (operand, _, _), tensor in zip(OPS[op.name][1], op.tensors) if tensor)
             weights = " ".join(w.name for w in op.weights if w is not None)
             lines.append(f"{i:4d} {('', 'node', 'TEAM')[op.barrier]:4} {op.name:10} {operands}  {weights}".rstrip())
         return "\n".join(lines)
@@ -730,6 +504,3 @@ class Plan:
 def _shown(tensor):
     """"128", or "8x128" for eight rows per token."""
     return str(tensor.width) if tensor.per_token == 1 else f"{tensor.per_token}x{tensor.width}"
-
-
-__all__ = ["KV_TYPES", "Attention", "Cost", "Plan", "Tensor", "Vector"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...errors import CorruptModel, UnsupportedModel
-from ..plan import Attention
+from ..ops import Attention
 
 log = logging.getLogger("numainfer")
 

@@ -8,7 +8,7 @@ import math
 from dataclasses import replace
 
 from ...errors import CorruptModel, UnsupportedModel
-from ..plan import Attention
+from ..ops import Attention
 from .blocks import MIXTURE, Hyperparameters, Residual, embedding_matrix, end, network, trunk
 
 HEEDS = (*MIXTURE, "attention.temperature_scale")
