@@ -39,6 +39,8 @@ class Build(build_ext):
             if found.returncode and f"{header}:" in found.stderr:
                 raise SystemExit(f"numainfer needs the C header {header}, which was not found: install the package {debian} "
                                  f"(Debian, Ubuntu) or {fedora} (Fedora)")
+        for stale in Path("numainfer").glob("_core.cpython-*.so"):  # of builds before the stable ABI: Python would prefer it
+            stale.unlink()
         self.compiler.compile = self.compile
         super().build_extensions()
 

