@@ -407,8 +407,10 @@ class Model:
         """The forward pass as a list of ops with their barriers; print it."""
         return self.runtime.engine.plan
 
-    def __getattr__(self, name: str) -> NoReturn:
-        unknown_attribute(self, name, verbs.ELSEWHERE)
+    if not TYPE_CHECKING:  # a checker that saw it would take any name for known
+
+        def __getattr__(self, name):
+            unknown_attribute(self, name, verbs.ELSEWHERE)
 
     def __call__(self, *_: object, **__: object) -> NoReturn:
         raise TypeError("a Model is not called: model.generate(prompt) continues a text, model.chat(messages) answers")

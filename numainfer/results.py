@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -152,8 +152,10 @@ class Completion:
     def __str__(self) -> str:
         return self.text
 
-    def __getattr__(self, name: str) -> NoReturn:
-        unknown_attribute(self, name, _ELSEWHERE)
+    if not TYPE_CHECKING:  # a checker that saw it would take any name for known
+
+        def __getattr__(self, name):
+            unknown_attribute(self, name, _ELSEWHERE)
 
     def __repr__(self) -> str:
         if self.error is not None:
