@@ -22,7 +22,8 @@ from .serving.runtime import Runtime
 from .serving.scheduler import MODES, ON_INTERRUPT, generate_list
 from .serving.sequence import Sequence as KeptSequence
 from .session import Session
-from .signatures import FloatArray, Messages, Progress, Prompt, Prompts, SamplingOptions, Tools
+from .signatures import Conversations, FloatArray, Messages, Progress, Prompt, Prompts, SamplingOptions, Tools
+from .text.messages import split_conversations
 from .summary import ModelConfig, short_bytes, short_count
 
 if TYPE_CHECKING:
@@ -233,14 +234,15 @@ class Model:
         and ``max_tokens`` (None: the whole context); the others wait, in order. A logits processor is called from
         another thread than the caller's.
         """
-        verbs.check_generate(sampling, "model", ("mode", "progress", "on_interrupt"))
+        verbs.check_generate(sampling, "model", verbs.LIST_PARAMETERS)
         one_of("mode", mode, MODES)
         one_of("on_interrupt", on_interrupt, ON_INTERRUPT)
         progress_way("progress", progress)
         self.runtime.check()
         prompts, is_list = split_prompts("prompt", prompt)
         if is_list:
-            return generate_list(self.runtime, prompts, params, mode, progress, on_interrupt, sampling)
+            return generate_list(self.runtime, len(prompts), lambda i: verbs.ids_of(self.runtime, f"prompt[{i}]", prompts[i]), params,
+                                 mode, progress, on_interrupt, sampling)  # fmt: skip
         own = resolve_params(params, **sampling)  # type: ignore[arg-type]  # it refuses a list
         return self._once(lambda sequence: verbs.generate(sequence, prompts[0], own, reuse=False))
 
@@ -257,58 +259,92 @@ class Model:
         return self._stream(lambda sequence: verbs.stream(sequence, prompt, resolve_params(params, **sampling), owned=True))
 
     @overload
-    def chat(
+    def chat(  # type: ignore[overload-overlap]
         self, messages: Messages, params: SamplingParams | None = None, *, tools: Tools | None = None,
-        stream: Literal[False] = False, **sampling: Unpack[SamplingOptions]
+        template: str | None = None, chat_template_kwargs: Mapping[str, Any] | None = None, stream: Literal[False] = False,
+        mode: str = "auto", progress: Progress = None, on_interrupt: str = "raise", **sampling: Unpack[SamplingOptions]
     ) -> Completion: ...  # fmt: skip
 
     @overload
     def chat(
         self, messages: Messages, params: SamplingParams | None = None, *, tools: Tools | None = None,
-        stream: Literal[True], **sampling: Unpack[SamplingOptions]
+        template: str | None = None, chat_template_kwargs: Mapping[str, Any] | None = None, stream: Literal[True],
+        **sampling: Unpack[SamplingOptions]
     ) -> TokenStream: ...  # fmt: skip
 
     @overload
     def chat(
         self, messages: Messages, params: SamplingParams | None = None, *, tools: Tools | None = None,
-        stream: bool, **sampling: Unpack[SamplingOptions]
+        template: str | None = None, chat_template_kwargs: Mapping[str, Any] | None = None, stream: bool,
+        **sampling: Unpack[SamplingOptions]
     ) -> Completion | TokenStream: ...  # fmt: skip
 
+    @overload
     def chat(
-        self, messages: Messages, params: SamplingParams | None = None, *, tools: Tools | None = None,
-        stream: bool = False, **sampling: Unpack[SamplingOptions]
-    ) -> Completion | TokenStream:  # fmt: skip
-        """Answer a conversation, with the chat template of the file.
+        self, messages: Conversations, params: SamplingParams | Sequence[SamplingParams] | None = None, *, tools: Tools | None = None,
+        template: str | None = None, chat_template_kwargs: Mapping[str, Any] | None = None, stream: Literal[False] = False,
+        mode: str = "auto", progress: Progress = None, on_interrupt: str = "raise", **sampling: Unpack[SamplingOptions]
+    ) -> list[Completion]: ...  # fmt: skip
+
+    def chat(
+        self, messages: Messages | Conversations, params: SamplingParams | Sequence[SamplingParams] | None = None, *,
+        tools: Tools | None = None, template: str | None = None, chat_template_kwargs: Mapping[str, Any] | None = None,
+        stream: bool = False, mode: str = "auto", progress: Progress = None, on_interrupt: str = "raise",
+        **sampling: Unpack[SamplingOptions]
+    ) -> Completion | TokenStream | list[Completion]:  # fmt: skip
+        """Answer a conversation, or each of a list of conversations, with the chat template of the file.
 
         Parameters
         ----------
-        messages : list of dict, or str
-            Each with ``role`` and ``content``; a str is one message of the user.
-        params, **sampling
+        messages : list of dict, or str; or a list of those
+            Each message with ``role`` and ``content``: a str, or a list of text parts as OpenAI's clients send them, which are
+            joined by line feeds where the template reads no parts. A str is one message of the user.
+        params, mode, progress, on_interrupt, **sampling
             As for `generate`.
         tools : list of dict, or None
             JSON schemas for the template.
+        template : str or None
+            Another template: the name of one of the file's (``tokenizer.chat_templates``), or its source.
+        chat_template_kwargs : dict or None
+            Variables of the template, such as ``{"enable_thinking": False}``.
         stream : bool
+            Of one conversation.
 
         Returns
         -------
-        Completion, or TokenStream if ``stream``
+        Completion, or TokenStream if ``stream``; a list of Completion for a list of conversations
 
         Raises
         ------
         ChatTemplateMissing
             The file has no template.
         TypeError, ValueError, ContextOverflow, ModelClosed, ForkedProcess
-            As for `generate`; ValueError also where the template refuses the messages, and for a role that looks misspelt.
+            As for `generate`; ValueError also where the template refuses the messages, for a role that looks misspelt, and for
+            parts that are no text.
 
         Warns
         -----
         ChatTemplateWarning
-            A role other than system, user, assistant and tool that the template does not name.
+            A role other than system, user, assistant and tool that the template does not name; tools or a variable that it
+            does not use.
         """
-        check_sampling(sampling, verbs.CHAT_PARAMETERS)
-        own = resolve_params(params, **sampling)
-        return self._stream(lambda sequence: verbs.chat(sequence, messages, own, tools, stream, owned=True))
+        check_sampling(sampling, (*verbs.CHAT_PARAMETERS, *verbs.LIST_PARAMETERS))
+        one_of("mode", mode, MODES)
+        one_of("on_interrupt", on_interrupt, ON_INTERRUPT)
+        progress_way("progress", progress)
+        written = {"tools": tools, "template": template, "chat_template_kwargs": chat_template_kwargs}
+        conversations, is_list = split_conversations(messages)
+        if not is_list:
+            own = resolve_params(params, **sampling)  # type: ignore[arg-type]  # it refuses a list
+            return self._stream(lambda sequence: verbs.chat(sequence, messages, own, stream, owned=True, written=written))
+        if stream is not False:
+            raise TypeError("stream: found a list of conversations, wanted one; a list gives a list of Completion")
+        self.runtime.check()
+
+        def ids_of(i):
+            return verbs.conversation_ids(self.runtime, conversations[i], name=f"messages[{i}]", **written)
+
+        return generate_list(self.runtime, len(conversations), ids_of, params, mode, progress, on_interrupt, sampling)
 
     def _stream(self, make):
         """A result of ``make(sequence)``; the sequence lives as long as the stream, if it is one."""

@@ -1,4 +1,4 @@
-"""What a caller may give as a prompt or as messages, made into token ids or refused."""
+"""What a caller may give as a prompt, made into token ids or refused."""
 
 import operator
 from collections.abc import Iterable, Mapping
@@ -7,6 +7,7 @@ from collections.abc import Set as AbstractSet
 import numpy as np
 
 from .errors import ContextOverflow
+from .text.messages import check_unicode
 
 _WANTED = "a str, token ids, or a list of those"
 
@@ -122,69 +123,3 @@ def to_ids(name, prompt, tokenizer, n_vocab, n_ctx):
     if len(ids) > n_ctx:
         raise ContextOverflow(f"{name}: {len(ids)} tokens, but the context holds n_ctx = {n_ctx}")
     return ids
-
-
-def check_messages(messages, tools):
-    """A conversation as the chat template wants it.
-
-    Parameters
-    ----------
-    messages : str or list of dict
-        A str is one message of the user.
-    tools : list of dict or None
-
-    Returns
-    -------
-    list of dict
-
-    Raises
-    ------
-    TypeError, ValueError
-        The message tells which one, what was found and what was wanted.
-    """
-    if isinstance(messages, str):
-        messages = [{"role": "user", "content": messages}]
-    if not isinstance(messages, (list, tuple)):
-        raise TypeError(f"messages: found {type(messages).__name__}, "
-                        'wanted a list of dicts like {"role": "user", "content": "Hello"}')  # fmt: skip
-    if not messages:
-        raise ValueError("messages: found an empty list, wanted at least one message")
-    for i, message in enumerate(messages):
-        _check_message(f"messages[{i}]", message)
-    if tools is not None:
-        if not isinstance(tools, (list, tuple)):
-            raise TypeError(f"tools: found {type(tools).__name__}, wanted a list of dicts (JSON schemas) or None")
-        for i, tool in enumerate(tools):
-            if not isinstance(tool, Mapping):
-                raise TypeError(f"tools[{i}]: found {type(tool).__name__}, wanted a dict (JSON schema)")
-    return [dict(message) for message in messages]
-
-
-def check_unicode(name, text):
-    """Raise ValueError if the str holds a lone surrogate, which no UTF-8 has."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as e:
-        raise ValueError(f"{name} holds the lone surrogate U+{ord(text[e.start]):04X} at index {e.start}; "
-                         "wanted valid Unicode") from None  # fmt: skip
-
-
-def _check_message(name, message):
-    if not isinstance(message, Mapping):
-        raise TypeError(f"{name}: found {type(message).__name__}, wanted a dict with role and content")
-    if "role" not in message:
-        raise ValueError(f"{name}: has no 'role', found the keys {sorted(map(str, message))}")
-    if not isinstance(message["role"], str):
-        raise TypeError(f"{name}['role']: found {type(message['role']).__name__}, wanted str")
-    content = message.get("content")
-    if content is None:
-        if not message.get("tool_calls"):
-            raise ValueError(f"{name}: has no 'content', found the keys {sorted(map(str, message))}")
-    elif not isinstance(content, (str, list, tuple)):
-        raise TypeError(f"{name}['content']: found {type(content).__name__}, wanted str or a list of parts")
-    elif isinstance(content, str):
-        check_unicode(f"{name}['content']", content)
-    else:
-        for i, part in enumerate(content):
-            if isinstance(part, Mapping) and isinstance(part.get("text"), str):
-                check_unicode(f"{name}['content'][{i}]['text']", part["text"])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, NoReturn, Unpack, overload
+from collections.abc import Mapping
+from typing import Any, Literal, NoReturn, Unpack, overload
 
 from . import verbs
 from .arguments import integer
@@ -72,24 +73,28 @@ class Session:
     @overload
     def chat(
         self, messages: Messages, params: SamplingParams | None = None, *, tools: Tools | None = None,
-        stream: Literal[False] = False, **sampling: Unpack[SamplingOptions]
+        template: str | None = None, chat_template_kwargs: Mapping[str, Any] | None = None, stream: Literal[False] = False,
+        **sampling: Unpack[SamplingOptions]
     ) -> Completion: ...  # fmt: skip
 
     @overload
     def chat(
         self, messages: Messages, params: SamplingParams | None = None, *, tools: Tools | None = None,
-        stream: Literal[True], **sampling: Unpack[SamplingOptions]
+        template: str | None = None, chat_template_kwargs: Mapping[str, Any] | None = None, stream: Literal[True],
+        **sampling: Unpack[SamplingOptions]
     ) -> TokenStream: ...  # fmt: skip
 
     @overload
     def chat(
         self, messages: Messages, params: SamplingParams | None = None, *, tools: Tools | None = None,
-        stream: bool, **sampling: Unpack[SamplingOptions]
+        template: str | None = None, chat_template_kwargs: Mapping[str, Any] | None = None, stream: bool,
+        **sampling: Unpack[SamplingOptions]
     ) -> Completion | TokenStream: ...  # fmt: skip
 
     def chat(
         self, messages: Messages, params: SamplingParams | None = None, *, tools: Tools | None = None,
-        stream: bool = False, **sampling: Unpack[SamplingOptions]
+        template: str | None = None, chat_template_kwargs: Mapping[str, Any] | None = None, stream: bool = False,
+        **sampling: Unpack[SamplingOptions]
     ) -> Completion | TokenStream:  # fmt: skip
         """As ``Model.chat``: give all messages so far; only what is new is computed.
 
@@ -98,7 +103,8 @@ class Session:
         Completion or TokenStream
         """
         check_sampling(sampling, verbs.CHAT_PARAMETERS)
-        return verbs.chat(self._sequence, messages, resolve_params(params, **sampling), tools, stream, owned=False)
+        written = {"tools": tools, "template": template, "chat_template_kwargs": chat_template_kwargs}
+        return verbs.chat(self._sequence, messages, resolve_params(params, **sampling), stream, owned=False, written=written)
 
     def logits(self, ids: Prompt, *, all: bool = False) -> FloatArray:
         """As ``Model.logits``. With ``all`` every position is computed again.

@@ -14,6 +14,7 @@ Prompt: TypeAlias = str | TokenIds
 Prompts: TypeAlias = Iterable[str] | Iterable[Sequence[int]] | Iterable[NDArray[np.integer[Any]]]
 Conversation: TypeAlias = Sequence[Mapping[str, Any]]
 Messages: TypeAlias = str | Conversation
+Conversations: TypeAlias = Sequence[str] | Sequence[Conversation]
 Tools: TypeAlias = Sequence[Mapping[str, Any]]
 Progress: TypeAlias = bool | Callable[[int, int], object] | None
 LogitsProcessor: TypeAlias = Callable[[tuple[int, ...], FloatArray], FloatArray]

@@ -1,11 +1,12 @@
 """What a model and a session both do with a sequence: the checks of a call's arguments, then the steps."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from .prompts import check_messages, split_prompts, to_ids
+from .prompts import split_prompts, to_ids
 from .serving.sampling import check_sampling
+from .text.messages import check_messages
 from .stream import TokenStream
 
 ELSEWHERE = {  # names of other packages' models, and what stands for them here
@@ -25,7 +26,10 @@ ELSEWHERE = {  # names of other packages' models, and what stands for them here
     "n_ctx_train": "model.config.context_length",
     "perplexity": "model.score(text).perplexity",
 }
-CHAT_PARAMETERS = ("tools", "stream")  # keywords of `chat` besides those of sampling
+CHAT_PARAMETERS = ("tools", "template", "chat_template_kwargs", "stream")  # keywords of `chat` besides those of sampling
+
+
+LIST_PARAMETERS = ("mode", "progress", "on_interrupt")  # keywords of a model's `generate` and `chat`, for lists
 
 
 def check_generate(sampling: Iterable[str], owner: str, own: tuple[str, ...] = ()) -> None:
@@ -70,15 +74,25 @@ def stream(sequence, prompt, params, owned):
     return TokenStream(sequence, ids_of(sequence.runtime, "prompt", prompts[0]), params, owns_sequence=owned)
 
 
-def chat(sequence, messages, params, tools, stream, owned):
-    """Completion of a conversation, or TokenStream if ``stream``."""
+def chat(sequence, messages, params, stream, owned, written):
+    """Completion of a conversation, or TokenStream if ``stream``; ``written``: keywords of `conversation_ids`."""
     sequence.check()
     if not isinstance(stream, bool):
         raise TypeError(f"stream = {stream!r}: found {type(stream).__name__}, wanted True or False")
-    messages = check_messages(messages, tools)
-    ids = sequence.runtime.tokenizer.apply_chat_template(messages, tools=tools, tokenize=True)
-    answer = TokenStream(sequence, ids_of(sequence.runtime, "messages", ids), params, owns_sequence=owned)
+    answer = TokenStream(sequence, conversation_ids(sequence.runtime, messages, **written), params, owns_sequence=owned)
     return answer if stream else answer.finish()
+
+
+def conversation_ids(runtime, messages, *, name="messages", tools=None, template=None, chat_template_kwargs=None):
+    """Ids of a conversation as the chat template writes it, int32 (n,); parameters and errors as those of ``Model.chat``."""
+    messages = check_messages(messages, tools, name)
+    if chat_template_kwargs is None:
+        chat_template_kwargs = {}
+    if not isinstance(chat_template_kwargs, Mapping):
+        raise TypeError(f"chat_template_kwargs: found {type(chat_template_kwargs).__name__}, wanted a dict such as "
+                        '{"enable_thinking": False}')  # fmt: skip
+    ids = runtime.tokenizer.apply_chat_template(messages, tools=tools, template=template, tokenize=True, **chat_template_kwargs)
+    return ids_of(runtime, name, ids)
 
 
 def logits(sequence, ids, all):

@@ -118,7 +118,7 @@ def test_unknown_keywords_name_the_near_miss(model, call, says):
     ([], ValueError, "empty"),
     (None, TypeError, "NoneType"),
     ({"role": "user", "content": "x"}, TypeError, "dict"),
-    (["hello"], TypeError, r"messages\[0\]: found str"),
+    ([{"role": "user", "content": "x"}, "hello"], TypeError, r"messages\[1\]: found str"),
     ([{"content": "x"}], ValueError, r"messages\[0\]: has no 'role'"),
     ([{"role": "user"}], ValueError, r"messages\[0\]: has no 'content'"),
     ([{"role": 1, "content": "x"}], TypeError, "role"),

@@ -156,11 +156,10 @@ def test_the_budget_is_per_rendering():
 
 
 @pytest.mark.parametrize("messages, error, words", [
-    ("Hi", TypeError, "messages is str"),
-    ({"role": "user"}, TypeError, "messages is dict"),
-    (None, TypeError, "messages is NoneType"),
-    (["Hi"], TypeError, r"messages\[0\] is str"),
-    ([*CHAT, {"content": "x"}], ValueError, r"messages\[3\] has no role"),
+    ({"role": "user"}, TypeError, "messages: found dict"),
+    (None, TypeError, "messages: found NoneType"),
+    (["Hi"], TypeError, r"messages\[0\]: found str"),
+    ([*CHAT, {"content": "x"}], ValueError, r"messages\[3\]: has no 'role'"),
 ])  # fmt: skip
 def test_bad_messages(smollm2, messages, error, words):
     with pytest.raises(error, match=words):

@@ -24,7 +24,6 @@ from ..errors import CancelledWarning, ForkedProcess, Interrupted, ModelClosed
 from .generation import Clock, Generation
 from ..machine.limits import limits, node_memory, spare
 from ..progress import progress_bar
-from ..prompts import to_ids
 from ..results import Completion, Timings, Usage
 from .sampling import Sampler, SamplingParams, resolve_params
 from ..summary import counted
@@ -39,26 +38,38 @@ _REPORT = 0.25  # seconds between two reports of progress
 _CALIBRATION_ROWS = 16
 
 
-def generate_list(runtime, prompts, params, mode, progress, on_interrupt, sampling):
-    """``Model.generate`` of a list of prompts; ``on_interrupt``, one of `ON_INTERRUPT`, says what Ctrl-C does.
+def generate_list(runtime, n, ids_of, params, mode, progress, on_interrupt, sampling):
+    """``Model.generate`` of a list of prompts.
+
+    Parameters
+    ----------
+    runtime : Runtime
+    n : int
+        Number of prompts.
+    ids_of : callable
+        ``ids_of(i)``: ids of prompt i, int32; what it raises of TypeError and ValueError ends that answer alone.
+    params, mode, progress, sampling
+        As for ``Model.generate``.
+    on_interrupt : str
+        One of `ON_INTERRUPT`.
 
     Returns
     -------
     list of Completion
     """
     _check_lanes(runtime, mode)
-    params = _params_each(runtime, params, len(prompts), sampling)
-    sequences = [_Sequence(runtime, i, prompt, own) for i, (prompt, own) in enumerate(zip(prompts, params))]
+    params = _params_each(runtime, params, n, sampling)
+    sequences = [_Sequence(runtime, i, ids_of, own) for i, own in enumerate(params)]
     run = _Run(runtime, sequences)
     with progress_bar(progress, "Generating", unit="prompts") as report:
         run.run(mode, report)
     failed = [(i, done.error) for i, done in enumerate(run.results) if done.error is not None]
     if failed:
         i, error = failed[0]
-        log.warning("%d of %d prompts failed; the first is %d: %s", len(failed), len(prompts), i, error)
+        log.warning("%d of %d prompts failed; the first is %d: %s", len(failed), n, i, error)
     if run.interrupted:
-        n = sum(done.finish_reason == "cancelled" for done in run.results)
-        says = f"interrupted: {n} of {counted(len(prompts), 'prompt')} {'was' if n == 1 else 'were'} cancelled"
+        lost = sum(done.finish_reason == "cancelled" for done in run.results)
+        says = f"interrupted: {lost} of {counted(n, 'prompt')} {'was' if lost == 1 else 'were'} cancelled"
         if on_interrupt == "raise":
             raise Interrupted(says, run.results)
         warnings.warn(says, CancelledWarning, stacklevel=3)
@@ -94,13 +105,13 @@ def _params_each(runtime, params, n, sampling):
 class _Sequence:
     """One of the prompts and what becomes of it."""
 
-    def __init__(self, runtime, index, prompt, params):
+    def __init__(self, runtime, index, ids_of, params):
         self.index, self.params, self.clock = index, params, Clock(mode=None)
         self.ids, self.error, self.n_bytes = np.empty(0, np.int32), None, 0
         self.generation = self.kv = None
         self.at = 0  # positions computed
         try:
-            self.ids = to_ids(f"prompt[{index}]", prompt, runtime.tokenizer, runtime.n_vocab, runtime.n_ctx)
+            self.ids = ids_of(index)
         except (TypeError, ValueError) as e:
             self.error = e
             return

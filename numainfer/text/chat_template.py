@@ -66,13 +66,25 @@ class ChatTemplate:
 
         return frozenset(meta.find_undeclared_variables(self._template.environment.parse(self._source)))
 
+    @cached_property
+    def reads_parts(self):
+        """Whether the template writes the text of a content that is a list of parts, bool: found by trying."""
+        mark = "\N{SNOWMAN}numainfer\N{SNOWMAN}"
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                text = self.render([{"role": "user", "content": [{"type": "text", "text": mark}]}], bos_token="", eos_token="")
+        except ValueError:
+            return False
+        return mark in text and f"'{mark}'" not in text and f'"{mark}"' not in text
+
     def render(self, messages, *, tools=None, add_generation_prompt=True, **variables):
         """The text of a conversation.
 
         Parameters
         ----------
         messages : list of dict
-            Passed to the template as they are; each needs a ``role``, one of `ROLES` or another that the template names.
+            Passed to the template as they are; each has a ``role``, one of `ROLES` or another that the template names.
         tools : list of dict, optional
         add_generation_prompt : bool
         **variables
@@ -84,10 +96,8 @@ class ChatTemplate:
 
         Raises
         ------
-        TypeError
-            `messages` is no list of dicts.
         ValueError
-            The template refuses the messages (its own words), fails, or exceeds the budget; a role is missing or looks misspelt.
+            The template refuses the messages (its own words), fails, or exceeds the budget; a role looks misspelt.
 
         Warns
         -----
@@ -96,7 +106,6 @@ class ChatTemplate:
         """
         import jinja2
 
-        _check_messages(messages)
         self._check_roles(messages)
         self._check_used(tools, variables)
         environment = self._template.environment
@@ -137,16 +146,6 @@ class ChatTemplate:
                 raise ValueError(f"messages[{i}]['role'] = {role!r}: did you mean {near[0]!r}?")
             warnings.warn(f"messages[{i}]['role'] = {role!r}: the chat template does not name this role and may ignore the message; "
                           f"usual are {', '.join(ROLES)}", ChatTemplateWarning, stacklevel=2)
-
-
-def _check_messages(messages):
-    if isinstance(messages, (str, bytes, dict)) or not hasattr(messages, "__iter__"):
-        raise TypeError(f"messages is {type(messages).__name__}; wanted a list of dicts with role and content")
-    for i, message in enumerate(messages):
-        if not hasattr(message, "keys"):
-            raise TypeError(f"messages[{i}] is {type(message).__name__}; wanted a dict with role and content")
-        if "role" not in message:
-            raise ValueError(f"messages[{i}] has no role; it has {sorted(map(str, message.keys()))}")
 
 
 def _to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):

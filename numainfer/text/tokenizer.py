@@ -15,6 +15,7 @@ from typing import Any, Literal, NoReturn, overload
 
 from ..errors import ChatTemplateMissing, CorruptModel
 from ..signatures import Conversation, TokenIds, Tools
+from .messages import check_messages, plain_messages
 from .engines import BYTE, CONTROL, UNKNOWN, USER_DEFINED, Vocabulary, is_utf8, make_engine, raw_bytes
 
 # Texts of tokens that end a turn or an answer in the families that people use.
@@ -389,8 +390,9 @@ class Tokenizer:
         names = {name: self._vocab.tokens[i] for name, i in (
             ("bos_token", self.bos_token_id), ("eos_token", self.eos_token_id), ("unk_token", self.unk_token_id),
             ("pad_token", self.pad_token_id)) if i is not None}
-        text = self._compiled[source].render(messages, tools=tools, add_generation_prompt=add_generation_prompt,
-                                             **(names | kw))
+        compiled = self._compiled[source]
+        text = compiled.render(plain_messages(check_messages(messages, tools), compiled.reads_parts), tools=tools,
+                               add_generation_prompt=add_generation_prompt, **(names | kw))
         if not text:
             raise ValueError("the chat template makes no text of these messages: nothing for the model to answer")
         if not tokenize:
