@@ -127,14 +127,14 @@ def _machine(args):
 
 def _plan(args, gguf, machine):
     """(Demand, Machine, list of Forecast)."""
-    from ..measure.capacity import POLICIES, demand, forecast
+    from ..measure.capacity import demand, forecast
     from .load import nodes_of
     from ..measure.machine import measure
 
     need = demand(gguf, len(machine.sites), args.ctx, kv_type=args.kv_type)
     if args.topology is None and not args.no_measure:
         machine = measure(args.threads, nodes_of(args), need.weight_type)
-    return need, machine, [forecast(need, machine, policy, args.sequences) for policy in POLICIES]
+    return need, machine, [forecast(need, machine, policy, args.sequences) for policy in need.policies()]
 
 
 def _plan_dict(need, machine, forecasts):

@@ -54,6 +54,7 @@ class Plan:
         self.ops, self.tensors, self.weights = [], [], []
         self.spared = []  # weights that this plan was given and has no use for: those of the logits, for hidden states
         self.whole = set()  # matrices that every node needs whole
+        self.experts = set()  # those among which a token's ids choose
         self._known = set()  # ids of `weights`
         self.arena_bytes = [0, 0]
         self.out_width = 0
@@ -292,6 +293,7 @@ class Plan:
         if ids is not None and (ids.forms != {"i"} or ids.storage != PER_NODE):
             raise PlanError(f"matmul_grouped: operand ids ({ids.name}) holds floats, wanted ids")
         used = experts if ids is None else ids.width
+        self.experts.update(() if ids is None else matrices)
         if h.per_token not in (1, used):
             raise PlanError(f"matmul_grouped: operand h ({h.name}) has {h.per_token} rows per token, wanted 1 or {used}")
         for w in matrices:
