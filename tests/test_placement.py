@@ -16,7 +16,7 @@ from numainfer import _core
 from numainfer.arguments import number_list
 from numainfer.engine import cache
 from numainfer.engine.cache import Caches, Layout
-from numainfer.machine import placement
+from numainfer.machine import placement, policies
 from numainfer.machine.limits import Limits
 from numainfer.errors import OutOfNodeMemory, PlacementError, PlacementWarning
 from numainfer.machine.placement import Node, NodePlacement, Placement, Topology, choose_workers, topology
@@ -450,7 +450,7 @@ def test_kv_memory_of_pretend_nodes(tmp_path, monkeypatch, kv_heads):
         assert got == dict(enumerate(wanted))
         assert sum(got.values()) == resident(kv)
         cells = [row[-2] for row in shown.rows()]
-        assert cells == [placement._size(got[i]) for i in (0, 1)] and "0 B" not in cells
+        assert cells == [policies.size(got[i]) for i in (0, 1)] and "0 B" not in cells
         own = engine.new_kv()  # of a lane: all of it is one node's
         engine.node_lanes()[1].step([(own, ids[:100], 0)], [])
         assert shown.kv_bytes() == {0: got[0], 1: got[1] + len(engine.plan.kv.layers) * kv_heads * begun(100)}

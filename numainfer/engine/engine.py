@@ -9,6 +9,7 @@ import numpy as np
 from .. import _core
 from . import store
 from ..machine import cpus as cpus_of, placement
+from ..machine.limits import RESERVE
 from ..machine.policies import EXPERTS, HYBRID, REST, canonical, choose_policy, of_group, without
 from .._core import Cancelled
 from .architectures import build, context_length
@@ -271,7 +272,7 @@ class Engine:
                 each += f" and {short_bytes(self.plan.kv.window_bytes(n_ctx))} for windows"
             raise OutOfNodeMemory(
                 f"n_ctx = {n_ctx}: the KV cache of so many tokens takes {short_bytes(self.plan.kv.bytes(n_ctx))} ({each}, "
-                f"{self.kv_type}); beside the weights, and with {placement.RESERVE:.0%} of each node kept free, there is room for at most "
+                f"{self.kv_type}); beside the weights, and with {RESERVE:.0%} of each node kept free, there is room for at most "
                 f"n_ctx = {low * _core.CHUNK}" + (f"\n{error}" if isinstance(error, OutOfNodeMemory) else "")) from None
 
     def _fill(self, gguf, policy, bounds, progress):
