@@ -6,8 +6,7 @@ enum {
     SHARED = 4,         /* a quarter of the work is taken in pieces */
     PIECES = 32,        /* of a worker's part, at most */
     LEAST_TILES = 8,    /* for each worker: with fewer, one more or less would weigh too much */
-    FLOAT_GROUPS = 4,   /* row groups that dots of float weights take at once */
-    UNPACK = 4          /* a panel's unpacking costs as much as its product with so many tokens, about (2 to 13 by type and table) */
+    FLOAT_GROUPS = 4    /* row groups that dots of float weights take at once */
 };
 
 /* A line's parts, in memory that waits for no arithmetic, hold for up to 32 tokens; a grid reads weights as often as it has columns. */
@@ -109,7 +108,7 @@ ni_block ni_crew_piece(const ni_run *r, const ni_crew *c, int64_t i) {
  * what gathering a token's slab costs, once for tile_groups groups. */
 static int64_t strip_cost(const ni_run *r, int64_t own, int64_t w, const ni_sizes *s) {
     const int64_t groups = ceil_div(own * w, r->size), tokens = ceil_div(r->n_tokens, w);
-    return 3 * groups * (tokens + UNPACK) + tokens * ceil_div(groups, s->tile_groups);
+    return 3 * groups * (tokens + NI_UNPACK) + tokens * ceil_div(groups, s->tile_groups);
 }
 
 ni_grid ni_grid_of(const ni_run *r, const ni_sizes *s) {
@@ -140,6 +139,54 @@ ni_block ni_grid_piece(const ni_run *r, const ni_grid *g, int64_t i, const ni_si
     b.g1 = b.g0 + s->tile_groups;
     ni_cut(r->n_tokens, g->columns, i % g->columns, &b.t0, &b.t1);
     return b;
+}
+
+/* ---- experts --------------------------------------------------------------------------------------------------- */
+
+static int64_t rows_of(const ni_choice *c, int64_t e) { return c->first[e + 1] - c->first[e]; }
+
+ni_choice ni_choice_of(const ni_weight *const *w, int n, int64_t experts, const int32_t *first, int64_t n_tokens,
+                       const int64_t (*own)[2], int64_t size, const ni_sizes *s) {
+    ni_choice c = {.n = n, .k = w[0]->k, .slabs = ceil_div(w[0]->k, NI_SLAB), .size = size, .experts = experts, .first = first};
+    int64_t all = 0, chosen = 0, bytes = 0, largest = 0, rows = 0;
+    for (int j = 0; j < n; j++) {
+        const ni_type type = (ni_type)w[j]->type;
+        c.part[j].first = own[j][0], c.part[j].groups = own[j][1] - own[j][0];
+        c.part[j].group_bytes = (int64_t)ni_group_bytes(type, c.k), c.part[j].slab_bytes = (int64_t)ni_group_bytes(type, NI_SLAB);
+        all += c.part[j].groups, bytes += c.part[j].groups * c.part[j].group_bytes;
+        if (c.part[j].groups) largest = at_least(largest, c.part[j].group_bytes);
+    }
+    for (int64_t e = 0; e < experts; e++) {
+        if (!rows_of(&c, e)) continue;
+        chosen++, rows = at_least(rows, rows_of(&c, e));
+        c.cost += bytes * (rows_of(&c, e) + NI_UNPACK);
+    }
+    c.most = largest * (rows + NI_UNPACK);
+    /* As in a line: in no group are there three workers.  A seam has room for so many rows. */
+    c.exact = size > 1 && n_tokens <= s->line_tokens && rows <= n_tokens && all * chosen / size < s->exact_groups
+              && c.cost / size >= c.most;
+    return c;
+}
+
+ni_spot ni_spot_of(const ni_choice *c, int64_t rank) {
+    int64_t left = c->cost / c->size * rank + c->cost % c->size * rank / c->size;
+    for (int64_t e = 0; e < c->experts; e++)
+        for (int j = 0; j < c->n && rows_of(c, e); j++) {
+            const int64_t times = rows_of(c, e) + NI_UNPACK, group = c->part[j].group_bytes * times, groups = c->part[j].groups;
+            if (left >= groups * group) { left -= groups * group; continue; }
+            ni_spot at = {e, j, left / group, ceil_div(left % group, c->part[j].slab_bytes * times)};
+            if (at.slab && (!c->exact || at.slab >= c->slabs)) at.group++, at.slab = 0;
+            return at;
+        }
+    return (ni_spot){.expert = c->experts};
+}
+
+int ni_between(const ni_choice *c, const ni_spot *a, const ni_spot *b, int64_t expert, int j, int64_t *g0, int64_t *g1) {
+    const int64_t here = expert * c->n + j, from = a->expert * c->n + a->matrix, to = b->expert * c->n + b->matrix;
+    if (!rows_of(c, expert) || here < from || here > to) return 0;
+    *g0 = c->part[j].first + (here == from ? a->group + (a->slab > 0) : 0);
+    *g1 = c->part[j].first + (here == to ? b->group : c->part[j].groups);
+    return *g0 < *g1;
 }
 
 /* ---- all of a team, for those who count ------------------------------------------------------------------------- */
@@ -189,6 +236,40 @@ static void list_grid(list *l, const ni_run *r, const ni_sizes *s) {
         list_block(l, r, &b);
     }
     l->as.piece = -1;
+}
+
+int64_t ni_grouped_units(const ni_weight *const *w, int n, int64_t experts, const int32_t *first, int64_t n_tokens, const int *workers,
+                         int n_nodes, const ni_sizes *s, ni_matmul_unit *units, int64_t most) {
+    ni_matmul_unit *at = units, *end = units + most;
+    int64_t all = 0, before = 0, count = 0;
+    for (int i = 0; i < n_nodes; i++) all += workers[i];
+    for (int i = 0; i < n_nodes; before += workers[i++]) {
+        int64_t own[NI_MATRICES][2];
+        for (int j = 0; j < n; j++) ni_node_cut(w[j]->n, before, workers[i], all, &own[j][0], &own[j][1]);
+        const ni_choice c = ni_choice_of(w, n, experts, first, n_tokens, own, workers[i], s);
+        for (int rank = 0; rank < workers[i]; rank++) {
+            const ni_spot a = ni_spot_of(&c, rank), b = ni_spot_of(&c, rank + 1);
+            ni_matmul_unit u = {.node = i, .rank = rank, .piece = -1, .k1 = c.k};
+            const ni_spot *cut[2] = {&b, &a};   /* the beginning of a group first, the end of one last */
+            for (int64_t e = a.expert; e <= b.expert && e < experts; e++)
+                for (int j = 0; j < n; j++) {
+                    u.matrix = j, u.t0 = first[e], u.t1 = first[e + 1];
+                    if (!ni_between(&c, &a, &b, e, j, &u.g0, &u.g1)) continue;
+                    if (at < end) *at++ = u;
+                    count++;
+                }
+            for (int i2 = 0; i2 < 2; i2++) {
+                const ni_spot *x = cut[i2];
+                if (!x->slab) continue;
+                u.matrix = (int32_t)x->matrix, u.t0 = first[x->expert], u.t1 = first[x->expert + 1];
+                u.g0 = c.part[x->matrix].first + x->group, u.g1 = u.g0 + 1;
+                u.k0 = i2 ? x->slab * NI_SLAB : 0, u.k1 = i2 ? c.k : x->slab * NI_SLAB;
+                if (at < end) *at++ = u;
+                count++;
+            }
+        }
+    }
+    return count;
 }
 
 int64_t ni_matmul_units(const ni_weight *const *w, int n, int64_t n_tokens, const int *workers, int n_nodes, const ni_sizes *s,

@@ -8,6 +8,7 @@ import numpy as np
 
 ROWS: int
 SLAB: int
+UNPACK: int
 CHUNK: int
 OP_DTYPE: np.dtype
 TENSOR_DTYPE: np.dtype
@@ -39,6 +40,10 @@ def attend_costs(ints: Sequence[int], segments: np.ndarray, nodes: Sequence[int]
 def node_cut(n: int, workers: Sequence[int]) -> list[int]: ...
 def matmul_units(
     shapes: Sequence[tuple[int, int, int]], n_tokens: int, workers: Sequence[int], sizes: Mapping[str, int] | None = None
+) -> np.ndarray: ...
+def grouped_units(
+    shapes: Sequence[tuple[int, int, int]], rows: Sequence[int], n_tokens: int, workers: Sequence[int],
+    sizes: Mapping[str, int] | None = None
 ) -> np.ndarray: ...
 def slices(rows: int, width: int, size: int) -> list[tuple[int, int, int, int]]: ...
 

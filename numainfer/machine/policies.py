@@ -52,7 +52,8 @@ def _pairs(text):
     for part in text.split(","):
         found = re.fullmatch(r"\s*([^=\s]+)\s*=\s*([^=\s]+)\s*", part)
         if not found:
-            raise ValueError(f"placement = {text!r}: found {part.strip()!r}, wanted GROUP=POLICY with commas between them, such as {HYBRID!r}")
+            raise ValueError(f"placement = {text!r}: found {part.strip()!r}, wanted GROUP=POLICY with commas between them, such as "
+                             f"{HYBRID!r}")  # fmt: skip
         yield found[1], found[2]
 
 

@@ -11,9 +11,10 @@ share s_i of the workers:
                   max(W(S)/N / b_i, s_i W(S) / b_i, s_i W(S) (N-1)/N / L) + ...     interleave: N-1 of N pages come over the link
     arithmetic  = s_i S A / a_i
 
-W(S): weight bytes that S tokens read, of experts those of any of them: E (1 - (1 - u/E)^S) of E, of which each chooses u; K(p): bytes of keys and values; X: bytes of shared activations that a node reads per token; A:
-multiply-adds per token; b, a: bytes read and multiply-adds per second of a node; L: link.  A team on one node has N = 1 and none
-of the second line.  Nothing here knows how far kernels stay behind the read limit: it is a bound, not a promise.
+W(S): weight bytes that S tokens read, of experts those of any of them: E (1 - (1 - u/E)^S) of E, of which each chooses u; K(p): bytes of
+keys and values; X: bytes of shared activations that a node reads per token; A: multiply-adds per token; b, a: bytes read and
+multiply-adds per second of a node; L: link.  A team on one node has N = 1 and none of the second line.  Nothing here knows how far
+kernels stay behind the read limit: it is a bound, not a promise.
 """
 
 from collections import Counter
@@ -324,7 +325,8 @@ def _needs(demand, machine, policy):
     for i, site in enumerate(sites):
         kv, activations = -(-demand.kv_bytes // len(sites)), demand.activations
         # Under shard rows are cut in proportion to workers, to a few rows per matrix.
-        weights = demand.whole + sum(-(-n * site.cores // workers) if of_group(policy, group) == "shard" else n for group, n in groups.items())
+        weights = demand.whole + sum(-(-n * site.cores // workers) if of_group(policy, group) == "shard" else n
+                                     for group, n in groups.items())
         if policy == "interleave":
             weights = -(-demand.weights // len(sites))
         elif policy == "local":
