@@ -15,8 +15,8 @@ share are dealt as equally fast ones would take them: each to whoever is free fi
 * lines: cache lines that more than one worker writes, and the most that write one: results, sums of a row group that two workers
   share, counters of pieces; the scales of quantised activations.
 
-rope_table, embed, kv_append and combine are not counted.  Tokens choose experts at random (``--routing``): each as likely as any other, or
-*skewed*, the i-th most likely with a chance of 1/i.  Ends with status 1 if a matmul of 1 % of the step or more is further from
+rope_table, embed, kv_append and combine are not counted.  Tokens choose experts at random (``--routing``): each as likely as any other,
+or *skewed*, the i-th most likely with a chance of 1/i.  Ends with status 1 if a matmul of 1 % of the step or more is further from
 even than ``--most``.
 """
 
@@ -107,7 +107,8 @@ class Header:
                      "rope.dimension_count": rotated, "expert_shared_count": 1, "expert_group_count": 8, "expert_group_used_count": 4,
                      "expert_gating_func": 2, "expert_weights_norm": True, "expert_weights_scale": 2.5}  # fmt: skip
         self.metadata = {f"{shape.architecture}.{key}": value for key, value in keys.items()}
-        self.tensors = {f"{name}.weight": self._tensor(size, "F32" if name.endswith("gate_inp") else kind) for name, *size in _tensors(shape)}
+        self.tensors = {f"{name}.weight": self._tensor(size, "F32" if name.endswith("gate_inp") else kind)
+                        for name, *size in _tensors(shape)}  # fmt: skip
 
     @staticmethod
     def _tensor(size, kind):
@@ -263,14 +264,13 @@ def grouped_load(shapes, rows, tokens, workers, sizes=None):
 
 def score_load(op, rows, workers):
     """Load of a score: on each node all of the matrix, in blocks of row groups times rows."""
-    w, = op.matrices
-    load = Load(*(np.zeros(sum(workers), np.int64) for _ in range(2)), Counter())
-    at = 0
+    (w,) = op.matrices
+    load, first = Load(*(np.zeros(sum(workers), np.int64) for _ in range(2)), Counter()), 0
     for size in workers:
-        for rank, groups, products in _core.score_units(w.code, w.n, w.k, rows, size):
-            load.bytes[at + rank] += groups * _core.packed_bytes(w.code, 1, w.k)
-            load.macs[at + rank] += products * _core.ROWS * w.k
-        at += size
+        for rank, groups, products in _core.score_units(w.n, rows, size):
+            load.bytes[first + rank] += groups * _core.packed_bytes(w.code, 1, w.k)
+            load.macs[first + rank] += products * _core.ROWS * w.k
+        first += size
     return load
 
 
@@ -310,7 +310,7 @@ def uneven(load):
     return load.max() / load.mean() if load.any() else 1.0
 
 
-def play(plan, workers, tokens, past=0, sizes=None):
+def play(plan, workers, tokens, past=0, sizes=None, routing="even"):
     """[(name, times, share, Load or None, reads)] of a step of one sequence, equal ops once, with logits of one token.
 
     share: of the step's bytes or multiply-adds; reads: bytes read over bytes of weights.
@@ -318,32 +318,63 @@ def play(plan, workers, tokens, past=0, sizes=None):
     by_bytes = tokens <= (sizes or _core.SIZES)["line_tokens"]
     forms, first = Counter(), {}
     for op in plan.ops:
-        sizes_of = op.tensors[-1].width
-        if op.name == "matmul":
-            sizes_of = tuple((w.short_name, w.code, w.n, w.k) for w in op.weights)
-        elif op.name in ("kv_append", "attend", "combine"):
-            sizes_of = op.ints[_core.attention_ints().index("window")]
-        form = op.name, sizes_of, op.selected
+        form = _form(op)
         forms[form] += 1
         first.setdefault(form, op)
     found = []
     for form, times in forms.items():
-        op, rows = first[form], 1 if form[2] else tokens
-        if op.name == "matmul":
-            shapes = [(w.code, w.n, w.k) for w in op.weights]
-            load = matmul_load(shapes, rows, workers, sizes)
-            reads = load.bytes.sum() / sum(w.packed_bytes for w in op.weights)
-            name = "matmul " + " ".join(w.short_name for w in op.weights)
-            found.append((name, times, times * int((load.bytes if by_bytes else load.macs).sum()), load, reads))
-        elif op.name in ("norm", "gated", "gather", "emit"):
-            written = [t for t in op.tensors if t is not None][-1]
-            load = slices_load(rows, written.width, workers, "q" in written.forms)
-            found.append((f"{op.name} [{written.width}]", times, 0, load, None))
+        op, rows = first[form], 1 if form[-1] else tokens
+        if op.matrices:
+            shapes = [(w.code, w.n, w.k) for w in op.matrices]
+            load, met = _multiplied(op, shapes, rows, workers, sizes, routing)
+            name = f"{op.name} {' '.join(w.short_name for w in op.matrices)}"
+            found.append((name, times, times * int((load.bytes if by_bytes else load.macs).sum()), load, load.bytes.sum() / met))
         else:
-            load = attend_load(op, tokens, past, workers) if op.name == "attend" else None
-            found.append((op.name + (f" window {form[1]}" if op.name == "attend" and form[1] else ""), times, 0, load, None))
+            name = op.name + (f" window {form[1]}" if op.name == "attend" and form[1] else "")
+            written = [t for t in op.tensors if t is not None][-1]
+            load = None
+            if op.name == "attend":
+                load = attend_load(op, tokens, past, workers)
+            elif op.name in SLICED:
+                load = slices_load(rows * written.per_token, written.width, workers, "q" in written.forms)
+                name += f" [{written.width}]"
+            elif op.name in ("join", "route"):
+                load = dealt_load(rows * (op.ints[0] if op.name == "join" else 1), workers)
+            found.append((name, times, 0, load, None))
     total = sum(share for _, _, share, _, _ in found)
     return [(name, times, share / total, load, reads) for name, times, share, load, reads in found]
+
+
+SLICED = ("norm", "gated", "activate", "gather", "emit", "weigh", "mix")
+
+
+def _form(op):
+    """What ops have in common that are played once: name, sizes, `selected`."""
+    written = [t for t in op.tensors if t is not None][-1]
+    sizes = written.width, written.per_token
+    if op.matrices:
+        ids = op.name == "matmul_grouped" and op.tensors[1] is not None
+        sizes = ids, tuple((w.short_name, w.code, w.n, w.k, w.experts) for w in op.matrices)
+    elif op.name in ("kv_append", "attend", "combine"):
+        sizes = op.ints[_core.attention_ints().index("window")]
+    return op.name, sizes, op.selected
+
+
+def _multiplied(op, shapes, rows, workers, sizes, routing):
+    """Load of an op that multiplies matrices, and bytes of what it has to read."""
+    if op.name == "matmul":
+        return matmul_load(shapes, rows, workers, sizes), sum(w.packed_bytes for w in op.matrices)
+    if op.name == "score":
+        return score_load(op, rows, workers), len(workers) * op.matrices[0].packed_bytes
+    experts = op.matrices[0].experts
+    met = np.full(experts, rows) if op.tensors[1] is None else chosen(experts, op.per_token, rows, routing)
+    return grouped_load(shapes, met, rows, workers, sizes)
+
+
+def dealt_load(units, workers):
+    """Load of an op that deals out whole units to the workers of each node for itself."""
+    own = [np.diff(np.arange(size + 1) * units // size) for size in workers]
+    return Load(np.concatenate(own), np.zeros(sum(workers), np.int64), Counter())
 
 
 def too_uneven(rows, decoding, most=None):
@@ -373,6 +404,7 @@ def main(argv=None):
     parser.add_argument("--topology", default="2x96c", help="such as 2x96c, or 2x64c+32c for unequal nodes (2x96c)")
     parser.add_argument("--tokens", type=int, default=1, help="of the step (1)")
     parser.add_argument("--past", type=int, default=4096, help="positions before them (4096)")
+    parser.add_argument("--routing", default=ROUTINGS[0], choices=ROUTINGS, help="how tokens choose experts (even)")
     parser.add_argument("--most", type=float, help=f"of a worker over the mean ({BOUNDS[True]} decoding, {BOUNDS[False]} prefill)")
     args = parser.parse_args(argv)
     try:
@@ -382,7 +414,7 @@ def main(argv=None):
     except ValueError as error:
         parser.error(str(error))
     plan = plan_of(SHAPES[args.shape], args.type, len(workers), args.tokens, args.past)
-    rows = play(plan, workers, args.tokens, args.past)
+    rows = play(plan, workers, args.tokens, args.past, routing=args.routing)
     node, team = plan.barriers()
     print(f"{args.shape} {args.type} on {args.topology}, a step of {args.tokens} tokens behind {args.past}, kernels {_core.isa()}: "
           f"{team} team barriers, {node} node barriers")

@@ -189,6 +189,12 @@ int ni_between(const ni_choice *c, const ni_spot *a, const ni_spot *b, int64_t e
     return *g0 < *g1;
 }
 
+int64_t ni_scored(int64_t n_groups, int64_t n_rows, int64_t size) {
+    int64_t block = NI_SCORED;
+    while (block > 1 && ceil_div(n_groups, block) * n_rows < size) block /= 2;
+    return block;
+}
+
 /* ---- all of a team, for those who count ------------------------------------------------------------------------- */
 
 typedef struct { ni_matmul_unit *at, *end; int64_t n; ni_matmul_unit as; } list;
@@ -238,40 +244,6 @@ static void list_grid(list *l, const ni_run *r, const ni_sizes *s) {
     l->as.piece = -1;
 }
 
-int64_t ni_grouped_units(const ni_weight *const *w, int n, int64_t experts, const int32_t *first, int64_t n_tokens, const int *workers,
-                         int n_nodes, const ni_sizes *s, ni_matmul_unit *units, int64_t most) {
-    ni_matmul_unit *at = units, *end = units + most;
-    int64_t all = 0, before = 0, count = 0;
-    for (int i = 0; i < n_nodes; i++) all += workers[i];
-    for (int i = 0; i < n_nodes; before += workers[i++]) {
-        int64_t own[NI_MATRICES][2];
-        for (int j = 0; j < n; j++) ni_node_cut(w[j]->n, before, workers[i], all, &own[j][0], &own[j][1]);
-        const ni_choice c = ni_choice_of(w, n, experts, first, n_tokens, own, workers[i], s);
-        for (int rank = 0; rank < workers[i]; rank++) {
-            const ni_spot a = ni_spot_of(&c, rank), b = ni_spot_of(&c, rank + 1);
-            ni_matmul_unit u = {.node = i, .rank = rank, .piece = -1, .k1 = c.k};
-            const ni_spot *cut[2] = {&b, &a};   /* the beginning of a group first, the end of one last */
-            for (int64_t e = a.expert; e <= b.expert && e < experts; e++)
-                for (int j = 0; j < n; j++) {
-                    u.matrix = j, u.t0 = first[e], u.t1 = first[e + 1];
-                    if (!ni_between(&c, &a, &b, e, j, &u.g0, &u.g1)) continue;
-                    if (at < end) *at++ = u;
-                    count++;
-                }
-            for (int i2 = 0; i2 < 2; i2++) {
-                const ni_spot *x = cut[i2];
-                if (!x->slab) continue;
-                u.matrix = (int32_t)x->matrix, u.t0 = first[x->expert], u.t1 = first[x->expert + 1];
-                u.g0 = c.part[x->matrix].first + x->group, u.g1 = u.g0 + 1;
-                u.k0 = i2 ? x->slab * NI_SLAB : 0, u.k1 = i2 ? c.k : x->slab * NI_SLAB;
-                if (at < end) *at++ = u;
-                count++;
-            }
-        }
-    }
-    return count;
-}
-
 int64_t ni_matmul_units(const ni_weight *const *w, int n, int64_t n_tokens, const int *workers, int n_nodes, const ni_sizes *s,
                         ni_matmul_unit *units, int64_t most) {
     list l = {.at = units, .end = units + most, .as = {.piece = -1}};
@@ -282,6 +254,47 @@ int64_t ni_matmul_units(const ni_weight *const *w, int n, int64_t n_tokens, cons
         l.as.node = i;
         if (ni_is_line(&r, s)) list_line(&l, &r, s);
         else list_grid(&l, &r, s);
+    }
+    return l.n;
+}
+
+/* A spot's row group: what lies before the spot, or (behind) from it on. */
+static void list_cut(list *l, const ni_choice *c, const ni_spot *at, int behind) {
+    if (!at->slab) return;
+    ni_matmul_unit u = l->as;
+    u.matrix = (int32_t)at->matrix, u.t0 = c->first[at->expert], u.t1 = c->first[at->expert + 1];
+    u.g0 = c->part[at->matrix].first + at->group, u.g1 = u.g0 + 1;
+    u.k0 = behind ? at->slab * NI_SLAB : 0, u.k1 = behind ? c->k : at->slab * NI_SLAB;
+    if (l->at < l->end) *l->at++ = u;
+    l->n++;
+}
+
+static void list_part(list *l, const ni_choice *c, const ni_spot *from, const ni_spot *to) {
+    list_cut(l, c, to, 0);
+    for (int64_t e = from->expert; e <= to->expert && e < c->experts; e++)
+        for (int j = 0; j < c->n; j++) {
+            ni_matmul_unit u = l->as;
+            u.matrix = j, u.k1 = c->k, u.t0 = c->first[e], u.t1 = c->first[e + 1];
+            if (!ni_between(c, from, to, e, j, &u.g0, &u.g1)) continue;
+            if (l->at < l->end) *l->at++ = u;
+            l->n++;
+        }
+    list_cut(l, c, from, 1);
+}
+
+int64_t ni_grouped_units(const ni_weight *const *w, int n, int64_t experts, const int32_t *first, int64_t n_tokens, const int *workers,
+                         int n_nodes, const ni_sizes *s, ni_matmul_unit *units, int64_t most) {
+    list l = {.at = units, .end = units + most, .as = {.piece = -1}};
+    int64_t all = 0, before = 0, own[NI_MATRICES][2];
+    for (int i = 0; i < n_nodes; i++) all += workers[i];
+    for (int i = 0; i < n_nodes; before += workers[i++]) {
+        for (int j = 0; j < n; j++) ni_node_cut(w[j]->n, before, workers[i], all, &own[j][0], &own[j][1]);
+        const ni_choice c = ni_choice_of(w, n, experts, first, n_tokens, own, workers[i], s);
+        for (int rank = 0; rank < workers[i]; rank++) {
+            const ni_spot from = ni_spot_of(&c, rank), to = ni_spot_of(&c, rank + 1);
+            l.as.node = i, l.as.rank = rank;
+            list_part(&l, &c, &from, &to);
+        }
     }
     return l.n;
 }

@@ -38,6 +38,10 @@ typedef struct { ni_block head, whole, tail; } ni_share;
 /* Strips of a node's workers over its groups [0, own), then `rows` rows of tiles, `columns` in each. */
 typedef struct { int64_t strips, own, rows, columns; } ni_grid;
 
+/* Row groups of a score that a worker takes at once for a row: a dot of floats takes four in the time of one, if they need not be read;
+ * fewer where there would be nothing for most of a node's workers to do. */
+enum { NI_SCORED = 4 };
+
 /* Is a dot for each token cheaper than panels? */
 static inline int ni_are_few(int64_t n_tokens, int type) { return n_tokens <= 1 || n_tokens <= ni_k->few[type]; }
 

@@ -75,6 +75,18 @@ def grouped_units(shapes, rows, int64_t n_tokens, workers, sizes=None):
     return found
 
 
+def score_units(int64_t n, int64_t rows, int64_t size):
+    """(rank, row groups read, row groups times rows) of each worker of a node of `size` in a score of a matrix of n rows with so many rows."""
+    cdef int64_t groups = (n + NI_ROWS - 1) // NI_ROWS, block = ni_scored(groups, rows, size)
+    blocks = [min(block, groups - g) for g in range(0, groups, block)]
+    found = []
+    for rank in range(size):
+        own = range(len(blocks) * rows * rank // size, len(blocks) * rows * (rank + 1) // size)
+        read = {unit // rows for unit in own}
+        found.append((rank, sum(blocks[b] for b in read), sum(blocks[unit // rows] for unit in own)))
+    return found
+
+
 def slices(int64_t rows, int64_t width, int64_t size):
     """(rank, row, first value, end) of all slices of a tensor's rows, as norm, gated, gather and emit deal them to a node's workers."""
     cdef int64_t row = 0, a = 0, b = 0, rank, i

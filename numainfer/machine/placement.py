@@ -375,8 +375,8 @@ class Placement:
         return self
 
     def rows(self) -> list[tuple[str, ...]]:
-        """Per node: number, cores, CPUs, weights, of them experts' (where there are any), their share in huge pages, share found on the node,
-        KV cache, scratch, as text."""
+        """Per node: number, cores, CPUs, weights, of them experts' (where there are any), their share in huge pages, share found on the
+        node, KV cache, scratch, as text."""
         kv = self.kv_bytes()
         return [(str(n.label), str(len(n.cpus)), _ranges(sorted(n.cpus)), size(n.weights),
                  *[size(n.experts)] * self._has_experts, f"{self.huge_share(n):.0%}",

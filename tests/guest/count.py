@@ -6,7 +6,8 @@ of its own), or ``count.py llama.cpp MODEL STRATEGY CACHE``, STRATEGY "none" or 
 
 Windows of counting: first a control, in which CPUs of each node read another node's memory; then a token in its stride, with all
 that process and kernel do meanwhile. Prints JSON: ``regions`` (window -> name -> physical pages as [first, number] pairs),
-``control_bytes``, ``seconds`` of the token by the guest's clock, ``nodes``, and of numainfer ``weight_bytes`` and ``expert_bytes`` per token.
+``control_bytes``, ``seconds`` of the token by the guest's clock, ``nodes``, and of numainfer ``weight_bytes`` and ``expert_bytes`` per
+token.
 """
 
 import json
