@@ -45,8 +45,8 @@ LINE = 64
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a model: D, layers, H, G, E, F, V; of a mixture: experts, those of a token, rows of one's gate, layers before that have none;
-    of latent attention: ranks of queries and of keys and values, rotated values, and others of a head."""
+    """Sizes of a model: D, layers, H, G, E, F, V; of a mixture: experts, those of a token, rows of one's gate, first layers without; of
+    latent attention: ranks of queries and of keys and values, rotated values, and others of a head."""
 
     architecture: str
     width: int
