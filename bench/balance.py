@@ -263,15 +263,10 @@ def grouped_load(shapes, rows, tokens, workers, sizes=None):
 
 
 def score_load(op, rows, workers):
-    """Load of a score: on each node all of the matrix, in blocks of row groups times rows."""
-    (w,) = op.matrices
-    load, first = Load(*(np.zeros(sum(workers), np.int64) for _ in range(2)), Counter()), 0
-    for size in workers:
-        for rank, groups, products in _core.score_units(w.n, rows, size):
-            load.bytes[first + rank] += groups * _core.packed_bytes(w.code, 1, w.k)
-            load.macs[first + rank] += products * _core.ROWS * w.k
-        first += size
-    return load
+    """Load of a score: on each node all of the matrix."""
+    (w,), parts = op.matrices, op.tensors[1].per_token // op.tensors[0].per_token
+    done = np.concatenate([_core.score_work((w.code, w.n, w.k), parts, rows, size) for size in workers])
+    return Load(done[:, 0], done[:, 1], Counter())
 
 
 def chosen(experts, used, tokens, routing, seed=0):

@@ -6,7 +6,8 @@ enum {
     SHARED = 4,         /* a quarter of the work is taken in pieces */
     PIECES = 32,        /* of a worker's part, at most */
     LEAST_TILES = 8,    /* for each worker: with fewer, one more or less would weigh too much */
-    FLOAT_GROUPS = 4    /* row groups that dots of float weights take at once */
+    FLOAT_GROUPS = 4,   /* row groups that dots of float weights take at once */
+    MOST_SCORED = 128   /* rows of a score's unit: a block of panels */
 };
 
 /* A line's parts, in memory that waits for no arithmetic, hold for up to 32 tokens; a grid reads weights as often as it has columns. */
@@ -189,10 +190,18 @@ int ni_between(const ni_choice *c, const ni_spot *a, const ni_spot *b, int64_t e
     return *g0 < *g1;
 }
 
-int64_t ni_scored(int64_t n_groups, int64_t n_rows, int64_t size) {
-    int64_t block = NI_SCORED;
-    while (block > 1 && ceil_div(n_groups, block) * n_rows < size) block /= 2;
-    return block;
+ni_scoring ni_scoring_of(const ni_weight *w, int64_t parts, int64_t n_rows, int64_t size) {
+    const int64_t n_groups = ceil_div(w->n, NI_ROWS);
+    const int few = ni_are_few(n_rows, w->type);
+    ni_scoring s = {.groups = NI_SCORED, .columns = ceil_div(n_rows, MOST_SCORED)};
+    for (;;) {
+        s.blocks = ceil_div(n_groups, s.groups);
+        const int64_t units = s.blocks * parts * s.columns, most = ceil_div(units, size);
+        if (10 * most * size <= 11 * units || (s.groups == 1 && (few || s.columns == n_rows))) return s;
+        /* Few rows wait for memory: another column would read it again.  Many share what is unpacked. */
+        if (few || s.columns == n_rows) s.groups /= 2;
+        else s.columns = s.columns * 2 < n_rows ? s.columns * 2 : n_rows;
+    }
 }
 
 /* ---- all of a team, for those who count ------------------------------------------------------------------------- */
@@ -297,4 +306,19 @@ int64_t ni_grouped_units(const ni_weight *const *w, int n, int64_t experts, cons
         }
     }
     return l.n;
+}
+
+void ni_score_work(const ni_weight *w, int64_t parts, int64_t n_rows, int64_t size, int64_t rank, int64_t *work) {
+    const ni_scoring s = ni_scoring_of(w, parts, n_rows, size);
+    const int64_t n_groups = ceil_div(w->n, NI_ROWS);
+    int64_t a, b, t0, t1;
+    work[0] = work[1] = 0;
+    ni_cut(s.blocks * parts * s.columns, size, rank, &a, &b);
+    for (int64_t unit = a; unit < b; unit++) {
+        const int64_t g = unit / s.columns / parts * s.groups, groups = n_groups - g < s.groups ? n_groups - g : s.groups;
+        const int64_t k0 = parts > 1 ? unit / s.columns % parts * NI_SLAB : 0, k1 = parts > 1 && k0 + NI_SLAB < w->k ? k0 + NI_SLAB : w->k;
+        ni_cut(n_rows, s.columns, unit % s.columns, &t0, &t1);
+        work[0] += groups * (int64_t)(ni_group_bytes((ni_type)w->type, k1) - ni_group_bytes((ni_type)w->type, k0));
+        work[1] += groups * NI_ROWS * (k1 - k0) * (t1 - t0);
+    }
 }

@@ -38,9 +38,11 @@ typedef struct { ni_block head, whole, tail; } ni_share;
 /* Strips of a node's workers over its groups [0, own), then `rows` rows of tiles, `columns` in each. */
 typedef struct { int64_t strips, own, rows, columns; } ni_grid;
 
-/* Row groups of a score that a worker takes at once for a row: a dot of floats takes four in the time of one, if they need not be read;
- * fewer where there would be nothing for most of a node's workers to do. */
+/* A score's units, for rows in `parts` parts: so many row groups at most, in all of them `blocks`, and rows in so many columns; as few as lie
+ * evenly on a node's workers.  A dot of floats takes four groups in the time of one, if they need not be read. */
 enum { NI_SCORED = 4 };
+typedef struct { int64_t groups, blocks, columns; } ni_scoring;
+ni_scoring ni_scoring_of(const ni_weight *w, int64_t parts, int64_t n_rows, int64_t size);
 
 /* Is a dot for each token cheaper than panels? */
 static inline int ni_are_few(int64_t n_tokens, int type) { return n_tokens <= 1 || n_tokens <= ni_k->few[type]; }

@@ -163,8 +163,9 @@ int64_t ni_matmul_units(const ni_weight *const *w, int n, int64_t n_tokens, cons
  * (cut.h).  No crews and no pieces. */
 int64_t ni_grouped_units(const ni_weight *const *w, int n, int64_t experts, const int32_t *first, int64_t n_tokens, const int *workers,
                          int n_nodes, const ni_sizes *s, ni_matmul_unit *units, int64_t most);
-/* Row groups of a score (ops/score.c) that a worker of a node of `size` takes at once for a row. */
-int64_t ni_scored(int64_t n_groups, int64_t n_rows, int64_t size);
+/* Bytes of weights, and multiply-adds, of the worker of that rank in a node of `size` in a score (ops/score.c) of a matrix, of so many rows
+ * that are summed in so many parts: to work[0] and work[1]. */
+void ni_score_work(const ni_weight *w, int64_t parts, int64_t n_rows, int64_t size, int64_t rank, int64_t *work);
 /* The i-th slice, values [*a, *b) of row *row, of the worker of that rank in ops that cut rows of a tensor over a node's workers
  * (ops/ops.h); 0: it has fewer. */
 int ni_slice(int64_t rows, int64_t width, int64_t size, int64_t rank, int64_t i, int64_t *row, int64_t *a, int64_t *b);

@@ -82,7 +82,7 @@ cdef extern from "../csrc/ni.h":
     int64_t ni_matmul_units(const ni_weight *const *, int, int64_t, const int *, int, const ni_sizes *, ni_matmul_unit *, int64_t) nogil
     int64_t ni_grouped_units(const ni_weight *const *, int, int64_t, const int32_t *, int64_t, const int *, int, const ni_sizes *,
                              ni_matmul_unit *, int64_t) nogil
-    int64_t ni_scored(int64_t, int64_t, int64_t)
+    void ni_score_work(const ni_weight *, int64_t, int64_t, int64_t, int64_t, int64_t *)
     int ni_slice(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t *, int64_t *, int64_t *)
     ctypedef struct ni_piece:
         ni_weight w

@@ -75,15 +75,15 @@ def grouped_units(shapes, rows, int64_t n_tokens, workers, sizes=None):
     return found
 
 
-def score_units(int64_t n, int64_t rows, int64_t size):
-    """(rank, row groups read, row groups times rows) of each worker of a node of `size` in a score of a matrix of n rows with so many rows."""
-    cdef int64_t groups = (n + NI_ROWS - 1) // NI_ROWS, block = ni_scored(groups, rows, size)
-    blocks = [min(block, groups - g) for g in range(0, groups, block)]
+def score_work(shape, int64_t parts, int64_t rows, int64_t size):
+    """(bytes, multiply-adds) of each worker of a node in a score of a matrix (code, n, k) with so many rows, summed in so many parts."""
+    cdef ni_weight w
+    cdef int64_t work[2]
+    w.type, w.n, w.k = shape
     found = []
     for rank in range(size):
-        own = range(len(blocks) * rows * rank // size, len(blocks) * rows * (rank + 1) // size)
-        read = {unit // rows for unit in own}
-        found.append((rank, sum(blocks[b] for b in read), sum(blocks[unit // rows] for unit in own)))
+        ni_score_work(&w, parts, rows, size, rank, work)
+        found.append((work[0], work[1]))
     return found
 
 

@@ -242,11 +242,19 @@ class Plan:
         return self._add("activate", [x, a], [], ints=(ACTIVATIONS[activation],), floats=constants)
 
     def score(self, h, w):
-        """W h, plus W's bias, on every node for itself: for a matrix so small that a barrier of the team would cost more, as a router's."""
+        """W h, plus W's bias, on every node for itself: for a matrix so small that a barrier of the team would cost more, as a router's.
+
+        A long row is summed in parts, and these are added: else there would be nothing to do for most of a node's workers.
+        """
         self._reads("score", h, w)
         self.whole.add(w)
-        y = self._tensor(w.short_name, w.n, PER_NODE, "f", per_token=h.per_token, source=w)
-        return self._add("score", [h, y], [w, None, None, w.bias], matrices=[w], per_token=h.per_token)
+        parts = 1 if h.per_token > 1 else -(-w.k // _core.SLAB)
+        y = self._tensor(w.short_name, w.n, PER_NODE, "f", per_token=h.per_token * parts, source=w)
+        self._add("score", [h, y], [w, None, None, w.bias], matrices=[w], per_token=h.per_token)
+        if parts > 1:
+            y = self.mix(y, None)
+            y.source = w
+        return y
 
     def route(self, scores, used, *, gating="softmax", bias=None, normed=False, scale=1.0, groups=1, groups_used=1):
         """Chooses experts: (ids, weights), both (T, used), the best first, of equal ones that with the lower index.
