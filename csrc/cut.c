@@ -163,9 +163,8 @@ ni_choice ni_choice_of(const ni_weight *const *w, int n, int64_t experts, const 
         c.cost += bytes * (rows_of(&c, e) + NI_UNPACK);
     }
     c.most = largest * (rows + NI_UNPACK);
-    /* As in a line: in no group are there three workers.  A seam has room for so many rows. */
-    c.exact = size > 1 && n_tokens <= s->line_tokens && rows <= n_tokens && all * chosen / size < s->exact_groups
-              && c.cost / size >= c.most;
+    /* As in a line: in no group are there three workers.  A seam has room for a row of each token; a token's experts differ. */
+    c.exact = size > 1 && n_tokens <= s->line_tokens && all * chosen / size < s->exact_groups && c.cost / size >= c.most;
     return c;
 }
 

@@ -267,6 +267,16 @@ def test_lists_run_in_one_team(path, monkeypatch):
         assert len(model.runtime.engine.node_lanes()) == 1
 
 
+def test_the_command_takes_policies_by_group(path, capsys, monkeypatch):
+    pretend(monkeypatch, 2, 1)
+    seen = []
+    monkeypatch.setattr("numainfer.engine.engine.choose_policy", lambda asked, *more: seen.append(asked) or choose_policy(asked, *more))
+    assert main(["run", str(path), "the", "-n", "2", "--placement", HYBRID, "-q"]) == 0 and seen == [HYBRID]
+    for wrong, says in (("expert=shard,*=replicate", "did you mean experts?"), ("experts=shard", "says nothing of the other weights")):
+        assert main(["run", str(path), "the", "--placement", wrong]) == 2
+        assert says in capsys.readouterr().err
+
+
 # ---- planned -----------------------------------------------------------------------------------------------------------
 
 
