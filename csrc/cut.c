@@ -7,7 +7,8 @@ enum {
     PIECES = 32,        /* of a worker's part, at most */
     LEAST_TILES = 8,    /* for each worker: with fewer, one more or less would weigh too much */
     FLOAT_GROUPS = 4,   /* row groups that dots of float weights take at once */
-    MOST_SCORED = 128   /* rows of a score's unit: a block of panels */
+    MOST_GROUPS = 32,   /* of a score's unit, and rows: a block of panels */
+    MOST_ROWS = 128
 };
 
 /* A line's parts, in memory that waits for no arithmetic, hold for up to 32 tokens; a grid reads weights as often as it has columns. */
@@ -192,7 +193,7 @@ int ni_between(const ni_choice *c, const ni_spot *a, const ni_spot *b, int64_t e
 ni_scoring ni_scoring_of(const ni_weight *w, int64_t parts, int64_t n_rows, int64_t size) {
     const int64_t n_groups = ceil_div(w->n, NI_ROWS);
     const int few = ni_are_few(n_rows, w->type);
-    ni_scoring s = {.groups = NI_SCORED, .columns = ceil_div(n_rows, MOST_SCORED)};
+    ni_scoring s = {.groups = few ? FLOAT_GROUPS : MOST_GROUPS, .columns = ceil_div(n_rows, MOST_ROWS)};
     for (;;) {
         s.blocks = ceil_div(n_groups, s.groups);
         const int64_t units = s.blocks * parts * s.columns, most = ceil_div(units, size);

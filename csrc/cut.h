@@ -39,8 +39,7 @@ typedef struct { ni_block head, whole, tail; } ni_share;
 typedef struct { int64_t strips, own, rows, columns; } ni_grid;
 
 /* A score's units, for rows in `parts` parts: so many row groups at most, in all of them `blocks`, and rows in so many columns; as few as lie
- * evenly on a node's workers.  A dot of floats takes four groups in the time of one, if they need not be read. */
-enum { NI_SCORED = 4 };
+ * evenly on a node's workers. */
 typedef struct { int64_t groups, blocks, columns; } ni_scoring;
 ni_scoring ni_scoring_of(const ni_weight *w, int64_t parts, int64_t n_rows, int64_t size);
 

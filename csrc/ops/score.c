@@ -6,7 +6,7 @@
 #include "panels.h"
 
 typedef struct {
-    float out[NI_SCORED * NI_ROWS];
+    float out[NI_PANEL_GROUPS * NI_ROWS];
     ni_panel_memory panels;
 } score_memory;
 
