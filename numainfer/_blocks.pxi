@@ -54,6 +54,9 @@ cdef class Pool:
         return found
 
 
+# Where the stable ABI is used Cython calls no `__del__`: what must happen at the end of an object stands in `__dealloc__`, and
+# `no_gc_clear` keeps what it needs for that, should the object be part of a cycle.
+@cython.no_gc_clear
 cdef class Block:
     """A new block of a pool, whose one reference this object has."""
     cdef Pool pool
@@ -69,21 +72,25 @@ cdef class Block:
         if self.number < 0:
             _fail(&st)
 
-    def __del__(self):
-        self.close()
+    def __dealloc__(self):
+        self.drop()
 
     @property
     def address(self):
         return <uintptr_t>ni_pool_at(self.pool.p, self.number) if self.number >= 0 else 0
 
     def close(self):
+        self.drop()
+
+    cdef drop(self):
         cdef int64_t number = self.number
-        if number >= 0:
+        if number >= 0 and self.pool is not None:
             self.number = -1
             ni_pool_drop(self.pool.p, number)
             self.pool.tidy()
 
 
+@cython.no_gc_clear
 cdef class Tables:
     """A sequence's blocks: a table for each of some pools.
 
@@ -113,16 +120,14 @@ cdef class Tables:
         self.n = len(self.pools)
 
     def __dealloc__(self):
-        free(self.t)
-
-    def __del__(self):
         self.empty()
+        free(self.t)
 
     cdef empty(self):
         cdef Pool pool
         for i in range(self.n):
             ni_table_close(&self.t[i])
-        for pool in self.pools:
+        for pool in self.pools or ():
             pool.tidy()
 
     @property
@@ -158,7 +163,7 @@ cdef class Tables:
         cdef Pool pool
         for i in range(self.n):
             ni_table_cut(&self.t[i], n)
-        for pool in self.pools:
+        for pool in self.pools or ():
             pool.tidy()
 
     def prepare(self, int64_t pos0, int64_t end):
@@ -235,6 +240,7 @@ cdef class Tables:
                 for j in range(self.t[i].first, self.t[i].end)]
 
 
+@cython.no_gc_clear
 cdef class Hold:
     """Made by `Tables.hold`; ended by `release`, or with the object."""
     cdef Tables tables
@@ -244,12 +250,15 @@ cdef class Hold:
         tables.n_holds += 1
 
     def release(self):
+        self.end()
+
+    def __dealloc__(self):
+        self.end()
+
+    cdef end(self):
         cdef Tables tables = self.tables
         self.tables = None
         if tables is not None:
             tables.n_holds -= 1
             if tables.closed and not tables.n_holds:
                 tables.empty()
-
-    def __del__(self):
-        self.release()

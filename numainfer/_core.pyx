@@ -5,6 +5,7 @@ import functools
 import os
 from _thread import allocate_lock, get_ident
 
+cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free

@@ -46,6 +46,7 @@ cdef class Turns:
         return _Turn(self, lane, job)
 
 
+@cython.no_gc_clear
 cdef class _Turn:
     cdef Turns turns
     cdef object lane, job, thread, wake
@@ -93,10 +94,13 @@ cdef class _Turn:
                 self.wake_others()
 
     def __exit__(self, *_):
+        self.leave()
+
+    def __dealloc__(self):
+        self.leave()  # Ctrl-C right behind __enter__, where Python looks for it there
+
+    cdef leave(self):
         if self.held:
             self.held = False
             del self.turns._holders[self.lane]
             self.wake_others()
-
-    def __del__(self):
-        self.__exit__()  # Ctrl-C right behind __enter__, where Python looks for it there

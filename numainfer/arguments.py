@@ -33,7 +33,7 @@ def did_you_mean(word, known):
     return f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
 
 
-def check_names(what, given, known):
+def check_names(what, given, known, elsewhere=None):
     """Raise TypeError if a name of ``given`` is not known, with the nearest known one.
 
     Parameters
@@ -42,23 +42,40 @@ def check_names(what, given, known):
         What a name stands for, such as ``"sampling parameter"``.
     given : iterable of str
     known : sequence of str
+    elsewhere : dict of str to str, optional
+        What a name of another package is here: a known name, or a sentence.
     """
     for name in given:
-        if name not in known:
+        if name in known:
+            continue
+        hint = (elsewhere or {}).get(name)
+        if hint is not None:
+            raise TypeError(f"unknown {what} {name!r}: {f'it is called {hint} here' if hint in known else hint}")
+        else:
             raise TypeError(f"unknown {what} {name!r}: {did_you_mean(name, known)}")
 
 
-def names_near_misses(function: _F) -> _F:
-    """Make a function tell the nearest parameter when it is called with an unknown keyword."""
+def names_near_misses(**elsewhere: str) -> Callable[[_F], _F]:
+    """Make a function tell what an unknown keyword should have been: by its name in other packages, or the nearest parameter."""
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    known = [p.name for p in inspect.signature(function).parameters.values() if p.kind in kinds]
 
-    @functools.wraps(function)
-    def call(*args, **keywords):
-        check_names(f"parameter of {function.__name__}", keywords, known)
-        return function(*args, **keywords)
+    def decorate(function: _F) -> _F:
+        known = [p.name for p in inspect.signature(function).parameters.values() if p.kind in kinds]
 
-    return call  # type: ignore[return-value]
+        @functools.wraps(function)
+        def call(*args, **keywords):
+            check_names(f"parameter of {function.__name__}", keywords, known, elsewhere)
+            return function(*args, **keywords)
+
+        return call  # type: ignore[return-value]
+
+    return decorate
+
+
+def unknown_attribute(thing, name, elsewhere):
+    """Raise AttributeError of an object without that attribute; with a hint where other packages have one of the name."""
+    hint = elsewhere.get(name)
+    raise AttributeError(f"{type(thing).__name__!r} object has no attribute {name!r}{': ' + hint if hint else ''}")
 
 
 def integer(name, value, least, most=2**31 - 1):

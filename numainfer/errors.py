@@ -5,6 +5,10 @@ A message names the thing, what was found and what was wanted; for a file it als
 
 import os
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .results import Completion
 
 
 class NumaInferError(Exception):
@@ -83,6 +87,23 @@ class ForkedProcess(NumaInferError, RuntimeError):
     """The model belongs to the parent process; threads do not survive ``fork``."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C ended a list of prompts early.
+
+    Attributes
+    ----------
+    completions : list of Completion
+        One for each prompt, in order; those that had not ended have the finish_reason "cancelled" and their text so far.
+    """
+
+    def __init__(self, message: str, completions: "Iterable[Completion]" = ()) -> None:
+        super().__init__(message)
+        self.completions = list(completions)
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), (*self.args, self.completions)
+
+
 class PlacementError(NumaInferError, RuntimeError):
     """Pages lie on the wrong node and could not be moved."""
 
@@ -93,6 +114,10 @@ class CancelledWarning(RuntimeWarning):
 
 class ChatTemplateWarning(UserWarning):
     """A message's role is one that the chat template does not name, and may ignore."""
+
+
+class ContextWarning(UserWarning):
+    """The context asked for is longer than the one that the model was trained with."""
 
 
 class PlacementWarning(UserWarning):

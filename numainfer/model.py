@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import html
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Unpack, overload
@@ -12,12 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Unpack, overload
 import numpy as np
 
 from . import verbs
-from .arguments import cpu_numbers, integer, names_near_misses, node_numbers, one_of, progress_way
+from .arguments import cpu_numbers, integer, names_near_misses, node_numbers, one_of, progress_way, unknown_attribute
+from .errors import ContextWarning
 from .prompts import split_prompts
 from .results import Completion, Score
 from .serving.sampling import SamplingParams, check_sampling, resolve_params
 from .serving.runtime import Runtime
-from .serving.scheduler import MODES, generate_list
+from .serving.scheduler import MODES, ON_INTERRUPT, generate_list
 from .serving.sequence import Sequence as KeptSequence
 from .session import Session
 from .signatures import FloatArray, Messages, Progress, Prompt, Prompts, SamplingOptions, Tools
@@ -31,7 +33,12 @@ if TYPE_CHECKING:
 POOLINGS = ("mean", "last")
 
 
-@names_near_misses
+@names_near_misses(model="source", path="source", model_path="source", repo_id="source", model_name="source", max_model_len="n_ctx",
+                   max_length="n_ctx", context_length="n_ctx", n_threads="threads", num_threads="threads", tensor_parallel_size="nodes",
+                   numa="placement", type_k="kv_type", type_v="kv_type", cache_type="kv_type", kv_cache_dtype="kv_type",
+                   dtype="none: weights keep the file's types (kv_type is for the KV cache)",
+                   quantization="none: weights keep the file's types", n_gpu_layers="none: everything runs on the CPUs",
+                   device="none: everything runs on the CPUs (nodes and cpus say which)")  # fmt: skip
 def load(
     source: str | os.PathLike[str],
     *,
@@ -90,6 +97,11 @@ def load(
         The file.
     OutOfNodeMemory, PlacementError
         The machine.
+
+    Warns
+    -----
+    ContextWarning
+        ``n_ctx`` is beyond what the model was trained with.
     """
     if not isinstance(source, (str, os.PathLike)):
         raise TypeError(f"source: found {type(source).__name__}, wanted a str or a path")
@@ -120,6 +132,9 @@ def load(
         config = ModelConfig.from_gguf(gguf)
         tokenizer = Tokenizer(gguf.metadata, path)
         with progress_bar(progress, f"Loading {path.name}") as report:
+            if n_ctx is not None and n_ctx > (config.context_length or n_ctx):
+                warnings.warn(f"n_ctx = {n_ctx}: beyond the {config.context_length} positions that the model was trained with, where its "
+                              "answers may make no sense", ContextWarning, stacklevel=3)  # fmt: skip
             engine = Engine(gguf, n_ctx=n_ctx, n_batch=n_batch, threads=threads, nodes=nodes, cpus=cpus, placement=placement,
                             kv_type=kv_type, progress=report, verify=verify)  # fmt: skip
         return Model(Runtime(engine, tokenizer, config.name or path.name), config, gguf.metadata, path)
@@ -156,18 +171,18 @@ class Model:
     @overload
     def generate(  # type: ignore[overload-overlap]
         self, prompt: Prompt, params: SamplingParams | None = None, *, mode: str = "auto", progress: Progress = None,
-        **sampling: Unpack[SamplingOptions]
+        on_interrupt: str = "raise", **sampling: Unpack[SamplingOptions]
     ) -> Completion: ...  # fmt: skip
 
     @overload
     def generate(
         self, prompt: Prompts, params: SamplingParams | Sequence[SamplingParams] | None = None, *, mode: str = "auto",
-        progress: Progress = None, **sampling: Unpack[SamplingOptions]
+        progress: Progress = None, on_interrupt: str = "raise", **sampling: Unpack[SamplingOptions]
     ) -> list[Completion]: ...  # fmt: skip
 
     def generate(
         self, prompt: Prompt | Prompts, params: SamplingParams | Sequence[SamplingParams] | None = None, *,
-        mode: str = "auto", progress: Progress = None, **sampling: Unpack[SamplingOptions]
+        mode: str = "auto", progress: Progress = None, on_interrupt: str = "raise", **sampling: Unpack[SamplingOptions]
     ) -> Completion | list[Completion]:  # fmt: skip
         """Continue a prompt, or each of a list of prompts.
 
@@ -183,16 +198,18 @@ class Model:
             chose. Results are the same bits.
         progress : None, bool or callable
             A progress bar for a list: None decides by whether someone is watching; a callable gets (done, total).
+        on_interrupt : {"raise", "return"}
+            What Ctrl-C does to a list: "raise" Interrupted, whose ``completions`` are what there is; or "return" them, with a
+            warning.
         **sampling
             Fields of SamplingParams, laid over ``params``.
 
         Returns
         -------
         Completion
-            For a list: a list of Completion, in order. What is wrong with one prompt's value (it is empty or too long,
-            an id is out of range), and what goes wrong with its answer (a logits processor raises), does not lose the
-            others: its ``finish_reason`` is "error" and ``error`` the exception. Ctrl-C gives back what there is, the
-            unfinished answers "cancelled", with a warning; pressed again, before they have ended, it raises.
+            For a list: a list of Completion, in order. What is wrong with one of the prompts (it is empty or too long, of
+            a wrong kind, an id is out of range), and what goes wrong with its answer (a logits processor raises), does not
+            lose the others: its ``finish_reason`` is "error" and ``error`` the exception, which names its place.
 
         Raises
         ------
@@ -204,12 +221,13 @@ class Model:
         ModelClosed, ForkedProcess
             The model cannot be used any more, or not in this process.
         KeyboardInterrupt
-            Within 50 ms of Ctrl-C; the model stays usable.
+            Within 50 ms of Ctrl-C; the model stays usable. Of a list it is Interrupted, which has what was finished; pressed
+            again, before the steps have ended, a plain one.
 
         Warns
         -----
         CancelledWarning
-            Ctrl-C ended a list: "interrupted: 3 of 8 prompts were cancelled".
+            With ``on_interrupt="return"``: "interrupted: 3 of 8 prompts were cancelled".
 
         Notes
         -----
@@ -217,13 +235,14 @@ class Model:
         and ``max_tokens`` (None: the whole context); the others wait, in order. A logits processor is called from
         another thread than the caller's.
         """
-        verbs.check_generate(sampling, "model", ("mode", "progress"))
+        verbs.check_generate(sampling, "model", ("mode", "progress", "on_interrupt"))
         one_of("mode", mode, MODES)
+        one_of("on_interrupt", on_interrupt, ON_INTERRUPT)
         progress_way("progress", progress)
         self.runtime.check()
         prompts, is_list = split_prompts("prompt", prompt)
         if is_list:
-            return generate_list(self.runtime, prompts, params, mode, progress, sampling)
+            return generate_list(self.runtime, prompts, params, mode, progress, on_interrupt, sampling)
         own = resolve_params(params, **sampling)  # type: ignore[arg-type]  # it refuses a list
         return self._once(lambda sequence: verbs.generate(sequence, prompts[0], own, reuse=False))
 
@@ -336,6 +355,8 @@ class Model:
             Memory does not grow with length times vocabulary.
         """
         self.runtime.check()
+        if split_prompts("text", text)[1]:
+            raise TypeError("text: found a list of texts, wanted one: a str or token ids; [model.score(text) for text in texts]")
         ids = verbs.ids_of(self.runtime, "text", text)
         if len(ids) < 2:
             raise ValueError("text: found 1 token, wanted at least 2: the first has no probability")
@@ -387,6 +408,14 @@ class Model:
     def plan(self) -> Plan:
         """The forward pass as a list of ops with their barriers; print it."""
         return self.runtime.engine.plan
+
+    if not TYPE_CHECKING:  # a checker that saw it would take any name for known
+
+        def __getattr__(self, name):
+            unknown_attribute(self, name, verbs.ELSEWHERE)
+
+    def __call__(self, *_: object, **__: object) -> NoReturn:
+        raise TypeError("a Model is not called: model.generate(prompt) continues a text, model.chat(messages) answers")
 
     @property
     def closed(self) -> bool:

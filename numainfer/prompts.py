@@ -30,7 +30,7 @@ def split_prompts(name, prompt):
     Raises
     ------
     TypeError
-        Another type, or kinds are mixed.
+        Another type; a table.
     ValueError
         An empty list: it says neither.
     """
@@ -40,24 +40,18 @@ def split_prompts(name, prompt):
         raise TypeError(f"{name}: found {type(prompt).__name__}, wanted {_WANTED}")
     if isinstance(prompt, np.ndarray) and prompt.ndim == 0:
         raise TypeError(f"{name}: found an array without dimensions, wanted {_WANTED}")
+    if hasattr(prompt, "columns"):  # iterating a table gives its columns' names
+        raise TypeError(f"{name}: found a {type(prompt).__name__}, wanted {_WANTED}: pass one of its columns, such as table['text']")
     items = prompt if isinstance(prompt, (list, tuple, np.ndarray)) else list(prompt)
     if len(items) == 0:
         raise ValueError(f"{name}: found an empty {type(prompt).__name__}, wanted {_WANTED}")
-    kinds = {_kind(item) for item in items}
-    if len(kinds) > 1:
-        raise TypeError(f"{name}: mixes {' and '.join(sorted(kinds))}, wanted {_WANTED}")
-    kind = kinds.pop()
-    if kind in ("str", "token ids"):
-        return list(items), True
+    if any(_is_prompt(item) for item in items):
+        return list(items), True  # what is no prompt among them will be refused by its place
     return [items], False  # ids, or what check_ids will refuse by name
 
 
-def _kind(item):
-    if isinstance(item, str):
-        return "str"
-    if isinstance(item, (list, tuple)) or isinstance(item, np.ndarray) and item.ndim > 0:
-        return "token ids"
-    return "int" if hasattr(item, "__index__") else type(item).__name__
+def _is_prompt(item):
+    return isinstance(item, (str, list, tuple)) or isinstance(item, np.ndarray) and item.ndim > 0
 
 
 def check_ids(name, ids, n_vocab):
@@ -80,7 +74,7 @@ def check_ids(name, ids, n_vocab):
         values = ids
     else:
         if isinstance(ids, (str, bytes, Mapping, AbstractSet)) or not isinstance(ids, Iterable):
-            raise TypeError(f"{name}: found {type(ids).__name__}, wanted a sequence of token ids")
+            raise TypeError(f"{name}: found {type(ids).__name__}, wanted a str or a sequence of token ids")
         values = [_id(name, i, item) for i, item in enumerate(ids)]
         if values and not 0 <= min(values) <= max(values) < n_vocab:  # before NumPy, whose ints overflow
             at = next(i for i, value in enumerate(values) if not 0 <= value < n_vocab)
@@ -107,6 +101,7 @@ def to_ids(name, prompt, tokenizer, n_vocab, n_ctx):
     Returns
     -------
     int32 array (n,), 1 <= n <= n_ctx
+        With one BOS where the model wants one, also if the text begins with its text.
 
     Raises
     ------
@@ -118,6 +113,8 @@ def to_ids(name, prompt, tokenizer, n_vocab, n_ctx):
     if isinstance(prompt, str):
         check_unicode(name, prompt)
     ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+    if isinstance(prompt, str) and tokenizer.add_bos and ids[:2] == [tokenizer.bos_token_id] * 2:
+        ids = ids[1:]  # the text brought its own, as a rendered chat template does
     ids = check_ids(name, ids, n_vocab)
     if len(ids) == 0:
         why = ", and this model's tokenizer adds no BOS" if isinstance(prompt, str) else ""

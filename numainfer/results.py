@@ -2,11 +2,12 @@
 
 import dataclasses
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .arguments import unknown_attribute
 from .summary import counted
 
 
@@ -106,6 +107,19 @@ def _rate(n, seconds):
     return n / seconds if n and seconds > 0 else None
 
 
+_ELSEWHERE = {  # attributes of other packages' answers, and what stands for them here
+    "choices": "a Completion is one answer; its text is .text",
+    "outputs": "a Completion is one answer; its text is .text",
+    "message": "the answer's text is .text",
+    "content": "the answer's text is .text",
+    "prompt_token_ids": "the number of the prompt's tokens is .usage.prompt_tokens",
+    "cumulative_logprob": "sum(p.logprob for p in completion.logprobs)",
+    "generated_text": "the answer's text is .text",
+    "strip": "a Completion is no str; str(completion) is its text",
+    "split": "a Completion is no str; str(completion) is its text",
+}
+
+
 @dataclasses.dataclass(frozen=True, slots=True, repr=False)
 class Completion:
     """A finished (or interrupted) answer; ``str()`` is its text.
@@ -137,6 +151,11 @@ class Completion:
 
     def __str__(self) -> str:
         return self.text
+
+    if not TYPE_CHECKING:  # a checker that saw it would take any name for known
+
+        def __getattr__(self, name):
+            unknown_attribute(self, name, _ELSEWHERE)
 
     def __repr__(self) -> str:
         if self.error is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Unpack, overload
+from typing import Literal, NoReturn, Unpack, overload
 
 from . import verbs
 from .arguments import integer
@@ -145,6 +145,10 @@ class Session:
     def close(self) -> None:
         """Free the KV cache. Again, and after the model was closed, it does nothing."""
         self._sequence.close()
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("a Session can be neither pickled nor copied: its memory is this process's. fork() makes a second one that "
+                        "starts where this one stands")
 
     def __enter__(self) -> Session:
         self._sequence.check()

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
+from typing import NoReturn
 
 from ._core import Cancelled
 from .serving.generation import Clock, Generation
@@ -134,6 +135,9 @@ class TokenStream(Iterator[Chunk]):
     def cancelled(self) -> bool:
         """Whether someone asked for an early end."""
         return self._cancelled
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("a TokenStream can be neither pickled nor copied: it is a computation under way. result() is what there is so far")
 
     def __enter__(self) -> "TokenStream":
         return self

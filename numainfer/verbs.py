@@ -8,6 +8,23 @@ from .prompts import check_messages, split_prompts, to_ids
 from .serving.sampling import check_sampling
 from .stream import TokenStream
 
+ELSEWHERE = {  # names of other packages' models, and what stands for them here
+    "create_chat_completion": "model.chat(messages)",
+    "create_completion": "model.generate(prompt)",
+    "apply_chat_template": "model.tokenizer.apply_chat_template(messages)",
+    "complete": "model.generate(prompt)",
+    "completion": "model.generate(prompt)",
+    "create_embedding": "model.embed(texts)",
+    "encode": "model.tokenizer.encode(text), or model.embed(texts)",
+    "decode": "model.tokenizer.decode(ids)",
+    "tokenize": "model.tokenizer.encode(text)",
+    "detokenize": "model.tokenizer.decode(ids)",
+    "from_pretrained": "numainfer.load(source)",
+    "get_tokenizer": "model.tokenizer",
+    "forward": "model.logits(ids)",
+    "n_ctx_train": "model.config.context_length",
+    "perplexity": "model.score(text).perplexity",
+}
 CHAT_PARAMETERS = ("tools", "stream")  # keywords of `chat` besides those of sampling
 
 
@@ -15,7 +32,9 @@ def check_generate(sampling: Iterable[str], owner: str, own: tuple[str, ...] = (
     """Refuse unknown keywords of ``generate``; one that other libraries have leads to the verb it stands for."""
     if "stream" in sampling:
         raise TypeError(f"unknown parameter 'stream': {owner}.stream(prompt) gives the answer piece by piece")
-    check_sampling(sampling, own)
+    if "messages" in sampling:
+        raise TypeError(f"unknown parameter 'messages': {owner}.chat(messages) answers a conversation")
+    check_sampling(sampling, (*own, "prompt", "params"))
 
 
 def ids_of(runtime, name, prompt):

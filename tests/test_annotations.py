@@ -2,10 +2,14 @@
 
 import dataclasses
 import inspect
+import os
 import pickle
 import pydoc
 import re
+import subprocess
+import sys
 import typing
+from pathlib import Path
 
 import pytest
 
@@ -68,3 +72,18 @@ def test_errors_cross_processes():
         error = kind(*given.get(kind.__name__, ("what was found",)))
         again = pickle.loads(pickle.dumps(error))
         assert type(again) is kind and str(again) == str(error) and vars(again) == vars(error)
+
+
+def test_a_users_script_passes_the_strictest_check(tmp_path):
+    def checked(script):
+        return subprocess.run([sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", "--cache-dir", tmp_path, script],
+                              capture_output=True, text=True, cwd=tmp_path,
+                              env=os.environ | {"MYPYPATH": str(Path(ni.__file__).parents[1])})  # fmt: skip
+
+    found = checked(Path(__file__).with_name("user_script.py"))
+    assert found.returncode == 0, found.stdout
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text('import numainfer as ni\nmodel = ni.load("x")\nmodel.generate("a", max_tokens="5")\n'
+                     'print(model.generate("a").txt, model.plam)\n')  # fmt: skip
+    found = checked(wrong)
+    assert found.stdout.count("error:") == 3 and '"txt"' in found.stdout and '"plam"' in found.stdout, found.stdout

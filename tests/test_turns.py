@@ -111,3 +111,13 @@ def test_a_signal_ends_waiting():
         thread.join(10)
     with turns.of("a"):
         assert turns.holders == ["a"]
+
+
+def test_a_turn_that_nobody_gives_back_ends_with_its_object():
+    """Ctrl-C may come behind ``__enter__``, before the ``with`` block has begun: then no ``__exit__`` is called."""
+    turns = Turns()
+    turn = turns.of("a")
+    turn.__enter__()
+    assert turns.holders == ["a"]
+    del turn
+    assert turns.holders == []

@@ -21,7 +21,7 @@ __all__ = ["GGUFFile", "Strings", "Tensor"]
 log = logging.getLogger("numainfer")
 _PAGE = os.sysconf("SC_PAGESIZE")
 _BLOCK = 1 << 20  # bytes
-_SPLIT_NAME = re.compile(r"(?P<stem>.*)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
+_SPLIT_NAME = re.compile(r"(?P<stem>.*-)(?P<no>\d{5})(?P<of>-of-)(?P<count>\d{5})(?P<end>\.gguf)", re.DOTALL | re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,16 +251,16 @@ class GGUFFile:
 
 def _parts(path, count):
     """Paths of all parts of the model of which ``path`` is one and whose split.count is ``count``."""
+    if count <= 1:
+        return [path]  # whole, whatever its name says: parts that were merged into one often keep the first one's
     name = _SPLIT_NAME.fullmatch(path)
     if name is None:
-        if count > 1:
-            raise ModelNotFound(f"{path} is one of {count} parts, but its name does not end in "
-                                f"-00001-of-{count:05}.gguf, so the others cannot be found")  # fmt: skip
-        return [path]
+        raise ModelNotFound(f"{path} is one of {count} parts, but its name does not end in "
+                            f"-00001-of-{count:05}.gguf, so the others cannot be found")  # fmt: skip
     no, named = int(name["no"]), int(name["count"])
-    if named != max(count, 1) or not 1 <= no <= named:
+    if named != count or not 1 <= no <= named:
         raise CorruptModel(path, f"the name says part {no} of {named}, the metadata key split.count says {count}")
-    paths = [f"{name['stem']}-{i:05}-of-{named:05}.gguf" for i in range(1, named + 1)]
+    paths = [f"{name['stem']}{i:05}{name['of']}{name['count']}{name['end']}" for i in range(1, named + 1)]
     missing = [p for p in paths if not os.path.exists(p)]
     if missing:
         more = ", ..." if len(missing) > 5 else ""

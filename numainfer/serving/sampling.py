@@ -167,6 +167,35 @@ def resolve_params(
     return params.replace(**sampling) if sampling else params
 
 
+# Names that other packages have for parameters of `generate` and `chat`.
+_ELSEWHERE = {
+    "stop_strings": "stop",
+    "stop_sequences": "stop",
+    "sampling_params": "params",
+    "generation_config": "params",
+    "prompts": "prompt",
+    "inputs": "prompt",
+    "input_ids": "prompt",
+    "prompt_token_ids": "prompt",
+    "max_new_tokens": "max_tokens",
+    "max_completion_tokens": "max_tokens",
+    "n_predict": "max_tokens",
+    "num_predict": "max_tokens",
+    "min_new_tokens": "min_tokens",
+    "temp": "temperature",
+    "repeat_penalty": "repetition_penalty",
+    "eos_token_id": "stop_token_ids",
+    "logits_processors": "logits_processor",
+    "top_logprobs": "logprobs",
+    "use_tqdm": "progress",
+    "system": 'a message {"role": "system", "content": ...} before the others',
+    "system_prompt": 'a message {"role": "system", "content": ...} before the others',
+    "do_sample": "temperature above 0 samples, 0 is greedy",
+    "num_beams": "there is no beam search",
+    "best_of": "there is no best_of: call generate with a list of the same prompt and different seeds",
+}
+
+
 def check_sampling(given, others=()):
     """Raise TypeError if a keyword is no field of SamplingParams.
 
@@ -180,7 +209,7 @@ def check_sampling(given, others=()):
     own = [field.name for field in dataclasses.fields(SamplingParams)]
     wrong = [name for name in given if name not in own]
     if wrong:
-        check_names("parameter" if others else "sampling parameter", wrong, [*others, *own])
+        check_names("parameter" if others else "sampling parameter", wrong, [*others, *own], _ELSEWHERE)
 
 
 def _optional_integer(name, value, least, most):

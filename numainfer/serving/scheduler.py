@@ -20,7 +20,7 @@ import warnings
 import numpy as np
 
 from .crew import Crew
-from ..errors import CancelledWarning, ForkedProcess, ModelClosed
+from ..errors import CancelledWarning, ForkedProcess, Interrupted, ModelClosed
 from .generation import Clock, Generation
 from ..machine.limits import limits, node_memory, spare
 from ..progress import progress_bar
@@ -32,14 +32,15 @@ from ..summary import counted
 log = logging.getLogger("numainfer")
 
 MODES = ("auto", "latency", "throughput")
+ON_INTERRUPT = ("raise", "return")
 MAX_ACTIVE = 64
 """Most sequences that share a lane's steps: the logits of 64 rows of 262,144 take 64 MiB a lane."""
 _REPORT = 0.25  # seconds between two reports of progress
 _CALIBRATION_ROWS = 16
 
 
-def generate_list(runtime, prompts, params, mode, progress, sampling):
-    """``Model.generate`` of a list of prompts.
+def generate_list(runtime, prompts, params, mode, progress, on_interrupt, sampling):
+    """``Model.generate`` of a list of prompts; ``on_interrupt``, one of `ON_INTERRUPT`, says what Ctrl-C does.
 
     Returns
     -------
@@ -57,8 +58,10 @@ def generate_list(runtime, prompts, params, mode, progress, sampling):
         log.warning("%d of %d prompts failed; the first is %d: %s", len(failed), len(prompts), i, error)
     if run.interrupted:
         n = sum(done.finish_reason == "cancelled" for done in run.results)
-        warnings.warn(f"interrupted: {n} of {counted(len(prompts), 'prompt')} {'was' if n == 1 else 'were'} cancelled",
-                      CancelledWarning, stacklevel=3)  # fmt: skip
+        says = f"interrupted: {n} of {counted(len(prompts), 'prompt')} {'was' if n == 1 else 'were'} cancelled"
+        if on_interrupt == "raise":
+            raise Interrupted(says, run.results)
+        warnings.warn(says, CancelledWarning, stacklevel=3)
     return run.results
 
 
@@ -99,7 +102,7 @@ class _Sequence:
         self.at = 0  # positions computed
         try:
             self.ids = to_ids(f"prompt[{index}]", prompt, runtime.tokenizer, runtime.n_vocab, runtime.n_ctx)
-        except ValueError as e:
+        except (TypeError, ValueError) as e:
             self.error = e
             return
         self.room = runtime.n_ctx - len(self.ids) + 1  # the last token needs no place: it is never fed back

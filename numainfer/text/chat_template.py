@@ -9,7 +9,7 @@ template ends in an error instead of a hang or of all memory.
 import json
 import re
 import warnings
-from functools import cache, wraps
+from functools import cache, cached_property, wraps
 
 from ..arguments import nearest
 from ..errors import ChatTemplateWarning
@@ -20,6 +20,9 @@ MAX_SIZE = 1 << 24  # characters and list items in a value, all levels; an integ
 MAX_NODES = 1 << 20  # lists, dicts and items in a value, all levels
 MAX_WIDTH = 1000  # of padding and indentation
 CHUNK = 2048
+MAX_SOURCE = 1 << 20  # characters of the source
+MAX_TOKENS = 20_000  # of the source, as Jinja reads it: the longest of real models has 4,000, and each costs 40 us to compile
+_ALWAYS = frozenset(("bos_token", "eos_token", "unk_token", "pad_token", "add_generation_prompt"))  # given to every template
 
 _BAD_WIDTH = re.compile(r"\d{4,}|\*|\{[^{}]*\{")  # in a format: a width above 999, or one from an argument
 _WIDTHS = frozenset(("center", "indent", "tojson", "truncate", "batch", "slice"))  # filters that take some
@@ -46,12 +49,22 @@ class ChatTemplate:
         if not isinstance(source, str):
             raise TypeError(f"the chat template is {type(source).__name__}; wanted str")
         try:
+            if len(source) > MAX_SOURCE or sum(1 for _ in zip(_environment().lex(source), range(MAX_TOKENS + 1))) > MAX_TOKENS:
+                raise ValueError(f"the chat template has {len(source)} characters and more than {MAX_TOKENS} pieces; a real one has some "
+                                 "thousands")
             self._template = _environment().from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise ValueError(f"the chat template does not parse, line {error.lineno}: {error.message}") from None
         except RecursionError:
             raise ValueError("the chat template nests too deeply") from None
         self._source = source
+
+    @cached_property
+    def variables(self):
+        """Names that the template takes from outside, frozenset of str."""
+        from jinja2 import meta
+
+        return frozenset(meta.find_undeclared_variables(self._template.environment.parse(self._source)))
 
     def render(self, messages, *, tools=None, add_generation_prompt=True, **variables):
         """The text of a conversation.
@@ -85,6 +98,7 @@ class ChatTemplate:
 
         _check_messages(messages)
         self._check_roles(messages)
+        self._check_used(tools, variables)
         environment = self._template.environment
         budget = environment.budget
         budget.steps = MAX_STEPS
@@ -100,8 +114,18 @@ class ChatTemplate:
             raise ValueError(f"chat template: {error.message or type(error).__name__}") from None
         except (RecursionError, MemoryError) as error:
             raise ValueError(f"chat template: {type(error).__name__}") from None
-        except Exception as error:  # a template is a program; whatever it trips over is the file's fault, not ours
+        # A template is a program: what it trips over is the file's fault. Other errors are not of its making: a signal
+        # handler's TimeoutError, what the caller's own objects raise.
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
             raise ValueError(f"chat template: {type(error).__name__}: {error}") from error
+
+    def _check_used(self, tools, variables):
+        given = [*(["tools"] if tools else []), *(name for name in variables if name not in _ALWAYS)]
+        for name in given:
+            if name not in self.variables:
+                used = ", ".join(sorted(self.variables - _ALWAYS - {"messages", "raise_exception", "strftime_now"})) or "none but messages"
+                warnings.warn(f"the chat template does not use {name!r}, which has no effect; it uses {used}", ChatTemplateWarning,
+                              stacklevel=3)
 
     def _check_roles(self, messages):
         for i, message in enumerate(messages):

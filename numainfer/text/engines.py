@@ -93,7 +93,9 @@ class BytePairEngine:
             raise CorruptModel(path, f"tokenizer.ggml.merges[{rank}] = {merges[rank]!r} joins to no token")
         try:
             model = BPE(vocab, pairs, ignore_merges=pre.ignore_merges, byte_fallback=not pre.byte_level)
-        except Exception as error:  # left or right is no token; the package raises Exception itself
+        except Exception as error:  # left or right is no token
+            if type(error) is not Exception:  # the package raises that itself; another is some signal handler's
+                raise
             raise CorruptModel(path, f"tokenizer.ggml.merges do not fit tokenizer.ggml.tokens: {error}") from error
         self._hf = Tokenizer(model)
         steps = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in pre.patterns]

@@ -11,18 +11,30 @@ import operator
 import os
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, overload
+from typing import Any, Literal, NoReturn, overload
 
 from ..errors import ChatTemplateMissing, CorruptModel
 from ..signatures import Conversation, TokenIds, Tools
 from .engines import BYTE, CONTROL, UNKNOWN, USER_DEFINED, Vocabulary, is_utf8, make_engine, raw_bytes
 
-# Texts of tokens that end a turn or an answer in the families that people use; they count only as control tokens.
+# Texts of tokens that end a turn or an answer in the families that people use.
 _END_TEXTS = frozenset((
     "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|calls|>", "<|flush|>",
     "<end_of_turn>", "<turn|>", "<|tool_response>", "<|endoftext|>", "<|end_of_text|>", "<end_of_utterance>", "<eos>",
     "</s>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "[e~[", "<\uff5cend\u2581of\u2581sentence\uff5c>",
     "<|fim_pad|>", "<fim_pad>", "<fim-pad>", "<|repo_name|>", "<|fim_repo|>", "<reponame>", "<REPO>", "<|file_sep|>"))
+# Keywords that transformers has and a template's variable is never called.
+_NOT_HERE = {
+    "return_tensors": "ids are a list of int; numpy.array(ids) or torch.tensor([ids]) makes an array of them",
+    "return_dict": "ids are a plain list of int",
+    "return_assistant_tokens_mask": "masks are for training",
+    "tokenizer_kwargs": "encode(text, ...) takes its own",
+    "padding": "sequences of a list need not be of equal length",
+    "truncation": "cut the ids yourself, ids[-n:]",
+    "max_length": "cut the ids yourself, ids[-n:]",
+    "chat_template": "it is called template here",
+    "conversation": "it is called messages here",
+}
 _END_KEYS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
 
 
@@ -112,13 +124,16 @@ class Tokenizer:
         self.bos_token_id, self.eos_token_id = vocab.bos_id, vocab.eos_id
         self.unk_token_id, self.pad_token_id = vocab.unk_id, vocab.pad_id
         self._read_flags(metadata)
-        self._find_specials(metadata)
         self.chat_templates = {}
         for key, value in metadata.items():
             if key == "tokenizer.chat_template" or key.startswith("tokenizer.chat_template."):
                 self.chat_templates[key[len("tokenizer.chat_template."):] or "default"] = value
+        self._find_specials(metadata)
         self._compiled = {}
         self._bytes = [None] * self.n_vocab
+
+    def __call__(self, *_: object, **__: object) -> NoReturn:
+        raise TypeError("a Tokenizer is not called: tokenizer.encode(text) gives token ids, a list of int")
 
     @classmethod
     def from_gguf(cls, path: str | os.PathLike[str]) -> Tokenizer:
@@ -160,6 +175,9 @@ class Tokenizer:
         self._special = frozenset(text_of)
         stop = {vocab.id_of(name) for name in _END_KEYS} | {vocab.eos_id}
         stop |= {i for i in by_type[CONTROL] if text_of[i] in _END_TEXTS}
+        # Some converters type them USER_DEFINED, as they do ordinary mark-up: there the file's own template decides.
+        templates = [template for template in self.chat_templates.values() if isinstance(template, str)]
+        stop |= {i for i in by_type[USER_DEFINED] if text_of[i] in _END_TEXTS and any(text_of[i] in t for t in templates)}
         # In gpt-oss and Solar, <|end|> only closes one of several parts of an answer.
         names = {text_of.get(i) for i in stop}
         if {"<|return|>", "<|call|>"} <= names or {"<|flush|>", "<|calls|>"} <= names:
@@ -220,6 +238,17 @@ class Tokenizer:
             ids += self._tail
         return ids
 
+    def special_parts(self, text: str) -> list[int | str]:
+        """A text cut at the control tokens in it, which `decode` leaves out; empty if there are none.
+
+        Returns
+        -------
+        list of int and str
+            Ids of the tokens and the texts between them.
+        """
+        parts = list(self._find_all.split(text))
+        return parts if any(isinstance(part, int) and part in self._control for part in parts) else []
+
     # Ids to text
 
     def token_text(self, token_id: int) -> str:
@@ -272,6 +301,8 @@ class Tokenizer:
         ValueError, TypeError
             An id is out of range or no integer.
         """
+        if not isinstance(ids, Iterable) or isinstance(ids, (str, bytes)):
+            raise TypeError(f"ids: found {type(ids).__name__}, wanted a sequence of token ids, such as [5]")
         stream = self.stream(skip_special_tokens=skip_special_tokens, after=after)
         return "".join([*map(stream.put, ids), stream.flush()])
 
@@ -327,15 +358,26 @@ class Tokenizer:
         ------
         ChatTemplateMissing
             The file has none, or none of that name.
+        TypeError
+            A keyword that is transformers' and has no meaning here.
         ValueError
-            The template is broken or refuses the messages; the message is the template's own.
+            The template is broken, makes no text, or refuses the messages; the message is the template's own.
+
+        Warns
+        -----
+        ChatTemplateWarning
+            Tools or a variable that the template does not use.
         """
+        for name in kw:
+            if name in _NOT_HERE:
+                raise TypeError(f"unknown parameter {name!r} of apply_chat_template: {_NOT_HERE[name]}")
         from .chat_template import ChatTemplate
 
         if template is None:
             template = "tool_use" if tools and "tool_use" in self.chat_templates else "default"
-            if template not in self.chat_templates:
+            if not self.chat_templates.get(template, "").strip():
                 others = f" by default; it has {', '.join(sorted(self.chat_templates))}" if self.chat_templates else ""
+                others = " but a blank one" if template in self.chat_templates else others
                 raise ChatTemplateMissing(f"{self._vocab.path} has no chat template{others}. "
                                           "Format the prompt yourself or pass template=")
         elif template not in self.chat_templates and "{" not in template:
@@ -349,6 +391,8 @@ class Tokenizer:
             ("pad_token", self.pad_token_id)) if i is not None}
         text = self._compiled[source].render(messages, tools=tools, add_generation_prompt=add_generation_prompt,
                                              **(names | kw))
+        if not text:
+            raise ValueError("the chat template makes no text of these messages: nothing for the model to answer")
         if not tokenize:
             return text
         ids = self.encode(text, add_special_tokens=False)
