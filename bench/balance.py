@@ -2,18 +2,21 @@
 
     python bench/balance.py 8b --topology 2x96c --tokens 1
     python bench/balance.py gemma27b --topology 2x96c --tokens 512
+    python bench/balance.py 671b --topology 2x96c --tokens 512 --routing skewed
 
 builds the plan of a shape, without weights, and cuts every op as the core would (csrc/cut.h, csrc/ops/ops.h).  Pieces that workers
 share are dealt as equally fast ones would take them: each to whoever is free first.  A row stands for all ops of the same form:
 
 * share: of the step's bytes of weights (up to ``line_tokens`` tokens) or multiply-adds (more), which matmuls alone count;
 * bytes, macs: of the most loaded worker over the mean of all.  attend: queries times positions, behind ``--past`` positions.  Other
-  ops: values written;
+  ops: values written.  Where rows meet experts (matmul_grouped) a row group's reading and unpacking count as some tokens' products,
+  as the core counts them: experts that few rows meet are not done in proportion to their multiply-adds;
 * reads: bytes of weights read over their size: more than 1 where the workers of a strip, or many tokens, read them again;
 * lines: cache lines that more than one worker writes, and the most that write one: results, sums of a row group that two workers
   share, counters of pieces; the scales of quantised activations.
 
-rope_table, embed, kv_append and combine are not counted.  Ends with status 1 if a matmul of 1 % of the step or more is further from
+rope_table, embed, kv_append and combine are not counted.  Tokens choose experts at random (``--routing``): each as likely as any other,
+or *skewed*, the i-th most likely with a chance of 1/i.  Ends with status 1 if a matmul of 1 % of the step or more is further from
 even than ``--most``.
 """
 
@@ -42,7 +45,8 @@ LINE = 64
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a model: D, layers, H, G, E, F, V."""
+    """Sizes of a model: D, layers, H, G, E, F, V; of a mixture: experts, those of a token, rows of one's gate, first layers without; of
+    latent attention: ranks of queries and of keys and values, rotated values, and others of a head."""
 
     architecture: str
     width: int
@@ -53,6 +57,11 @@ class Shape:
     feed_forward: int
     vocabulary: int
     tied: bool = False
+    experts: int = 0
+    used: int = 0
+    expert_width: int = 0
+    leading: int = 0
+    latent: tuple = ()
 
 
 SHAPES = {
@@ -62,7 +71,12 @@ SHAPES = {
     "8b": Shape("llama", 4096, 32, 32, 8, 128, 14336, 128256),
     "70b": Shape("llama", 8192, 80, 64, 8, 128, 28672, 128256),
     "gemma27b": Shape("gemma3", 5376, 62, 32, 16, 128, 21504, 262144, tied=True),
-}
+    "qwen3-30b": Shape("qwen3moe", 2048, 48, 32, 4, 128, 6144, 151936, experts=128, used=8, expert_width=768),
+    "qwen3-235b": Shape("qwen3moe", 4096, 94, 64, 4, 128, 12288, 151936, experts=128, used=8, expert_width=1536),
+    "671b": Shape("deepseek2", 7168, 61, 128, 1, 128, 18432, 129280, experts=256, used=8, expert_width=2048, leading=3,
+                  latent=(1536, 512, 64, 128)),
+}  # fmt: skip
+ROUTINGS = ("even", "skewed")
 
 
 class Header:
@@ -83,14 +97,24 @@ class Header:
                 "attention.head_count_kv": shape.kv_heads, "attention.key_length": shape.head_width,
                 "attention.value_length": shape.head_width, "attention.layer_norm_rms_epsilon": 1e-6,
                 "attention.sliding_window": 1024 if shape.architecture == "gemma3" else 0}  # fmt: skip
+        if shape.experts:
+            keys |= {"expert_count": shape.experts, "expert_used_count": shape.used, "expert_feed_forward_length": shape.expert_width,
+                     "leading_dense_block_count": shape.leading}  # fmt: skip
+        if shape.latent:
+            _, rank, rotated, plain = shape.latent
+            keys |= {"attention.kv_lora_rank": rank, "attention.key_length": rank + rotated, "attention.value_length": rank,
+                     "attention.key_length_mla": plain + rotated, "attention.value_length_mla": shape.head_width,
+                     "rope.dimension_count": rotated, "expert_shared_count": 1, "expert_group_count": 8, "expert_group_used_count": 4,
+                     "expert_gating_func": 2, "expert_weights_norm": True, "expert_weights_scale": 2.5}  # fmt: skip
         self.metadata = {f"{shape.architecture}.{key}": value for key, value in keys.items()}
-        self.tensors = {f"{name}.weight": self._tensor(size, kind) for name, *size in _tensors(shape)}
+        self.tensors = {f"{name}.weight": self._tensor(size, "F32" if name.endswith("gate_inp") else kind)
+                        for name, *size in _tensors(shape)}  # fmt: skip
 
     @staticmethod
     def _tensor(size, kind):
         if len(size) == 1:
             return SimpleNamespace(shard=0, offset=0, shape=tuple(size), type="F32", data=np.ones(size, np.float32).view(np.uint8))
-        return SimpleNamespace(shard=0, offset=0, shape=tuple(size), type=kind if size[1] % FORMATS[kind]["block"] == 0 else "Q8_0")
+        return SimpleNamespace(shard=0, offset=0, shape=tuple(size), type=kind if size[-1] % FORMATS[kind]["block"] == 0 else "Q8_0")
 
     def get(self, key, type=None, default=None):
         """Metadata value of ``key``."""
@@ -98,16 +122,30 @@ class Header:
 
 
 def _tensors(s):
-    """(name, rows, columns) of every matrix, (name, values) of every vector."""
+    """(name, rows, columns) of every matrix, with experts before them where there are some, (name, values) of every vector."""
     q, kv = s.heads * s.head_width, s.kv_heads * s.head_width
     yield "token_embd", s.vocabulary, s.width
     yield "output_norm", s.width
     if not s.tied:
         yield "output", s.vocabulary, s.width
     for i in range(s.layers):
-        sizes = [("attn_norm", s.width), ("attn_q", q, s.width), ("attn_k", kv, s.width), ("attn_v", kv, s.width),
-                 ("attn_output", s.width, q), ("ffn_norm", s.width), ("ffn_gate", s.feed_forward, s.width),
-                 ("ffn_up", s.feed_forward, s.width), ("ffn_down", s.width, s.feed_forward)]  # fmt: skip
+        sizes = [("attn_norm", s.width), ("ffn_norm", s.width)]
+        if s.latent:
+            queries, rank, rotated, plain = s.latent
+            sizes += [("attn_q_a", queries, s.width), ("attn_q_a_norm", queries), ("attn_q_b", s.heads * (plain + rotated), queries),
+                      ("attn_kv_a_mqa", rank + rotated, s.width), ("attn_kv_a_norm", rank), ("attn_k_b", s.heads, rank, plain),
+                      ("attn_v_b", s.heads, s.head_width, rank), ("attn_output", s.width, q)]  # fmt: skip
+        else:
+            sizes += [("attn_q", q, s.width), ("attn_k", kv, s.width), ("attn_v", kv, s.width), ("attn_output", s.width, q)]
+        if s.experts and i >= s.leading:
+            networks = [("_exps", s.expert_width, (s.experts,))] + [("_shexp", s.expert_width, ())] * bool(s.latent)
+            sizes.append(("ffn_gate_inp", s.experts, s.width))
+        else:
+            networks = [("", s.feed_forward, ())]
+        for end, rows, n in networks:
+            sizes += [(f"ffn_gate{end}", *n, rows, s.width), (f"ffn_up{end}", *n, rows, s.width), (f"ffn_down{end}", *n, s.width, rows)]
+        if s.architecture == "qwen3moe":
+            sizes += [("attn_q_norm", s.head_width), ("attn_k_norm", s.head_width)]
         if s.architecture == "gemma3":
             sizes += [("attn_q_norm", s.head_width), ("attn_k_norm", s.head_width), ("post_attention_norm", s.width),
                       ("post_ffw_norm", s.width)]  # fmt: skip
@@ -207,6 +245,38 @@ def _shared_lines(units):
     return Counter(len(w) for w in writers.values() if len(w) > 1)
 
 
+def grouped_load(shapes, rows, tokens, workers, sizes=None):
+    """(Load, bytes of the matrices that are met) of a matmul_grouped: rows[e] rows meet the matrices (code, n, k) of expert e.
+
+    As multiply-adds count those, and what reading and unpacking a row group costs.
+    """
+    units = _core.grouped_units(shapes, rows, tokens, workers, sizes)
+    bytes_of = {(j, k1): _core.packed_bytes(shapes[j][0], 1, int(k1)) for j, k1 in {*zip(units["matrix"], units["k0"])} | {
+        *zip(units["matrix"], units["k1"])} if k1}  # fmt: skip
+    at = [bytes_of[j, k1] - bytes_of.get((j, k0), 0) for j, k0, k1 in zip(units["matrix"], units["k0"], units["k1"])]
+    owner = np.concatenate([[0], np.cumsum(workers)])[units["node"]] + units["rank"]
+    groups, met = units["g1"] - units["g0"], units["t1"] - units["t0"]
+    load = Load(*(np.zeros(sum(workers), np.int64) for _ in range(2)), Counter())
+    np.add.at(load.bytes, owner, groups * np.array(at, np.int64))
+    np.add.at(load.macs, owner, groups * _core.ROWS * (units["k1"] - units["k0"]) * (met + _core.UNPACK))
+    return load, sum(_core.packed_bytes(code, n, k) for code, n, k in shapes) * np.count_nonzero(rows)
+
+
+def score_load(op, rows, workers):
+    """Load of a score: on each node all of the matrix."""
+    (w,), parts = op.matrices, op.tensors[1].per_token // op.tensors[0].per_token
+    done = np.concatenate([_core.score_work((w.code, w.n, w.k), parts, rows, size) for size in workers])
+    return Load(done[:, 0], done[:, 1], Counter())
+
+
+def chosen(experts, used, tokens, routing, seed=0):
+    """Rows that meet each expert, as tokens choose: (experts,)."""
+    rng = np.random.default_rng(seed)
+    chance = np.log(1 / np.arange(1.0, experts + 1)) if routing == "skewed" else np.zeros(experts)
+    keys = rng.permutation(chance) + rng.gumbel(size=(tokens, experts))  # the largest are draws without repetition
+    return np.bincount(np.argpartition(-keys, used - 1, axis=1)[:, :used].ravel(), minlength=experts)
+
+
 def slices_load(rows, width, workers, quantised):
     """Load of an op that cuts a tensor's rows into slices, on each node for itself; values count as bytes."""
     values, lines = [], Counter()
@@ -235,7 +305,7 @@ def uneven(load):
     return load.max() / load.mean() if load.any() else 1.0
 
 
-def play(plan, workers, tokens, past=0, sizes=None):
+def play(plan, workers, tokens, past=0, sizes=None, routing="even"):
     """[(name, times, share, Load or None, reads)] of a step of one sequence, equal ops once, with logits of one token.
 
     share: of the step's bytes or multiply-adds; reads: bytes read over bytes of weights.
@@ -243,32 +313,63 @@ def play(plan, workers, tokens, past=0, sizes=None):
     by_bytes = tokens <= (sizes or _core.SIZES)["line_tokens"]
     forms, first = Counter(), {}
     for op in plan.ops:
-        sizes_of = op.tensors[-1].width
-        if op.name == "matmul":
-            sizes_of = tuple((w.short_name, w.code, w.n, w.k) for w in op.weights)
-        elif op.name in ("kv_append", "attend", "combine"):
-            sizes_of = op.ints[_core.attention_ints().index("window")]
-        form = op.name, sizes_of, op.selected
+        form = _form(op)
         forms[form] += 1
         first.setdefault(form, op)
     found = []
     for form, times in forms.items():
-        op, rows = first[form], 1 if form[2] else tokens
-        if op.name == "matmul":
-            shapes = [(w.code, w.n, w.k) for w in op.weights]
-            load = matmul_load(shapes, rows, workers, sizes)
-            reads = load.bytes.sum() / sum(w.packed_bytes for w in op.weights)
-            name = "matmul " + " ".join(w.short_name for w in op.weights)
-            found.append((name, times, times * int((load.bytes if by_bytes else load.macs).sum()), load, reads))
-        elif op.name in ("norm", "gated", "gather", "emit"):
-            written = [t for t in op.tensors if t is not None][-1]
-            load = slices_load(rows, written.width, workers, "q" in written.forms)
-            found.append((f"{op.name} [{written.width}]", times, 0, load, None))
+        op, rows = first[form], 1 if form[-1] else tokens
+        if op.matrices:
+            shapes = [(w.code, w.n, w.k) for w in op.matrices]
+            load, met = _multiplied(op, shapes, rows, workers, sizes, routing)
+            name = f"{op.name} {' '.join(w.short_name for w in op.matrices)}"
+            found.append((name, times, times * int((load.bytes if by_bytes else load.macs).sum()), load, load.bytes.sum() / met))
         else:
-            load = attend_load(op, tokens, past, workers) if op.name == "attend" else None
-            found.append((op.name + (f" window {form[1]}" if op.name == "attend" and form[1] else ""), times, 0, load, None))
+            name = op.name + (f" window {form[1]}" if op.name == "attend" and form[1] else "")
+            written = [t for t in op.tensors if t is not None][-1]
+            load = None
+            if op.name == "attend":
+                load = attend_load(op, tokens, past, workers)
+            elif op.name in SLICED:
+                load = slices_load(rows * written.per_token, written.width, workers, "q" in written.forms)
+                name += f" [{written.width}]"
+            elif op.name in ("join", "route"):
+                load = dealt_load(rows * (op.ints[0] if op.name == "join" else 1), workers)
+            found.append((name, times, 0, load, None))
     total = sum(share for _, _, share, _, _ in found)
     return [(name, times, share / total, load, reads) for name, times, share, load, reads in found]
+
+
+SLICED = ("norm", "gated", "activate", "gather", "emit", "weigh", "mix")
+
+
+def _form(op):
+    """What ops have in common that are played once: name, sizes, `selected`."""
+    written = [t for t in op.tensors if t is not None][-1]
+    sizes = written.width, written.per_token
+    if op.matrices:
+        ids = op.name == "matmul_grouped" and op.tensors[1] is not None
+        sizes = ids, tuple((w.short_name, w.code, w.n, w.k, w.experts) for w in op.matrices)
+    elif op.name in ("kv_append", "attend", "combine"):
+        sizes = op.ints[_core.attention_ints().index("window")]
+    return op.name, sizes, op.selected
+
+
+def _multiplied(op, shapes, rows, workers, sizes, routing):
+    """Load of an op that multiplies matrices, and bytes of what it has to read."""
+    if op.name == "matmul":
+        return matmul_load(shapes, rows, workers, sizes), sum(w.packed_bytes for w in op.matrices)
+    if op.name == "score":
+        return score_load(op, rows, workers), len(workers) * op.matrices[0].packed_bytes
+    experts = op.matrices[0].experts
+    met = np.full(experts, rows) if op.tensors[1] is None else chosen(experts, op.per_token, rows, routing)
+    return grouped_load(shapes, met, rows, workers, sizes)
+
+
+def dealt_load(units, workers):
+    """Load of an op that deals out whole units to the workers of each node for itself."""
+    own = [np.diff(np.arange(size + 1) * units // size) for size in workers]
+    return Load(np.concatenate(own), np.zeros(sum(workers), np.int64), Counter())
 
 
 def too_uneven(rows, decoding, most=None):
@@ -298,6 +399,7 @@ def main(argv=None):
     parser.add_argument("--topology", default="2x96c", help="such as 2x96c, or 2x64c+32c for unequal nodes (2x96c)")
     parser.add_argument("--tokens", type=int, default=1, help="of the step (1)")
     parser.add_argument("--past", type=int, default=4096, help="positions before them (4096)")
+    parser.add_argument("--routing", default=ROUTINGS[0], choices=ROUTINGS, help="how tokens choose experts (even)")
     parser.add_argument("--most", type=float, help=f"of a worker over the mean ({BOUNDS[True]} decoding, {BOUNDS[False]} prefill)")
     args = parser.parse_args(argv)
     try:
@@ -307,7 +409,7 @@ def main(argv=None):
     except ValueError as error:
         parser.error(str(error))
     plan = plan_of(SHAPES[args.shape], args.type, len(workers), args.tokens, args.past)
-    rows = play(plan, workers, args.tokens, args.past)
+    rows = play(plan, workers, args.tokens, args.past, routing=args.routing)
     node, team = plan.barriers()
     print(f"{args.shape} {args.type} on {args.topology}, a step of {args.tokens} tokens behind {args.past}, kernels {_core.isa()}: "
           f"{team} team barriers, {node} node barriers")

@@ -7,7 +7,8 @@ enum {
     PIECES = 32,        /* of a worker's part, at most */
     LEAST_TILES = 8,    /* for each worker: with fewer, one more or less would weigh too much */
     FLOAT_GROUPS = 4,   /* row groups that dots of float weights take at once */
-    UNPACK = 4          /* a panel's unpacking costs as much as its product with so many tokens, about (2 to 13 by type and table) */
+    MOST_GROUPS = 32,   /* of a score's unit, and rows: a block of panels */
+    MOST_ROWS = 128
 };
 
 /* A line's parts, in memory that waits for no arithmetic, hold for up to 32 tokens; a grid reads weights as often as it has columns. */
@@ -109,7 +110,7 @@ ni_block ni_crew_piece(const ni_run *r, const ni_crew *c, int64_t i) {
  * what gathering a token's slab costs, once for tile_groups groups. */
 static int64_t strip_cost(const ni_run *r, int64_t own, int64_t w, const ni_sizes *s) {
     const int64_t groups = ceil_div(own * w, r->size), tokens = ceil_div(r->n_tokens, w);
-    return 3 * groups * (tokens + UNPACK) + tokens * ceil_div(groups, s->tile_groups);
+    return 3 * groups * (tokens + NI_UNPACK) + tokens * ceil_div(groups, s->tile_groups);
 }
 
 ni_grid ni_grid_of(const ni_run *r, const ni_sizes *s) {
@@ -140,6 +141,67 @@ ni_block ni_grid_piece(const ni_run *r, const ni_grid *g, int64_t i, const ni_si
     b.g1 = b.g0 + s->tile_groups;
     ni_cut(r->n_tokens, g->columns, i % g->columns, &b.t0, &b.t1);
     return b;
+}
+
+/* ---- experts --------------------------------------------------------------------------------------------------- */
+
+static int64_t rows_of(const ni_choice *c, int64_t e) { return c->first[e + 1] - c->first[e]; }
+
+ni_choice ni_choice_of(const ni_weight *const *w, int n, int64_t experts, const int32_t *first, int64_t n_tokens,
+                       const int64_t (*own)[2], int64_t size, const ni_sizes *s) {
+    ni_choice c = {.n = n, .k = w[0]->k, .slabs = ceil_div(w[0]->k, NI_SLAB), .size = size, .experts = experts, .first = first};
+    int64_t all = 0, chosen = 0, bytes = 0, largest = 0, rows = 0;
+    for (int j = 0; j < n; j++) {
+        const ni_type type = (ni_type)w[j]->type;
+        c.part[j].first = own[j][0], c.part[j].groups = own[j][1] - own[j][0];
+        c.part[j].group_bytes = (int64_t)ni_group_bytes(type, c.k), c.part[j].slab_bytes = (int64_t)ni_group_bytes(type, NI_SLAB);
+        all += c.part[j].groups, bytes += c.part[j].groups * c.part[j].group_bytes;
+        if (c.part[j].groups) largest = at_least(largest, c.part[j].group_bytes);
+    }
+    for (int64_t e = 0; e < experts; e++) {
+        if (!rows_of(&c, e)) continue;
+        chosen++, rows = at_least(rows, rows_of(&c, e));
+        c.cost += bytes * (rows_of(&c, e) + NI_UNPACK);
+    }
+    c.most = largest * (rows + NI_UNPACK);
+    /* As in a line: in no group are there three workers.  A seam has room for a row of each token; a token's experts differ. */
+    c.exact = size > 1 && n_tokens <= s->line_tokens && all * chosen / size < s->exact_groups && c.cost / size >= c.most;
+    return c;
+}
+
+ni_spot ni_spot_of(const ni_choice *c, int64_t rank) {
+    int64_t left = c->cost / c->size * rank + c->cost % c->size * rank / c->size;
+    for (int64_t e = 0; e < c->experts; e++)
+        for (int j = 0; j < c->n && rows_of(c, e); j++) {
+            const int64_t times = rows_of(c, e) + NI_UNPACK, group = c->part[j].group_bytes * times, groups = c->part[j].groups;
+            if (left >= groups * group) { left -= groups * group; continue; }
+            ni_spot at = {e, j, left / group, ceil_div(left % group, c->part[j].slab_bytes * times)};
+            if (at.slab && (!c->exact || at.slab >= c->slabs)) at.group++, at.slab = 0;
+            return at;
+        }
+    return (ni_spot){.expert = c->experts};
+}
+
+int ni_between(const ni_choice *c, const ni_spot *a, const ni_spot *b, int64_t expert, int j, int64_t *g0, int64_t *g1) {
+    const int64_t here = expert * c->n + j, from = a->expert * c->n + a->matrix, to = b->expert * c->n + b->matrix;
+    if (!rows_of(c, expert) || here < from || here > to) return 0;
+    *g0 = c->part[j].first + (here == from ? a->group + (a->slab > 0) : 0);
+    *g1 = c->part[j].first + (here == to ? b->group : c->part[j].groups);
+    return *g0 < *g1;
+}
+
+ni_scoring ni_scoring_of(const ni_weight *w, int64_t parts, int64_t n_rows, int64_t size) {
+    const int64_t n_groups = ceil_div(w->n, NI_ROWS);
+    const int few = ni_are_few(n_rows, w->type);
+    ni_scoring s = {.groups = few ? FLOAT_GROUPS : MOST_GROUPS, .columns = ceil_div(n_rows, MOST_ROWS)};
+    for (;;) {
+        s.blocks = ceil_div(n_groups, s.groups);
+        const int64_t units = s.blocks * parts * s.columns, most = ceil_div(units, size);
+        if (10 * most * size <= 11 * units || (s.groups == 1 && (few || s.columns == n_rows))) return s;
+        /* Few rows wait for memory: another column would read it again.  Many share what is unpacked. */
+        if (few || s.columns == n_rows) s.groups /= 2;
+        else s.columns = s.columns * 2 < n_rows ? s.columns * 2 : n_rows;
+    }
 }
 
 /* ---- all of a team, for those who count ------------------------------------------------------------------------- */
@@ -203,4 +265,60 @@ int64_t ni_matmul_units(const ni_weight *const *w, int n, int64_t n_tokens, cons
         else list_grid(&l, &r, s);
     }
     return l.n;
+}
+
+/* A spot's row group: what lies before the spot, or (behind) from it on. */
+static void list_cut(list *l, const ni_choice *c, const ni_spot *at, int behind) {
+    if (!at->slab) return;
+    ni_matmul_unit u = l->as;
+    u.matrix = (int32_t)at->matrix, u.t0 = c->first[at->expert], u.t1 = c->first[at->expert + 1];
+    u.g0 = c->part[at->matrix].first + at->group, u.g1 = u.g0 + 1;
+    u.k0 = behind ? at->slab * NI_SLAB : 0, u.k1 = behind ? c->k : at->slab * NI_SLAB;
+    if (l->at < l->end) *l->at++ = u;
+    l->n++;
+}
+
+static void list_part(list *l, const ni_choice *c, const ni_spot *from, const ni_spot *to) {
+    list_cut(l, c, to, 0);
+    for (int64_t e = from->expert; e <= to->expert && e < c->experts; e++)
+        for (int j = 0; j < c->n; j++) {
+            ni_matmul_unit u = l->as;
+            u.matrix = j, u.k1 = c->k, u.t0 = c->first[e], u.t1 = c->first[e + 1];
+            if (!ni_between(c, from, to, e, j, &u.g0, &u.g1)) continue;
+            if (l->at < l->end) *l->at++ = u;
+            l->n++;
+        }
+    list_cut(l, c, from, 1);
+}
+
+int64_t ni_grouped_units(const ni_weight *const *w, int n, int64_t experts, const int32_t *first, int64_t n_tokens, const int *workers,
+                         int n_nodes, const ni_sizes *s, ni_matmul_unit *units, int64_t most) {
+    list l = {.at = units, .end = units + most, .as = {.piece = -1}};
+    int64_t all = 0, before = 0, own[NI_MATRICES][2];
+    for (int i = 0; i < n_nodes; i++) all += workers[i];
+    for (int i = 0; i < n_nodes; before += workers[i++]) {
+        for (int j = 0; j < n; j++) ni_node_cut(w[j]->n, before, workers[i], all, &own[j][0], &own[j][1]);
+        const ni_choice c = ni_choice_of(w, n, experts, first, n_tokens, own, workers[i], s);
+        for (int rank = 0; rank < workers[i]; rank++) {
+            const ni_spot from = ni_spot_of(&c, rank), to = ni_spot_of(&c, rank + 1);
+            l.as.node = i, l.as.rank = rank;
+            list_part(&l, &c, &from, &to);
+        }
+    }
+    return l.n;
+}
+
+void ni_score_work(const ni_weight *w, int64_t parts, int64_t n_rows, int64_t size, int64_t rank, int64_t *work) {
+    const ni_scoring s = ni_scoring_of(w, parts, n_rows, size);
+    const int64_t n_groups = ceil_div(w->n, NI_ROWS);
+    int64_t a, b, t0, t1;
+    work[0] = work[1] = 0;
+    ni_cut(s.blocks * parts * s.columns, size, rank, &a, &b);
+    for (int64_t unit = a; unit < b; unit++) {
+        const int64_t g = unit / s.columns / parts * s.groups, groups = n_groups - g < s.groups ? n_groups - g : s.groups;
+        const int64_t k0 = parts > 1 ? unit / s.columns % parts * NI_SLAB : 0, k1 = parts > 1 && k0 + NI_SLAB < w->k ? k0 + NI_SLAB : w->k;
+        ni_cut(n_rows, s.columns, unit % s.columns, &t0, &t1);
+        work[0] += groups * (int64_t)(ni_group_bytes((ni_type)w->type, k1) - ni_group_bytes((ni_type)w->type, k0));
+        work[1] += groups * NI_ROWS * (k1 - k0) * (t1 - t0);
+    }
 }

@@ -38,6 +38,11 @@ typedef struct { ni_block head, whole, tail; } ni_share;
 /* Strips of a node's workers over its groups [0, own), then `rows` rows of tiles, `columns` in each. */
 typedef struct { int64_t strips, own, rows, columns; } ni_grid;
 
+/* A score's units, for rows in `parts` parts: so many row groups at most, in all of them `blocks`, and rows in so many columns; as few as lie
+ * evenly on a node's workers. */
+typedef struct { int64_t groups, blocks, columns; } ni_scoring;
+ni_scoring ni_scoring_of(const ni_weight *w, int64_t parts, int64_t n_rows, int64_t size);
+
 /* Is a dot for each token cheaper than panels? */
 static inline int ni_are_few(int64_t n_tokens, int type) { return n_tokens <= 1 || n_tokens <= ni_k->few[type]; }
 
@@ -63,4 +68,26 @@ static inline int ni_of_matrix(const ni_run *r, const ni_block *b, int j, int64_
     *g1 = r->part[j].first + (to < most ? to : most);
     return *g0 < *g1;
 }
+
+/* Experts, where every row meets one of several matrices: a node's row groups of all that some row meets, one expert after the other, and
+ * of each its matrices one after the other, are one run, cut in parts of equal cost: a row group's bytes, as often as rows meet it and
+ * what reading it costs besides.  For few tokens parts may end in the midst of a row group, as in a line; there are no pieces. */
+typedef struct {
+    int n, exact;                       /* matrices; parts may end within a group */
+    int64_t k, slabs, size, experts;    /* size: the node's workers */
+    int64_t cost, most;                 /* of all; of a row group, at most */
+    const int32_t *first;               /* rows first[e] to first[e + 1], in the order of experts, meet expert e */
+    struct { int64_t first, groups, group_bytes, slab_bytes; } part[NI_MATRICES];   /* of each expert's matrix */
+} ni_choice;
+
+/* A place in that run: slab `slab` of a matrix's row group, counted from the node's first. */
+typedef struct { int64_t expert, matrix, group, slab; } ni_spot;
+
+/* own[j]: the row groups of matrix j, of each expert, that are the node's. */
+ni_choice ni_choice_of(const ni_weight *const *w, int n, int64_t experts, const int32_t *first, int64_t n_tokens,
+                       const int64_t (*own)[2], int64_t size, const ni_sizes *s);
+/* Where the part of the worker of that rank begins, which is where that of the one before it ends. */
+ni_spot ni_spot_of(const ni_choice *c, int64_t rank);
+/* The whole row groups [*g0, *g1) of matrix j of an expert between two spots; 0 if there are none. */
+int ni_between(const ni_choice *c, const ni_spot *a, const ni_spot *b, int64_t expert, int j, int64_t *g0, int64_t *g1);
 #endif

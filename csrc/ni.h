@@ -130,7 +130,10 @@ int ni_fill_unreadable(const ni_fill *f);
 void ni_fill_free(ni_fill *f);
 /* ---- cut.c: how a matmul's work is cut over workers ---------------------------------------------------------- */
 
-enum { NI_MATRICES = 3 };   /* of one matmul, at most */
+enum {
+    NI_MATRICES = 3,    /* of one matmul, at most */
+    NI_UNPACK = 4       /* reading or unpacking a row group costs as much as its product with so many tokens, about (2 to 13 by type and table) */
+};
 
 /* How finely work is cut; cut.h says what these are.  Tests set small ones, so that tiny matrices are cut in every way. */
 typedef struct {
@@ -156,6 +159,13 @@ void ni_node_cut(int64_t n, int64_t first, int64_t size, int64_t n_workers, int6
  * returns how many there are. */
 int64_t ni_matmul_units(const ni_weight *const *w, int n, int64_t n_tokens, const int *workers, int n_nodes, const ni_sizes *s,
                         ni_matmul_unit *units, int64_t most);
+/* The same of an op that multiplies rows by experts' matrices of n: rows [first[e], first[e + 1]), which are a unit's "tokens", meet expert e
+ * (cut.h).  No crews and no pieces. */
+int64_t ni_grouped_units(const ni_weight *const *w, int n, int64_t experts, const int32_t *first, int64_t n_tokens, const int *workers,
+                         int n_nodes, const ni_sizes *s, ni_matmul_unit *units, int64_t most);
+/* Bytes of weights, and multiply-adds, of the worker of that rank in a node of `size` in a score (ops/score.c) of a matrix, of so many rows
+ * that are summed in so many parts: to work[0] and work[1]. */
+void ni_score_work(const ni_weight *w, int64_t parts, int64_t n_rows, int64_t size, int64_t rank, int64_t *work);
 /* The i-th slice, values [*a, *b) of row *row, of the worker of that rank in ops that cut rows of a tensor over a node's workers
  * (ops/ops.h); 0: it has fewer. */
 int ni_slice(int64_t rows, int64_t width, int64_t size, int64_t rank, int64_t i, int64_t *row, int64_t *a, int64_t *b);

@@ -84,7 +84,7 @@ static void deal_seam_sets(const ni_plan_spec *s, int32_t *seam_set) {
     for (int i = 0; i < s->n_ops; i++) {
         if (s->ops[i].barrier) next = 0;
         seam_set[i] = next;
-        if (registry[s->ops[i].code].run == ni_op_matmul) next++;
+        if (registry[s->ops[i].code].run == ni_op_matmul || registry[s->ops[i].code].run == ni_op_matmul_grouped) next++;
         if (next > most) most = next;
     }
     seam_set[s->n_ops] = most;

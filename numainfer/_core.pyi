@@ -9,6 +9,7 @@ import numpy as np
 
 ROWS: int
 SLAB: int
+UNPACK: int
 CHUNK: int
 OP_DTYPE: np.dtype
 TENSOR_DTYPE: np.dtype
@@ -41,6 +42,11 @@ def node_cut(n: int, workers: Sequence[int]) -> list[int]: ...
 def matmul_units(
     shapes: Sequence[tuple[int, int, int]], n_tokens: int, workers: Sequence[int], sizes: Mapping[str, int] | None = None
 ) -> np.ndarray: ...
+def grouped_units(
+    shapes: Sequence[tuple[int, int, int]], rows: Sequence[int], n_tokens: int, workers: Sequence[int],
+    sizes: Mapping[str, int] | None = None
+) -> np.ndarray: ...
+def score_work(shape: tuple[int, int, int], parts: int, rows: int, size: int) -> list[tuple[int, int]]: ...
 def slices(rows: int, width: int, size: int) -> list[tuple[int, int, int, int]]: ...
 
 class Arena:

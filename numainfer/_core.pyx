@@ -73,7 +73,7 @@ cdef extern from "../csrc/ni.h":
         void **copy
         int64_t *bounds
         int64_t experts
-    int NI_MATRICES
+    int NI_MATRICES, NI_UNPACK
     ctypedef struct ni_sizes:
         int32_t crew, piece_bytes, exact_groups, line_tokens, tile_groups, tile_tokens
     const ni_sizes ni_default_sizes
@@ -81,6 +81,9 @@ cdef extern from "../csrc/ni.h":
         pass
     void ni_node_cut(int64_t, int64_t, int64_t, int64_t, int64_t *, int64_t *)
     int64_t ni_matmul_units(const ni_weight *const *, int, int64_t, const int *, int, const ni_sizes *, ni_matmul_unit *, int64_t) nogil
+    int64_t ni_grouped_units(const ni_weight *const *, int, int64_t, const int32_t *, int64_t, const int *, int, const ni_sizes *,
+                             ni_matmul_unit *, int64_t) nogil
+    void ni_score_work(const ni_weight *, int64_t, int64_t, int64_t, int64_t, int64_t *)
     int ni_slice(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t *, int64_t *, int64_t *)
     ctypedef struct ni_piece:
         ni_weight w
@@ -179,7 +182,7 @@ cdef extern from "../csrc/ni.h":
     int ni_kv_copy_start(ni_team *, const ni_kv_layer *, int, int64_t, const uint8_t *, uint8_t *, ni_status *) nogil
 
 
-ROWS, SLAB, CHUNK = NI_ROWS, NI_SLAB, NI_CHUNK
+ROWS, SLAB, CHUNK, UNPACK = NI_ROWS, NI_SLAB, NI_CHUNK, NI_UNPACK
 BARRIERS = ("none", "node", "team")
 
 OP_DTYPE = np.dtype([("code", "i4"), ("barrier", "i4"), ("selected", "i4"), ("t", "i4", NI_OP_TENSORS),

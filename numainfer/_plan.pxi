@@ -48,6 +48,45 @@ def matmul_units(shapes, int64_t n_tokens, workers, sizes=None):
     return found
 
 
+def grouped_units(shapes, rows, int64_t n_tokens, workers, sizes=None):
+    """The same of an op whose rows meet experts: rows[e] of the rows of n_tokens tokens meet the matrices (code, n, k) of expert e.
+
+    Tokens t0 to t1 of a unit are rows in the order of their experts.
+    """
+    cdef ni_weight w[16]
+    cdef const ni_weight *p[16]
+    cdef int n = len(shapes), n_nodes = len(workers)
+    if not 1 <= n <= NI_MATRICES or len({k for _, _, k in shapes}) != 1 or n_tokens < 1 or not n_nodes or min(workers) < 1 or not len(rows):
+        raise ValueError(f"an op multiplies one to {NI_MATRICES} matrices of equal k of each expert with tokens, on nodes with workers; "
+                         f"found {shapes}, {len(rows)} experts, {n_tokens} tokens, {workers} workers")
+    for j, (code, n_rows, k) in enumerate(shapes):
+        w[j].type, w[j].n, w[j].k = code, n_rows, k
+        p[j] = &w[j]
+    cdef ni_sizes s = _sizes(sizes)
+    cdef list own = []
+    cdef int *of_node = _ints(workers, own)
+    first = np.concatenate([[0], np.cumsum(rows)]).astype(np.int32)
+    cdef int32_t[::1] bounds = first
+    cdef int64_t most = ni_grouped_units(p, n, len(rows), &bounds[0], n_tokens, of_node, n_nodes, &s, NULL, 0)
+    found = np.zeros(most, UNIT_DTYPE)
+    cdef uint8_t[::1] view = found.view(np.uint8).reshape(-1)
+    if most:
+        ni_grouped_units(p, n, len(rows), &bounds[0], n_tokens, of_node, n_nodes, &s, <ni_matmul_unit *>&view[0], most)
+    return found
+
+
+def score_work(shape, int64_t parts, int64_t rows, int64_t size):
+    """(bytes, multiply-adds) of each worker of a node in a score of a matrix (code, n, k) with so many rows, summed in so many parts."""
+    cdef ni_weight w
+    cdef int64_t work[2]
+    w.type, w.n, w.k = shape
+    found = []
+    for rank in range(size):
+        ni_score_work(&w, parts, rows, size, rank, work)
+        found.append((work[0], work[1]))
+    return found
+
+
 def slices(int64_t rows, int64_t width, int64_t size):
     """(rank, row, first value, end) of all slices of a tensor's rows, as norm, gated, gather and emit deal them to a node's workers."""
     cdef int64_t row = 0, a = 0, b = 0, rank, i

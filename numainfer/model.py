@@ -48,7 +48,7 @@ def load(
     threads: int | Sequence[int] | None = None,
     nodes: Sequence[int] | None = None,
     cpus: Sequence[int] | None = None,
-    placement: str = "auto",
+    placement: str | Mapping[str, str] = "auto",
     kv_type: str = "f16",
     progress: Progress = None,
     verify: bool | Literal["warn"] = True,
@@ -72,9 +72,11 @@ def load(
     cpus : sequence of int, or None
         Exactly these CPUs, a worker on each; None: those of the nodes' cores that no other model holds come first, of this
         process or of another; ``print(model.placement)`` says which were taken and why.
-    placement : {"auto", "replicate", "shard", "interleave", "local"}
+    placement : {"auto", "replicate", "shard", "interleave", "local"} or mapping
         Where the weights go: a copy on every node; one copy, each node holding its rows of every matrix; one copy page by
-        page over all nodes; or one copy on one node. auto: replicate if every node has room, else shard;
+        page over all nodes; or one copy on one node. Or replicate or shard for each group of weights, those of the experts that a
+        router chooses among and all others: ``{"experts": "shard", "*": "replicate"}``, which may be written
+        ``"experts=shard,*=replicate"``. auto: replicate if every node has room; else, with experts, that mixture if it fits; else shard;
         ``print(model.placement)`` says why.
     kv_type : {"f16", "bf16", "q8_0"}
         Number format of the KV cache. q8_0, 8 bits with a scale for 32 values, takes 17/32 of the memory of f16; bf16 takes as much
@@ -119,12 +121,12 @@ def load(
 
     from .engine.engine import KV_TYPES, Engine
     from .gguf.file import GGUFFile
-    from .machine.placement import POLICIES
+    from .machine.policies import canonical
     from .progress import progress_bar
     from .gguf.sources import resolve
     from .text.tokenizer import Tokenizer
 
-    one_of("placement", placement, POLICIES)
+    placement = canonical(placement)
     one_of("kv_type", kv_type, KV_TYPES)
     path = resolve(source)
     with GGUFFile(path) as gguf:

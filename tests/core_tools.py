@@ -13,7 +13,7 @@ import reference as ref
 from reference_models import ReferenceModel
 
 from numainfer import _core
-from numainfer.machine import placement
+from numainfer.machine import placement, policies
 from numainfer.engine.cache import Caches
 from numainfer.engine.engine import Engine
 from numainfer.gguf.file import GGUFFile
@@ -170,6 +170,13 @@ def pretend(monkeypatch, n_nodes, workers):
     shown = tuple(placement.Node(real.nodes[0].number, tuple(c for c, n in zip(cpus, nodes) if n == node),
                                  real.nodes[0].total, real.nodes[0].free, node) for node in range(n_nodes))  # fmt: skip
     monkeypatch.setattr(placement, "topology", lambda: placement.Topology(shown, n_nodes))
+
+
+def choose(asked, nodes, weights, others, standing=(), limit=None):
+    """`choose_policy` for a model without experts, of so many bytes, on nodes of as many workers each."""
+    part = [-(-weights // len(nodes))] * len(nodes)
+    need = {"replicate": [weights] * len(nodes), "local": [weights], "shard": part, "interleave": part}
+    return policies.choose_policy(asked, nodes, need, others, standing, limit)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ DOCS = Path(__file__).resolve().parent.parent / "docs" / "numa.md"
 TWO = "2x32c,256GB,300GB/s,link=90GB/s"
 
 # Round numbers: a token reads 1 GB, does 10^9 multiply-adds, and has 1 MB of keys and values per position.
-MODEL = Demand(weights=1_100_000_000, vectors=100_000_000, read=10**9, macs=10**9, n_ctx=1001, kv_bytes=1_001_000_000,
+MODEL = Demand(weights=1_100_000_000, whole=100_000_000, read=10**9, macs=10**9, n_ctx=1001, kv_bytes=1_001_000_000,
                kv_layers=((10**6, 0, 0),), activations=50_000_000, exchange=9_000_000, node_barriers=100, team_barriers=200,
                alone_barriers=400)  # fmt: skip
 
@@ -286,8 +286,10 @@ def test_topology_measures(capsys):
 
 
 def test_the_examples_of_the_docs():
-    code, wanted = re.findall(r"```python\n(.*?)```\s+```text\n(.*?)```", DOCS.read_text(), re.DOTALL)[0]
-    with contextlib.redirect_stdout(io.StringIO()) as out:
-        exec(compile(code, DOCS.name, "exec"), {})  # noqa: S102 - our own page
-    assert out.getvalue().split() == wanted.split()
+    found = re.findall(r"```python\n([^`]*)```\s+```text\n([^`]*)```", DOCS.read_text())
+    assert len(found) == 2
+    for code, wanted in found:
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            exec(compile(code, DOCS.name, "exec"), {})  # noqa: S102 - our own page
+        assert out.getvalue().split() == wanted.split()
     assert capacity.RESERVE == 0.05  # which the page tells

@@ -97,6 +97,68 @@ def test_arguments_are_checked():
         _core.matmul_units([(Q8_0, 16, 32)], 1, [1], {"tiles": 3})
 
 
+# ---- experts -----------------------------------------------------------------------------------------------------------
+
+
+def random_choice(rng):
+    """Shapes of an expert's matrices, rows that meet each, tokens, workers by node, sizes."""
+    shapes, _, workers, sizes = random_case(rng)
+    shapes = [(code, min(n, 3000), k) for code, n, k in shapes]
+    experts, tokens = int(rng.integers(1, 20)), int(rng.choice([1, 2, 9, 32, 33, 90]))
+    used = int(rng.integers(1, experts + 1))
+    return shapes, balance.chosen(experts, used, tokens, str(rng.choice(balance.ROUTINGS))), tokens, workers, sizes
+
+
+def test_every_expert_meets_its_rows_once():
+    """In rows that are its node's; a group that is cut has two workers, side by side, the earlier one's part before the later one's."""
+    rng, cut, whole = np.random.default_rng(4), 0, 0
+    for _ in range(1500):
+        shapes, rows, tokens, workers, sizes = case = random_choice(rng)
+        units = _core.grouped_units(shapes, rows, tokens, workers, sizes)
+        first = np.concatenate([[0], np.cumsum(rows)])
+        assert np.isin(units["t0"], first).all()
+        experts = np.searchsorted(first, units["t0"], side="right") - 1  # of equal ones the last: the others have no rows
+        assert (units["t1"] == first[experts + 1]).all() and (rows[experts] > 0).all()
+        for e in np.flatnonzero(rows):
+            own = units[experts == e].copy()
+            own["t0"], own["t1"] = 0, 1
+            assert all((times == 1).all() for times in covered(shapes, 1, own)), case
+        for j, (_, n, k) in enumerate(shapes):
+            bounds, mine = np.array(_core.node_cut(n, workers)), units["matrix"] == j
+            node = units["node"][mine]
+            assert (bounds[node] <= units["g0"][mine]).all() and (units["g1"][mine] <= bounds[node + 1]).all()
+            of = [(u, (e, u["node"], u["g0"])) for u, e in zip(units[mine], experts[mine])]
+            begun = {(*key, u["rank"] + 1, u["k1"]) for u, key in of if u["k1"] < k}
+            ended = {(*key, u["rank"], u["k0"]) for u, key in of if u["k0"]}
+            assert begun == ended, case
+            cut, whole = cut + len(begun), whole + int(mine.sum())
+    assert cut > 1000 and whole > 10 * cut
+
+
+def test_workers_begin_with_what_others_wait_for():
+    """The beginning of a group that is cut comes first, its end last; and a worker's part is never shorter than a group, to a slab."""
+    for size, rows in product((3, 16, 96), ([1] * 8, [1, 0, 7, 0, 2], [1] * 40)):
+        for groups in range(1, 60, 3):
+            units = _core.grouped_units([(Q8_0, groups * 16, 2048)], rows, 8, [size])
+            seams = set(units["rank"][units["k1"] < 2048])
+            for rank in seams:
+                own = units[units["rank"] == rank]
+                assert own["k1"][0] < 2048 and (own["k1"][1:] == 2048).all() and (own["k0"][:-1] == 0).all()
+            assert not ((units["k0"] > 0) & (units["k1"] < 2048)).any(), "a group has three workers"
+            if seams:
+                cost = np.bincount(units["rank"], (units["g1"] - units["g0"]) * (units["k1"] - units["k0"]) *
+                                   (units["t1"] - units["t0"] + _core.UNPACK), size)  # fmt: skip
+                assert cost.min() >= (2048 - 256) * (max(rows) + _core.UNPACK)
+
+
+def test_arguments_of_experts_are_checked():
+    right = {"shapes": [(Q8_0, 16, 32)], "rows": [1], "n_tokens": 1, "workers": [1]}
+    for name, bad in (("shapes", []), ("shapes", [(Q8_0, 16, 32), (Q8_0, 16, 64)]), ("rows", []), ("n_tokens", 0), ("workers", [2, 0])):
+        with pytest.raises(ValueError, match="an op multiplies one to 3 matrices of equal k of each expert"):
+            _core.grouped_units(**{**right, name: bad})
+    assert not len(_core.grouped_units([(Q8_0, 16, 32)], [0, 0], 1, [2]))
+
+
 # ---- real workers ------------------------------------------------------------------------------------------------------
 
 NAMES = ("a", "b", "c")
@@ -200,6 +262,84 @@ def test_workers_do_what_is_counted(sheet, shape, names, x):
                         at += size
 
 
+EXPERTS, USED, CUT = 6, 2, {"exact_groups": 1000, "line_tokens": 32}
+
+
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory):
+    """Two matrices of each of six experts, of unequal types and heights, with biases, and scores to choose them by."""
+    rng = np.random.default_rng(6)
+    tensors = {"x": rng.standard_normal((40, 768)), "scores": rng.standard_normal((40, EXPERTS)) + np.arange(EXPERTS) / 2}
+    for name, kind, n in (("a", "Q4_K", 200), ("b", "Q6_K", 90), ("f", "F32", 70)):
+        tensors[f"{name}.weight"] = np.stack([random_weights(rng, n, 768, kind, 0.04) for _ in range(EXPERTS)]), kind
+        tensors[f"{name}.bias"] = rng.standard_normal((EXPERTS, n))
+    sheet = Sheet(tmp_path_factory.mktemp("cut") / "experts.gguf", tensors)
+    yield sheet
+    sheet.close()
+
+
+def of_experts(names, which=0):
+    """A plan of one matmul_grouped whose result number `which`, summed over slots, is the plan's own."""
+    def build(p, s):
+        ids, weights = p.route(p.embed(s["scores"]), USED)
+        y = p.matmul_grouped(p.embed(s["x"]), ids, *(s[f"{name}.weight"] for name in names))
+        p.logits(p.mix(y if len(names) == 1 else y[which], weights), None)
+
+    return build
+
+
+@pytest.mark.parametrize("shape", [*TEAMS, (1, 7)], ids=str)
+@pytest.mark.parametrize("names", [("a", "b"), ("b", "a"), ("f",)], ids=str)
+def test_experts_in_any_order_of_workers_have_the_bits_of_one(experts, shape, names):
+    with open_team(*shape) as team:
+        for which, (tokens, sizes) in product(range(len(names)), ((1, CUT), (3, CUT), (30, CUT), (1, {"exact_groups": 0}), (40, None))):
+            build = of_experts(names, which)
+            wanted = by_one_worker(experts, build, tokens)
+            with rig(experts, team, build, hidden=True, sizes=sizes) as r:
+                for seed in range(5):
+                    same_bits(r.run(np.arange(tokens), seed=seed), wanted, (names[which], tokens, sizes, seed))
+
+
+def test_experts_in_several_ops_without_a_barrier_between_them(experts):
+    """A worker may be at the second while the next one is at the first: each has seams of its own."""
+    def build(p, s):
+        x = p.embed(s["x"])
+        ids, weights = p.route(p.embed(s["scores"]), USED)
+        first, second = (p.matmul_grouped(x, ids, s[f"{name}.weight"]) for name in "aa")
+        p.logits(p.mix(p.gated(first, second, "silu"), weights), None)
+
+    for tokens in (1, 9):
+        wanted = by_one_worker(experts, build, tokens)
+        for shape in ((1, 5), (2, (2, 3))):
+            with open_team(*shape) as team, rig(experts, team, build, hidden=True, sizes=CUT) as r:
+                for seed in range(8):
+                    same_bits(r.run(np.arange(tokens), seed=seed), wanted, (tokens, shape, seed))
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (2, 3), (3, (2, 1, 3))], ids=str)
+def test_workers_of_experts_do_what_is_counted(experts, shape):
+    """All together, and each but for the ends of groups that another may do for it."""
+    names, n_nodes, each = ("a", "b"), *shape
+    workers = [each] * n_nodes if isinstance(each, int) else list(each)
+    shapes, scores = [(experts[f"{name}.weight"].code, experts[f"{name}.weight"].n, 768) for name in names], experts.exact["scores"]
+    with open_team(*shape) as team:
+        for tokens, sizes in ((1, CUT), (8, CUT), (1, {"exact_groups": 0}), (40, None)):
+            rows = np.bincount(np.argsort(-scores[:tokens], axis=1)[:, :USED].ravel(), minlength=EXPERTS)
+            units = _core.grouped_units(shapes, rows, tokens, workers, sizes)
+            counted, _ = balance.grouped_load(shapes, rows, tokens, workers, sizes)
+            cut = (units["k0"] > 0).any()
+            assert cut or sizes != CUT or tokens > 1
+            with rig(experts, team, of_experts(names), hidden=True, sizes=sizes) as r:
+                for seed in range(4):
+                    r.run(np.arange(tokens), seed=seed)
+                    done = r.core.work()
+                    assert done[:, 0].sum() == counted.bytes.sum()
+                    assert done[:, 1].sum() == sum(16 * (u["g1"] - u["g0"]) * (u["k1"] - u["k0"]) * (u["t1"] - u["t0"])
+                                                   for u in units)  # fmt: skip
+                    if not cut:
+                        assert (done[:, 0] == counted.bytes).all()
+
+
 def test_sizes_are_checked(sheet):
     with open_team() as team, pytest.raises(ValueError, match="crew 0, .*must be positive, line_tokens at most 128"):
         with rig(sheet, team, product_of("d"), hidden=True, sizes={"crew": 0}):
@@ -218,6 +358,37 @@ def test_big_machines_are_kept_even(shape, topology):
         rows = balance.play(plan, workers, tokens)
         assert sum(share for _, _, share, _, _ in rows) == pytest.approx(1)
         assert not balance.too_uneven(rows, tokens == 1), balance.table(rows)
+
+
+# Matrices of fewer row groups than workers, or, of routers, parts of them: no cut makes these even, for a sum is not divided.
+TOO_FEW_ROWS = {"671b": ["matmul attn_q_a"], "qwen3-30b": ["matmul attn_output", "score ffn_gate_inp"],
+                "qwen3-235b": ["score ffn_gate_inp"]}  # fmt: skip
+
+
+@pytest.mark.parametrize("routing", balance.ROUTINGS)
+@pytest.mark.parametrize("shape", TOO_FEW_ROWS)
+def test_experts_are_kept_even_on_big_machines(shape, routing):
+    """Of a decoded token's bytes, and of a prompt's multiply-adds with what unpacking costs; where tokens choose evenly, of multiply-adds
+    alone, too."""
+    workers = [96, 96]
+    for tokens in (1, 512):
+        rows = balance.play(balance.plan_of(balance.SHAPES[shape], "Q4_K", 2, tokens), workers, tokens, routing=routing)
+        assert sum(share for _, _, share, _, _ in rows) == pytest.approx(1)
+        found = balance.too_uneven(rows, tokens == 1)
+        assert set(found) <= set(TOO_FEW_ROWS[shape] if tokens == 1 else ()), balance.table(rows)
+        grouped = [name for name, *_ in rows if name.startswith("matmul_grouped")]
+        assert len(grouped) == (4 if shape == "671b" else 2)
+    s = balance.SHAPES[shape]
+    met = balance.chosen(s.experts, s.used, 512, "even")
+    units = _core.grouped_units([(FORMATS["Q4_K"]["code"], s.width, s.expert_width - s.expert_width % 256)], met, 512, workers)
+    macs = (units["g1"] - units["g0"]) * (units["t1"] - units["t0"])
+    assert balance.uneven(np.bincount(units["node"] * 96 + units["rank"], macs)) < 1.15
+
+
+def test_tokens_choose_experts_evenly_or_not():
+    even, skewed = (balance.chosen(64, 8, 4000, routing) for routing in balance.ROUTINGS)
+    assert even.sum() == skewed.sum() == 32000 and even.max() < 1.2 * even.mean() and skewed.max() > 4 * skewed.mean()
+    assert skewed.max() <= 4000 and (balance.chosen(5, 5, 7, "skewed") == 7).all()
 
 
 def test_what_is_not_even_is_seen():

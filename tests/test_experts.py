@@ -2,6 +2,7 @@
 
 import sys
 import types
+from itertools import product
 
 import gguf
 import numpy as np
@@ -10,10 +11,12 @@ import reference as ref
 from core_tools import Sheet, logits, open_engine, open_team, pretend, rig, same_bits
 from random_blocks import random_weights
 
+from numainfer import _core
 from numainfer.engine import architectures
 from numainfer.engine.architectures.blocks import Residual
 from numainfer.engine.ops import NODE, PER_NODE, TEAM
 from numainfer.engine.plan import Plan
+from numainfer.engine.weights import FORMATS
 from numainfer.errors import CorruptModel, PlanError
 from numainfer.gguf.file import GGUFFile
 from numainfer.measure.capacity import demand
@@ -60,6 +63,64 @@ seen = {}
 
 def same_for_all_teams(what, found):
     same_bits(found, seen.setdefault(what, found.copy()), what)
+
+
+# ---- scores ------------------------------------------------------------------------------------------------------------
+
+LONG = {"F32": 1000, "Q8_0": 544, "Q4_K": 768}  # widths that are summed in several parts, the last one a short one
+
+
+@pytest.fixture(scope="module")
+def routers(tmp_path_factory):
+    rng, tensors = np.random.default_rng(12), {}
+    for kind, k in LONG.items():
+        tensors[f"x{k}"] = rng.standard_normal((150, k))
+        for n in (1, 70):
+            tensors[f"{kind} {n}.weight"] = random_weights(rng, n, k, kind, k**-0.5), kind
+            tensors[f"{kind} {n}.bias"] = rng.standard_normal(n)
+    sheet = Sheet(tmp_path_factory.mktemp("routers") / "sheet.gguf", tensors)
+    yield sheet
+    sheet.close()
+
+
+@pytest.mark.parametrize("n", [1, 70])
+@pytest.mark.parametrize("kind", LONG)
+def test_long_rows_are_summed_in_parts(routers, team, kind, n):
+    """Near the exact sums; with the same bits alone or among others, for dots and panels, and whoever sums which part."""
+    def build(p, s):
+        p.logits(p.score(p.embed(s[f"x{LONG[kind]}"]), s[f"{kind} {n}.weight"]), None)
+
+    exact = routers.exact[f"x{LONG[kind]}"] @ routers.exact[f"{kind} {n}.weight"].reshape(n, -1).T + routers.exact[f"{kind} {n}.bias"]
+    with rig(routers, team, build, hidden=True, n_batch=150) as r:
+        assert [op.name for op in r.plan.ops] == ["embed", "score", "mix", "emit"]
+        found = r.run(np.arange(150))
+        np.testing.assert_allclose(found, exact, atol=2e-6 if kind == "F32" else 0.03)
+        same_for_all_teams(("score", kind, n), found)
+        for tokens in (1, 2, 3, 17, 130):
+            for seed in range(3):
+                same_bits(r.run(np.arange(tokens), seed=seed), found[:tokens], tokens)
+
+
+def test_workers_score_what_is_counted(routers, team):
+    for kind, k in LONG.items():
+        w = routers[f"{kind} 70.weight"]
+        for tokens in (1, 5, 150):
+            with rig(routers, team, lambda p, s, k=k, w=w: p.logits(p.score(p.embed(s[f"x{k}"]), w), None), hidden=True, n_batch=150) as r:
+                r.run(np.arange(tokens))
+                size = len(team) // team.n_nodes
+                wanted = np.array(_core.score_work((w.code, w.n, w.k), -(-k // _core.SLAB), tokens, size) * team.n_nodes)
+                np.testing.assert_array_equal(r.core.work(), wanted)
+                assert (wanted[:, 1].reshape(team.n_nodes, -1).sum(axis=1) == tokens * 80 * k).all()
+
+
+@pytest.mark.parametrize("size", [1, 2, 16, 64, 96])
+def test_scores_lie_evenly_on_a_node(size):
+    """As long as there are as many parts of rows as workers."""
+    for n, k, tokens in product((64, 256, 512), (2048, 7168), (1, 512)):
+        done = np.array(_core.score_work((FORMATS["F32"]["code"], n, k), k // 256, tokens, size))
+        assert done[:, 1].sum() == n * k * tokens
+        units = n // 16 * (k // 256) * tokens
+        assert done[:, 1].max() <= 1.1 * done[:, 1].mean() or units < 10 * size, (n, k, tokens)
 
 
 # ---- routing -----------------------------------------------------------------------------------------------------------

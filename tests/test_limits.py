@@ -5,6 +5,7 @@ import logging
 import os
 
 import pytest
+from core_tools import choose
 from tiny_models import tiny
 
 import numainfer as ni
@@ -15,7 +16,7 @@ from numainfer.errors import OutOfNodeMemory
 from numainfer.gguf.file import GGUFFile
 from numainfer.machine import limits, pages, placement
 from numainfer.machine.limits import Allowance, Limits, node_memory
-from numainfer.machine.placement import Node, Topology, choose_policy, topology
+from numainfer.machine.placement import Node, Topology, topology
 from numainfer.measure import capacity
 from numainfer.measure.bandwidth import least_free, probe_bytes
 from numainfer.measure.machine import Machine, Site, survey
@@ -366,30 +367,30 @@ def nodes(*free, total=128 * GB):
 
 def test_copies_on_all_nodes_count_together():
     two, limit = nodes(100 * GB, 100 * GB), Allowance(100 * GB, 95 * GB, "memory.max")  # 90 GB to be had
-    assert choose_policy("auto", two, 44 * GB, GB, limit=limit)[0] == "replicate"
-    assert choose_policy("auto", two, 45 * GB, GB, limit=limit)[0] == "shard"
-    assert choose_policy("auto", two, 45 * GB, GB)[0] == "replicate"
-    assert choose_policy("auto", two, 45 * GB, GB, {"replicate"}, limit=limit)[0] == "replicate"  # it is there already
-    assert choose_policy("auto", two, 88 * GB, GB, limit=limit)[0] == "shard"
+    assert choose("auto", two, 44 * GB, GB, limit=limit)[0] == "replicate"
+    assert choose("auto", two, 45 * GB, GB, limit=limit)[0] == "shard"
+    assert choose("auto", two, 45 * GB, GB)[0] == "replicate"
+    assert choose("auto", two, 45 * GB, GB, {"replicate"}, limit=limit)[0] == "replicate"  # it is there already
+    assert choose("auto", two, 88 * GB, GB, limit=limit)[0] == "shard"
     says = r"'shard' does not fit .*: control group allows 100 GB \(memory.max\): need 91.0 GB, free 90.0 GB$"
     with pytest.raises(OutOfNodeMemory, match=says):
-        choose_policy("auto", two, 89 * GB, GB, limit=limit)
+        choose("auto", two, 89 * GB, GB, limit=limit)
     with pytest.raises(OutOfNodeMemory, match=r"'replicate' .*: control group allows 100 GB \(memory.max\): need 92.0 GB, free"):
-        choose_policy("replicate", two, 45 * GB, GB, limit=limit)
+        choose("replicate", two, 45 * GB, GB, limit=limit)
     with pytest.raises(OutOfNodeMemory, match=r"node 0: need .*, free 93.6 GB; node 1: need 46.0 GB, free 13.6 GB$"):
-        choose_policy("replicate", nodes(100 * GB, 20 * GB), 45 * GB, GB, limit=Allowance(200 * GB, 190 * GB, "x"))
+        choose("replicate", nodes(100 * GB, 20 * GB), 45 * GB, GB, limit=Allowance(200 * GB, 190 * GB, "x"))
 
 
 def test_unknown_memory_refuses_nothing():
     unknown = nodes(None, None, total=None)
-    policy, reason = choose_policy("auto", unknown, 10**15, 0)
+    policy, reason = choose("auto", unknown, 10**15, 0)
     assert policy == "shard" and reason == "one copy in all, for the system does not tell how much memory node 0 has"
-    assert choose_policy("replicate", unknown, 10**15, 0)[0] == "replicate"
-    assert choose_policy("auto", unknown[:1], 10**15, 0)[0] == "local"
+    assert choose("replicate", unknown, 10**15, 0)[0] == "replicate"
+    assert choose("auto", unknown[:1], 10**15, 0)[0] == "local"
     half = (nodes(100 * GB)[0], Node(1, (1,), None, None))
-    assert choose_policy("auto", half, GB, 0)[0] == "shard"
+    assert choose("auto", half, GB, 0)[0] == "shard"
     with pytest.raises(OutOfNodeMemory, match=r"node 0: need 100 GB, free 93.6 GB; node 1: need 100 GB, free unknown$"):
-        choose_policy("shard", half, 200 * GB, 0)
+        choose("shard", half, 200 * GB, 0)
 
 
 def test_a_group_too_small_is_told_before_anything_is_taken(system, monkeypatch, tmp_path):
@@ -408,7 +409,7 @@ def test_a_group_too_small_is_told_before_anything_is_taken(system, monkeypatch,
         assert model.generate("a", max_tokens=2, ignore_eos=True).token_ids
 
 
-MODEL = capacity.Demand(weights=1_100_000_000, vectors=100_000_000, read=10**9, macs=10**9, n_ctx=1001, kv_bytes=10**8, kv_layers=(),
+MODEL = capacity.Demand(weights=1_100_000_000, whole=100_000_000, read=10**9, macs=10**9, n_ctx=1001, kv_bytes=10**8, kv_layers=(),
                         activations=50_000_000, exchange=0, node_barriers=0, team_barriers=0, alone_barriers=0)  # fmt: skip
 
 

@@ -9,17 +9,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from _ckernels import CSRC
-from core_tools import CPUS, logits, open_engine, open_team, pretend, python, same_bits
+from core_tools import CPUS, choose, logits, open_engine, open_team, pretend, python, same_bits
 from tiny_models import tiny
 
 from numainfer import _core
 from numainfer.arguments import number_list
 from numainfer.engine import cache
 from numainfer.engine.cache import Caches, Layout
-from numainfer.machine import placement
+from numainfer.machine import placement, policies
 from numainfer.machine.limits import Limits
 from numainfer.errors import OutOfNodeMemory, PlacementError, PlacementWarning
-from numainfer.machine.placement import Node, NodePlacement, Placement, Topology, choose_policy, choose_workers, topology
+from numainfer.machine.placement import Node, NodePlacement, Placement, Topology, choose_workers, topology
 
 GB = 10**9
 IDS = np.arange(20, dtype=np.int32) + 6
@@ -145,13 +145,13 @@ def test_engine_runs_where_it_was_told(tmp_path, monkeypatch):
 
 
 def test_auto_replicates_where_every_node_has_room():
-    policy, reason = choose_policy("auto", nodes(4, 4), 60 * GB, 10 * GB)
+    policy, reason = choose("auto", nodes(4, 4), 60 * GB, 10 * GB)
     assert policy == "replicate" and reason == "every node has room for its own 60.0 GB"
-    policy, reason = choose_policy("auto", nodes(4, 4), 60 * GB, 40 * GB)  # 100 + 40 - 5 % of 128
+    policy, reason = choose("auto", nodes(4, 4), 60 * GB, 40 * GB)  # 100 + 40 - 5 % of 128
     assert policy == "shard" and "no room for 60.0 GB on every node" in reason
     one_full = (nodes(4, 4)[0], Node(1, (4,), 128 * GB, 20 * GB))
-    assert choose_policy("auto", one_full, 20 * GB, 0)[0] == "shard"
-    assert choose_policy("auto", nodes(4), 60 * GB, 10 * GB) == ("local", "one node: every policy is the same single copy")
+    assert choose("auto", one_full, 20 * GB, 0)[0] == "shard"
+    assert choose("auto", nodes(4), 60 * GB, 10 * GB) == ("local", "one node: every policy is the same single copy")
 
 
 def test_pretend_nodes_have_the_same_names_everywhere(tmp_path, monkeypatch):
@@ -181,10 +181,10 @@ def test_a_notebook_shows_the_topology():
 
 def test_pretend_nodes_share_the_memory_of_the_real_one():
     fake = nodes(1, 1, 1, numbers=(0, 0, 0))
-    assert choose_policy("auto", fake, 30 * GB, 0)[0] == "replicate"  # 3 x 30 of 93.6
-    assert choose_policy("auto", fake, 32 * GB, 0)[0] == "shard"  # 96 would not fit
+    assert choose("auto", fake, 30 * GB, 0)[0] == "replicate"  # 3 x 30 of 93.6
+    assert choose("auto", fake, 32 * GB, 0)[0] == "shard"  # 96 would not fit
     with pytest.raises(OutOfNodeMemory):
-        choose_policy("replicate", fake, 32 * GB, 0)
+        choose("replicate", fake, 32 * GB, 0)
 
 
 @pytest.mark.parametrize(("asked", "count", "weights", "need"), [
@@ -193,9 +193,9 @@ def test_pretend_nodes_share_the_memory_of_the_real_one():
 ])  # fmt: skip
 def test_out_of_memory_names_need_and_free(asked, count, weights, need):
     with pytest.raises(OutOfNodeMemory, match=rf"does not fit \(with 5% kept free\): node 0: need {need}, free 93.6 GB"):
-        choose_policy(asked, nodes(*[4] * count), weights * GB, 0)
+        choose(asked, nodes(*[4] * count), weights * GB, 0)
     with pytest.raises(MemoryError):
-        choose_policy(asked, nodes(*[4] * count), weights * GB, 0)
+        choose(asked, nodes(*[4] * count), weights * GB, 0)
 
 
 def test_a_model_too_big_is_refused_before_anything_is_taken(tmp_path, monkeypatch):
@@ -450,7 +450,7 @@ def test_kv_memory_of_pretend_nodes(tmp_path, monkeypatch, kv_heads):
         assert got == dict(enumerate(wanted))
         assert sum(got.values()) == resident(kv)
         cells = [row[-2] for row in shown.rows()]
-        assert cells == [placement._size(got[i]) for i in (0, 1)] and "0 B" not in cells
+        assert cells == [policies.size(got[i]) for i in (0, 1)] and "0 B" not in cells
         own = engine.new_kv()  # of a lane: all of it is one node's
         engine.node_lanes()[1].step([(own, ids[:100], 0)], [])
         assert shown.kv_bytes() == {0: got[0], 1: got[1] + len(engine.plan.kv.layers) * kv_heads * begun(100)}

@@ -4,8 +4,8 @@
  * The matrices' rows are cut over the workers as one long run, so that q/k/v and gate/up cost one stage; cut.h says how.  Part of the work
  * lies in pieces, which workers take as they get free: cores are never equally fast for long.  One token, or a few, stream packed
  * rows through dot; more go through panels, unpacked once and used for all. */
-#include "ops.h"
 #include "panels.h"
+#include "seam.h"
 
 enum { BLOCK_BYTES = 256 << 10 };   /* a part of L2 */
 
@@ -26,7 +26,6 @@ typedef struct {
     ni_act x;
     matmul_memory *mem;
     ni_run run;
-    int64_t number;             /* of this matmul, of all that the plan ever runs */
 } matmul;
 
 static float *result(const matmul *m, int j) { return m->op->t[1 + j] < 0 ? m->c->step->out : ni_floats(m->c, m->op, 1 + j); }
@@ -112,12 +111,6 @@ static void multiply(const matmul *m, const ni_block *b) {
 
 /* ---- a row group that two workers of a crew share ---------------------------------------------------------------- */
 
-/* Sums and minimums' sums of the seam behind the worker of that rank. */
-static ni_seam *seam_of(const matmul *m, int64_t rank) {
-    const ni_ctx *c = m->c;
-    return (ni_seam *)(c->seams + c->seam_bytes * (size_t)(c->seam_set[m->op - c->ops] * c->me->size + rank));
-}
-
 /* Continues the seam's sums by the block, part of one row group; at its end they are the result. */
 static void continue_group(const matmul *m, const ni_block *b, ni_seam *seam) {
     const size_t n = (size_t)m->run.n_tokens * NI_ROWS;
@@ -137,17 +130,11 @@ static void continue_group(const matmul *m, const ni_block *b, ni_seam *seam) {
     finish(m, j, result(m, j), m->run.n_tokens, r0, r1);
 }
 
-/* Both workers of a seam come here, the earlier one with the sums in place; the one who comes second ends the group.  So neither waits:
- * the earlier one's part is the first that it does, the later one's the last, and seldom does the later one come first. */
-static int comes_second(const matmul *m, ni_seam *seam, int who) {
-    return atomic_exchange_explicit(&seam->mark, 2 * m->number + who, memory_order_acq_rel) == 2 * m->number + !who;
-}
-
 static void begin_group(const matmul *m, const ni_block *b, ni_seam *seam) {
     if (b->g0 == b->g1) return;
     const ni_block rest = {b->g0, b->g1, b->k1, m->run.k, b->t0, b->t1};
     continue_group(m, b, seam);
-    if (comes_second(m, seam, 0)) continue_group(m, &rest, seam);
+    if (ni_comes_second(m->c, m->op, seam, 0)) continue_group(m, &rest, seam);
 }
 
 /* ---- line and grid --------------------------------------------------------------------------------------------- */
@@ -167,9 +154,12 @@ static void run_line(const matmul *m) {
     const int64_t rank = m->c->me->rank;
     const ni_crew crew = ni_crew_of(&m->run, rank, m->c->sizes);
     const ni_share own = ni_share_of(&m->run, &crew, rank);
-    begin_group(m, &own.tail, seam_of(m, rank));
+    begin_group(m, &own.tail, ni_seam_of(m->c, m->op, rank));
     multiply(m, &own.whole);
-    if (own.head.g0 < own.head.g1 && comes_second(m, seam_of(m, rank - 1), 1)) continue_group(m, &own.head, seam_of(m, rank - 1));
+    if (own.head.g0 < own.head.g1) {
+        ni_seam *seam = ni_seam_of(m->c, m->op, rank - 1);
+        if (ni_comes_second(m->c, m->op, seam, 1)) continue_group(m, &own.head, seam);
+    }
     for (int64_t i; (i = take(taken_by(m, crew.number), crew.n_pieces)) >= 0;) {
         const ni_block piece = ni_crew_piece(&m->run, &crew, i);
         multiply(m, &piece);
@@ -189,8 +179,7 @@ static void run_grid(const matmul *m) {
 void ni_op_matmul(const ni_ctx *c, const ni_op *op) {
     const int64_t n_tokens = ni_rows_of(c, op, 0);
     if (n_tokens == 0) return;
-    matmul m = {.c = c, .op = op, .x = ni_act_of(c, op, 0), .mem = (matmul_memory *)c->scratch,
-                .number = c->step->number * c->n_ops + (op - c->ops)};
+    matmul m = {.c = c, .op = op, .x = ni_act_of(c, op, 0), .mem = (matmul_memory *)c->scratch};
     int n = 0;
     for (; n < NI_MATRICES && op->w[n] >= 0; n++) m.w[n] = &c->weights[op->w[n]];
     m.run = ni_run_of(m.w, n, n_tokens, c->me->worker - c->me->rank, c->me->size, c->me->n_workers, c->sizes);

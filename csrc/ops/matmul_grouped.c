@@ -3,11 +3,11 @@
  * b2? (floats [E][N]).  h: a row per token, which all of its slots read, or one per slot.
  *
  * Of every expert a node's workers multiply the same rows, those that lie on it, whatever the router says.  The rows of all experts that
- * somebody chose are cut among them as one long matrix, by what they cost: an expert's bytes are read once and serve all its tokens. */
-#include "ops.h"
+ * somebody chose are cut among them as one long matrix, by what they cost (cut.h): an expert's bytes are read once and serve all its tokens. */
 #include "panels.h"
+#include "seam.h"
 
-enum { BLOCK_BYTES = 256 << 10, UNPACK = 4 };   /* as in matmul.c; what reading a row group costs, in tokens' products */
+enum { BLOCK_BYTES = 256 << 10 };   /* as in matmul.c */
 
 typedef struct {
     float tail[NI_ROWS];
@@ -110,6 +110,20 @@ static void many_rows(const ni_ctx *c, const ni_weight *w, const uint8_t *packed
     }
 }
 
+static void count(const ni_ctx *c, const ni_weight *w, int64_t groups, int64_t values, int64_t rows) {
+    c->work[0] += groups * (int64_t)ni_group_bytes(w->type, values);
+    c->work[1] += groups * NI_ROWS * values * rows;
+}
+
+/* Expert e's bias to finished rows of y. */
+static void add_bias(const ni_ctx *c, const ni_op *op, int j, int64_t e, const int32_t *row, int64_t n, int64_t g0, int64_t g1, float *y) {
+    const float *bias = ni_copy_of(c, op, 3 + j);
+    const int64_t width = c->weights[op->w[j]].n, r0 = g0 * NI_ROWS, r1 = ni_min(g1 * NI_ROWS, width);
+    if (!bias) return;
+    for (int64_t t = 0; t < n; t++) ni_k->vec.add(y + row[t] * width + r0, bias + e * width + r0, r1 - r0, y + row[t] * width + r0);
+}
+
+/* Row groups [g0, g1) of matrix j of expert e times n rows. */
 static void multiply(const ni_ctx *c, const ni_op *op, int j, int64_t e, const int32_t *row, int64_t n, int64_t g0, int64_t g1, memory *m) {
     const ni_weight *w = &c->weights[op->w[j]];
     const uint8_t *packed = (const uint8_t *)w->here + (size_t)e * ni_expert_bytes(w, c->copy);
@@ -121,42 +135,63 @@ static void multiply(const ni_ctx *c, const ni_op *op, int j, int64_t e, const i
         const ni_act near = gather(c, op, &x, row + t, count, m);
         many_rows(c, w, packed, &near, row + t, count, g0, g1, y, m);
     }
-    const float *bias = ni_copy_of(c, op, 3 + j);
-    if (!bias) return;
-    const int64_t r0 = g0 * NI_ROWS, r1 = ni_min(g1 * NI_ROWS, w->n);
-    for (int64_t t = 0; t < n; t++) ni_k->vec.add(y + row[t] * w->n + r0, bias + e * w->n + r0, r1 - r0, y + row[t] * w->n + r0);
+    add_bias(c, op, j, e, row, n, g0, g1, y);
+    count(c, w, g1 - g0, w->k, n);
+}
+
+/* ---- a row group that two workers share ------------------------------------------------------------------------ */
+
+/* Continues the seam's sums of the spot's row group by values [k0, k1) of K; at its end they are the result. */
+static void continue_group(const ni_ctx *c, const ni_op *op, const ni_choice *r, const ni_spot *at, int64_t k0, int64_t k1, ni_seam *seam,
+                           memory *m) {
+    const ni_weight *w = &c->weights[op->w[at->matrix]];
+    const int32_t *row = m->row + m->first[at->expert];
+    const int64_t rows = m->first[at->expert + 1] - m->first[at->expert], g = r->part[at->matrix].first + at->group;
+    const uint8_t *packed = (const uint8_t *)w->here + (size_t)at->expert * ni_expert_bytes(w, c->copy) + (size_t)g * ni_group_bytes(w->type, w->k);
+    const ni_act x = ni_act_of(c, op, 0), near = gather(c, op, &x, row, rows, m);
+    float *acc = seam->sums, *accm = acc + rows * NI_ROWS;
+    if (k0 == 0) memset(acc, 0, (size_t)(2 * rows * NI_ROWS) * sizeof *acc);
+    ni_continue_sums(ni_k, w->type, packed, 1, &near, k0, k1, (int)rows, acc, accm, m->panels, (uint8_t *)(m->panels + 1), c->me->cancel);
+    count(c, w, 1, k1 - k0, rows);
+    if (k1 < w->k) return;
+    const int with_min = ni_formats[w->type].kind == NI_PANEL_MIN;
+    float *y = ni_floats(c, op, 2 + (int)at->matrix);
+    const int64_t width = ni_min(NI_ROWS, w->n - g * NI_ROWS);
+    for (int64_t t = 0; t < rows; t++)
+        for (int64_t i = 0; i < width; i++)
+            y[row[t] * w->n + g * NI_ROWS + i] = with_min ? acc[t * NI_ROWS + i] + accm[t * NI_ROWS + i] : acc[t * NI_ROWS + i];
+    add_bias(c, op, (int)at->matrix, at->expert, row, rows, g, g + 1, y);
+}
+
+/* This worker's part begins (who = 1) or ends (0) within the spot's row group: it does its side of it, and the rest if it comes second. */
+static void share_group(const ni_ctx *c, const ni_op *op, const ni_choice *r, const ni_spot *at, int who, memory *m) {
+    if (!at->slab) return;
+    ni_seam *seam = ni_seam_of(c, op, c->me->rank - who);
+    if (!who) continue_group(c, op, r, at, 0, at->slab * NI_SLAB, seam, m);
+    if (ni_comes_second(c, op, seam, who)) continue_group(c, op, r, at, at->slab * NI_SLAB, r->k, seam, m);
 }
 
 /* Row groups of each expert that this worker's node multiplies: those that lie there, or its workers' share. */
-static void node_groups(const ni_ctx *c, const ni_weight *w, int64_t *g0, int64_t *g1) {
-    if (w->bounds) *g0 = w->bounds[c->copy], *g1 = w->bounds[c->copy + 1];
-    else ni_node_cut(w->n, c->me->worker - c->me->rank, c->me->size, c->me->n_workers, g0, g1);
-}
-
-/* Units first .. of `cost` each that begin in [from, to), of n. */
-static int64_t begins(int64_t at, int64_t from, int64_t cost, int64_t n) {
-    return from <= at ? 0 : ni_min(n, (from - at + cost - 1) / cost);
+static void node_groups(const ni_ctx *c, const ni_weight *w, int64_t *own) {
+    if (w->bounds) own[0] = w->bounds[c->copy], own[1] = w->bounds[c->copy + 1];
+    else ni_node_cut(w->n, c->me->worker - c->me->rank, c->me->size, c->me->n_workers, &own[0], &own[1]);
 }
 
 void ni_op_matmul_grouped(const ni_ctx *c, const ni_op *op) {
     const int64_t experts = c->weights[op->w[0]].experts, used = used_of(c, op);
     memory m = carve(c, op);
     sort_rows(c, op, experts, used, &m);
-    int64_t g0[3], g1[3], own = 0, total = 0, from, to, at = 0;
+    const ni_weight *w[NI_MATRICES];
+    int64_t own[NI_MATRICES][2], g0, g1;
     int n = 0;
-    for (; n < 3 && op->w[n] >= 0; n++) node_groups(c, &c->weights[op->w[n]], &g0[n], &g1[n]), own += g1[n] - g0[n];
-    for (int64_t e = 0; e < experts; e++) {
-        const int64_t rows = m.first[e + 1] - m.first[e];
-        if (rows) total += own * (rows + UNPACK);
-    }
-    ni_cut(total, c->me->size, c->me->rank, &from, &to);
-    for (int64_t e = 0; e < experts && at < to; e++) {
-        const int64_t rows = m.first[e + 1] - m.first[e], cost = rows + UNPACK;
-        for (int j = 0; j < n && rows; j++) {
-            const int64_t groups = g1[j] - g0[j], a = begins(at, from, cost, groups), b = begins(at, to, cost, groups);
+    for (; n < NI_MATRICES && op->w[n] >= 0; n++) w[n] = &c->weights[op->w[n]], node_groups(c, w[n], own[n]);
+    const ni_choice r = ni_choice_of(w, n, experts, m.first, ni_rows(c, op), own, c->me->size, c->sizes);
+    const ni_spot from = ni_spot_of(&r, c->me->rank), to = ni_spot_of(&r, c->me->rank + 1);
+    share_group(c, op, &r, &to, 0, &m);
+    for (int64_t e = from.expert; e <= to.expert && e < experts; e++)
+        for (int j = 0; j < n; j++) {
             if (ni_hurry(c)) return;
-            if (a < b) multiply(c, op, j, e, m.row + m.first[e], rows, g0[j] + a, g0[j] + b, &m);
-            at += groups * cost;
+            if (ni_between(&r, &from, &to, e, j, &g0, &g1)) multiply(c, op, j, e, m.row + m.first[e], m.first[e + 1] - m.first[e], g0, g1, &m);
         }
-    }
+    share_group(c, op, &r, &from, 1, &m);
 }

@@ -32,6 +32,15 @@ static inline ni_act ni_act_of_token(const ni_act *x, int64_t t) {
     return own;
 }
 
+/* A token's values [k0, k1) alone; k0 is a multiple of NI_SLAB. */
+static inline void ni_act_from(ni_act *x, int64_t k0, int64_t k1) {
+    if (x->f) x->f += k0;
+    if (x->q) x->q += k0, x->d += k0 / 32;
+    if (x->m) x->m += k0 / 32;
+    if (x->s) x->s += k0 / 16;
+    x->k = k1 - k0;
+}
+
 /* Values of K in a panel.  A short panel lies in L1 when it has just been unpacked; a long one saves trips of the sums through memory
  * and the run-up of each tile, and pays from some tokens on. */
 static inline int64_t ni_slab_for(const ni_kernels *k, ni_type type, int64_t n_tokens) {

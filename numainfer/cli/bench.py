@@ -71,13 +71,15 @@ def bench(args):
 
 def _models(args, threads):
     """Every model with every number of threads, loaded; the next team attaches to weights that are still in place."""
+    from ..machine.policies import cuts
+
     for path in args.models:
         model = None
         try:
             for n in threads:
                 before, model = model, None
                 try:
-                    if before is not None and before.placement.policy == "shard":  # its cuts follow the threads: nothing to share
+                    if before is not None and cuts(before.placement.policy):  # they follow the threads: nothing to share
                         before.close()
                     elif before is not None:
                         before.runtime.engine.leave_cpus()  # the same for all numbers of threads

@@ -1,6 +1,7 @@
 """The commands that look without loading: ``numainfer info`` and ``numainfer topology``."""
 
 import json
+import re
 
 
 def add_topology(parser):
@@ -57,6 +58,7 @@ def info(args):
     from ..arguments import one_of
     from ..errors import UnsupportedModel
     from ..gguf.file import GGUFFile
+    from ..engine.weights import FORMATS
     from ..engine.cache import KV_TYPES
     from ..gguf.sources import resolve
     from ..summary import ModelConfig, counted, short_bytes, short_count
@@ -69,13 +71,15 @@ def info(args):
     path = resolve(args.model)
     with GGUFFile(path) as gguf:
         config, n_tensors, n_files = ModelConfig.from_gguf(gguf), len(gguf.tensors), len(gguf.paths)
+        layers, strange = _layer_bytes(gguf), [name for name in config.types if name not in FORMATS]
         try:
             plan, why = _plan(args, gguf, machine), None
         except UnsupportedModel as e:  # the file can be told about all the same
             plan, why = None, str(e)
     if args.json:
-        more = {"plan": None, "unsupported": why} if plan is None else {"plan": _plan_dict(*plan)}
-        print(json.dumps({"path": str(path)} | config.to_dict() | more, ensure_ascii=False))
+        more = {"plan": None, "unsupported": why, "unsupported_types": strange} if plan is None else {"plan": _plan_dict(*plan)}
+        parts = {"parts": [{"layers": where, "n_bytes": sizes} for where, sizes in layers]}
+        print(json.dumps({"path": str(path)} | config.to_dict() | parts | more, ensure_ascii=False))
         return 0
     types = ", ".join(f"{name} {short_bytes(n)}" for name, n in config.types.items())
     rows = [
@@ -84,6 +88,7 @@ def info(args):
         ("architecture", config.architecture),
         ("parameters", short_count(config.parameters)),
         ("tensors", f"{n_tensors}, {short_bytes(config.n_bytes)}: {types}"),
+        ("of them", "; ".join(f"{where or 'outside of layers'}: {_each(sizes)}" for where, sizes in layers)),
         ("context", config.context_length and counted(config.context_length, "token")),
         ("layers", config.block_count),
         ("width", config.embedding_length),
@@ -92,6 +97,7 @@ def info(args):
         ("kv-heads", config.head_count_kv),
         ("vocabulary", config.vocab_size),
         ("unsupported", why),
+        ("", f"types that it cannot multiply by: {', '.join(strange)}" if strange and plan is None else None),
     ]
     for name, value in rows:
         if value is not None:
@@ -101,6 +107,33 @@ def info(args):
 
         print(f"\n{report(*plan)}")
     return 0
+
+
+def _layer_bytes(gguf):
+    """[(which, bytes of each)]: runs of layers with tensors of the same names and shapes, such as "layers 3-60", and "" for the rest."""
+    found = {}
+    for name, tensor in gguf.tensors.items():
+        layer = re.match(r"blk\.(\d{1,9})\.(.*)", name, re.DOTALL)
+        size, form = found.setdefault(int(layer[1]) if layer else -1, ([0], set()))
+        size[0] += tensor.n_bytes
+        form.add((layer[2] if layer else "", tensor.shape))
+    runs = []
+    for number in sorted(found):
+        (size,), form = found[number]
+        if runs and number == runs[-1][1] + 1 and number > 0 and form == runs[-1][2]:
+            runs[-1][1] = number
+            runs[-1][3].append(size)
+        else:
+            runs.append([number, number, form, [size]])
+    return [("" if first < 0 else f"layer {first}" if first == last else f"layers {first}-{last}", sizes) for first, last, _, sizes in runs]
+
+
+def _each(sizes):
+    """"6.2 GB", or "6.2 GB to 7.1 GB each"."""
+    from ..summary import short_bytes
+
+    low, high = short_bytes(min(sizes)), short_bytes(max(sizes))
+    return low + (f" to {high}" if high != low else "") + (" each" if len(sizes) > 1 else "")
 
 
 def _machine(args):
@@ -127,14 +160,14 @@ def _machine(args):
 
 def _plan(args, gguf, machine):
     """(Demand, Machine, list of Forecast)."""
-    from ..measure.capacity import POLICIES, demand, forecast
+    from ..measure.capacity import demand, forecast
     from .load import nodes_of
     from ..measure.machine import measure
 
     need = demand(gguf, len(machine.sites), args.ctx, kv_type=args.kv_type)
     if args.topology is None and not args.no_measure:
         machine = measure(args.threads, nodes_of(args), need.weight_type)
-    return need, machine, [forecast(need, machine, policy, args.sequences) for policy in POLICIES]
+    return need, machine, [forecast(need, machine, policy, args.sequences) for policy in need.policies()]
 
 
 def _plan_dict(need, machine, forecasts):

@@ -13,7 +13,8 @@ def add_load(parser, threads=None):
     group.add_argument("-t", "--threads", **(threads or one))
     add_nodes(group)
     group.add_argument("--cpus", metavar="LIST", help="exactly these CPUs, such as 0-3,8 (default: cores that no other model holds)")
-    group.add_argument("--placement", default="auto", help="auto, replicate, shard, interleave or local")
+    help_ = "auto, replicate, shard, interleave or local; or for groups of weights, 'experts=shard,*=replicate'"
+    group.add_argument("--placement", default="auto", metavar="POLICY", help=help_)
     group.add_argument("--no-verify", action="store_true", help="do not look up where the pages lie")
     group.add_argument("-q", "--quiet", action="store_true", help="no progress bar, no line about speed")
 

@@ -9,13 +9,15 @@ import numpy as np
 from .. import _core
 from . import store
 from ..machine import cpus as cpus_of, placement
+from ..machine.limits import RESERVE
+from ..machine.policies import EXPERTS, HYBRID, REST, canonical, choose_policy, of_group, without
 from .._core import Cancelled
 from .architectures import build, context_length
 from .cache import KV_TYPES, Caches
 from ..errors import ModelClosed, OutOfNodeMemory, PlanError
 from .plan import Plan
 from ..summary import short_bytes
-from .weights import Catalog, Replicas
+from .weights import Catalog, Matrix, Replicas, bytes_on_nodes
 
 __all__ = ["KV_TYPES", "Cancelled", "Engine", "Lane"]
 
@@ -152,8 +154,8 @@ class Engine:
         Most tokens per step.
     threads, nodes, cpus :
         See `placement.choose_workers`.
-    placement : str
-        One of `placement.POLICIES`.
+    placement : str or mapping
+        As `policies.canonical` takes it.
     kv_type : str
         One of `plan.KV_TYPES`.
     progress : callable, optional
@@ -182,15 +184,14 @@ class Engine:
             raise
 
     def _open(self, gguf, n_ctx, n_batch, threads, nodes, named, policy, progress, verify):
-        if policy not in placement.POLICIES:
-            raise ValueError(f"placement = {policy!r}; wanted one of {', '.join(placement.POLICIES)}")
+        asked = canonical(policy)
         machine = placement.topology()
-        chosen, cpus, node_of, story = self._choose_workers(machine, threads, nodes, named, policy == "local")
+        chosen, cpus, node_of, story = self._choose_workers(machine, threads, nodes, named, asked == "local")
         self.cpus, self.node_of, self.threads = cpus, node_of, len(cpus)
         self.nodes, self.isa = [n.number for n in chosen], _core.isa()
         trained = context_length(gguf)
         self._catalog = Catalog(gguf)
-        asked, wanted, bounds, keys = policy, n_ctx, {}, {}
+        wanted, bounds, keys, need = n_ctx, {}, {}, {}
 
         def fit(n_ctx):
             """Plan for a context of so many tokens; policy and reason if it fits."""
@@ -198,12 +199,12 @@ class Engine:
             self.plan = self.build(len(chosen))
             kv_bytes = self.plan.kv.bytes(n_ctx if wanted else 1)  # the model's own context is no promise, but a token can always be
             others = sum(self.plan.arena_bytes) + kv_bytes // len(chosen)
-            if not keys:
-                bounds.update(self._shard_bounds() if asked in ("auto", "shard") and len(chosen) > 1 else {})
-                keys.update((p, self._store_key(gguf, p, bounds)) for p in placement.POLICIES[1:])
-            standing = {p for p, key in keys.items() if store.stands(key)}
-            weight_bytes = sum(w.packed_bytes for w in self.plan.weights)
-            return placement.choose_policy(asked, chosen, weight_bytes, others, standing, machine.limits.memory)
+            for policy in self._candidates(asked) if not keys else ():  # weights do not depend on the context
+                bounds[policy] = self._bounds(policy)
+                keys[policy] = self._store_key(gguf, policy, bounds[policy])
+                need[policy] = bytes_on_nodes(self.plan.weights, len(chosen), policy, bounds[policy])
+            standing = {policy for policy, key in keys.items() if store.stands(key)}
+            return choose_policy(self._settled(asked), chosen, need, others, standing, machine.limits.memory)
 
         try:
             policy, reason = fit(n_ctx or trained)
@@ -217,18 +218,21 @@ class Engine:
         self.n_embd = gguf.get(f"{gguf.architecture}.embedding_length", int)
         self.bytes_per_token = self.plan.bytes_per_token
         self.lane = Lane(self, list(range(len(chosen))))
-        self._share = store.Share(keys[policy], lambda: self._fill(gguf, policy, bounds, progress))
+        self._share = store.Share(keys[policy], lambda: self._fill(gguf, policy, bounds[policy], progress))
         self.replicas = self._share.replicas
         sizes = [arena.bytes for arena in self.replicas.arenas]
         if policy == "interleave":
             sizes = [sizes[0] // len(chosen)] * len(chosen)
         self.caches = Caches(self.plan.kv)
         _report_runtimes()
+        experts = bytes_on_nodes([w for w in self.plan.weights if w in self.plan.experts], len(chosen), policy, bounds[policy])
         self.placement = placement.Placement(
             policy, reason,
-            [placement.NodePlacement(n.number, tuple(c for c, i in zip(cpus, node_of) if i == j), sizes[j], 0, pretend=n.pretend)
+            [placement.NodePlacement(n.number, tuple(c for c, i in zip(cpus, node_of) if i == j), sizes[j], 0, pretend=n.pretend,
+                                     experts=experts[j])
              for j, n in enumerate(chosen)],
             self.plan.kv.bytes_per_token, self.replicas, self.caches, story, self.plan.kv.window_bytes(self.n_ctx))
+        log.info("%s: placement %s%s", gguf.path, policy, f": {reason}" if reason else "")
         self.lane.core_plan()
         if verify:
             self.placement.verify(strict=verify != "warn")
@@ -268,11 +272,11 @@ class Engine:
                 each += f" and {short_bytes(self.plan.kv.window_bytes(n_ctx))} for windows"
             raise OutOfNodeMemory(
                 f"n_ctx = {n_ctx}: the KV cache of so many tokens takes {short_bytes(self.plan.kv.bytes(n_ctx))} ({each}, "
-                f"{self.kv_type}); beside the weights, and with {placement.RESERVE:.0%} of each node kept free, there is room for at most "
+                f"{self.kv_type}); beside the weights, and with {RESERVE:.0%} of each node kept free, there is room for at most "
                 f"n_ctx = {low * _core.CHUNK}" + (f"\n{error}" if isinstance(error, OutOfNodeMemory) else "")) from None
 
     def _fill(self, gguf, policy, bounds, progress):
-        replicas = Replicas(self.plan.weights, self.nodes, policy, bounds if policy == "shard" else None)
+        replicas = Replicas(self.plan.weights, self.nodes, policy, bounds)
         try:
             replicas.fill(self.lane.team, gguf, progress)
         except BaseException:
@@ -286,14 +290,32 @@ class Engine:
         return build(Plan(n_nodes, self.n_batch, self.n_ctx, hidden=hidden, kv_type=self.kv_type,
                           kv_nodes=len(self.nodes)), self._catalog)
 
-    def _shard_bounds(self):
-        """Row groups of each matrix where the nodes' rows begin, in every matmul that reads it (csrc/cut.h): by name, (n_nodes + 1,)."""
+    def _settled(self, asked):
+        """The policy for this model: of groups of weights that it has."""
+        return asked if self.plan.experts else without(asked, EXPERTS)
+
+    def _candidates(self, asked):
+        """Policies that `choose_policy` may take."""
+        asked = self._settled(asked)
+        if len(self.nodes) == 1:
+            return ["local"]
+        if asked != "auto":
+            return [asked]
+        return [policy for policy in ("replicate", HYBRID, "shard") if self._settled(policy) == policy]
+
+    def _bounds(self, policy):
+        """Row groups of each matrix that the policy cuts where the nodes' rows begin, in every matmul that reads it (csrc/cut.h): by name,
+        (n_nodes + 1,)."""
         workers = [self.node_of.count(i) for i in range(len(self.nodes))]
-        return {w.name: _core.node_cut(w.n, workers) for w in self.plan.weights if hasattr(w, "code") and w not in self.plan.whole}
+        return {w.name: _core.node_cut(w.n, workers) for w in self.plan.weights
+                if isinstance(w, Matrix) and w not in self.plan.whole and of_group(policy, self._group(w)) == "shard"}  # fmt: skip
+
+    def _group(self, w):
+        return EXPERTS if w in self.plan.experts else REST
 
     def _store_key(self, gguf, policy, bounds):
         """What the replicas' bytes and places depend on."""
-        cuts = tuple((name, *b) for name, b in bounds.items()) if policy == "shard" else ()
+        cuts = tuple((name, *b) for name, b in bounds.items())
         return tuple(gguf.files), policy, tuple(self.nodes), cuts, tuple(w.name for w in self.plan.weights)
 
     def node_lanes(self):

@@ -54,6 +54,7 @@ class Plan:
         self.ops, self.tensors, self.weights = [], [], []
         self.spared = []  # weights that this plan was given and has no use for: those of the logits, for hidden states
         self.whole = set()  # matrices that every node needs whole
+        self.experts = set()  # those among which a token's ids choose
         self._known = set()  # ids of `weights`
         self.arena_bytes = [0, 0]
         self.out_width = 0
@@ -241,11 +242,19 @@ class Plan:
         return self._add("activate", [x, a], [], ints=(ACTIVATIONS[activation],), floats=constants)
 
     def score(self, h, w):
-        """W h, plus W's bias, on every node for itself: for a matrix so small that a barrier of the team would cost more, as a router's."""
+        """W h, plus W's bias, on every node for itself: for a matrix so small that a barrier of the team would cost more, as a router's.
+
+        A long row is summed in parts, and these are added: else there would be nothing to do for most of a node's workers.
+        """
         self._reads("score", h, w)
         self.whole.add(w)
-        y = self._tensor(w.short_name, w.n, PER_NODE, "f", per_token=h.per_token, source=w)
-        return self._add("score", [h, y], [w, None, None, w.bias], matrices=[w], per_token=h.per_token)
+        parts = 1 if h.per_token > 1 else -(-w.k // _core.SLAB)
+        y = self._tensor(w.short_name, w.n, PER_NODE, "f", per_token=h.per_token * parts, source=w)
+        self._add("score", [h, y], [w, None, None, w.bias], matrices=[w], per_token=h.per_token)
+        if parts > 1:
+            y = self.mix(y, None)
+            y.source = w
+        return y
 
     def route(self, scores, used, *, gating="softmax", bias=None, normed=False, scale=1.0, groups=1, groups_used=1):
         """Chooses experts: (ids, weights), both (T, used), the best first, of equal ones that with the lower index.
@@ -292,6 +301,7 @@ class Plan:
         if ids is not None and (ids.forms != {"i"} or ids.storage != PER_NODE):
             raise PlanError(f"matmul_grouped: operand ids ({ids.name}) holds floats, wanted ids")
         used = experts if ids is None else ids.width
+        self.experts.update(() if ids is None else matrices)
         if h.per_token not in (1, used):
             raise PlanError(f"matmul_grouped: operand h ({h.name}) has {h.per_token} rows per token, wanted 1 or {used}")
         for w in matrices:

@@ -284,6 +284,27 @@ class _Block:
         return self._catalog.row(f"{self._prefix}{name}.weight")
 
 
+def bytes_on_nodes(weights, n_nodes, policy, bounds=None):
+    """Bytes of packed weights on each node, as `Replicas` of the same arguments hold them."""
+    if policy == "interleave":
+        return [-(-_lay_out(weights, {}, 0)[1] // n_nodes)] * n_nodes
+    return [_lay_out(weights, bounds or {}, node)[1] for node in range(n_nodes)]
+
+
+def _lay_out(weights, bounds, node):
+    """Of a node's copy: where each weight's row group 0 would lie behind its beginning, and its size; bounds: as of `Replicas`."""
+    at, offsets = 0, {}
+    for w in weights:
+        first, size = 0, w.packed_bytes
+        if w.name in bounds:
+            group = _core.packed_bytes(w.code, 1, w.k)
+            first = int(bounds[w.name][node]) * group
+            size = w.experts * (int(bounds[w.name][node + 1]) * group - first)
+        offsets[w.name] = at - first
+        at += -(-size // _ALIGN) * _ALIGN
+    return offsets, at
+
+
 class Replicas:
     """Packed copies of weights: where each lies on each node.
 
@@ -294,37 +315,25 @@ class Replicas:
     os_nodes : list of int
         System numbers of the nodes.
     policy : str
-        "replicate" and "local": a copy on each node; "interleave": one copy, page by page over the nodes; "shard": each node
-        holds its rows of every matrix, of every expert of one.
+        "interleave": one copy, page by page over the nodes; else each node has its own memory, with a copy in it, but for `bounds`.
     bounds : dict
-        For "shard": row groups (of each expert) where each node's rows begin and the last end, (n_nodes + 1,) by name of the matrix.
+        Matrices of which a node holds its own rows alone: row groups (of each expert) where each node's rows begin and the last end,
+        (n_nodes + 1,) by name of the matrix.
     """
 
     def __init__(self, weights, os_nodes, policy, bounds=None):
         self.weights, self.n_nodes, self.policy = list(weights), len(os_nodes), policy
         self._bounds = bounds or {}
         copies = 1 if policy == "interleave" else self.n_nodes
-        self.offsets = [{} for _ in range(copies)]  # per copy: from the arena's start to the weight's row group 0
-        sizes = [self._lay_out(copy) for copy in range(copies)]
+        laid_out = [_lay_out(self.weights, self._bounds, copy) for copy in range(copies)]
+        self.offsets = [offsets for offsets, _ in laid_out]  # per copy: from the arena's start to the weight's row group 0
         self.arenas = []
         try:
-            for copy, size in enumerate(sizes):
+            for copy, (_, size) in enumerate(laid_out):
                 self.arenas.append(_core.Arena(size, os_nodes if copies < self.n_nodes else [os_nodes[copy]], huge=True))
         except BaseException:
             self.close()
             raise
-
-    def _lay_out(self, copy):
-        at = 0
-        for w in self.weights:
-            first, size = 0, w.packed_bytes
-            if w.name in self._bounds:
-                group = _core.packed_bytes(w.code, 1, w.k)
-                first = int(self._bounds[w.name][copy]) * group
-                size = w.experts * (int(self._bounds[w.name][copy + 1]) * group - first)
-            self.offsets[copy][w.name] = at - first
-            at += -(-size // _ALIGN) * _ALIGN
-        return at
 
     def entry(self, w):
         """(code, n, k, addresses, bounds, experts) as the core takes them; code -1 for vectors."""

@@ -12,11 +12,11 @@ import numpy as np
 from .. import _core
 from . import cpus as cpus_of, pages
 from .cpus import ranges as _ranges
-from ..errors import OutOfNodeMemory, PlacementError, PlacementWarning
-from .limits import RESERVE, Limits, limits, listed, node_memory, online_nodes, spare
-from ..summary import counted, short_bytes
+from ..errors import PlacementError, PlacementWarning
+from .limits import Limits, limits, listed, node_memory, online_nodes
+from .policies import EXPERTS, by_group, size
+from ..summary import counted
 
-POLICIES = ("auto", "replicate", "shard", "interleave", "local")
 FAKE_NODES = "NUMAINFER_FAKE_NODES"
 
 
@@ -73,12 +73,12 @@ class Topology:
         lines = [self._head()]
         for node in self.nodes:
             lines.append(f"  node {node.label}: {counted(len(node.cpus), 'core')} ({_ranges(node.cpus)}), "
-                         f"{'memory unknown' if node.free is None else f'{_size(node.free)} free of {_size(node.total)}'}")
+                         f"{'memory unknown' if node.free is None else f'{size(node.free)} free of {size(node.total)}'}")
         said = self.limits.describe()
         return "\n".join(lines + [f"  {said}"] * bool(said))
 
     def _repr_html_(self) -> str:
-        rows = [(str(n.label), str(len(n.cpus)), _ranges(n.cpus), _size(n.free), _size(n.total)) for n in self.nodes]
+        rows = [(str(n.label), str(len(n.cpus)), _ranges(n.cpus), size(n.free), size(n.total)) for n in self.nodes]
         return _html("; ".join(filter(None, (self._head(), self.limits.describe()))), ("node", "cores", "CPUs", "free", "memory"), rows)
 
 
@@ -241,7 +241,8 @@ def _named_workers(topology, threads, nodes, cpus):
 class NodePlacement:
     """One node's share: bytes of weights, and of activations and scratch; share of weight pages found on it (None: not checked).
 
-    ``number`` is the system's; ``pretend`` the index of a pretend node, None for a real one.
+    ``number`` is the system's; ``pretend`` the index of a pretend node, None for a real one; ``experts`` are those bytes of the weights
+    that are experts', of which a token reads a few.
     """
 
     number: int
@@ -250,6 +251,7 @@ class NodePlacement:
     scratch: int
     verified: float | None = None
     pretend: int | None = None
+    experts: int = 0
 
     @property
     def label(self) -> int:
@@ -257,7 +259,7 @@ class NodePlacement:
         return self.number if self.pretend is None else self.pretend
 
 
-_COLUMNS = ("cores", "CPUs", "weights", "huge pages", "verified", "KV", "scratch")
+_COLUMNS = ("cores", "CPUs", "weights", "experts", "huge pages", "verified", "KV", "scratch")
 
 
 @dataclass
@@ -267,7 +269,7 @@ class Placement:
     Attributes
     ----------
     policy : str
-        "replicate", "shard", "interleave" or "local".
+        "replicate", "shard", "interleave" or "local"; or a policy for each group of weights, such as "experts=shard,*=replicate".
     reason : str
         Why, if "auto" chose it.
     nodes : list of NodePlacement
@@ -293,6 +295,11 @@ class Placement:
         """A copy, here or in another process, says what was so when it was made."""
         seen = self._seen or (self.kv_bytes(), [self.huge_share(node) for node in self.nodes])
         return vars(self) | {"_replicas": None, "_caches": None, "_seen": seen}
+
+    @property
+    def policies(self) -> dict[str, str]:
+        """The policy by group of weights, as `load` takes it: ``{"experts": "shard", "*": "replicate"}``, or of all ``{"*": "shard"}``."""
+        return by_group(self.policy)
 
     @property
     def where(self) -> str:
@@ -380,21 +387,27 @@ class Placement:
         return self
 
     def rows(self) -> list[tuple[str, ...]]:
-        """Per node: number, cores, CPUs, weights, their share in huge pages, share found on the node, KV cache, scratch, as text."""
+        """Per node: number, cores, CPUs, weights, of them experts' (where there are any), their share in huge pages, share found on the
+        node, KV cache, scratch, as text."""
         kv = self.kv_bytes()
-        return [(str(n.label), str(len(n.cpus)), _ranges(sorted(n.cpus)), _size(n.weights), f"{self.huge_share(n):.0%}",
+        return [(str(n.label), str(len(n.cpus)), _ranges(sorted(n.cpus)), size(n.weights),
+                 *[size(n.experts)] * self._has_experts, f"{self.huge_share(n):.0%}",
                  "not checked" if n.verified is None else f"{n.verified:.1%}",
-                 _size(kv[n.label]) if kv else "-", _size(n.scratch)) for n in self.nodes]
+                 size(kv[n.label]) if kv else "-", size(n.scratch)) for n in self.nodes]
 
     def _head(self):
         reason = f" ({self.reason})" if self.reason else ""
-        sizes = [f"{_size(self.kv_bytes_per_token)} per token"] * bool(self.kv_bytes_per_token or not self.kv_window_bytes)
-        sizes += [f"at most {_size(self.kv_window_bytes)} for windows"] * bool(self.kv_window_bytes)
+        sizes = [f"{size(self.kv_bytes_per_token)} per token"] * bool(self.kv_bytes_per_token or not self.kv_window_bytes)
+        sizes += [f"at most {size(self.kv_window_bytes)} for windows"] * bool(self.kv_window_bytes)
         cpus = f"; {self.cpus}" if self.cpus else ""
         return f"{self.policy} on {self.where}{reason}; KV cache {' and '.join(sizes)}{cpus}"
 
     def _columns(self):
-        return ("pretend node" if self._pretend else "node", *_COLUMNS)
+        return ("pretend node" if self._pretend else "node", *(name for name in _COLUMNS if name != EXPERTS or self._has_experts))
+
+    @property
+    def _has_experts(self):
+        return any(node.experts for node in self.nodes)
 
     def __str__(self) -> str:
         rows = [self._columns(), *self.rows()]
@@ -422,49 +435,3 @@ def _bytes_by_node(arena, home, huge):
     for node, n_bytes in pages.bytes_by_node([arena]).items():
         counts[node] = n_bytes
     return counts if counts.any() else None, found
-
-
-def choose_policy(asked, chosen, weight_bytes, other_bytes, standing=(), limit=None):
-    """Policy and reason for weights of `weight_bytes` per copy plus `other_bytes` per node; `standing`: policies whose copies are
-    in memory already, for another model of this process; `limit`: the Allowance of the control group for all nodes together.
-
-    Raises
-    ------
-    OutOfNodeMemory
-        No policy that was asked for fits; nothing has been allocated.
-    """
-    reason = ""
-    if len(chosen) == 1 and asked != "local":
-        asked, reason = "local", "one node: every policy is the same single copy"
-    part = -(-weight_bytes // len(chosen))
-    need = {"replicate": weight_bytes, "local": weight_bytes, "shard": part, "interleave": part} | dict.fromkeys(standing, 0)
-    # Pretend nodes share the memory of the real one.
-    sharers = {node.number: sum(other.number == node.number for other in chosen) for node in chosen}
-
-    def lacking(policy):
-        """What does not fit: a line for the control group, or one per node."""
-        each, lines = need[policy] + other_bytes, []
-        if limit is not None and each * len(chosen) > limit.spare:
-            lines.append(f"control group allows {_size(limit.total)} ({limit.file}): need {_size(each * len(chosen))}, "
-                         f"free {_size(limit.spare)}")
-        rooms = [spare(n.total, n.free) for n in chosen]
-        if not lines and any(room is not None and each * sharers[n.number] > room for n, room in zip(chosen, rooms)):
-            lines += [f"node {n.label}: need {_size(each * sharers[n.number])}, free {_size(room)}" for n, room in zip(chosen, rooms)]
-        return lines
-
-    if asked == "auto":
-        unknown = [n.label for n in chosen if n.free is None]
-        if unknown:
-            asked, reason = "shard", f"one copy in all, for the system does not tell how much memory node {unknown[0]} has"
-        elif not lacking("replicate"):
-            return "replicate", f"every node has room for its own {_size(weight_bytes)}"
-        else:
-            asked, reason = "shard", f"no room for {_size(weight_bytes)} on every node"
-    lines = lacking(asked)
-    if lines:
-        raise OutOfNodeMemory(f"placement {asked!r} does not fit (with {RESERVE:.0%} kept free): {'; '.join(lines)}")
-    return asked, reason
-
-
-def _size(n):
-    return "unknown" if n is None else short_bytes(n)

@@ -7,25 +7,29 @@ share s_i of the workers:
          + S X (N-1)/N / L                                      activations that other nodes computed
          + team barriers * beta + node barriers * beta_node
 
-    reading     = (s_i W + S K(p) / N) / b_i                    replicate, shard: all weights of a worker are local
-                  max(W/N / b_i, s_i W / b_i, s_i W (N-1)/N / L) + ...      interleave: N-1 of N pages come over the link
+    reading     = (s_i W(S) + S K(p) / N) / b_i                 replicate, shard and mixtures: all weights of a worker are local
+                  max(W(S)/N / b_i, s_i W(S) / b_i, s_i W(S) (N-1)/N / L) + ...     interleave: N-1 of N pages come over the link
     arithmetic  = s_i S A / a_i
 
-W: weight bytes that a token reads; K(p): bytes of keys and values; X: bytes of shared activations that a node reads per token; A:
-multiply-adds per token; b, a: bytes read and multiply-adds per second of a node; L: link.  A team on one node has N = 1 and none
-of the second line.  Nothing here knows how far kernels stay behind the read limit: it is a bound, not a promise.
+W(S): weight bytes that S tokens read, of experts those of any of them: E (1 - (1 - u/E)^S) of E, of which each chooses u; K(p): bytes of
+keys and values; X: bytes of shared activations that a node reads per token; A: multiply-adds per token; b, a: bytes read and
+multiply-adds per second of a node; L: link.  A team on one node has N = 1 and none of the second line.  Nothing here knows how far
+kernels stay behind the read limit: it is a bound, not a promise.
 """
 
+from collections import Counter
 from dataclasses import asdict, dataclass, replace
 
 from .. import _core
 from ..engine.architectures import build, context_length
 from ..machine.limits import RESERVE, spare
+from ..machine.policies import EXPERTS, HYBRID, REST, of_group
 from ..engine.plan import MOST_RUNS, Plan
 from ..summary import counted, short_bytes
 from ..engine.weights import Catalog, Matrix
 
 POLICIES = ("replicate", "shard", "interleave", "local")
+_CONTEXTS = (4096, 32768, 131072)  # whose KV memory is told, beside that of the context asked for
 
 
 @dataclass(frozen=True)
@@ -34,8 +38,8 @@ class Demand:
 
     Attributes
     ----------
-    weights, vectors : int
-        Bytes of one packed copy; of them, those of norms and biases, which every node has.
+    weights, whole, experts : int
+        Bytes of one packed copy; of them, those that every node has under any policy (norms, biases, routers), and those of experts.
     read, macs : int
         Weight bytes read and multiply-adds done for a decoded token.
     n_ctx : int
@@ -60,10 +64,14 @@ class Demand:
         Of the cache.
     kv_bytes_per_token, kv_window_bytes : int
         Of the cache: bytes that each position adds, and most bytes of layers with windows, which forget.
+    kv_contexts : tuple of (int, int)
+        Positions, and bytes of a sequence of so many.
+    choices : tuple of (int, int, int)
+        Of experts that a token reads, where all have as many: experts, those that a token chooses, and bytes of one in all layers.
     """
 
     weights: int
-    vectors: int
+    whole: int
     read: int
     macs: int
     n_ctx: int
@@ -78,6 +86,19 @@ class Demand:
     kv_type: str = "f16"
     kv_bytes_per_token: int = 0
     kv_window_bytes: int = 0
+    kv_contexts: tuple = ()
+    experts: int = 0
+    choices: tuple = ()
+
+    def policies(self):
+        """Policies that differ for this model."""
+        return (POLICIES[0], HYBRID, *POLICIES[1:]) if self.experts else POLICIES
+
+    def weights_read(self, sequences):
+        """Bytes of weights that one token of each of so many sequences read: experts as often as any of them is chosen, on the average of
+        routers that choose evenly and of tokens that have nothing to do with each other."""
+        chosen = sum(used * size for _, used, size in self.choices)
+        return self.read - chosen + sum(n * (1 - (1 - used / n) ** sequences) * size for n, used, size in self.choices)
 
     def kv_read(self, past):
         """Bytes of keys and values that a token reads with `past` positions behind it."""
@@ -122,14 +143,16 @@ def demand(gguf, n_nodes, n_ctx=None, n_batch=512, kv_type="f16"):
     alone = build(Plan(1, n_batch, n_ctx, kv_type=kv_type), catalog) if n_nodes > 1 else plan
     costs = [op.cost(1) for op in plan.ops]
     attention = [op.attention for op in plan.ops if op.name == "attend"]
-    types = {}
+    types, choices = Counter(), Counter()
     for op in plan.ops:
         for w, n_bytes, _ in op.products(1):
-            types[w.type] = types.get(w.type, 0) + n_bytes
+            types[w.type] += n_bytes
+            if w in plan.experts:
+                choices[w.experts, min(op.per_token, w.experts)] += w.packed_bytes // w.experts
     node, team = plan.barriers()
     return Demand(
         weights=sum(w.packed_bytes for w in plan.weights),
-        vectors=sum(w.packed_bytes for w in plan.weights if not isinstance(w, Matrix)),
+        whole=sum(w.packed_bytes for w in plan.weights if not isinstance(w, Matrix) or w in plan.whole),
         read=sum(cost.n_bytes for cost in costs),
         macs=sum(cost.macs for cost in costs),
         n_ctx=n_ctx,
@@ -145,6 +168,9 @@ def demand(gguf, n_nodes, n_ctx=None, n_batch=512, kv_type="f16"):
         kv_type=kv_type,
         kv_bytes_per_token=plan.kv.bytes_per_token,
         kv_window_bytes=plan.kv.window_bytes(n_ctx),
+        kv_contexts=tuple((n, plan.kv.bytes(n)) for n in sorted({*(n for n in _CONTEXTS if n < n_ctx), n_ctx})),
+        experts=sum(w.packed_bytes for w in plan.experts),
+        choices=tuple((*who, size) for who, size in choices.items()),
     )
 
 
@@ -230,8 +256,8 @@ def forecast(demand, machine, policy, sequences=None):
     demand : Demand
         Made for as many nodes as the machine has.
     machine : Machine
-    policy : {"replicate", "shard", "interleave", "local"}
-        local: on the first node alone.
+    policy : str
+        As `policies.canonical` writes it; local: on the first node alone.
     sequences : int, optional
         Sequences that decode at once, shared evenly by the nodes; default: 16 per node, or one where the machine's arithmetic
         is not known.
@@ -278,12 +304,12 @@ def step_seconds(demand, machine, policy, on, sequences=1, past=0):
     """
     sites, n = [machine.sites[i] for i in on], len(on)
     workers = sum(site.cores for site in sites)
-    remote, slowest = (n - 1) / n, 0.0
+    remote, slowest, weights = (n - 1) / n, 0.0, demand.weights_read(sequences)
     for site in sites:
         share = site.cores / workers
-        reading = share * demand.read / site.read
+        reading = share * weights / site.read
         if policy == "interleave" and n > 1:
-            reading = max(reading, demand.read / n / site.read, share * demand.read * remote / machine.link)
+            reading = max(reading, weights / n / site.read, share * weights * remote / machine.link)
         reading += sequences * demand.kv_read(past) / n / site.read
         arithmetic = share * sequences * demand.macs / site.macs if site.macs else 0.0
         slowest = max(slowest, reading, arithmetic)
@@ -295,12 +321,13 @@ def step_seconds(demand, machine, policy, on, sequences=1, past=0):
 
 def _needs(demand, machine, policy):
     sites, found = machine.sites, []
-    workers, matrices = sum(site.cores for site in sites), demand.weights - demand.vectors
+    workers, groups = sum(site.cores for site in sites), {EXPERTS: demand.experts, REST: demand.weights - demand.whole - demand.experts}
     for i, site in enumerate(sites):
-        weights, kv, activations = demand.weights, -(-demand.kv_bytes // len(sites)), demand.activations
-        if policy == "shard":  # rows in proportion to workers, to a few rows per matrix
-            weights = demand.vectors + -(-matrices * site.cores // workers)
-        elif policy == "interleave":
+        kv, activations = -(-demand.kv_bytes // len(sites)), demand.activations
+        # Under shard rows are cut in proportion to workers, to a few rows per matrix.
+        weights = demand.whole + sum(-(-n * site.cores // workers) if of_group(policy, group) == "shard" else n
+                                     for group, n in groups.items())
+        if policy == "interleave":
             weights = -(-demand.weights // len(sites))
         elif policy == "local":
             if i:
@@ -346,6 +373,11 @@ def report(demand, machine, forecasts):
     windows = f" and at most {short_bytes(demand.kv_window_bytes)} for windows" if demand.kv_window_bytes else ""
     lines.append(f"KV in {demand.kv_type}: one sequence, {short_bytes(demand.kv_bytes_per_token)} per token{windows}"
                  + ("" if one else ", spread over the nodes; in throughput mode each lies whole on one"))
+    if len(demand.kv_contexts) > 1:
+        lines.append("  " + ", ".join(f"{counted(n, 'token')}: {short_bytes(size)}" for n, size in demand.kv_contexts))
+    if demand.experts:
+        lines.append(f"experts are {short_bytes(demand.experts)} of {short_bytes(demand.weights)}; "
+                     + "; ".join(f"a token reads {used} of {n}" for n, used, _ in demand.choices))
     if not machine.measured:
         return "\n".join(lines)
     n = forecasts[0].sequences

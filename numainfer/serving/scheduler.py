@@ -81,8 +81,9 @@ def _check_lanes(runtime, mode):
     placement = runtime.engine.placement
     if mode == "throughput" and len(placement.nodes) > 1 and placement.policy != "replicate":
         raise ValueError(
-            f"mode = 'throughput': every node works by itself then and needs its own copy of the weights, but the placement is "
-            f"{placement.policy} on {placement.where}: one copy in all. Load with placement='replicate', or leave mode to 'auto'"
+            f"mode = 'throughput': every node works by itself then and needs its own copy of all weights, but the placement is "
+            f"{placement.policy} on {placement.where}: {'of some weights ' * (len(placement.policies) > 1)}one copy in all. "
+            "Load with placement='replicate', or leave mode to 'auto'"
         )
 
 

@@ -1,7 +1,7 @@
 """Checks that run inside the guest, with the real package on real libnuma: ``checks.py SETTINGS CHECK ...``.
 
-SETTINGS is JSON: ``model`` and ``big`` (paths), ``cpus`` (what `topology` shall say: CPUs by node), ``bits`` (digests that the host
-computed, by model). Prints a line of JSON per check; the exit status is the number of checks that failed.
+SETTINGS is JSON: ``model``, ``mixture`` and ``big`` (paths), ``cpus`` (what `topology` shall say: CPUs by node), ``bits`` (digests that the
+host computed, by model). Prints a line of JSON per check; the exit status is the number of checks that failed.
 """
 
 import json
@@ -130,6 +130,23 @@ def placements(settings):
         wanted = sorted(cpu for node in engine.nodes for cpu in settings["cpus"][str(node)]) * (2 if len(lanes) > 1 else 1)
         expect_pinned(sorted(wanted))
         engine.close()
+    return said
+
+
+@check
+def mixtures(settings):
+    """Experts cut or copied, with the rest or apart from it: each node's part lies in its own memory; the host's bits."""
+    said, held = {}, {}
+    for policy in ("replicate", "experts=shard,*=replicate", "shard"):
+        engine = open_engine(settings["mixture"], placement=policy)
+        assert engine.placement.policy == policy and [node.verified for node in engine.placement.nodes] == [1.0] * len(engine.nodes)
+        for node, arena in zip(engine.nodes, engine.replicas.arenas, strict=True):
+            expect_pages(arena, node)
+        held[policy] = sum(arena.bytes for arena in engine.replicas.arenas)
+        said[policy] = {node.number: [node.weights, node.experts] for node in engine.placement.nodes}
+        assert bits(engine, engine.new_kv()) == settings["bits"]["mixture"], policy
+        engine.close()
+    assert held["shard"] < held["experts=shard,*=replicate"] < held["replicate"]
     return said
 
 

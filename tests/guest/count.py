@@ -6,7 +6,8 @@ of its own), or ``count.py llama.cpp MODEL STRATEGY CACHE``, STRATEGY "none" or 
 
 Windows of counting: first a control, in which CPUs of each node read another node's memory; then a token in its stride, with all
 that process and kernel do meanwhile. Prints JSON: ``regions`` (window -> name -> physical pages as [first, number] pairs),
-``control_bytes``, ``seconds`` of the token by the guest's clock, ``nodes``, and of numainfer ``weight_bytes`` per token.
+``control_bytes``, ``seconds`` of the token by the guest's clock, ``nodes``, and of numainfer ``weight_bytes`` and ``expert_bytes`` per
+token.
 """
 
 import json
@@ -20,6 +21,8 @@ from pathlib import Path
 import numpy as np
 from checks import PROMPT
 from inside import NODES, Markers, frames, node_numbers, numbers
+
+from numainfer import _core
 
 CONTROL_BYTES = 1 << 20
 BEFORE = 3  # tokens of the answer before the one that is counted
@@ -94,6 +97,17 @@ def mappings():
     return {label: np.concatenate(parts) for label, parts in found.items()}
 
 
+def experts(engine, i):
+    """Physical page numbers of what node i holds of experts; on the first and the last page of a run other weights may lie, too."""
+    found = []
+    for w in engine.plan.experts:
+        _, _, _, addresses, bounds, _ = engine.replicas.entry(w)
+        groups = -(-w.n // _core.ROWS)
+        (first, end), group = (0, groups) if bounds is None else bounds[i : i + 2], w.packed_bytes // groups // w.experts
+        found.append(frames(addresses[i] + first * group, w.experts * (end - first) * group))
+    return np.concatenate(found)
+
+
 def numainfer(counter, path, policy, mode):
     """A token of `Model.generate`, from the choice of one token to the logits of the next."""
     import numainfer
@@ -101,11 +115,13 @@ def numainfer(counter, path, policy, mode):
     model = numainfer.load(path, n_ctx=64, n_batch=16, placement=policy, verify="warn")
     engine = model.runtime.engine
     lanes = [engine.lane] if mode == "latency" else engine.node_lanes()
-    counter.said |= {"nodes": engine.nodes, "weight_bytes": engine.bytes_per_token}
+    chosen = sum(n for op in engine.plan.ops for w, n, _ in op.products(1) if w in engine.plan.experts)
+    counter.said |= {"nodes": engine.nodes, "weight_bytes": engine.bytes_per_token, "expert_bytes": chosen}
 
     def end():
         counter.end()
-        known = {f"weights {node}": frames(arena.address, arena.bytes) for node, arena in zip(engine.nodes, engine.replicas.arenas)}
+        known = {f"experts {node}": experts(engine, i) for i, node in enumerate(engine.nodes) if engine.plan.experts}
+        known |= {f"weights {node}": frames(arena.address, arena.bytes) for node, arena in zip(engine.nodes, engine.replicas.arenas)}
         counter.tell(**known, kv=np.concatenate([frames(*slab) for slab in engine.caches.slabs()]))
 
     # The sequences meet when the window begins and when it ends, and nowhere in between.

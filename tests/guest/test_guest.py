@@ -6,6 +6,7 @@ import checks
 import pytest
 from boot import Machine
 from counting import CPUS, count, model_path
+from tiny_mixture import tiny_mixture
 from tiny_models import tiny
 
 from numainfer.gguf import sources
@@ -15,8 +16,8 @@ MACHINES = {
     "two nodes": (
         Machine([(2, 640), (2, 640)]),
         {0: [0, 1], 1: [2, 3]},
-        [["topology", "placements", "subset", "strays", "balancing", "too_big"], ["affinity"], ["cpuset_of_one_node"], ["cpuset_memory"],
-         ["interleaved"], ["without_mbind"], ["as_in_docker"], ["memory"], ["memory_limit"], ["cpu_limit"]],
+        [["topology", "placements", "mixtures", "subset", "strays", "balancing", "too_big"], ["affinity"], ["cpuset_of_one_node"],
+         ["cpuset_memory"], ["interleaved"], ["without_mbind"], ["as_in_docker"], ["memory"], ["memory_limit"], ["cpu_limit"]],
     ),
     "four nodes": (
         Machine([(1, 384)] * 4),
@@ -41,17 +42,18 @@ MACHINES = {
     "unequal nodes with SMT": (
         Machine([(2, 384), (4, 640)], threads_per_core=2),
         {0: [0], 1: [2, 4]},
-        [["topology", "placements"]],
+        [["topology", "placements", "mixtures"]],
     ),
 }
 
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory):
-    """Paths and host's bits of a model of 2 MB and of a real one."""
-    small = tiny(tmp_path_factory.mktemp("guest"), "llama", "Q8_0", heads=8, kv_heads=4, layers=3, feed_forward=512)
-    big = sources.resolve("smollm2")
-    return {"model": str(small), "big": str(big), "bits": {"model": checks.host_bits(small), "big": checks.host_bits(big)}}
+    """Paths and host's bits of a model of 2 MB, of a mixture of 4 MB and of a real one."""
+    folder = tmp_path_factory.mktemp("guest")
+    paths = {"model": tiny(folder, "llama", "Q8_0", heads=8, kv_heads=4, layers=3, feed_forward=512),
+             "mixture": tiny_mixture(folder), "big": sources.resolve("smollm2")}  # fmt: skip
+    return {name: str(path) for name, path in paths.items()} | {"bits": {name: checks.host_bits(path) for name, path in paths.items()}}
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +101,22 @@ def test_what_crosses_the_link(mode):
     # No faster than a real core with the memory to itself, so that the kernel's part, which comes with time, is not too small.
     assert said["weight_bytes"] / parts / CPUS / said["seconds"] < 20e9
     assert token.share() <= {"latency": 0.01, "throughput": 0.001}[mode], token
+
+
+@pytest.mark.parametrize(("policy", "mode"), [("replicate", "latency"), ("replicate", "throughput"), ("shard", "latency"),
+                                              ("experts=shard,*=replicate", "latency")])  # fmt: skip
+def test_no_expert_crosses_the_link(tmp_path, policy, mode):
+    """A token of a mixture: no byte of the chosen experts comes from the other node, wherever the router sends it, nor of any other
+    weight, but for the token's row of the embedding where that is cut."""
+    windows, said = count(tiny_mixture(tmp_path, layers=4, width=512, expert_width=512, experts=16, used=4), policy, mode)
+    token = windows["token"]
+    print(json.dumps({f"{policy} {mode}": {"said": {key: said[key] for key in ("weight_bytes", "expert_bytes")}, "read": token.reads,
+                                           "remote": token.remote_reads}}, indent=1))  # fmt: skip
+    assert windows["control"].share("control") == 1.0, "the counter does not see what was read across the link"
+    parts = len(said["nodes"]) if mode == "latency" else 1
+    for node in said["nodes"]:
+        assert token.reads[f"experts {node}"] >= 0.95 * said["expert_bytes"] / parts
+        assert token.reads[f"weights {node}"] > 0
+    assert token.share("experts") == 0.0
+    remote = sum(n for name, n in token.remote_reads.items() if name.startswith("weights"))
+    assert remote <= (512 // 32 * 34 if policy == "shard" else 0), token.remote_reads
