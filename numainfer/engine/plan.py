@@ -138,6 +138,7 @@ class Plan:
         """RMS norm of what a matrix made, whole rows: (T, D), one copy per node."""
         h = self.norm(self._near(x), w, eps)[1]
         h.forms.add("f")
+        h.source = x.source  # whose rows it still has, should they not fit what reads them
         return h
 
     def matmul(self, h, *matrices, scale=1.0):
@@ -179,9 +180,8 @@ class Plan:
                                                        ("k", k, "head_count_kv", a.kv_heads, "key_length", a.key_length),
                                                        ("v", v, "head_count_kv", a.kv_heads, "value_length", a.value_length)):
             self._check("attend", name, tensor, count * width, of=f" (attention.{heads} = {count} of {key} {width})")
-        if a.heads % a.kv_heads or a.key_length % 16 or a.value_length % 16 or a.rope_dim % 2 or a.rope_dim > a.key_length:
-            raise PlanError(f"attend: heads must be a multiple of kv-heads, head widths multiples of 16, rope_dim even and at "
-                            f"most the key width; found {a}")
+        if a.heads % a.kv_heads or a.rope_dim % 2 or a.rope_dim > a.key_length:
+            raise PlanError(f"attend: heads must be a multiple of kv-heads, rope_dim even and at most the key width; found {a}")
         if rope is not None:
             self._check("attend", "rope", rope, a.rope_dim)
         for name, norm in (("q_norm", q_norm), ("k_norm", k_norm)):
@@ -226,6 +226,8 @@ class Plan:
             raise PlanError(f"gated: activation {activation!r}; wanted one of {', '.join(GATES)}")
         if up is None and gate.width % 2:
             self._refuse(f"gated: operand gate ({gate.name}) has width {gate.width}, wanted an even one, two halves", gate.source)
+        if up is not None and up.source is None and gate.width != up.width:  # then the gate's matrix is at fault
+            self._check("gated", "gate", gate, up.width, gate.per_token)
         if up is not None:
             self._check("gated", "up", up, gate.width, gate.per_token)
         a = self._tensor("a", gate.width // (2 if up is None else 1), PER_NODE, per_token=gate.per_token)
@@ -360,7 +362,7 @@ class Plan:
             self._check("mix", "also", also, y.width)
         if gate is not None:
             self._check("mix", "gate", gate, 1)
-        out = self._tensor("mix", y.width, PER_NODE, "f")
+        out = self._tensor("mix", y.width, PER_NODE, "f", source=y.source)
         return self._add("mix", [y, weights, also, gate, out], [], floats=(scale,))
 
     # ---- building ------------------------------------------------------------------------------------------------
