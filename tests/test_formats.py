@@ -2,7 +2,6 @@
 
 import ctypes
 
-import gguf
 import numpy as np
 import pytest
 from _ckernels import (
@@ -10,6 +9,7 @@ from _ckernels import (
     FLOAT,
     MIN,
     NESTED,
+    NESTED_MIN,
     OFFSET,
     ROWS,
     SIGNED,
@@ -22,9 +22,8 @@ from _ckernels import (
     random_blocks,
     scale_offsets,
 )
-from gguf.quants import dequantize
+from file_types import dequantise, number, sizes
 
-GGML = {name: gguf.GGMLQuantizationType[name] for name in TYPES}
 SCALES = np.array([0, -0.0, 1, -1, 6e-8, -6e-8, 6.1e-5, 6.098e-5, 3.4e-5, 0.0123, -0.37, 65504, -65504], np.float16)
 QUANTISED = TYPES[3:]
 
@@ -48,19 +47,21 @@ def bits(x):
 
 def lengths(name):
     block = formats()[name].block
-    return {1: [1, 7, 31, 32, 33, 576], 32: [32, 64, 288, 576], 256: [256, 512, 1280]}[block]
+    return {1: [1, 7, 31, 32, 33, 576], 32: [32, 64, 288, 576]}.get(block, [block, 2 * block, 5 * block])
 
 
 @pytest.mark.parametrize("name", TYPES)
 def test_table(name):
     fmt = formats()[name]
-    block, size = gguf.GGML_QUANT_SIZES[GGML[name]]
+    block, size = sizes(name)
     assert fmt.name.decode() == name
-    assert (fmt.ggml_type, fmt.block, fmt.block_bytes) == (GGML[name].value, block, size)
+    assert (fmt.ggml_type, fmt.block, fmt.block_bytes) == (number(name), block, size)
     assert fmt.record_bytes % 32 == 0
     kind, sub, offset, max_q = {
         "Q4_0": (OFFSET, 32, 8, 15), "Q4_1": (MIN, 32, 0, 15), "Q5_0": (OFFSET, 32, 16, 31), "Q5_1": (MIN, 32, 0, 31),
         "Q8_0": (SIGNED, 32, 0, 0), "Q4_K": (MIN, 32, 0, 15), "Q5_K": (MIN, 32, 0, 31), "Q6_K": (NESTED, 16, 32, 63),
+        "Q2_K": (NESTED_MIN, 16, 0, 3), "Q3_K": (NESTED, 16, 4, 7),
+        "TQ1_0": (OFFSET, 32, 1, 2), "TQ2_0": (OFFSET, 32, 1, 3), "Q1_0": (OFFSET, 32, 1, 2), "Q2_0": (OFFSET, 32, 1, 3),
     }.get(name, (FLOAT, 0, 0, 0))  # fmt: skip
     assert (fmt.kind, fmt.sub, fmt.offset, fmt.max_q) == (kind, sub, offset, max_q)
 
@@ -71,7 +72,7 @@ def test_decode_equals_gguf(name, scales):
     rng = np.random.default_rng(1)
     for k in lengths(name):
         rows = random_blocks(rng, name, 23, k, scales)
-        assert np.array_equal(bits(decode(name, rows, k)), bits(dequantize(rows, GGML[name]).reshape(23, k)))
+        assert np.array_equal(bits(decode(name, rows, k)), bits(dequantise(rows, name).reshape(23, k)))
 
 
 @pytest.mark.parametrize("name", QUANTISED)
@@ -82,7 +83,7 @@ def test_decode_of_uniform_bytes(name):
         row = np.full((1, fmt.block_bytes), byte, np.uint8)
         for at in scale_offsets(name):
             row[:, at : at + 2] = np.array([-1.5], np.float16).view(np.uint8)
-        assert np.array_equal(bits(decode(name, row, fmt.block)), bits(dequantize(row, GGML[name])))
+        assert np.array_equal(bits(decode(name, row, fmt.block)), bits(dequantise(row, name)))
 
 
 @pytest.mark.parametrize("name", TYPES)
