@@ -1,7 +1,10 @@
 """Weight formats against gguf.quants, bit for bit; packing and its inverse."""
 
 import ctypes
+import pathlib
 
+import file_types  # noqa: F401: teaches gguf
+import gguf
 import numpy as np
 import pytest
 from _ckernels import (
@@ -22,8 +25,10 @@ from _ckernels import (
     random_blocks,
     scale_offsets,
 )
-from file_types import dequantise, number, sizes
+from gguf.quants import dequantize
 
+GGML = {name: gguf.GGMLQuantizationType[name] for name in TYPES}
+GOLDEN = pathlib.Path(__file__).resolve().parent / "golden" / "blocks.npz"
 SCALES = np.array([0, -0.0, 1, -1, 6e-8, -6e-8, 6.1e-5, 6.098e-5, 3.4e-5, 0.0123, -0.37, 65504, -65504], np.float16)
 QUANTISED = TYPES[3:]
 
@@ -53,9 +58,9 @@ def lengths(name):
 @pytest.mark.parametrize("name", TYPES)
 def test_table(name):
     fmt = formats()[name]
-    block, size = sizes(name)
+    block, size = gguf.GGML_QUANT_SIZES[GGML[name]]
     assert fmt.name.decode() == name
-    assert (fmt.ggml_type, fmt.block, fmt.block_bytes) == (number(name), block, size)
+    assert (fmt.ggml_type, fmt.block, fmt.block_bytes) == (GGML[name].value, block, size)
     assert fmt.record_bytes % 32 == 0
     kind, sub, offset, max_q = {
         "Q4_0": (OFFSET, 32, 8, 15), "Q4_1": (MIN, 32, 0, 15), "Q5_0": (OFFSET, 32, 16, 31), "Q5_1": (MIN, 32, 0, 31),
@@ -72,7 +77,21 @@ def test_decode_equals_gguf(name, scales):
     rng = np.random.default_rng(1)
     for k in lengths(name):
         rows = random_blocks(rng, name, 23, k, scales)
-        assert np.array_equal(bits(decode(name, rows, k)), bits(dequantise(rows, name).reshape(23, k)))
+        assert np.array_equal(bits(decode(name, rows, k)), bits(dequantize(rows, GGML[name]).reshape(23, k)))
+
+
+@pytest.mark.parametrize("name", ["Q2_K", "Q3_K", "TQ1_0", "TQ2_0", "Q1_0", "Q2_0"])
+def test_decode_equals_llama_cpp(name):
+    """And so do the tests' own decoders; make_block_goldens.py says where the floats come from."""
+    with np.load(GOLDEN) as golden:
+        blocks, wanted = golden[name], golden[f"{name} values"]
+    assert np.array_equal(bits(decode(name, blocks, wanted.shape[1])), bits(wanted))
+    assert np.array_equal(bits(dequantize(blocks, GGML[name])), bits(wanted))
+
+
+@pytest.mark.parametrize("name", QUANTISED)
+def test_a_packed_matrix_takes_hardly_more_than_the_file(name):
+    assert formats()[name].record_bytes <= 1.03 * ROWS * formats()[name].block_bytes
 
 
 @pytest.mark.parametrize("name", QUANTISED)
@@ -83,7 +102,7 @@ def test_decode_of_uniform_bytes(name):
         row = np.full((1, fmt.block_bytes), byte, np.uint8)
         for at in scale_offsets(name):
             row[:, at : at + 2] = np.array([-1.5], np.float16).view(np.uint8)
-        assert np.array_equal(bits(decode(name, row, fmt.block)), bits(dequantise(row, name)))
+        assert np.array_equal(bits(decode(name, row, fmt.block)), bits(dequantize(row, GGML[name])))
 
 
 @pytest.mark.parametrize("name", TYPES)

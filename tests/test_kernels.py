@@ -2,6 +2,8 @@
 
 import ctypes
 
+import file_types  # noqa: F401: teaches gguf
+import gguf
 import numpy as np
 import pytest
 from _ckernels import (
@@ -26,7 +28,7 @@ from _ckernels import (
     tables,
     without,
 )
-from file_types import dequantise
+from gguf.quants import dequantize
 
 ISAS = list(tables())
 QUANTISED = TYPES[3:]
@@ -142,7 +144,7 @@ def assert_same_bits(found, wanted, what):
 
 def reference(name, rows, x):
     """float64 (T, rows): y and the sum of |w x|, the measure of its error."""
-    w = dequantise(rows, name).reshape(len(rows), x.k).astype(np.float64)
+    w = dequantize(rows, gguf.GGMLQuantizationType[name]).reshape(len(rows), x.k).astype(np.float64)
     values = x.values(name)
     return values @ w.T, np.abs(values) @ np.abs(w).T
 
@@ -218,6 +220,7 @@ def test_empty_slots_are_filled_with_kernels_of_the_same_bits(isa, slots):
 @pytest.mark.parametrize("empty, lender", [
     ("F16", "F32"), ("Q4_1", "Q4_K"), ("Q4_K", "Q4_1"), ("Q5_K", "Q5_1"), ("Q4_1 Q4_K", "Q5_1"),
     ("Q5_1 Q5_K", None), ("Q4_0", None), ("Q5_0", None), ("Q8_0", None), ("Q6_K", None),
+    ("Q2_K", None), ("Q3_K", None), ("Q1_0", "TQ1_0"), ("TQ2_0", "Q2_0"), ("Q2_0", "TQ2_0"), ("TQ2_0 Q2_0", None),
 ])  # fmt: skip
 def test_who_lends_a_gemm(isa, empty, lender):
     """Panels must be alike in kind, sub-blocks and offset, and the lender's quants reach as far; narrow lenders go first."""
@@ -285,6 +288,32 @@ def test_largest_sums_of_q6_k(sc, q):
     check_all("Q6_K", rows, Activations(rng, 5, 512, np.full(512, q)))
     blocks[:, :96:3] = 0xFF  # some at the other end: sums wrap on the way
     check_all("Q6_K", rows, Activations(rng, 5, 512, np.full(512, q)))
+
+
+@pytest.mark.parametrize("sc", [0x00, 0xFF], ids=["-32", "31"])
+@pytest.mark.parametrize("q", [127, -127])
+def test_largest_sums_of_q3_k(sc, q):
+    """Products sc * (q - 4) at both ends, -124 and 128; sums of 8 in eighths just fit 16 bits."""
+    rng = np.random.default_rng(18)
+    rows = random_blocks(rng, "Q3_K", ROWS, 512)
+    blocks = rows.reshape(-1, 110)
+    blocks[:, 96:108] = sc
+    for quants in (0x00, 0xFF):
+        blocks[:, :96] = quants
+        check_all("Q3_K", rows, Activations(rng, 5, 512, np.full(512, q)))
+        blocks[:, :96:5] = 0xFF - quants  # some at the other end: sums wrap on the way
+        check_all("Q3_K", rows, Activations(rng, 5, 512, np.full(512, q)))
+
+
+@pytest.mark.parametrize("q", [127, -127])
+def test_largest_sums_of_q2_k(q):
+    """All scales, minimums and quants at their greatest, and each of them alone."""
+    rng = np.random.default_rng(19)
+    rows = random_blocks(rng, "Q2_K", ROWS, 512)
+    blocks = rows.reshape(-1, 84)
+    for scales, quants in ((0xFF, 0xFF), (0xF0, 0xFF), (0x0F, 0xFF), (0xFF, 0x00)):
+        blocks[:, :16], blocks[:, 16:80] = scales, quants
+        check_all("Q2_K", rows, Activations(rng, 5, 512, np.full(512, q)))
 
 
 @pytest.mark.parametrize("name", QUANTISED)

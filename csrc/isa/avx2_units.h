@@ -11,11 +11,18 @@
 
 NI_INLINE __m256i mask_bits(__m256i v, int mask) { return _mm256_and_si256(v, _mm256_set1_epi8((char)mask)); }
 
+/* 32 bytes in a register: gcc would load them anew for each of their uses. */
+NI_INLINE __m256i load_once(const uint8_t *p) {
+    __m256i v = load32(p);
+    IN_ORDER(v);
+    return v;
+}
+
 /* A unit of 2 bits, one half of the rows: kg 0-3, and 4 times kg 4-7. */
 NI_INLINE void unit2_values(const uint8_t *p, __m256i v[8]) {
 #pragma GCC unroll 2
     for (int j = 0; j < 2; j++) {
-        const __m256i q = load32(p + 64 * j), up = _mm256_srli_epi16(q, 4);
+        const __m256i q = load_once(p + 64 * j), up = _mm256_srli_epi16(q, 4);
         v[2 * j] = mask_bits(q, 3), v[2 * j + 4] = mask_bits(q, 12);
         v[2 * j + 1] = mask_bits(up, 3), v[2 * j + 5] = mask_bits(up, 12);
     }
@@ -23,7 +30,7 @@ NI_INLINE void unit2_values(const uint8_t *p, __m256i v[8]) {
 
 /* A unit of 3 bits: kg 0-3, and 8 times kg 4-7. */
 NI_INLINE void unit3_values(const uint8_t *p, __m256i v[8]) {
-    const __m256i a = load32(p), b = load32(p + 64), c = load32(p + 128);
+    const __m256i a = load_once(p), b = load_once(p + 64), c = load_once(p + 128);
     v[0] = mask_bits(a, 7), v[1] = mask_bits(b, 7), v[2] = mask_bits(c, 7);
     v[4] = mask_bits(a, 56), v[5] = mask_bits(b, 56), v[6] = mask_bits(c, 56);
     v[3] = _mm256_or_si256(move_bits(a, 6, 0, 2), move_bits(c, 6, 2, 1));
@@ -217,7 +224,7 @@ NI_INLINE void tile_nested_min(const __m256i *mn, const float *dmin, gemm_tokens
 
 NI_GEMM(nested_min, 6, 0, tile_nested_min((const __m256i *)p->q, p->min, a, m_, out))
 
-static void gemm_q2_k(const ni_panel *p, int64_t k0, int64_t nk, const ni_act *x, int n_tokens, float *acc, float *accm) {
+NI_INLINE void subtract_minimums(const ni_panel *p, int64_t k0, int64_t nk, const ni_act *x, int n_tokens, float *acc) {
     __m256i mn[16];
     for (int i = 0; i < 16; i++) {
         const float *two = p->f + NI_ROWS * (1 + i / 2 * 2) + 8 * (i % 2);
@@ -225,8 +232,13 @@ static void gemm_q2_k(const ni_panel *p, int64_t k0, int64_t nk, const ni_act *x
         mn[i] = _mm256_or_si256(first, _mm256_slli_epi32(second, 16));
     }
     const ni_panel low = {.q = (uint8_t *)mn, .min = p->f};
+    gemm_nested_min(&low, k0, nk, x, n_tokens, acc, NULL);
+}
+
+static void gemm_q2_k(const ni_panel *p, int64_t k0, int64_t nk, const ni_act *x, int n_tokens, float *acc, float *accm) {
+    (void)accm;
     gemm_nested(p, k0, nk, x, n_tokens, 0, acc);
-    gemm_nested_min(&low, k0, nk, x, n_tokens, acc, accm);
+    subtract_minimums(p, k0, nk, x, n_tokens, acc);
 }
 
 /* TQ1_0, TQ2_0, Q1_0, Q2_0: quants of at most 3, less 1. */
@@ -237,7 +249,7 @@ NI_GEMM(offset1, 6, 0, tile_q4(p, nk, a, m_, 1, out))
 
 /* Q1_0: kg 0-3, and 16 times kg 4-7, half as large as a panel has them. */
 NI_INLINE void unit1_values(const uint8_t *p, __m256i v[8]) {
-    const __m256i q = load32(p);
+    const __m256i q = load_once(p);
 #pragma GCC unroll 4
     for (int g = 0; g < 4; g++) v[g] = move_bits(q, g, 0, 1), v[g + 4] = move_bits(q, g + 4, 4, 1);
 }

@@ -13,11 +13,18 @@ NI_INLINE __m512i mask_bits(__m512i v, int mask) { return _mm512_and_si512(v, _m
 /* a where `mask` has ones, else b. */
 NI_INLINE __m512i choose(int mask, __m512i a, __m512i b) { return _mm512_ternarylogic_epi32(_mm512_set1_epi8((char)mask), a, b, 0xca); }
 
+/* 64 bytes in a register: gcc would load them anew for each of their uses, and half of the records lie across cache lines. */
+NI_INLINE __m512i load_once(const uint8_t *p) {
+    __m512i v = load64(p);
+    IN_ORDER(v);
+    return v;
+}
+
 /* A unit of 2 bits: kg 0-3, and 4 times kg 4-7. */
 NI_INLINE void unit2_values(const uint8_t *p, __m512i v[8]) {
 #pragma GCC unroll 2
     for (int j = 0; j < 2; j++) {
-        const __m512i q = load64(p + 64 * j), up = _mm512_srli_epi16(q, 4);
+        const __m512i q = load_once(p + 64 * j), up = _mm512_srli_epi16(q, 4);
         v[2 * j] = mask_bits(q, 3), v[2 * j + 4] = mask_bits(q, 12);
         v[2 * j + 1] = mask_bits(up, 3), v[2 * j + 5] = mask_bits(up, 12);
     }
@@ -25,7 +32,7 @@ NI_INLINE void unit2_values(const uint8_t *p, __m512i v[8]) {
 
 /* A unit of 3 bits: kg 0-3, and 8 times kg 4-7. */
 NI_INLINE void unit3_values(const uint8_t *p, __m512i v[8]) {
-    const __m512i a = load64(p), b = load64(p + 64), c = load64(p + 128);
+    const __m512i a = load_once(p), b = load_once(p + 64), c = load_once(p + 128);
     v[0] = mask_bits(a, 7), v[1] = mask_bits(b, 7), v[2] = mask_bits(c, 7);
     v[4] = mask_bits(a, 56), v[5] = mask_bits(b, 56), v[6] = mask_bits(c, 56);
     v[3] = mask_bits(choose(3, _mm512_srli_epi16(a, 6), _mm512_srli_epi16(c, 4)), 7);
@@ -49,7 +56,6 @@ NI_INLINE __m512i pair_sums(const __m512i s[2], int scaled) {
 
 /* 32 bytes as words. */
 NI_INLINE __m512i words_u8(const void *p) { return _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)p)); }
-NI_INLINE __m512i words_i8(const void *p) { return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)p)); }
 
 NI_INLINE void dot_block_q2_k(const uint8_t *w, const ni_act *x, float *y) {
     const ni_record_q2_k *in = (const ni_record_q2_k *)w;
@@ -74,32 +80,37 @@ NI_INLINE void dot_block_q2_k(const uint8_t *w, const ni_act *x, float *y) {
     _mm512_storeu_ps(y, acc);
 }
 
-/* The scales of a record of Q3_K, less 32: line c in bytes 64 c. */
-NI_INLINE void widen_q3_scales(const ni_record_q3_k *in, int8_t sc[256]) {
+/* The scales of a record of Q3_K, less 32. */
+NI_INLINE void widen_q3_scales(const ni_record_q3_k *in, __m512i line[4]) {
     const __m512i upper = load64(in->upper);
 #pragma GCC unroll 4
     for (int c = 0; c < 4; c++) {
         const __m512i low = load64(in->low[c / 2]), nibble = c % 2 ? _mm512_srli_epi16(low, 4) : low;
-        const __m512i v = mask_bits(choose(15, nibble, move_bits(upper, 2 * c, 4)), 63);
-        store64(sc + 64 * c, _mm512_sub_epi8(v, _mm512_set1_epi8(32)));
+        line[c] = _mm512_sub_epi8(mask_bits(choose(15, nibble, move_bits(upper, 2 * c, 4)), 63), _mm512_set1_epi8(32));
     }
+}
+
+/* Of a line the half that belongs to unit u. */
+NI_INLINE __m256i half_line(const __m512i line[4], int u) {
+    return u % 2 ? _mm512_extracti64x4_epi64(line[u / 2], 1) : _mm512_castsi512_si256(line[u / 2]);
 }
 
 NI_INLINE void dot_block_q3_k(const uint8_t *w, const ni_act *x, float *y) {
     const ni_record_q3_k *in = (const ni_record_q3_k *)w;
     __m512 acc = _mm512_setzero_ps();
     for (int64_t k = 0; k < x->k; k += 256, in++) {
-        _Alignas(64) int8_t sc[256];
+        __m512i line[4];
         __m512 total = _mm512_setzero_ps();
-        widen_q3_scales(in, sc);
-#pragma GCC unroll 2
+        widen_q3_scales(in, line);
+#pragma GCC unroll 8
         for (int u = 0; u < 8; u++) {
             __m512i v[8], s[2];
             unit3_values(in->v[u][0], v);
             unit_sums(v, x->q + k + 32 * u, s);
             const __m512i offset = _mm512_slli_epi16(bcast4(x->s + k / 16 + 2 * u), 2);
-            const __m512i isum = _mm512_madd_epi16(_mm512_sub_epi16(pair_sums(s, 3), offset), words_i8(sc + 32 * u));
+            const __m512i isum = _mm512_madd_epi16(_mm512_sub_epi16(pair_sums(s, 3), offset), _mm512_cvtepi8_epi16(half_line(line, u)));
             total = finish(isum, _mm512_set1_ps(x->d[k / 32 + u]), total);
+            LOADS_STAY;
         }
         acc = _mm512_fmadd_ps(total, load_f16(in->d), acc);
     }
@@ -133,11 +144,12 @@ static void unpack_q2_k(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *
 static void unpack_q3_k(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) {
     RECORDS(q3_k);
     (void)nk;
-    _Alignas(64) int8_t sc[256];
-    widen_q3_scales(in, sc);
+    __m512i line[4];
+    widen_q3_scales(in, line);
     _mm512_storeu_ps(p->min, load_f16(in->d));
+#pragma GCC unroll 8
     for (int u = 0; u < 8; u++) {
-        const __m512i pair = _mm512_cvtepi16_epi32(_mm256_loadu_si256((const __m256i *)(sc + 32 * u)));
+        const __m512i pair = _mm512_cvtepi16_epi32(half_line(line, u));
         const __m512i first = _mm512_srai_epi32(_mm512_slli_epi32(pair, 24), 24), second = _mm512_srai_epi32(pair, 8);
         __m512i v[8];
         unit3_values(in->v[u][0], v);
@@ -248,7 +260,7 @@ NI_GEMM(offset1, TILE, 0, (void)accm, tile_quants(p, nk, x, t, m_, 1, NULL, out)
 
 /* Q1_0: kg 0-3, and 16 times kg 4-7, half as large as a panel has them. */
 NI_INLINE void unit1_values(const uint8_t *p, __m512i v[8]) {
-    const __m512i q = load64(p);
+    const __m512i q = load_once(p);
 #pragma GCC unroll 4
     for (int g = 0; g < 4; g++) v[g] = mask_bits(move_bits(q, g, 0), 1), v[g + 4] = mask_bits(move_bits(q, g, 0), 16);
 }
