@@ -3,8 +3,8 @@
     pip install llama-cpp-python==0.3.36
     python tests/make_block_goldens.py
 
-For types that the ``gguf`` package decodes, a second witness; for Q1_0 and Q2_0 the only one. Arrays: ``NAME`` uint8 (n, bytes of a block) and
-``NAME values`` float32 (n, values of a block), from ``ggml_get_type_traits(type)->to_float``.
+For types that the ``gguf`` package decodes, a second witness; for Q1_0 and Q2_0 the only one. Arrays: ``NAME`` uint8 (n, bytes of a
+block) and ``NAME values`` float32 (n, values of a block), from ``ggml_get_type_traits(type)->to_float``.
 """
 
 import ctypes

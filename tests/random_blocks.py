@@ -4,7 +4,7 @@ Every bit of the quantised part is random, so that all code points occur; only t
 the decoded weights have about the wanted standard deviation and, where the format can, mean zero.
 """
 
-import file_types  # noqa: F401: teaches gguf
+import file_types  # noqa: F401  (teaches gguf)
 import gguf
 import numpy as np
 

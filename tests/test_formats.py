@@ -3,7 +3,7 @@
 import ctypes
 import pathlib
 
-import file_types  # noqa: F401: teaches gguf
+import file_types  # noqa: F401  (teaches gguf)
 import gguf
 import numpy as np
 import pytest

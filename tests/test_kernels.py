@@ -2,7 +2,7 @@
 
 import ctypes
 
-import file_types  # noqa: F401: teaches gguf
+import file_types  # noqa: F401  (teaches gguf)
 import gguf
 import numpy as np
 import pytest
@@ -244,6 +244,13 @@ def test_sizes(name):
     for k, n_groups, n_tokens in shapes:
         rows = random_blocks(rng, name, n_groups * ROWS - k % 3, k)
         check_all(name, rows, Activations(rng, n_tokens, k))
+
+
+@pytest.mark.parametrize("name", QUANTISED)
+def test_many_tokens(name):
+    """As many as a panel meets at a time: kernels that go through them in parts of their own find every part."""
+    rng = np.random.default_rng(20)
+    check_all(name, random_blocks(rng, name, ROWS, 512), Activations(rng, 128, 512))
 
 
 @pytest.mark.parametrize("isa", ISAS)

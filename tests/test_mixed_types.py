@@ -1,4 +1,4 @@
-"""Matrices of many types in one plan, as "dynamic" quantisations have them: experts of one layer, and layers, each of types of their own."""
+"""Matrices of many types in one plan, as in "dynamic" quantisations: types differ within a layer's experts, and from layer to layer."""
 
 import subprocess
 import sys

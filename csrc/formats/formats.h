@@ -44,7 +44,8 @@
  *
  * The dwords of the GGUF blocks are only interleaved over the rows, with these exceptions: the fifth bits of Q5_0 and Q5_1 and the quants
  * of Q1_0 and Q2_0 are transposed, the 6-bit scales of Q4_K and Q5_K become bytes, and the bits of Q2_K, Q3_K, Q6_K and TQ2_0 are arranged
- * anew, in the order of k and for the fewest instructions.  Rows missing from the last group are zero bytes.  records.h has the same layouts as C structs.
+ * anew, in the order of k and for the fewest instructions.  Rows missing from the last group are zero bytes.  records.h has the same
+ * layouts as C structs.
  */
 #ifndef NI_FORMATS_H
 #define NI_FORMATS_H

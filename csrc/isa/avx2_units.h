@@ -270,7 +270,8 @@ NI_INLINE void dot_units(const uint8_t *w, int units, int bits, const ni_act *x,
                 if (bits == 1) unit1_values(w + 32 * i, v);
                 else unit2_values(w + 32 * i, v);
                 const __m256i second = _mm256_srai_epi16(unit_sum(v + 4, x->q + 32 * b + 16), bits == 1 ? 4 : 2);
-                const __m256i s = _mm256_madd_epi16(_mm256_add_epi16(unit_sum(v, x->q + 32 * b), second), _mm256_set1_epi16(bits == 1 ? 2 : 1));
+                const __m256i both = _mm256_add_epi16(unit_sum(v, x->q + 32 * b), second);
+                const __m256i s = _mm256_madd_epi16(both, _mm256_set1_epi16(bits == 1 ? 2 : 1));
                 acc[i] = add_product(_mm256_sub_epi32(s, less), _mm256_mul_ps(scale[i], d), acc[i]);
             }
         }

@@ -175,7 +175,8 @@ NI_INLINE void multiply_in(const ni_panel *p, int offset, int add, uint8_t out[N
 #pragma GCC unroll 4
         for (int g = 0; g < 4; g++) {
             const __m512i q = load64(p->q + 256 * s + 64 * g);
-            const __m512i a = _mm512_maddubs_epi16(_mm512_and_si512(q, even), sc), b = _mm512_maddubs_epi16(_mm512_andnot_si512(even, q), sc);
+            const __m512i a = _mm512_maddubs_epi16(_mm512_and_si512(q, even), sc);
+            const __m512i b = _mm512_maddubs_epi16(_mm512_andnot_si512(even, q), sc);
             store64(out + 256 * s + 64 * g, _mm512_add_epi16(_mm512_add_epi16(a, _mm512_slli_epi16(b, 8)), start));
         }
     }
