@@ -15,7 +15,8 @@ NI_TARGET("avx2,fma,f16c,bmi2")
 
 const ni_own_kernels ni_own_avx2 = {
     .name = "avx2",
-    /* dot, unpack, gather, gemm, few.  Types whose panels are alike share the last two kernels. */
+    /* dot, unpack, gather, gemm, few.  Types whose panels are alike share the last two kernels.
+     * few of the types of 1 to 3 bits: measured on Zen 5. */
     .types = {
         [NI_F32]  = {dot_f32,  unpack_f32,  gather_f32,    gemm_f32,  2},
         [NI_F16]  = {dot_f16,  unpack_f16,  gather_f32,    gemm_f32,  12},

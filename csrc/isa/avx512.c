@@ -17,7 +17,8 @@ NI_TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c,bmi2")
 
 const ni_own_kernels ni_own_avx512 = {
     .name = "avx512",
-    /* dot, unpack, gather, gemm, few, slab.  Types whose panels are alike share the last two kernels. */
+    /* dot, unpack, gather, gemm, few, slab.  Types whose panels are alike share the last two kernels.
+     * few of the types of 1 to 3 bits: measured on Zen 5. */
     .types = {
         [NI_F32]  = {dot_f32,  unpack_f32,  gather_f32,  gemm_f32,  3},
         [NI_F16]  = {dot_f16,  unpack_f16,  gather_f32,  gemm_f32,  6},

@@ -23,7 +23,7 @@ NI_TARGET("avxvnni,avx2,fma,f16c,bmi2")
 const ni_own_kernels ni_own_avxvnni = {
     .name = "avxvnni",
     /* dot, unpack, gather, gemm, few.  Types whose panels are alike share the last two kernels. */
-    /* few: measured on Zen 4, where vpdpbusd has another encoding. */
+    /* few: measured on Zen 4, where vpdpbusd has another encoding; of the types of 1 to 3 bits on Zen 5. */
     .types = {
         [NI_F32]  = {dot_f32,       unpack_f32,  gather_f32,    gemm_f32,       2},
         [NI_F16]  = {dot_f16,       unpack_f16,  gather_f32,    gemm_f32,       12},
