@@ -19,7 +19,7 @@ SOURCES = sorted([*CSRC.glob("formats/*.c"), *CSRC.glob("isa/*.c")])
 
 TYPES = tuple(re.findall(r"^NI_FORMAT\((\w+)", (CSRC / "formats" / "formats.def").read_text(), re.MULTILINE))  # order of ni_type
 ROWS, SLAB, LONG_SLAB, SLAB_BYTES = 16, 256, 512, 640
-FLOAT, OFFSET, MIN, SIGNED, NESTED = range(5)  # ni_panel_kind
+FLOAT, OFFSET, MIN, SIGNED, NESTED, NESTED_MIN = range(6)  # ni_panel_kind
 
 # Completes a table without some slots of the types in a mask: 1 dot, 2 unpack, 4 gather and gemm.
 HOOK = """
@@ -192,4 +192,10 @@ def random_blocks(rng, type_name, n_rows, k, scales=None):
 
 def scale_offsets(type_name):
     """Byte offsets of the half floats in a file block."""
-    return {"Q6_K": (208,), "Q4_1": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2)}.get(type_name, (0,))
+    return _SCALES.get(type_name, (0,))
+
+
+_SCALES = {
+    "Q4_1": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "Q2_K": (80, 82), "Q3_K": (108,),
+    "TQ1_0": (52,), "TQ2_0": (64,),
+}  # fmt: skip

@@ -4,6 +4,7 @@ Every bit of the quantised part is random, so that all code points occur; only t
 the decoded weights have about the wanted standard deviation and, where the format can, mean zero.
 """
 
+import file_types  # noqa: F401  (teaches gguf)
 import gguf
 import numpy as np
 
@@ -22,6 +23,12 @@ _SCALES = {
     "Q4_K": ((0, 1 / 265), (2, 7.5 / 265)),
     "Q5_K": ((0, 1 / 531), (2, 15.5 / 531)),
     "Q6_K": ((208, 1 / 1365),),
+    "Q2_K": ((80, 1 / 13.9), (82, 1.5 / 13.9)),  # 4-bit scales and minimums
+    "Q3_K": ((108, 1 / 43.3),),
+    "TQ1_0": ((52, 1 / 0.816),),
+    "TQ2_0": ((64, 1 / 1.22),),  # -1 to 2: the mean is half of d
+    "Q1_0": ((0, 1),),
+    "Q2_0": ((0, 1 / 1.22),),
 }
 
 

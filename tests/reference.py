@@ -5,6 +5,7 @@ Shapes: n tokens, D width, H query heads, G key/value heads, E width of a head, 
 (rows = outputs, columns = inputs), as ``gguf.GGUFReader`` shows it.
 """
 
+import file_types  # noqa: F401  (teaches gguf)
 import gguf
 import numpy as np
 from gguf import quants

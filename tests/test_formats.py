@@ -1,7 +1,9 @@
 """Weight formats against gguf.quants, bit for bit; packing and its inverse."""
 
 import ctypes
+import pathlib
 
+import file_types  # noqa: F401  (teaches gguf)
 import gguf
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from _ckernels import (
     FLOAT,
     MIN,
     NESTED,
+    NESTED_MIN,
     OFFSET,
     ROWS,
     SIGNED,
@@ -25,6 +28,7 @@ from _ckernels import (
 from gguf.quants import dequantize
 
 GGML = {name: gguf.GGMLQuantizationType[name] for name in TYPES}
+GOLDEN = pathlib.Path(__file__).resolve().parent / "golden" / "blocks.npz"
 SCALES = np.array([0, -0.0, 1, -1, 6e-8, -6e-8, 6.1e-5, 6.098e-5, 3.4e-5, 0.0123, -0.37, 65504, -65504], np.float16)
 QUANTISED = TYPES[3:]
 
@@ -48,7 +52,7 @@ def bits(x):
 
 def lengths(name):
     block = formats()[name].block
-    return {1: [1, 7, 31, 32, 33, 576], 32: [32, 64, 288, 576], 256: [256, 512, 1280]}[block]
+    return {1: [1, 7, 31, 32, 33, 576], 32: [32, 64, 288, 576]}.get(block, [block, 2 * block, 5 * block])
 
 
 @pytest.mark.parametrize("name", TYPES)
@@ -61,6 +65,8 @@ def test_table(name):
     kind, sub, offset, max_q = {
         "Q4_0": (OFFSET, 32, 8, 15), "Q4_1": (MIN, 32, 0, 15), "Q5_0": (OFFSET, 32, 16, 31), "Q5_1": (MIN, 32, 0, 31),
         "Q8_0": (SIGNED, 32, 0, 0), "Q4_K": (MIN, 32, 0, 15), "Q5_K": (MIN, 32, 0, 31), "Q6_K": (NESTED, 16, 32, 63),
+        "Q2_K": (NESTED_MIN, 16, 0, 3), "Q3_K": (NESTED, 16, 4, 7),
+        "TQ1_0": (OFFSET, 32, 1, 2), "TQ2_0": (OFFSET, 32, 1, 3), "Q1_0": (OFFSET, 32, 1, 2), "Q2_0": (OFFSET, 32, 1, 3),
     }.get(name, (FLOAT, 0, 0, 0))  # fmt: skip
     assert (fmt.kind, fmt.sub, fmt.offset, fmt.max_q) == (kind, sub, offset, max_q)
 
@@ -72,6 +78,20 @@ def test_decode_equals_gguf(name, scales):
     for k in lengths(name):
         rows = random_blocks(rng, name, 23, k, scales)
         assert np.array_equal(bits(decode(name, rows, k)), bits(dequantize(rows, GGML[name]).reshape(23, k)))
+
+
+@pytest.mark.parametrize("name", ["Q2_K", "Q3_K", "TQ1_0", "TQ2_0", "Q1_0", "Q2_0"])
+def test_decode_equals_llama_cpp(name):
+    """And so do the tests' own decoders; make_block_goldens.py says where the floats come from."""
+    with np.load(GOLDEN) as golden:
+        blocks, wanted = golden[name], golden[f"{name} values"]
+    assert np.array_equal(bits(decode(name, blocks, wanted.shape[1])), bits(wanted))
+    assert np.array_equal(bits(dequantize(blocks, GGML[name])), bits(wanted))
+
+
+@pytest.mark.parametrize("name", QUANTISED)
+def test_a_packed_matrix_takes_hardly_more_than_the_file(name):
+    assert formats()[name].record_bytes <= 1.03 * ROWS * formats()[name].block_bytes
 
 
 @pytest.mark.parametrize("name", QUANTISED)

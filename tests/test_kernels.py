@@ -2,6 +2,7 @@
 
 import ctypes
 
+import file_types  # noqa: F401  (teaches gguf)
 import gguf
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from _ckernels import (
     LONG_SLAB,
     MIN,
     NESTED,
+    NESTED_MIN,
     ROWS,
     SLAB,
     SLAB_BYTES,
@@ -62,7 +64,8 @@ class Activations:
 
 def lengths(name):
     block = formats()[name].block
-    return {1: [1, 7, 32, 33, 256, 576, 2048], 32: [32, 64, 256, 288, 576, 2048], 256: [256, 512, 2048]}[block]
+    known = {1: [1, 7, 32, 33, 256, 576, 2048], 32: [32, 64, 256, 288, 576, 2048]}
+    return known.get(block) or [block, 3 * block, 512, 2048]
 
 
 def dot(isa, name, packed, x, token):
@@ -94,8 +97,10 @@ def unpack(isa, name, group, k0, nk):
     parts = {"q": q[: nk * ROWS], "scale": scale[: nk // fmt.sub * ROWS]}
     if fmt.kind == MIN:
         parts["min"] = low[: nk // fmt.sub * ROWS]
-    if fmt.kind == NESTED:
+    if fmt.kind in (NESTED, NESTED_MIN):
         parts["min"] = low[:ROWS]
+    if fmt.kind == NESTED_MIN:
+        parts["f"] = f[: (1 + nk // fmt.sub) * ROWS]
     return panel, buffers, parts
 
 
@@ -198,7 +203,7 @@ def test_empty_slots_are_filled_with_kernels_of_the_same_bits(isa, slots):
     """One type without its kernels takes those of its like; all types without them take the scalar table's."""
     rng = np.random.default_rng(17)
     for name in TYPES:
-        k = {1: 300, 32: 576, 256: 768}[formats()[name].block]
+        k = {1: 300, 32: 576, 64: 576, 128: 640}.get(formats()[name].block, 768)
         rows, x = random_blocks(rng, name, 3 * ROWS - 5, k), Activations(rng, 7, k)
         for names in ([name], TYPES):
             with without(isa, slots, names) as table:
@@ -215,6 +220,7 @@ def test_empty_slots_are_filled_with_kernels_of_the_same_bits(isa, slots):
 @pytest.mark.parametrize("empty, lender", [
     ("F16", "F32"), ("Q4_1", "Q4_K"), ("Q4_K", "Q4_1"), ("Q5_K", "Q5_1"), ("Q4_1 Q4_K", "Q5_1"),
     ("Q5_1 Q5_K", None), ("Q4_0", None), ("Q5_0", None), ("Q8_0", None), ("Q6_K", None),
+    ("Q2_K", None), ("Q3_K", None), ("Q1_0", "TQ1_0"), ("TQ2_0", "Q2_0"), ("Q2_0", "TQ2_0"), ("TQ2_0 Q2_0", None),
 ])  # fmt: skip
 def test_who_lends_a_gemm(isa, empty, lender):
     """Panels must be alike in kind, sub-blocks and offset, and the lender's quants reach as far; narrow lenders go first."""
@@ -240,12 +246,19 @@ def test_sizes(name):
         check_all(name, rows, Activations(rng, n_tokens, k))
 
 
+@pytest.mark.parametrize("name", QUANTISED)
+def test_many_tokens(name):
+    """As many as a panel meets at a time: kernels that go through them in parts of their own find every part."""
+    rng = np.random.default_rng(20)
+    check_all(name, random_blocks(rng, name, ROWS, 512), Activations(rng, 128, 512))
+
+
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("name", TYPES)
 def test_chunks_of_tokens_change_no_bits(isa, name):
     """A token's sums do not depend on who shares its call; the last slab is short where the type allows it."""
     rng = np.random.default_rng(11)
-    k = {1: 801, 32: 800, 256: 1024}[formats()[name].block]
+    k = {1: 801, 32: 800, 64: 832, 128: 896}.get(formats()[name].block, 1024)
     x = Activations(rng, 11, k)
     packed = pack(name, random_blocks(rng, name, 2 * ROWS, k))
     wanted = np.stack([dot(isa, name, packed, x, t) for t in range(11)])
@@ -282,6 +295,32 @@ def test_largest_sums_of_q6_k(sc, q):
     check_all("Q6_K", rows, Activations(rng, 5, 512, np.full(512, q)))
     blocks[:, :96:3] = 0xFF  # some at the other end: sums wrap on the way
     check_all("Q6_K", rows, Activations(rng, 5, 512, np.full(512, q)))
+
+
+@pytest.mark.parametrize("sc", [0x00, 0xFF], ids=["-32", "31"])
+@pytest.mark.parametrize("q", [127, -127])
+def test_largest_sums_of_q3_k(sc, q):
+    """Products sc * (q - 4) at both ends, -124 and 128; sums of 8 in eighths just fit 16 bits."""
+    rng = np.random.default_rng(18)
+    rows = random_blocks(rng, "Q3_K", ROWS, 512)
+    blocks = rows.reshape(-1, 110)
+    blocks[:, 96:108] = sc
+    for quants in (0x00, 0xFF):
+        blocks[:, :96] = quants
+        check_all("Q3_K", rows, Activations(rng, 5, 512, np.full(512, q)))
+        blocks[:, :96:5] = 0xFF - quants  # some at the other end: sums wrap on the way
+        check_all("Q3_K", rows, Activations(rng, 5, 512, np.full(512, q)))
+
+
+@pytest.mark.parametrize("q", [127, -127])
+def test_largest_sums_of_q2_k(q):
+    """All scales, minimums and quants at their greatest, and each of them alone."""
+    rng = np.random.default_rng(19)
+    rows = random_blocks(rng, "Q2_K", ROWS, 512)
+    blocks = rows.reshape(-1, 84)
+    for scales, quants in ((0xFF, 0xFF), (0xF0, 0xFF), (0x0F, 0xFF), (0xFF, 0x00)):
+        blocks[:, :16], blocks[:, 16:80] = scales, quants
+        check_all("Q2_K", rows, Activations(rng, 5, 512, np.full(512, q)))
 
 
 @pytest.mark.parametrize("name", QUANTISED)

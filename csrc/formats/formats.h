@@ -25,10 +25,27 @@
  *   Q6_K  256  d f16x16 | 16 x sc i8x16, sub-block s of 16 values
  *              | 16 x 3 vectors, sub-block s: bits 0-5 of vector j = 0..2 are kg j; kg 3 is in the upper two bits of the
  *              three, its bits 4-5 in vector 0, 2-3 in vector 1, 0-1 in vector 2               value = (d * sc) * (q - 32)
+ *   Q2_K  256  d, dmin f16x16 | 8 x s u16x16, unit u of 32 values: bits 0-3 sc, 4-7 mn of its first 16; 8-11, 12-15 of its last
+ *              | 8 x 2 vectors, a unit of 2 bits                                              value = (d * sc) * q - (dmin * mn)
+ *   Q3_K  256  d f16x16 | 3 vectors of scales | 8 x 3 vectors, a unit of 3 bits               value = (d * (sc - 32)) * (q - 4)
+ *              scales: line c = 0..3 has 64 bytes, byte (u % 2, r, e): sub-block 2u + e of 16 values, u = 2c, 2c + 1; vector c / 2 has
+ *              line c's bits 0-3 in nibble c % 2, vector 2 its bits 4-5 in bits 2c, 2c + 1
+ *   TQ1_0 256  d f16x16 | 13 vectors: byte = five base-3 digits of 256ths, rounded up, the first the highest: digit n of vector i is
+ *              kg 8n + i (i < 8), kg 32 + 4n + i (i < 12), kg 60 + n (i = 12, of four digits)   value = d * (q - 1)
+ *   TQ2_0 256  d f16x16 | 8 x 2 vectors, a unit of 2 bits                                     value = d * (q - 1)
+ *   Q1_0  128  d f16x16 | 4 vectors, unit u of 32 values: bit g of byte (r, b): value 4g + b  value = d * (2q - 1)
+ *   Q2_0  64   d f16x16 | 2 x 2 vectors, a unit of 2 bits                                     value = d * (q - 1)
  *
- * The dwords of the GGUF blocks are only interleaved over the rows, with three exceptions: the fifth bits of Q5_0 and Q5_1 are
- * transposed, the 6-bit scales of Q4_K and Q5_K become bytes, and the bits of Q6_K are arranged anew, in the order of k and for the
- * fewest instructions.  Rows missing from the last group are zero bytes.  records.h has the same layouts as C structs.
+ *   A unit has 32 values, kg 0-3 and 4-7, which are two sub-blocks of Q2_K and Q3_K.
+ *   2 bits: vector j = 0, 1: bits 0-1 kg 2j, 2-3 kg 2j + 4, 4-5 kg 2j + 1, 6-7 kg 2j + 5.
+ *   3 bits: vector j = 0..2: bits 0-2 kg j, 3-5 kg j + 4; bits 6-7 of vectors 0 and 1 are bits 0-1 of kg 3 and 7, whose bits 2 are bits
+ *   6 and 7 of vector 2.
+ *   So what is not in its place can be multiplied where it is: the sum of a sub-block comes out 4 or 8 times as large.
+ *
+ * The dwords of the GGUF blocks are only interleaved over the rows, with these exceptions: the fifth bits of Q5_0 and Q5_1 and the quants
+ * of Q1_0 and Q2_0 are transposed, the 6-bit scales of Q4_K and Q5_K become bytes, and the bits of Q2_K, Q3_K, Q6_K and TQ2_0 are arranged
+ * anew, in the order of k and for the fewest instructions.  Rows missing from the last group are zero bytes.  records.h has the same
+ * layouts as C structs.
  */
 #ifndef NI_FORMATS_H
 #define NI_FORMATS_H
@@ -50,7 +67,8 @@ typedef enum {
     NI_PANEL_OFFSET,  /* unsigned q minus a constant offset: isum - offset * sum(x) */
     NI_PANEL_MIN,     /* unsigned q, plus a minimum: a second accumulator takes min * (d_x * sum(x)) */
     NI_PANEL_SIGNED,  /* signed q */
-    NI_PANEL_NESTED   /* unsigned q minus an offset; whole-number scales of sub-blocks under one float scale per 256 */
+    NI_PANEL_NESTED,  /* unsigned q minus an offset; whole-number scales of sub-blocks under one float scale per 256 */
+    NI_PANEL_NESTED_MIN   /* the same, and whole-number minimums of sub-blocks under another float per 256 */
 } ni_panel_kind;
 
 typedef struct {
@@ -60,9 +78,9 @@ typedef struct {
     int block_bytes;           /* bytes per block in the file */
     int record_bytes;          /* bytes per packed record: one block of NI_ROWS rows */
     ni_panel_kind kind;
-    int sub;                   /* values that share one scale in a panel: 32, 16 for Q6_K, 0 for float types */
+    int sub;                   /* values that share one scale in a panel: 32, 16 where scales are nested, 0 for float types */
     int offset;                /* for NI_PANEL_OFFSET and NI_PANEL_NESTED */
-    int max_q;                 /* largest unsigned quant: 15, 31, 63; 0 otherwise */
+    int max_q;                 /* largest unsigned quant in a panel: 2, 3, 7, 15, 31, 63; 0 otherwise */
     /* Decodes n_blocks blocks of the file to floats; bit-equal to gguf.quants. */
     void (*decode)(const uint8_t *blocks, int64_t n_blocks, float *out);
     /* Packs `rows` (1..NI_ROWS) rows of K values, row_bytes apart, into one group of K / block records. */

@@ -68,6 +68,21 @@ static inline void ni_interleave_u16(const ni_blocks *in, size_t offset, uint16_
     for (int r = 0; r < NI_ROWS; r++) out[r] = ni_load_u16(in->row[r] + offset);
 }
 
+/* Exchanges the bits of `mask` with those `shift` above them. */
+static inline uint32_t ni_swap_bits(uint32_t u, uint32_t mask, int shift) {
+    const uint32_t t = (u ^ u >> shift) & mask;
+    return u ^ t ^ t << shift;
+}
+
+/* Moves bit 4g + b to bit 8b + g: the index (g2 g1 g0 b1 b0) turns into (b1 b0 g2 g1 g0), by exchanges of two index
+ * bits at a time. */
+static inline uint32_t ni_transpose_bits(uint32_t u) {
+    u = ni_swap_bits(u, 0x00aa00aau, 7);      /* exchanges index bits 0 and 3 */
+    u = ni_swap_bits(u, 0x0000ccccu, 14);     /* 1 and 4 */
+    u = ni_swap_bits(u, 0x0a0a0a0au, 3);      /* 0 and 2 */
+    return ni_swap_bits(u, 0x0c0c0c0cu, 2);   /* 1 and 2 */
+}
+
 /* Defines ni_pack_<name> from pack_<name>, which packs one record. */
 #define NI_DEFINE_PACK(name) \
     void ni_pack_##name(const uint8_t *src, size_t row_bytes, int rows, int64_t k, uint8_t *dst) { \

@@ -21,27 +21,12 @@ void ni_decode_q5_1(const uint8_t *blocks, int64_t n_blocks, float *out) {
     }
 }
 
-/* Exchanges the bits of `mask` with those `shift` above them. */
-static inline uint32_t swap_bits(uint32_t u, uint32_t mask, int shift) {
-    const uint32_t t = (u ^ u >> shift) & mask;
-    return u ^ t ^ t << shift;
-}
-
-/* Moves bit 4g + b to bit 8b + g: the index (g2 g1 g0 b1 b0) turns into (b1 b0 g2 g1 g0), by exchanges of two index
- * bits at a time. */
-static inline uint32_t transpose_high(uint32_t u) {
-    u = swap_bits(u, 0x00aa00aau, 7);      /* exchanges index bits 0 and 3 */
-    u = swap_bits(u, 0x0000ccccu, 14);     /* 1 and 4 */
-    u = swap_bits(u, 0x0a0a0a0au, 3);      /* 0 and 2 */
-    return swap_bits(u, 0x0c0c0c0cu, 2);   /* 1 and 2 */
-}
-
 /* All rows are gathered before the first is worked on, so that the compiler may take several at a time. */
 static inline void interleave_high(const ni_blocks *in, size_t offset, uint8_t *restrict out) {
     uint32_t u[NI_ROWS];
     ni_fetch_next(in, offset, 4);
     for (int r = 0; r < NI_ROWS; r++) u[r] = ni_load_u32(in->row[r] + offset);
-    for (int r = 0; r < NI_ROWS; r++) u[r] = transpose_high(u[r]);
+    for (int r = 0; r < NI_ROWS; r++) u[r] = ni_transpose_bits(u[r]);
     memcpy(out, u, sizeof u);
 }
 

@@ -18,6 +18,11 @@ typedef struct { uint8_t d[2], q[32]; } ni_block_q8_0;
 typedef struct { uint8_t d[2], dmin[2], scales[12], q[128]; } ni_block_q4_k;
 typedef struct { uint8_t d[2], dmin[2], scales[12], high[32], q[128]; } ni_block_q5_k;
 typedef struct { uint8_t q[128], high[64], sc[16], d[2]; } ni_block_q6_k;
+typedef struct { uint8_t scales[16], q[64], d[2], dmin[2]; } ni_block_q2_k;
+typedef struct { uint8_t high[32], q[64], scales[12], d[2]; } ni_block_q3_k;
+typedef struct { uint8_t q[48], last[4], d[2]; } ni_block_tq1_0;
+typedef struct { uint8_t q[64], d[2]; } ni_block_tq2_0;
+typedef struct { uint8_t d[2], q[16]; } ni_block_q1_0, ni_block_q2_0;
 
 typedef uint8_t ni_vector[4 * NI_ROWS];   /* byte 4r + b belongs to row r */
 
@@ -32,6 +37,12 @@ typedef struct { uint8_t sc[NI_ROWS], mn[NI_ROWS]; } ni_scale_pair;
 typedef struct { uint16_t d[NI_ROWS], dmin[NI_ROWS]; ni_scale_pair s[8]; ni_vector q[32]; } ni_record_q4_k;
 typedef struct { uint16_t d[NI_ROWS], dmin[NI_ROWS]; ni_scale_pair s[8]; ni_vector high[8], q[32]; } ni_record_q5_k;
 typedef struct { uint16_t d[NI_ROWS]; int8_t sc[16][NI_ROWS]; ni_vector v[16][3]; } ni_record_q6_k;
+typedef struct { uint16_t d[NI_ROWS], dmin[NI_ROWS], s[8][NI_ROWS]; ni_vector q[8][2]; } ni_record_q2_k;
+typedef struct { uint16_t d[NI_ROWS]; ni_vector low[2], upper, v[8][3]; } ni_record_q3_k;
+typedef struct { uint16_t d[NI_ROWS]; ni_vector q[13]; } ni_record_tq1_0;
+typedef struct { uint16_t d[NI_ROWS]; ni_vector q[8][2]; } ni_record_tq2_0;
+typedef struct { uint16_t d[NI_ROWS]; ni_vector q[4]; } ni_record_q1_0;
+typedef struct { uint16_t d[NI_ROWS]; ni_vector q[2][2]; } ni_record_q2_0;
 
 /* A half of a file block. */
 static inline uint16_t ni_load_u16(const uint8_t *p) {

@@ -6,7 +6,7 @@
  * FMA chain per 8 rows needs several groups in flight.
  *
  * 16-bit sums stay exact: a pair of products is at most 2 * 127 * max_q, so 8 k-groups of 4-bit quants fit and 4 of
- * 5-bit.  For Q6_K see q6_starts. */
+ * 5-bit.  For Q6_K see write_starts. */
 #ifndef NI_AVX2_DOT_H
 #define NI_AVX2_DOT_H
 #include "avx2_util.h"
@@ -148,12 +148,14 @@ NI_INLINE void dot_block256(const uint8_t *w, const ni_parts at, const ni_act *x
 /* Q6_K: 8 products q * x do not fit a 16-bit sum, but 8 products (q - 32) * x do: at most 8 * 32 * 127.  So sums that
  * start at -32 * (sum of the 8 x) come out right, however they wrap on the way.
  *
- * Writes these starts for n / 16 sub-blocks, of the even and the odd pairs side by side; n is a multiple of 128. */
-NI_INLINE void q6_starts(const int8_t *q, int64_t n, int32_t *start) {
+ * Writes starts for n / 16 sub-blocks, of the even and the odd pairs side by side; n is a multiple of 128.  first, second: what the sums
+ * of the two sub-blocks of 32 values are multiplied with, 32 for Q6_K. */
+NI_INLINE void write_starts(const int8_t *q, int64_t n, int first, int second, int32_t *start) {
+    const __m256i factor = _mm256_setr_m128i(_mm_set1_epi8((char)first), _mm_set1_epi8((char)second));
     for (int64_t k = 0; k < n; k += 128) {
         __m256i t[4], u[2];
 #pragma GCC unroll 4
-        for (int i = 0; i < 4; i++) t[i] = _mm256_maddubs_epi16(_mm256_set1_epi8(32), load32(q + k + 32 * i));
+        for (int i = 0; i < 4; i++) t[i] = _mm256_maddubs_epi16(factor, load32(q + k + 32 * i));
 #pragma GCC unroll 2
         for (int i = 0; i < 2; i++)
             u[i] = _mm256_add_epi16(_mm256_unpacklo_epi32(t[2 * i], t[2 * i + 1]),
@@ -164,7 +166,7 @@ NI_INLINE void q6_starts(const int8_t *q, int64_t n, int32_t *start) {
     }
 }
 
-/* n values; start: q6_starts of them. */
+/* n values; start: write_starts of them. */
 NI_INLINE void dot_block_q6_k(const ni_record_q6_k *in, int64_t n, const int8_t *q, const float *d, const int32_t *start,
                               __m256 acc[2]) {
     for (int64_t k = 0; k < n; k += 256, in++) {
@@ -196,23 +198,26 @@ NI_INLINE void dot_block_q6_k(const ni_record_q6_k *in, int64_t n, const int8_t 
     }
 }
 
-/* The starts are taken once for all groups, unless K is so long that they do not fit the stack's share. */
-static void dot_q6_k(const uint8_t *w, int64_t n_groups, const ni_act *x, float *y) {
-    enum { MOST = 16384 };
-    int32_t start[MOST / 16];
-    const ni_record_q6_k *in = (const ni_record_q6_k *)w;
-    for (int64_t g = 0; g < n_groups; g++, y += NI_ROWS) {
-        __m256 acc[2];
-        acc[0] = acc[1] = _mm256_setzero_ps();
-        for (int64_t k = 0, n; k < x->k; k += n, in += n / 256) {
-            n = x->k - k < MOST ? x->k - k : MOST;
-            if (g == 0 || x->k > MOST) q6_starts(x->q + k, n, start);
-            dot_block_q6_k(in, n, x->q + k, x->d + k / 32, start, acc);
-        }
-        _mm256_storeu_ps(y, acc[0]);
-        _mm256_storeu_ps(y + 8, acc[1]);
+/* Defines dot_<name>, of blocks of 256.  The starts are taken once for all groups, unless K is so long that they do not fit the stack's
+ * share. */
+#define NI_DOT_STARTED(name, first, second)                                                          \
+    static void dot_##name(const uint8_t *w, int64_t n_groups, const ni_act *x, float *y) {          \
+        enum { MOST = 16384 };                                                                       \
+        int32_t start[MOST / 16];                                                                    \
+        const ni_record_##name *in = (const ni_record_##name *)w;                                    \
+        for (int64_t g = 0; g < n_groups; g++, y += NI_ROWS) {                                       \
+            __m256 acc[2];                                                                           \
+            acc[0] = acc[1] = _mm256_setzero_ps();                                                   \
+            for (int64_t k = 0, n; k < x->k; k += n, in += n / 256) {                                \
+                n = x->k - k < MOST ? x->k - k : MOST;                                               \
+                if (g == 0 || x->k > MOST) write_starts(x->q + k, n, first, second, start);          \
+                dot_block_##name(in, n, x->q + k, x->d + k / 32, start, acc);                        \
+            }                                                                                        \
+            _mm256_storeu_ps(y, acc[0]);                                                             \
+            _mm256_storeu_ps(y + 8, acc[1]);                                                         \
+        }                                                                                            \
     }
-}
+NI_DOT_STARTED(q6_k, 32, 32)
 
 /* F32, F16, BF16: `groups` row groups, `stride` bytes apart, side by side. */
 NI_INLINE void dot_float(const uint8_t *w, size_t stride, int groups, ni_type type, const ni_act *x, float *y) {

@@ -108,17 +108,17 @@ NI_INLINE void tile_q5(const ni_panel *p, int64_t nk, gemm_tokens a, int M, int 
     }
 }
 
-/* Q6_K, a block of 256, prepared for all tokens.
+/* Nested scales (Q6_K, Q3_K, Q2_K), a block of 256, prepared for all tokens.
  *
- * As in q6_starts, 16-bit sums of 8 products may wrap where they start right.  Here the weights become signed and the
+ * As in write_starts, 16-bit sums of 8 products may wrap where they start right.  Here the weights become signed and the
  * activations x + 128, so that the start, -128 * (sum of the 8 weights), is the same for all tokens. */
 typedef struct {
-    __m256i q[NI_SLAB / 4][2];        /* q - 32 */
+    __m256i q[NI_SLAB / 4][2];        /* q - offset */
     __m256i start[NI_SLAB / 16][2];
     __m256i sc[NI_SLAB / 16][2];      /* every scale twice, 16 bits each */
-} q6_panel;
+} nested_panel;
 
-NI_INLINE void tile_q6(const q6_panel *p, const float *d, gemm_tokens a, int M, float *acc) {
+NI_INLINE void tile_nested(const nested_panel *p, const float *d, gemm_tokens a, int M, float *acc) {
     uint8_t x[6][NI_SLAB];
     float total[6 * NI_ROWS];
     const __m256i flip = _mm256_set1_epi8((char)0x80);
@@ -271,18 +271,17 @@ NI_GEMM(q4_1, 6, 1, tile_q4(p, nk, a, m_, 0, out))
 NI_GEMM(q5_0, 6, 0, tile_q5(p, nk, a, m_, 16, out))
 NI_GEMM(q5_1, 6, 1, tile_q5(p, nk, a, m_, 0, out))
 
-NI_GEMM(q6_k_signed, 6, 0, tile_q6((const q6_panel *)p->q, p->min, a, m_, out))
+NI_GEMM(nested_signed, 6, 0, tile_nested((const nested_panel *)p->q, p->min, a, m_, out))
 
-static void gemm_q6_k(const ni_panel *p, int64_t k0, int64_t nk, const ni_act *x, int n_tokens,
-                      float *acc, float *accm) {
-    q6_panel own;
+NI_INLINE void gemm_nested(const ni_panel *p, int64_t k0, int64_t nk, const ni_act *x, int n_tokens, int offset, float *acc) {
+    nested_panel own;
     for (int s = 0; s < NI_SLAB / 16; s++)
 #pragma GCC unroll 2
         for (int i = 0; i < 2; i++) {
             __m256i sum = _mm256_setzero_si256();
 #pragma GCC unroll 4
             for (int j = 4 * s; j < 4 * s + 4; j++) {
-                own.q[j][i] = _mm256_sub_epi8(load32(p->q + 64 * j + 32 * i), _mm256_set1_epi8(32));
+                own.q[j][i] = _mm256_sub_epi8(load32(p->q + 64 * j + 32 * i), _mm256_set1_epi8((char)offset));
                 sum = _mm256_sub_epi16(sum, _mm256_maddubs_epi16(_mm256_set1_epi8((char)128), own.q[j][i]));
             }
             own.start[s][i] = sum;
@@ -290,7 +289,12 @@ static void gemm_q6_k(const ni_panel *p, int64_t k0, int64_t nk, const ni_act *x
             own.sc[s][i] = _mm256_blend_epi16(v, _mm256_slli_epi32(v, 16), 0xaa);
         }
     const ni_panel with = {.q = (uint8_t *)&own, .min = p->min};
-    gemm_q6_k_signed(&with, k0, nk, x, n_tokens, acc, accm);
+    gemm_nested_signed(&with, k0, nk, x, n_tokens, acc, NULL);
+}
+
+static void gemm_q6_k(const ni_panel *p, int64_t k0, int64_t nk, const ni_act *x, int n_tokens, float *acc, float *accm) {
+    (void)accm;
+    gemm_nested(p, k0, nk, x, n_tokens, 32, acc);
 }
 
 NI_GEMM(q8_0_words, 4, 0, tile_q8(p, nk, a, m_, out))
@@ -316,14 +320,14 @@ static void gemm_q8_0(const ni_panel *p, int64_t k0, int64_t nk, const ni_act *x
     gemm_q8_0_words(&with, k0, nk, x, n_tokens, acc, accm);
 }
 
-/* Q4_0's slab: quants, and per block, in the two words of start, -8 * (sum of those with k % 4 < 2) and of the others. */
-static void gather_q4_0(const ni_act *x, int64_t k0, int64_t nk, int n_tokens, uint8_t *to, ni_act *slab) {
+/* Q4_0's slab: quants, and per block, in the two words of start, -offset * (sum of those with k % 4 < 2) and of the others. */
+NI_INLINE void gather_offset(const ni_act *x, int64_t k0, int64_t nk, int n_tokens, int offset, uint8_t *to, ni_act *slab) {
     int32_t *start = (int32_t *)(to + n_tokens * nk);
     float *d = (float *)(start + n_tokens * nk / 32);
     *slab = (ni_act){.k = nk, .q = (int8_t *)to, .d = d, .start = start};
     for (int t = 0; t < n_tokens; t++)
         for (int64_t at = t * x->k + k0, end = at + nk; at < end; at += 32, to += 32) {
-            const __m256i v = load32(x->q + at), pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(8), v);
+            const __m256i v = load32(x->q + at), pairs = _mm256_maddubs_epi16(_mm256_set1_epi8((char)offset), v);
             __m128i sum = _mm_add_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
             sum = _mm_add_epi16(sum, _mm_shuffle_epi32(sum, 0x4e));
             sum = _mm_add_epi16(sum, _mm_shuffle_epi32(sum, 0xb1));
@@ -331,6 +335,10 @@ static void gather_q4_0(const ni_act *x, int64_t k0, int64_t nk, int n_tokens, u
             *start++ = _mm_cvtsi128_si32(_mm_sub_epi16(_mm_setzero_si128(), sum));
             *d++ = x->d[at / 32];
         }
+}
+
+static void gather_q4_0(const ni_act *x, int64_t k0, int64_t nk, int n_tokens, uint8_t *to, ni_act *slab) {
+    gather_offset(x, k0, nk, n_tokens, 8, to, slab);
 }
 
 /* Q8_0's slab: words[t][nk / 32][even, odd][8 k-groups], and start = -(sum of even * odd) per block. */

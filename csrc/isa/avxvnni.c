@@ -9,9 +9,11 @@ NI_TARGET("avxvnni,avx2,fma,f16c,bmi2")
 #include "avx2_dot.h"
 #include "avx2_gemm.h"
 #include "avx2_unpack.h"
+#include "avx2_units.h"
 #pragma GCC diagnostic pop
 #include "avxvnni_dot.h"
 #include "avxvnni_gemm.h"
+#include "avxvnni_units.h"
 #include "gather_impl.h"
 
 #define NI_VEC(name) name##_avxvnni
@@ -21,7 +23,7 @@ NI_TARGET("avxvnni,avx2,fma,f16c,bmi2")
 const ni_own_kernels ni_own_avxvnni = {
     .name = "avxvnni",
     /* dot, unpack, gather, gemm, few.  Types whose panels are alike share the last two kernels. */
-    /* few: measured on Zen 4, where vpdpbusd has another encoding. */
+    /* few: measured on Zen 4, where vpdpbusd has another encoding; of the types of 1 to 3 bits on Zen 5. */
     .types = {
         [NI_F32]  = {dot_f32,       unpack_f32,  gather_f32,    gemm_f32,       2},
         [NI_F16]  = {dot_f16,       unpack_f16,  gather_f32,    gemm_f32,       12},
@@ -34,6 +36,12 @@ const ni_own_kernels ni_own_avxvnni = {
         [NI_Q4_K] = {dot_vnni_q4_k, unpack_q4_k, gather_quants, gemm_vnni_min,  6},
         [NI_Q5_K] = {dot_vnni_q5_k, unpack_q5_k, gather_quants, gemm_vnni_min,  2},
         [NI_Q6_K] = {dot_q6_k,      unpack_q6_k, gather_quants, gemm_q6_k,      3},
+        [NI_Q2_K] = {dot_vnni_q2_k, unpack_q2_k, gather_quants, gemm_vnni_q2_k, 12},
+        [NI_Q3_K] = {dot_vnni_q3_k, unpack_q3_k, gather_quants, gemm_vnni_q3_k, 8},
+        [NI_TQ1_0] = {NULL, unpack_tq1_0, gather_quants, gemm_vnni_offset1},
+        [NI_TQ2_0] = {dot_vnni_tq2_0, unpack_tq2_0, gather_quants, gemm_vnni_offset1, 7},
+        [NI_Q1_0] = {dot_vnni_q1_0, unpack_q1_0, gather_quants, gemm_vnni_offset1, 6},
+        [NI_Q2_0] = {dot_vnni_q2_0, unpack_q2_0, gather_quants, gemm_vnni_offset1, 6},
     },
     .panel_dots = NI_VEC(panel_dots),
     .vec = NI_VEC_TABLE,

@@ -96,6 +96,7 @@ NI_INLINE void vnni_quants(const ni_panel *p, int64_t k0, int64_t nk, const ni_a
     }
 NI_GEMM_VNNI(q4_0, 8)
 NI_GEMM_VNNI(q5_0, 16)
+NI_GEMM_VNNI(offset1, 1)
 
 /* Minimums are a product of floats over the sub-blocks. */
 static void gemm_vnni_min(const ni_panel *p, int64_t k0, int64_t nk, const ni_act *x, int n_tokens, float *acc,

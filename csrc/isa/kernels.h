@@ -22,7 +22,7 @@ typedef struct {
     const int8_t *q;    /* quants */
     const float *d;     /* scale per 32 */
     const float *m;     /* d * sum of the 32 quants, for formats with a minimum */
-    const int16_t *s;   /* sum of quants per 16, for formats with an offset */
+    const int16_t *s;   /* sum of quants per 16, for formats with an offset or nested minimums */
     const int32_t *words, *start;   /* in a slab only: what a table made of q for its own gemm */
 } ni_act;
 
@@ -31,9 +31,9 @@ typedef struct {
  * Float formats use f: [k][NI_ROWS] floats instead. */
 typedef struct {
     uint8_t *q;
-    float *scale;       /* Q6_K: sc, a whole number */
-    float *min;         /* what is added, value = scale * q + min: m, or -(dmin * mn); Q6_K: [NI_ROWS], its d */
-    float *f;
+    float *scale;       /* nested: sc, a whole number */
+    float *min;         /* what is added, value = scale * q + min: m, or -(dmin * mn); nested: [NI_ROWS], its d */
+    float *f;           /* nested with minimums: [NI_ROWS] dmin, then [16][NI_ROWS] mn, whole numbers */
 } ni_panel;
 
 #define NI_SLAB 256         /* values of K in a panel, unless a table's `slab` allows more; slabs start at multiples of it */
@@ -43,16 +43,18 @@ typedef struct {
 
 /* Decode: y[16 g + r] for n_groups row groups, one token.  Streams the packed bytes once, in order.
  *
- * Quantised, but for Q6_K: per sub-block b of 32 values, in order:
+ * Quantised, but for nested scales: per sub-block b of 32 values, in order:
  *   isum = sum q * xq                          (minus offset * s where the format has an offset)
  *   acc  = fma((float)isum, scale_b * d_x, acc)
  *   accm = fma(min_b, m_x, accm)               (formats with a minimum only)
  *   y = acc, or acc + accm for formats with a minimum.
  *   scale_b = d, or d * sc; min_b = m, or -(dmin * mn).
- * Q6_K: per block of 256, whose sub-blocks of 16 have scales sc, total starts at 0; per 32 values, in order:
- *   isum  = sum sc * (q - 32) * xq             (below 2^24, so the float is exact)
+ * Nested (Q6_K, Q3_K): per block of 256, whose sub-blocks of 16 have scales sc, total starts at 0; per 32 values, in order:
+ *   isum  = sum sc * (q - offset) * xq         (below 2^24, so the float is exact)
  *   total = fma((float)isum, d_x, total)
  *   then acc = fma(total, d, acc); y = acc.
+ * Nested with minimums (Q2_K): the same, and beside it totalm = fma((float)(sum mn * s), d_x, totalm);
+ *   then acc = fma(total, d, acc); acc = fma(-totalm, dmin, acc); y = acc.
  * Float: acc = fma(w, x, acc) for k = 0, 1, 2 ...; y = acc. */
 typedef void ni_dot(const uint8_t *w, int64_t n_groups, const ni_act *x, float *y);
 

@@ -148,6 +148,8 @@ static void unpack_q6_k(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *
     }
 }
 
+#include "scalar_units.h"
+
 /* One sub-block of `sub` values: sum of q * xq per row. */
 static inline void dot_block(const uint8_t *q, const int8_t *xq, int sub, int is_signed, int32_t isum[NI_ROWS]) {
     for (int r = 0; r < NI_ROWS; r++) isum[r] = 0;
@@ -189,32 +191,41 @@ static void gemm_quantised(const ni_format *format, const ni_panel *p, int64_t k
     }
 }
 
-/* Q6_K: a slab is one block of 256. */
+/* Nested scales: a slab is one block of 256. */
 static void gemm_nested(const ni_format *format, const ni_panel *p, int64_t k0, const ni_act *x, int n_tokens,
                         float *acc) {
-    const int sub = format->sub;
+    const int sub = format->sub, has_min = format->kind == NI_PANEL_NESTED_MIN;
+    const float *dmin = p->f, *mn = p->f + NI_ROWS;
     for (int t = 0; t < n_tokens; t++, acc += NI_ROWS) {
-        float total[NI_ROWS] = {0};
+        float total[NI_ROWS] = {0}, totalm[NI_ROWS] = {0};
         for (int64_t k = 0; k < 256; k += 32) {
-            int32_t isum[NI_ROWS] = {0};
+            const float d = x->d[(t * x->k + k0 + k) / 32];
+            int32_t isum[NI_ROWS] = {0}, imin[NI_ROWS] = {0};
             for (int64_t i = k; i < k + 32; i += sub) {
                 const int64_t at = t * x->k + k0 + i;
                 int32_t part[NI_ROWS];
                 dot_block(p->q + NI_ROWS * i, x->q + at, sub, 0, part);
-                for (int r = 0; r < NI_ROWS; r++)
+                for (int r = 0; r < NI_ROWS; r++) {
                     isum[r] += (int32_t)p->scale[NI_ROWS * (i / sub) + r] * (part[r] - format->offset * x->s[at / 16]);
+                    if (has_min) imin[r] += (int32_t)mn[NI_ROWS * (i / sub) + r] * x->s[at / 16];
+                }
             }
-            for (int r = 0; r < NI_ROWS; r++)
-                total[r] = fmaf((float)isum[r], x->d[(t * x->k + k0 + k) / 32], total[r]);
+            for (int r = 0; r < NI_ROWS; r++) {
+                total[r] = fmaf((float)isum[r], d, total[r]);
+                totalm[r] = fmaf((float)imin[r], d, totalm[r]);
+            }
         }
-        for (int r = 0; r < NI_ROWS; r++) acc[r] = fmaf(total[r], p->min[r], acc[r]);
+        for (int r = 0; r < NI_ROWS; r++) {
+            acc[r] = fmaf(total[r], p->min[r], acc[r]);
+            if (has_min) acc[r] = fmaf(-totalm[r], dmin[r], acc[r]);
+        }
     }
 }
 
 static void gemm(const ni_format *format, const ni_panel *p, int64_t k0, int64_t nk, const ni_act *x, int n_tokens, float *acc,
                  float *accm) {
     if (format->kind == NI_PANEL_FLOAT) gemm_float(p, k0, nk, x, n_tokens, acc);
-    else if (format->kind == NI_PANEL_NESTED) gemm_nested(format, p, k0, x, n_tokens, acc);
+    else if (format->kind >= NI_PANEL_NESTED) gemm_nested(format, p, k0, x, n_tokens, acc);
     else gemm_quantised(format, p, k0, nk, x, n_tokens, acc, accm);
 }
 
@@ -235,6 +246,7 @@ static void gemm(const ni_format *format, const ni_panel *p, int64_t k0, int64_t
 #define gather_MIN gather_quants
 #define gather_SIGNED gather_quants
 #define gather_NESTED gather_quants
+#define gather_NESTED_MIN gather_quants
 
 const ni_own_kernels ni_own_scalar = {
     .name = "scalar",

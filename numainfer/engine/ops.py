@@ -11,8 +11,8 @@ from .weights import Matrix
 
 SHARED, PER_NODE = 0, 1
 NONE, NODE, TEAM = 0, 1, 2
-FLOAT, OFFSET, MINIMUM, SIGNED, NESTED = range(5)  # panel kinds of csrc/formats/formats.h
-SUMS = {OFFSET: "s", MINIMUM: "m", NESTED: "s"}  # the form beside "q" that a kind needs
+FLOAT, OFFSET, MINIMUM, SIGNED, NESTED, NESTED_MINIMUM = range(6)  # panel kinds of csrc/formats/formats.h
+SUMS = {OFFSET: "s", MINIMUM: "m", NESTED: "s", NESTED_MINIMUM: "s"}  # the form beside "q" that a kind needs
 ACTIVATIONS = {"gelu": 0, "relu^2": 1, "xielu": 2, "clamp": 3}
 GATING = {"softmax": 0, "sigmoid": 1, "chosen": 2, "sqrtsoftplus": 3, "late": 4}
 GATES = {"silu": 0, "gelu": 1, "sigmoid": 2, "clamped": 3, "limited": 4}

@@ -37,6 +37,10 @@ REQUIRED = object()
 TensorInfo = namedtuple("TensorInfo", "name shape type offset n_bytes")
 
 
+# Types that ggml has and releases of the gguf package may lack: number -> name, values and bytes of a block.
+_LATER_TENSORS = {41: ("Q1_0", 128, 18), 42: ("Q2_0", 64, 18)}
+
+
 @functools.cache
 def tables():
     """Value types and tensor types of the ``gguf`` package.
@@ -58,7 +62,7 @@ def tables():
         spec.loader.exec_module(constants)
     return SimpleNamespace(
         values={int(v): v.name for v in constants.GGUFValueType},
-        tensors={int(t): (t.name, *constants.GGML_QUANT_SIZES[t]) for t in constants.GGMLQuantizationType},
+        tensors=_LATER_TENSORS | {int(t): (t.name, *constants.GGML_QUANT_SIZES[t]) for t in constants.GGMLQuantizationType},
         alignment=constants.GGUF_DEFAULT_ALIGNMENT,
     )
 

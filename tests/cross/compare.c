@@ -82,6 +82,12 @@ static const struct { int n, at[2]; } scales[NI_N_TYPES] = {
     [NI_Q4_K] = {2, {offsetof(ni_block_q4_k, d), offsetof(ni_block_q4_k, dmin)}},
     [NI_Q5_K] = {2, {offsetof(ni_block_q5_k, d), offsetof(ni_block_q5_k, dmin)}},
     [NI_Q6_K] = {1, {offsetof(ni_block_q6_k, d)}},
+    [NI_Q2_K] = {2, {offsetof(ni_block_q2_k, d), offsetof(ni_block_q2_k, dmin)}},
+    [NI_Q3_K] = {1, {offsetof(ni_block_q3_k, d)}},
+    [NI_TQ1_0] = {1, {offsetof(ni_block_tq1_0, d)}},
+    [NI_TQ2_0] = {1, {offsetof(ni_block_tq2_0, d)}},
+    [NI_Q1_0] = {1, {offsetof(ni_block_q1_0, d)}},
+    [NI_Q2_0] = {1, {offsetof(ni_block_q2_0, d)}},
 };
 
 static void draw_group(ni_type t, int64_t k, int rows, kind how, uint8_t *packed) {
@@ -179,8 +185,9 @@ static size_t check_matmul(const ni_kernels *table, ni_type t, int64_t k, int n_
 }
 
 static void check_type(const ni_kernels *table, ni_type t) {
-    static const int64_t lengths[3][6] = {{1, 7, 33, 256, 300, 576}, {32, 64, 256, 288, 576, 1024}, {256, 512, 1024}};
-    const int block = ni_formats[t].block, row = block == 1 ? 0 : block == 32 ? 1 : 2, n = row == 2 ? 3 : 6;
+    static const int64_t lengths[4][6] = {{1, 7, 33, 256, 300, 576}, {32, 64, 256, 288, 576, 1024}, {256, 512, 1024},
+                                           {128, 256, 384, 512, 896, 1024}};
+    const int block = ni_formats[t].block, row = block == 1 ? 0 : block == 32 ? 1 : block == 256 ? 2 : 3, n = row == 2 ? 3 : 6;
     size_t count = 0;
     for (int i = 0; i < n; i++)
         for (kind how = RANDOM; how < N_KINDS; how++)
@@ -349,18 +356,17 @@ static void check_attention(const ni_kernels *table) {
     printf("%s attention %zu\n", table->name, count);
 }
 
-/* "NAME empty SLOT TYPE ..." for each slot that the file of a table leaves empty for some types. */
+/* "NAME empty SLOT TYPE ...": the types for which the file of a table leaves a slot empty, if any; a line for each slot. */
 static void say_empty(const ni_own_kernels *own) {
     static const char *const slots[] = {"dot", "unpack", "gather", "gemm"};
     for (int s = 0; s < 4; s++) {
-        int any = 0;
+        printf("%s empty %s", own->name, slots[s]);
         for (int t = 0; t < NI_N_TYPES; t++) {
             const struct ni_own_type *o = &own->types[t];
             if (s == 0 ? o->dot != NULL : s == 1 ? o->unpack != NULL : s == 2 ? o->gather != NULL : o->gemm != NULL) continue;
-            if (!any++) printf("%s empty %s", own->name, slots[s]);
             printf(" %s", ni_formats[t].name);
         }
-        if (any) putchar('\n');
+        putchar('\n');
     }
 }
 

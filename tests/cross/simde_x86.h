@@ -27,6 +27,7 @@
 #define HIGH128 _mm256_extracti128_si256(a, 1)
 SHIM_HALVES(cvtepu8_epi32, simde__m512i, m256i, __m128i, a, _mm_srli_si128(a, 8))
 SHIM_HALVES(cvtepi8_epi32, simde__m512i, m256i, __m128i, a, _mm_srli_si128(a, 8))
+SHIM_HALVES(cvtepu8_epi16, simde__m512i, m256i, __m256i, LOW128, HIGH128)
 SHIM_HALVES(cvtepu16_epi32, simde__m512i, m256i, __m256i, LOW128, HIGH128)
 SHIM_HALVES(cvtepi16_epi32, simde__m512i, m256i, __m256i, LOW128, HIGH128)
 SHIM_HALVES(cvtph_ps, simde__m512, m256, __m256i, LOW128, HIGH128)
@@ -78,6 +79,7 @@ SHIM_MASKZ_LOADU(mm256_maskz_loadu_epi16, simde__m256i, i16, int16_t)
 
 #undef _mm512_cvtepu8_epi32
 #undef _mm512_cvtepi8_epi32
+#undef _mm512_cvtepu8_epi16
 #undef _mm512_cvtepu16_epi32
 #undef _mm512_cvtepi16_epi32
 #undef _mm512_cvtph_ps
@@ -94,6 +96,7 @@ SHIM_MASKZ_LOADU(mm256_maskz_loadu_epi16, simde__m256i, i16, int16_t)
 #undef _mm512_cmplt_epi32_mask
 #define _mm512_cvtepu8_epi32 shim_mm512_cvtepu8_epi32
 #define _mm512_cvtepi8_epi32 shim_mm512_cvtepi8_epi32
+#define _mm512_cvtepu8_epi16 shim_mm512_cvtepu8_epi16
 #define _mm512_cvtepu16_epi32 shim_mm512_cvtepu16_epi32
 #define _mm512_cvtepi16_epi32 shim_mm512_cvtepi16_epi32
 #define _mm512_cvtph_ps shim_mm512_cvtph_ps
