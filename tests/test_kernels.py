@@ -62,7 +62,9 @@ class Activations:
 
 def lengths(name):
     block = formats()[name].block
-    return {1: [1, 7, 32, 33, 256, 576, 2048], 32: [32, 64, 256, 288, 576, 2048], 256: [256, 512, 2048]}[block]
+    return {
+        1: [1, 7, 32, 33, 256, 576, 2048], 32: [32, 64, 256, 288, 576, 2048], 64: [64, 192, 256, 320, 576, 2048], 256: [256, 512, 2048],
+    }[block]  # fmt: skip
 
 
 def dot(isa, name, packed, x, token):
@@ -198,7 +200,7 @@ def test_empty_slots_are_filled_with_kernels_of_the_same_bits(isa, slots):
     """One type without its kernels takes those of its like; all types without them take the scalar table's."""
     rng = np.random.default_rng(17)
     for name in TYPES:
-        k = {1: 300, 32: 576, 256: 768}[formats()[name].block]
+        k = {1: 300, 32: 576, 64: 576, 256: 768}[formats()[name].block]
         rows, x = random_blocks(rng, name, 3 * ROWS - 5, k), Activations(rng, 7, k)
         for names in ([name], TYPES):
             with without(isa, slots, names) as table:
@@ -214,7 +216,8 @@ def test_empty_slots_are_filled_with_kernels_of_the_same_bits(isa, slots):
 @pytest.mark.parametrize("isa", OTHERS)
 @pytest.mark.parametrize("empty, lender", [
     ("F16", "F32"), ("Q4_1", "Q4_K"), ("Q4_K", "Q4_1"), ("Q5_K", "Q5_1"), ("Q4_1 Q4_K", "Q5_1"),
-    ("Q5_1 Q5_K", None), ("Q4_0", None), ("Q5_0", None), ("Q8_0", None), ("Q6_K", None),
+    ("Q5_1 Q5_K", None), ("Q4_0", None), ("Q5_0", None), ("Q6_K", None),
+    ("Q8_0", "IQ4_NL"), ("IQ4_XS", "Q8_0"), ("Q8_0 IQ4_NL IQ4_XS", None), ("MXFP4", None), ("NVFP4", None),
 ])  # fmt: skip
 def test_who_lends_a_gemm(isa, empty, lender):
     """Panels must be alike in kind, sub-blocks and offset, and the lender's quants reach as far; narrow lenders go first."""
@@ -245,7 +248,7 @@ def test_sizes(name):
 def test_chunks_of_tokens_change_no_bits(isa, name):
     """A token's sums do not depend on who shares its call; the last slab is short where the type allows it."""
     rng = np.random.default_rng(11)
-    k = {1: 801, 32: 800, 256: 1024}[formats()[name].block]
+    k = {1: 801, 32: 800, 64: 832, 256: 1024}[formats()[name].block]
     x = Activations(rng, 11, k)
     packed = pack(name, random_blocks(rng, name, 2 * ROWS, k))
     wanted = np.stack([dot(isa, name, packed, x, t) for t in range(11)])

@@ -25,10 +25,17 @@
  *   Q6_K  256  d f16x16 | 16 x sc i8x16, sub-block s of 16 values
  *              | 16 x 3 vectors, sub-block s: bits 0-5 of vector j = 0..2 are kg j; kg 3 is in the upper two bits of the
  *              three, its bits 4-5 in vector 0, 2-3 in vector 1, 0-1 in vector 2               value = (d * sc) * (q - 32)
+ *   IQ4_NL 32  d f16x16 | 4 vectors as Q4_0                                                    value = d * iq4[q]
+ *   IQ4_XS 256 d f16x16 | 8 x sc i8x16 | 32 vectors: 4 vectors as Q4_0 per sub-block of 32     value = (d * sc) * iq4[q]
+ *   MXFP4 32   e u8x16 | 4 vectors as Q4_0                                                     value = 2^(e - 128) * fp4[q]
+ *   NVFP4 64   4 x sc u8x16, sub-block s of 16 values | 8 vectors: vector 2s + i (i = 0, 1): low nibbles: kg i of sub-block s,
+ *              high: kg i + 2                                                                  value = ue4m3(sc) / 2 * fp4[q]
  *
- * The dwords of the GGUF blocks are only interleaved over the rows, with three exceptions: the fifth bits of Q5_0 and Q5_1 are
- * transposed, the 6-bit scales of Q4_K and Q5_K become bytes, and the bits of Q6_K are arranged anew, in the order of k and for the
- * fewest instructions.  Rows missing from the last group are zero bytes.  records.h has the same layouts as C structs.
+ * iq4 and fp4 are tables of 16 whole numbers (table4.h).
+ *
+ * The dwords of the GGUF blocks are only interleaved over the rows, with these exceptions: the fifth bits of Q5_0 and Q5_1 are
+ * transposed, the 6-bit scales of Q4_K, Q5_K and IQ4_XS become bytes, NVFP4's scale 0x7f, which stands for 0, becomes 0, and the bits
+ * of Q6_K are arranged anew, in the order of k and for the fewest instructions.  Rows missing from the last group are zero bytes.  records.h has the same layouts as C structs.
  */
 #ifndef NI_FORMATS_H
 #define NI_FORMATS_H
@@ -60,9 +67,9 @@ typedef struct {
     int block_bytes;           /* bytes per block in the file */
     int record_bytes;          /* bytes per packed record: one block of NI_ROWS rows */
     ni_panel_kind kind;
-    int sub;                   /* values that share one scale in a panel: 32, 16 for Q6_K, 0 for float types */
+    int sub;                   /* values that share one scale in a panel: 32, 16 for Q6_K and NVFP4, 0 for float types */
     int offset;                /* for NI_PANEL_OFFSET and NI_PANEL_NESTED */
-    int max_q;                 /* largest unsigned quant: 15, 31, 63; 0 otherwise */
+    int max_q;                 /* largest unsigned quant in a panel: 15, 24, 31, 63; 0 otherwise */
     /* Decodes n_blocks blocks of the file to floats; bit-equal to gguf.quants. */
     void (*decode)(const uint8_t *blocks, int64_t n_blocks, float *out);
     /* Packs `rows` (1..NI_ROWS) rows of K values, row_bytes apart, into one group of K / block records. */

@@ -38,7 +38,7 @@ NI_INLINE void finish(__m256i isum, const float *scale, __m256 dx, float *acc) {
 }
 
 /* 4-bit: all 8 k-groups of a sub-block fit 16 bits.  With an offset, a lane's sum starts at -offset * (sum of the lane's activations), both
- * halves of the k-group apart, and may wrap: sum (q - offset) x fits. */
+ * halves of the k-group apart, and may wrap: sum (q - offset) x fits, MXFP4's too, whose q - offset is at most 12. */
 NI_INLINE void tile_q4(const ni_panel *p, int64_t nk, gemm_tokens a, int M, int offset, float *acc) {
     const uint8_t *w = p->q;
     const float *scale = p->scale;
@@ -316,14 +316,15 @@ static void gemm_q8_0(const ni_panel *p, int64_t k0, int64_t nk, const ni_act *x
     gemm_q8_0_words(&with, k0, nk, x, n_tokens, acc, accm);
 }
 
-/* Q4_0's slab: quants, and per block, in the two words of start, -8 * (sum of those with k % 4 < 2) and of the others. */
-static void gather_q4_0(const ni_act *x, int64_t k0, int64_t nk, int n_tokens, uint8_t *to, ni_act *slab) {
+/* tile_q4's slab with an offset: quants, and per block, in the two words of start, -offset * (sum of those with k % 4 < 2) and of the
+ * others. */
+NI_INLINE void gather_starts(const ni_act *x, int64_t k0, int64_t nk, int n_tokens, int offset, uint8_t *to, ni_act *slab) {
     int32_t *start = (int32_t *)(to + n_tokens * nk);
     float *d = (float *)(start + n_tokens * nk / 32);
     *slab = (ni_act){.k = nk, .q = (int8_t *)to, .d = d, .start = start};
     for (int t = 0; t < n_tokens; t++)
         for (int64_t at = t * x->k + k0, end = at + nk; at < end; at += 32, to += 32) {
-            const __m256i v = load32(x->q + at), pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(8), v);
+            const __m256i v = load32(x->q + at), pairs = _mm256_maddubs_epi16(_mm256_set1_epi8((char)offset), v);
             __m128i sum = _mm_add_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
             sum = _mm_add_epi16(sum, _mm_shuffle_epi32(sum, 0x4e));
             sum = _mm_add_epi16(sum, _mm_shuffle_epi32(sum, 0xb1));
@@ -331,6 +332,10 @@ static void gather_q4_0(const ni_act *x, int64_t k0, int64_t nk, int n_tokens, u
             *start++ = _mm_cvtsi128_si32(_mm_sub_epi16(_mm_setzero_si128(), sum));
             *d++ = x->d[at / 32];
         }
+}
+
+static void gather_q4_0(const ni_act *x, int64_t k0, int64_t nk, int n_tokens, uint8_t *to, ni_act *slab) {
+    gather_starts(x, k0, nk, n_tokens, 8, to, slab);
 }
 
 /* Q8_0's slab: words[t][nk / 32][even, odd][8 k-groups], and start = -(sum of even * odd) per block. */

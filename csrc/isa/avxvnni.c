@@ -9,9 +9,11 @@ NI_TARGET("avxvnni,avx2,fma,f16c,bmi2")
 #include "avx2_dot.h"
 #include "avx2_gemm.h"
 #include "avx2_unpack.h"
+#include "avx2_table4.h"
 #pragma GCC diagnostic pop
 #include "avxvnni_dot.h"
 #include "avxvnni_gemm.h"
+#include "avxvnni_table4.h"
 #include "gather_impl.h"
 
 #define NI_VEC(name) name##_avxvnni
@@ -34,6 +36,10 @@ const ni_own_kernels ni_own_avxvnni = {
         [NI_Q4_K] = {dot_vnni_q4_k, unpack_q4_k, gather_quants, gemm_vnni_min,  6},
         [NI_Q5_K] = {dot_vnni_q5_k, unpack_q5_k, gather_quants, gemm_vnni_min,  2},
         [NI_Q6_K] = {dot_q6_k,      unpack_q6_k, gather_quants, gemm_q6_k,      3},
+        [NI_IQ4_NL] = {dot_vnni_iq4_nl, unpack_iq4_nl, gather_quants, gemm_vnni_q8_0, 4},
+        [NI_IQ4_XS] = {dot_vnni_iq4_xs, unpack_iq4_xs, gather_quants, gemm_vnni_q8_0, 4},
+        [NI_MXFP4] = {dot_vnni_mxfp4, unpack_mxfp4, gather_quants, gemm_vnni_mxfp4, 4},
+        [NI_NVFP4] = {dot_vnni_nvfp4, unpack_nvfp4, gather_quants, gemm_nvfp4, 4},
     },
     .panel_dots = NI_VEC(panel_dots),
     .vec = NI_VEC_TABLE,
