@@ -26,7 +26,7 @@
  *              | 16 x 3 vectors, sub-block s: bits 0-5 of vector j = 0..2 are kg j; kg 3 is in the upper two bits of the
  *              three, its bits 4-5 in vector 0, 2-3 in vector 1, 0-1 in vector 2               value = (d * sc) * (q - 32)
  *   IQ4_NL 32  d f16x16 | 4 vectors as Q4_0                                                    value = d * iq4[q]
- *   IQ4_XS 256 d f16x16 | 8 x sc i8x16 | 32 vectors: 4 vectors as Q4_0 per sub-block of 32     value = (d * sc) * iq4[q]
+ *   IQ4_XS 256 d f16x16 | 8 x (sc i8x16 | 4 vectors as Q4_0), sub-block of 32 values           value = (d * sc) * iq4[q]
  *   MXFP4 32   e u8x16 | 4 vectors as Q4_0                                                     value = 2^(e - 128) * fp4[q]
  *   NVFP4 64   4 x sc u8x16, sub-block s of 16 values | 8 vectors: vector 2s + i (i = 0, 1): low nibbles: kg i of sub-block s,
  *              high: kg i + 2                                                                  value = ue4m3(sc) / 2 * fp4[q]

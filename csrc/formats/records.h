@@ -37,7 +37,7 @@ typedef struct { uint16_t d[NI_ROWS], dmin[NI_ROWS]; ni_scale_pair s[8]; ni_vect
 typedef struct { uint16_t d[NI_ROWS], dmin[NI_ROWS]; ni_scale_pair s[8]; ni_vector high[8], q[32]; } ni_record_q5_k;
 typedef struct { uint16_t d[NI_ROWS]; int8_t sc[16][NI_ROWS]; ni_vector v[16][3]; } ni_record_q6_k;
 typedef struct { uint16_t d[NI_ROWS]; ni_vector q[4]; } ni_record_iq4_nl;
-typedef struct { uint16_t d[NI_ROWS]; int8_t sc[8][NI_ROWS]; ni_vector q[8][4]; } ni_record_iq4_xs;
+typedef struct { uint16_t d[NI_ROWS]; struct { int8_t sc[NI_ROWS]; ni_vector q[4]; } s[8]; } ni_record_iq4_xs;
 typedef struct { uint8_t e[NI_ROWS]; ni_vector q[4]; } ni_record_mxfp4;
 typedef struct { uint8_t sc[4][NI_ROWS]; ni_vector q[4][2]; } ni_record_nvfp4;
 

@@ -56,8 +56,8 @@ static inline void pack_iq4_xs(const ni_blocks *in, ni_record_iq4_xs *out) {
     ni_interleave_u16(in, offsetof(ni_block_iq4_xs, d), out->d);
     ni_fetch_next(in, offsetof(ni_block_iq4_xs, high), 6);
     for (int r = 0; r < NI_ROWS; r++)
-        for (int s = 0; s < 8; s++) out->sc[s][r] = (int8_t)scale_of((const ni_block_iq4_xs *)in->row[r], s);
-    ni_interleave(in, offsetof(ni_block_iq4_xs, q), 32, out->q[0]);
+        for (int s = 0; s < 8; s++) out->s[s].sc[r] = (int8_t)scale_of((const ni_block_iq4_xs *)in->row[r], s);
+    for (int s = 0; s < 8; s++) ni_interleave(in, offsetof(ni_block_iq4_xs, q) + 16 * (size_t)s, 4, out->s[s].q);
 }
 
 static inline void pack_mxfp4(const ni_blocks *in, ni_record_mxfp4 *out) {
@@ -90,7 +90,7 @@ void ni_unpack_row_iq4_xs(const uint8_t *group, int r, int64_t k, float *out) {
     const ni_record_iq4_xs *in = (const ni_record_iq4_xs *)group;
     for (int64_t b = 0; b < k / 256; b++)
         for (int s = 0; s < 8; s++, out += 32)
-            look_up_row(in[b].q[s], r, 32, ni_f16_to_f32(in[b].d[r]) * (float)in[b].sc[s][r], ni_iq4, out);
+            look_up_row(in[b].s[s].q, r, 32, ni_f16_to_f32(in[b].d[r]) * (float)in[b].s[s].sc[r], ni_iq4, out);
 }
 
 void ni_unpack_row_mxfp4(const uint8_t *group, int r, int64_t k, float *out) {

@@ -65,35 +65,24 @@ NI_INLINE void dot_block_iq4_nl(const uint8_t *w, const ni_act *x, float *y) {
     _mm256_storeu_ps(y + 8, acc[1]);
 }
 
-/* The scales of a record of IQ4_XS times those of x, blocks b .. b + 7: first of all, so that lines are met in order. */
-NI_INLINE void iq4_xs_scales(const ni_record_iq4_xs *in, const float *dx, float scale[8][NI_ROWS]) {
-#pragma GCC unroll 2
-    for (int i = 0; i < 2; i++) {
-        const __m256 d = load_f16(in->d + 8 * i);
-#pragma GCC unroll 8
-        for (int s = 0; s < 8; s++) {
-            const __m256 sc = _mm256_mul_ps(d, load_i8(in->sc[s] + 8 * i));
-            _mm256_storeu_ps(scale[s] + 8 * i, _mm256_mul_ps(sc, _mm256_broadcast_ss(dx + s)));
-        }
-    }
-    asm volatile("" ::: "memory");   /* no load moves across */
+/* Scales of sub-block s of IQ4_XS, 8 rows from row i on. */
+NI_INLINE __m256 iq4_xs_scale(const ni_record_iq4_xs *in, int s, int i) {
+    return _mm256_mul_ps(load_f16(in->d + i), load_i8(in->s[s].sc + i));
 }
 
 NI_INLINE void dot_block_iq4_xs(const uint8_t *w, const ni_act *x, float *y) {
     const ni_record_iq4_xs *in = (const ni_record_iq4_xs *)w;
     const __m256i table = table_of(ni_iq4, 0);
     __m256 acc[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
-    for (int64_t b = 0; b < x->k / 32; b += 8, in++) {
-        float scale[8][NI_ROWS];
-        iq4_xs_scales(in, x->d + b, scale);
+    for (int64_t b = 0; b < x->k / 32; b += 8, in++)
         for (int s = 0; s < 8; s++) {
+            const __m256 dx = _mm256_broadcast_ss(x->d + b + s);
             __m256i sum[2];
-            iq4_sums(in->q[s], x->q + 32 * (b + s), table, sum);
+            iq4_sums(in->s[s].q, x->q + 32 * (b + s), table, sum);
 #pragma GCC unroll 2
             for (int i = 0; i < 2; i++)
-                acc[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[i]), _mm256_loadu_ps(scale[s] + 8 * i), acc[i]);
+                acc[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[i]), _mm256_mul_ps(iq4_xs_scale(in, s, 8 * i), dx), acc[i]);
         }
-    }
     _mm256_storeu_ps(y, acc[0]);
     _mm256_storeu_ps(y + 8, acc[1]);
 }
@@ -195,8 +184,8 @@ static void unpack_iq4_xs(const uint8_t *group, int64_t k0, int64_t nk, ni_panel
         for (int s = 0; s < 8; s++) {
 #pragma GCC unroll 2
             for (int i = 0; i < NI_ROWS; i += 8)
-                _mm256_storeu_ps(p->scale + NI_ROWS * (b + s) + i, _mm256_mul_ps(load_f16(in->d + i), load_i8(in->sc[s] + i)));
-            unpack_table(in->q[s], 4, table_of(ni_iq4, 0), p->q + 512 * (b + s));
+                _mm256_storeu_ps(p->scale + NI_ROWS * (b + s) + i, iq4_xs_scale(in, s, i));
+            unpack_table(in->s[s].q, 4, table_of(ni_iq4, 0), p->q + 512 * (b + s));
         }
 }
 

@@ -52,20 +52,15 @@ NI_INLINE __m512 dot_blocks_iq4_nl(const uint8_t *w, int64_t n, const int8_t *q,
     return acc;
 }
 
-/* The header is used up first, so that lines are met in order. */
 NI_INLINE __m512 dot_blocks_iq4_xs(const uint8_t *w, int64_t n, const int8_t *q, const float *d, const int32_t *start, __m512 acc) {
     const ni_record_iq4_xs *in = (const ni_record_iq4_xs *)w;
     const __m512i table = table_of(ni_iq4, 128);
     for (int64_t b = 0; b < n; b += 8, in++) {
         const __m512 d256 = load_f16(in->d);
-        __m512 scale[8];
-#pragma GCC unroll 8
-        for (int s = 0; s < 8; s++) scale[s] = _mm512_mul_ps(_mm512_mul_ps(d256, load_i8(in->sc[s])), _mm512_set1_ps(d[b + s]));
-        LOADS_STAY;
-#pragma GCC unroll 8
+#pragma GCC unroll 1
         for (int s = 0; s < 8; s++) {
-            acc = finish(table4_sums(in->q[s], 4, q + 32 * (b + s), table, bcast4(start + b + s)), scale[s], acc);
-            LOADS_STAY;
+            const __m512 scale = _mm512_mul_ps(_mm512_mul_ps(d256, load_i8(in->s[s].sc)), _mm512_set1_ps(d[b + s]));
+            acc = finish(table4_sums(in->s[s].q, 4, q + 32 * (b + s), table, bcast4(start + b + s)), scale, acc);
         }
     }
     return acc;
@@ -126,8 +121,8 @@ static void unpack_iq4_xs(const uint8_t *group, int64_t k0, int64_t nk, ni_panel
     RECORDS(iq4_xs);
     for (int64_t b = 0; b < nk / 32; b += 8, in++)
         for (int s = 0; s < 8; s++) {
-            _mm512_storeu_ps(p->scale + NI_ROWS * (b + s), _mm512_mul_ps(load_f16(in->d), load_i8(in->sc[s])));
-            unpack_table(in->q[s], 4, table_of(ni_iq4, 0), p->q + 512 * (b + s));
+            _mm512_storeu_ps(p->scale + NI_ROWS * (b + s), _mm512_mul_ps(load_f16(in->d), load_i8(in->s[s].sc)));
+            unpack_table(in->s[s].q, 4, table_of(ni_iq4, 0), p->q + 512 * (b + s));
         }
 }
 

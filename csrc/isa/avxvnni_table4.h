@@ -36,17 +36,15 @@ NI_INLINE void vnni_blocks_iq4_nl(const uint8_t *w, int64_t n, const int8_t *q, 
 NI_INLINE void vnni_blocks_iq4_xs(const uint8_t *w, int64_t n, const int8_t *q, const float *d, const int32_t *start, __m256 acc[2]) {
     const ni_record_iq4_xs *in = (const ni_record_iq4_xs *)w;
     const __m256i table = table_of(ni_iq4, 128);
-    for (int64_t b = 0; b < n; b += 8, in++) {
-        float scale[8][NI_ROWS];
-        iq4_xs_scales(in, d + b, scale);
-        for (int i = 0; i < 8; i++) {
+    for (int64_t b = 0; b < n; b += 8, in++)
+        for (int e = 0; e < 8; e++) {
+            const __m256 dx = _mm256_broadcast_ss(d + b + e);
             __m256i s[2];
-            s[0] = s[1] = _mm256_set1_epi32(start[b + i]);
-            vnni_table4(in->q[i], 4, q + 32 * (b + i), table, s);
-            acc[0] = vnni_add(s[0], _mm256_loadu_ps(scale[i]), acc[0]);
-            acc[1] = vnni_add(s[1], _mm256_loadu_ps(scale[i] + 8), acc[1]);
+            s[0] = s[1] = _mm256_set1_epi32(start[b + e]);
+            vnni_table4(in->s[e].q, 4, q + 32 * (b + e), table, s);
+#pragma GCC unroll 2
+            for (int i = 0; i < 2; i++) acc[i] = vnni_add(s[i], _mm256_mul_ps(iq4_xs_scale(in, e, 8 * i), dx), acc[i]);
         }
-    }
 }
 
 NI_INLINE void vnni_block_mxfp4(const uint8_t *w, const ni_act *x, float *y) {

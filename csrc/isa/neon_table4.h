@@ -74,9 +74,9 @@ NI_INLINE void dot_block_iq4_xs(const uint8_t *w, const ni_act *x, float *y) {
     for (int64_t b = 0; b < x->k / 32; b += 8, in++) {
         const v16 d = v16_load_f16(in->d);
         for (int e = 0; e < 8; e++) {
-            const v16 scale = v16_mul(d, load_i8(in->sc[e]));
+            const v16 scale = v16_mul(d, load_i8(in->s[e].sc));
             int32x4_t s[4];
-            table4_sums(in->q[e], x->q + 32 * (b + e), table, s);
+            table4_sums(in->s[e].q, x->q + 32 * (b + e), table, s);
             QUADS(i) acc.v[i] = finish(s[i], scale.v[i], x->d[b + e], acc.v[i]);
         }
     }
@@ -144,8 +144,8 @@ static void unpack_iq4_xs(const uint8_t *group, int64_t k0, int64_t nk, ni_panel
     RECORDS(iq4_xs);
     for (int64_t b = 0; b < nk / 32; b += 8, in++)
         for (int s = 0; s < 8; s++) {
-            v16_store(p->scale + NI_ROWS * (b + s), v16_mul(v16_load_f16(in->d), load_i8(in->sc[s])));
-            unpack_table(in->q[s], 4, table_of(ni_iq4, 0), p->q + 512 * (b + s));
+            v16_store(p->scale + NI_ROWS * (b + s), v16_mul(v16_load_f16(in->d), load_i8(in->s[s].sc)));
+            unpack_table(in->s[s].q, 4, table_of(ni_iq4, 0), p->q + 512 * (b + s));
         }
 }
 

@@ -170,8 +170,8 @@ static void unpack_iq4_xs(const uint8_t *group, int64_t k0, int64_t nk, ni_panel
     RECORDS(iq4_xs);
     for (int64_t b = 0; b < nk / 32; b++) {
         const ni_record_iq4_xs *record = in + b / 8;
-        for (int r = 0; r < NI_ROWS; r++) p->scale[NI_ROWS * b + r] = ni_f16_to_f32(record->d[r]) * (float)record->sc[b % 8][r];
-        look_up(VECTOR(8 * b), record->q[b % 8], 4, ni_iq4, 0);
+        for (int r = 0; r < NI_ROWS; r++) p->scale[NI_ROWS * b + r] = ni_f16_to_f32(record->d[r]) * (float)record->s[b % 8].sc[r];
+        look_up(VECTOR(8 * b), record->s[b % 8].q, 4, ni_iq4, 0);
     }
 }
 
