@@ -78,6 +78,7 @@ NI_INLINE void dot_block_iq4_xs(const uint8_t *w, const ni_act *x, float *y) {
         for (int s = 0; s < 8; s++) {
             const __m256 dx = _mm256_broadcast_ss(x->d + b + s);
             __m256i sum[2];
+            fetch_iq4_xs(in, s);
             iq4_sums(in->s[s].q, x->q + 32 * (b + s), table, sum);
 #pragma GCC unroll 2
             for (int i = 0; i < 2; i++)

@@ -59,6 +59,7 @@ NI_INLINE __m512 dot_blocks_iq4_xs(const uint8_t *w, int64_t n, const int8_t *q,
         const __m512 d256 = load_f16(in->d);
 #pragma GCC unroll 1
         for (int s = 0; s < 8; s++) {
+            fetch_iq4_xs(in, s);
             const __m512 scale = _mm512_mul_ps(_mm512_mul_ps(d256, load_i8(in->s[s].sc)), _mm512_set1_ps(d[b + s]));
             acc = finish(table4_sums(in->s[s].q, 4, q + 32 * (b + s), table, bcast4(start + b + s)), scale, acc);
         }

@@ -40,6 +40,7 @@ NI_INLINE void vnni_blocks_iq4_xs(const uint8_t *w, int64_t n, const int8_t *q, 
         for (int e = 0; e < 8; e++) {
             const __m256 dx = _mm256_broadcast_ss(d + b + e);
             __m256i s[2];
+            fetch_iq4_xs(in, e);
             s[0] = s[1] = _mm256_set1_epi32(start[b + e]);
             vnni_table4(in->s[e].q, 4, q + 32 * (b + e), table, s);
 #pragma GCC unroll 2
