@@ -170,7 +170,7 @@ def random_blocks(rng, type_name, n_rows, k, scales=None):
     Parameters
     ----------
     scales : sequence of float16, optional
-        Drawn from for every d, dmin and m; by default normal numbers around 0.01 of both signs.
+        Drawn from for every d, dmin and m (MXFP4: their powers of two); by default normal numbers around 0.01 of both signs.
 
     Returns
     -------
@@ -186,16 +186,25 @@ def random_blocks(rng, type_name, n_rows, k, scales=None):
     blocks = rng.integers(0, 256, (n_rows * k // fmt.block, fmt.block_bytes), np.uint8)
     for at in scale_offsets(type_name):
         d = rng.normal(0, 0.01, len(blocks)) if scales is None else rng.choice(np.asarray(scales), len(blocks))
-        blocks[:, at : at + 2] = d.astype(np.float16)[:, None].view(np.uint8)
+        if type_name == "MXFP4":
+            blocks[:, at] = power_of_two(d)
+        else:
+            blocks[:, at : at + 2] = d.astype(np.float16)[:, None].view(np.uint8)
     return blocks.reshape(n_rows, -1)
 
 
+def power_of_two(d):
+    """MXFP4's scale: the byte of the power of two that is next below |d|, 0 for 0."""
+    exponent = np.frexp(np.abs(np.asarray(d, np.float64)))[1] - 1
+    return np.where(np.asarray(d) == 0, 0, np.clip(exponent + 128, 0, 255)).astype(np.uint8)
+
+
 def scale_offsets(type_name):
-    """Byte offsets of the half floats in a file block."""
+    """Byte offsets of the scales in a file block: half floats, but MXFP4's power of two.  NVFP4's are any bytes."""
     return _SCALES.get(type_name, (0,))
 
 
 _SCALES = {
     "Q4_1": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "Q2_K": (80, 82), "Q3_K": (108,),
-    "TQ1_0": (52,), "TQ2_0": (64,),
+    "NVFP4": (), "TQ1_0": (52,), "TQ2_0": (64,),
 }  # fmt: skip

@@ -29,6 +29,14 @@ _SCALES = {
     "TQ2_0": ((64, 1 / 1.22),),  # -1 to 2: the mean is half of d
     "Q1_0": ((0, 1),),
     "Q2_0": ((0, 1 / 1.22),),
+    "IQ4_NL": ((0, 1 / 68.2),),
+    "IQ4_XS": ((0, 1 / 1260),),
+}
+# Types whose scales are bytes: the offset of the first, how many, and the standard deviation for each value of the byte.
+_E4M3 = [m if e == 0 else (8 + m) * 2 ** (e - 1) for e in range(16) for m in range(8)][:-1]
+_BYTES = {
+    "MXFP4": (0, 1, 5.85 * np.exp2(np.arange(256.0) - 128)),
+    "NVFP4": (0, 4, 5.85 / 1024 * np.array(_E4M3)),
 }
 
 
@@ -55,13 +63,17 @@ def random_weights(rng, rows, columns, tensor_type, std=0.02):
     block, size = gguf.GGML_QUANT_SIZES[kind]
     if columns % block:
         raise ValueError(f"{tensor_type}: {columns} columns, wanted a multiple of {block}")
-    if tensor_type not in _SCALES:
+    if tensor_type not in _SCALES and tensor_type not in _BYTES:
         values = rng.standard_normal((rows, columns), dtype=np.float32) * np.float32(std)
         return gguf.quants.quantize(values, kind)
     data = np.frombuffer(rng.bytes(rows * columns // block * size), dtype=np.uint8).reshape(-1, size).copy()
     # Scales differ from block to block, so that a kernel that takes its neighbour's is found out.
     spread = rng.uniform(0.75, 1.25, len(data))
-    for offset, unit in _SCALES[tensor_type]:
+    if tensor_type in _BYTES:
+        first, n, stands_for = _BYTES[tensor_type]
+        wanted = std * rng.uniform(0.75, 1.25, (len(data), n))
+        data[:, first : first + n] = np.searchsorted((stands_for[1:] + stands_for[:-1]) / 2, wanted)
+    for offset, unit in _SCALES.get(tensor_type, ()):
         data[:, offset : offset + 2] = (spread * unit * std).astype(np.float16).view(np.uint8).reshape(-1, 2)
     return data.reshape(rows, columns // block * size)
 

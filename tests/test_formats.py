@@ -52,7 +52,7 @@ def bits(x):
 
 def lengths(name):
     block = formats()[name].block
-    return {1: [1, 7, 31, 32, 33, 576], 32: [32, 64, 288, 576]}.get(block, [block, 2 * block, 5 * block])
+    return {1: [1, 7, 31, 32, 33, 576], 32: [32, 64, 288, 576], 64: [64, 192, 576]}.get(block, [block, 2 * block, 5 * block])
 
 
 @pytest.mark.parametrize("name", TYPES)
@@ -61,12 +61,14 @@ def test_table(name):
     block, size = gguf.GGML_QUANT_SIZES[GGML[name]]
     assert fmt.name.decode() == name
     assert (fmt.ggml_type, fmt.block, fmt.block_bytes) == (GGML[name].value, block, size)
-    assert fmt.record_bytes % 32 == 0
+    assert fmt.record_bytes % (16 if name == "MXFP4" else 32) == 0
+    assert fmt.record_bytes <= 1.03 * ROWS * fmt.block_bytes
     kind, sub, offset, max_q = {
         "Q4_0": (OFFSET, 32, 8, 15), "Q4_1": (MIN, 32, 0, 15), "Q5_0": (OFFSET, 32, 16, 31), "Q5_1": (MIN, 32, 0, 31),
         "Q8_0": (SIGNED, 32, 0, 0), "Q4_K": (MIN, 32, 0, 15), "Q5_K": (MIN, 32, 0, 31), "Q6_K": (NESTED, 16, 32, 63),
         "Q2_K": (NESTED_MIN, 16, 0, 3), "Q3_K": (NESTED, 16, 4, 7),
         "TQ1_0": (OFFSET, 32, 1, 2), "TQ2_0": (OFFSET, 32, 1, 3), "Q1_0": (OFFSET, 32, 1, 2), "Q2_0": (OFFSET, 32, 1, 3),
+        "IQ4_NL": (SIGNED, 32, 0, 0), "IQ4_XS": (SIGNED, 32, 0, 0), "MXFP4": (OFFSET, 32, 12, 24), "NVFP4": (OFFSET, 16, 12, 24),
     }.get(name, (FLOAT, 0, 0, 0))  # fmt: skip
     assert (fmt.kind, fmt.sub, fmt.offset, fmt.max_q) == (kind, sub, offset, max_q)
 
@@ -101,8 +103,21 @@ def test_decode_of_uniform_bytes(name):
     for byte in (0x00, 0x0F, 0x3F, 0x7F, 0x80, 0xC0, 0xF0, 0xFF):
         row = np.full((1, fmt.block_bytes), byte, np.uint8)
         for at in scale_offsets(name):
-            row[:, at : at + 2] = np.array([-1.5], np.float16).view(np.uint8)
+            row[:, at : at + 2] = np.array([-1.5], np.float16).view(np.uint8)  # MXFP4: a scale of 2^-128
         assert np.array_equal(bits(decode(name, row, fmt.block)), bits(dequantize(row, GGML[name])))
+
+
+@pytest.mark.parametrize("name, n_scales", [("MXFP4", 1), ("NVFP4", 4)])
+def test_scales_of_a_byte(name, n_scales):
+    """All 256 of them, the subnormal, NaN of the specification and 0 by another name among them: in the file, packed, in a panel."""
+    fmt, k = formats()[name], 256 // n_scales * formats()[name].block
+    blocks = np.random.default_rng(7).integers(0, 256, (256 // n_scales, fmt.block_bytes), np.uint8)
+    blocks[:, :n_scales] = np.arange(256).reshape(-1, n_scales)
+    with np.errstate(over="ignore"):  # 2^127 * 12
+        wanted = dequantize(blocks.reshape(1, -1), GGML[name])[0]
+    assert np.array_equal(bits(decode(name, blocks.reshape(1, -1), k)[0]), bits(wanted))
+    (group,) = pack(name, np.repeat(blocks.reshape(1, -1), ROWS, 0))
+    assert np.array_equal(bits(unpack_row(name, group, 5, k)), bits(wanted))
 
 
 @pytest.mark.parametrize("name", TYPES)

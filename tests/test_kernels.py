@@ -64,7 +64,7 @@ class Activations:
 
 def lengths(name):
     block = formats()[name].block
-    known = {1: [1, 7, 32, 33, 256, 576, 2048], 32: [32, 64, 256, 288, 576, 2048]}
+    known = {1: [1, 7, 32, 33, 256, 576, 2048], 32: [32, 64, 256, 288, 576, 2048], 64: [64, 192, 256, 320, 576, 2048]}
     return known.get(block) or [block, 3 * block, 512, 2048]
 
 
@@ -219,8 +219,9 @@ def test_empty_slots_are_filled_with_kernels_of_the_same_bits(isa, slots):
 @pytest.mark.parametrize("isa", OTHERS)
 @pytest.mark.parametrize("empty, lender", [
     ("F16", "F32"), ("Q4_1", "Q4_K"), ("Q4_K", "Q4_1"), ("Q5_K", "Q5_1"), ("Q4_1 Q4_K", "Q5_1"),
-    ("Q5_1 Q5_K", None), ("Q4_0", None), ("Q5_0", None), ("Q8_0", None), ("Q6_K", None),
+    ("Q5_1 Q5_K", None), ("Q4_0", None), ("Q5_0", None), ("Q6_K", None),
     ("Q2_K", None), ("Q3_K", None), ("Q1_0", "TQ1_0"), ("TQ2_0", "Q2_0"), ("Q2_0", "TQ2_0"), ("TQ2_0 Q2_0", None),
+    ("Q8_0", "IQ4_NL"), ("IQ4_XS", "Q8_0"), ("Q8_0 IQ4_NL IQ4_XS", None), ("MXFP4", None), ("NVFP4", None),
 ])  # fmt: skip
 def test_who_lends_a_gemm(isa, empty, lender):
     """Panels must be alike in kind, sub-blocks and offset, and the lender's quants reach as far; narrow lenders go first."""

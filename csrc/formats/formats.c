@@ -9,7 +9,7 @@ const ni_format ni_formats[NI_N_TYPES] = {
 #undef NI_FORMAT
 };
 
-/* Records follow one another, and each starts where 32-byte vectors do. */
-#define NI_FORMAT(NAME, name, ...) _Static_assert(sizeof(ni_record_##name) % 32 == 0, #NAME);
+/* Records follow one another, and each starts where 32-byte vectors do; but MXFP4's, of 272 bytes, where 16-byte vectors do. */
+#define NI_FORMAT(NAME, name, ...) _Static_assert(sizeof(ni_record_##name) % (NI_##NAME == NI_MXFP4 ? 16 : 32) == 0, #NAME);
 #include "formats.def"
 #undef NI_FORMAT

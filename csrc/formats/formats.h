@@ -35,6 +35,11 @@
  *   TQ2_0 256  d f16x16 | 8 x 2 vectors, a unit of 2 bits                                     value = d * (q - 1)
  *   Q1_0  128  d f16x16 | 4 vectors, unit u of 32 values: bit g of byte (r, b): value 4g + b  value = d * (2q - 1)
  *   Q2_0  64   d f16x16 | 2 x 2 vectors, a unit of 2 bits                                     value = d * (q - 1)
+ *   IQ4_NL 32  d f16x16 | 4 vectors as Q4_0                                                    value = d * iq4[q]
+ *   IQ4_XS 256 d f16x16 | 8 x (sc i8x16 | 4 vectors as Q4_0), sub-block of 32 values           value = (d * sc) * iq4[q]
+ *   MXFP4 32   e u8x16 | 4 vectors as Q4_0                                                     value = 2^(e - 128) * fp4[q]
+ *   NVFP4 64   4 x sc u8x16, sub-block s of 16 values | 8 vectors: vector 2s + i (i = 0, 1): low nibbles: kg i of sub-block s,
+ *              high: kg i + 2                                                                  value = ue4m3(sc) / 2 * fp4[q]
  *
  *   A unit has 32 values, kg 0-3 and 4-7, which are two sub-blocks of Q2_K and Q3_K.
  *   2 bits: vector j = 0, 1: bits 0-1 kg 2j, 2-3 kg 2j + 4, 4-5 kg 2j + 1, 6-7 kg 2j + 5.
@@ -42,10 +47,12 @@
  *   6 and 7 of vector 2.
  *   So what is not in its place can be multiplied where it is: the sum of a sub-block comes out 4 or 8 times as large.
  *
+ * iq4 and fp4 are tables of 16 whole numbers (table4.h).
+ *
  * The dwords of the GGUF blocks are only interleaved over the rows, with these exceptions: the fifth bits of Q5_0 and Q5_1 and the quants
- * of Q1_0 and Q2_0 are transposed, the 6-bit scales of Q4_K and Q5_K become bytes, and the bits of Q2_K, Q3_K, Q6_K and TQ2_0 are arranged
- * anew, in the order of k and for the fewest instructions.  Rows missing from the last group are zero bytes.  records.h has the same
- * layouts as C structs.
+ * of Q1_0 and Q2_0 are transposed, the 6-bit scales of Q4_K, Q5_K and IQ4_XS become bytes, NVFP4's scale 0x7f, which stands for 0, becomes
+ * 0, and the bits of Q2_K, Q3_K, Q6_K and TQ2_0 are arranged anew, in the order of k and for the fewest instructions.  Rows missing from
+ * the last group are zero bytes.  records.h has the same layouts as C structs.
  */
 #ifndef NI_FORMATS_H
 #define NI_FORMATS_H
@@ -78,9 +85,9 @@ typedef struct {
     int block_bytes;           /* bytes per block in the file */
     int record_bytes;          /* bytes per packed record: one block of NI_ROWS rows */
     ni_panel_kind kind;
-    int sub;                   /* values that share one scale in a panel: 32, 16 where scales are nested, 0 for float types */
+    int sub;                   /* values that share one scale in a panel: 32, 16 where scales are nested and of NVFP4, 0 for float types */
     int offset;                /* for NI_PANEL_OFFSET and NI_PANEL_NESTED */
-    int max_q;                 /* largest unsigned quant in a panel: 2, 3, 7, 15, 31, 63; 0 otherwise */
+    int max_q;                 /* largest unsigned quant in a panel: 2, 3, 7, 15, 24, 31, 63; 0 otherwise */
     /* Decodes n_blocks blocks of the file to floats; bit-equal to gguf.quants. */
     void (*decode)(const uint8_t *blocks, int64_t n_blocks, float *out);
     /* Packs `rows` (1..NI_ROWS) rows of K values, row_bytes apart, into one group of K / block records. */

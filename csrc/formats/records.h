@@ -1,6 +1,6 @@
 /* Internal to formats/ and isa/: of each format the block as the file has it, and the packed record that it becomes (layouts: formats.h).
  *
- * Blocks hold bytes only, because in the file nothing is aligned.  Records are aligned to 32 bytes.
+ * Blocks hold bytes only, because in the file nothing is aligned.  Records are aligned to 32 bytes, those of MXFP4 to 16.
  */
 #ifndef NI_RECORDS_H
 #define NI_RECORDS_H
@@ -23,6 +23,10 @@ typedef struct { uint8_t high[32], q[64], scales[12], d[2]; } ni_block_q3_k;
 typedef struct { uint8_t q[48], last[4], d[2]; } ni_block_tq1_0;
 typedef struct { uint8_t q[64], d[2]; } ni_block_tq2_0;
 typedef struct { uint8_t d[2], q[16]; } ni_block_q1_0, ni_block_q2_0;
+typedef struct { uint8_t d[2], q[16]; } ni_block_iq4_nl;
+typedef struct { uint8_t d[2], high[2], low[4], q[128]; } ni_block_iq4_xs;
+typedef struct { uint8_t e, q[16]; } ni_block_mxfp4;
+typedef struct { uint8_t sc[4], q[32]; } ni_block_nvfp4;
 
 typedef uint8_t ni_vector[4 * NI_ROWS];   /* byte 4r + b belongs to row r */
 
@@ -43,6 +47,10 @@ typedef struct { uint16_t d[NI_ROWS]; ni_vector q[13]; } ni_record_tq1_0;
 typedef struct { uint16_t d[NI_ROWS]; ni_vector q[8][2]; } ni_record_tq2_0;
 typedef struct { uint16_t d[NI_ROWS]; ni_vector q[4]; } ni_record_q1_0;
 typedef struct { uint16_t d[NI_ROWS]; ni_vector q[2][2]; } ni_record_q2_0;
+typedef struct { uint16_t d[NI_ROWS]; ni_vector q[4]; } ni_record_iq4_nl;
+typedef struct { uint16_t d[NI_ROWS]; struct { int8_t sc[NI_ROWS]; ni_vector q[4]; } s[8]; } ni_record_iq4_xs;
+typedef struct { uint8_t e[NI_ROWS]; ni_vector q[4]; } ni_record_mxfp4;
+typedef struct { uint8_t sc[4][NI_ROWS]; ni_vector q[4][2]; } ni_record_nvfp4;
 
 /* A half of a file block. */
 static inline uint16_t ni_load_u16(const uint8_t *p) {

@@ -38,7 +38,7 @@ NI_INLINE void finish(__m256i isum, const float *scale, __m256 dx, float *acc) {
 }
 
 /* 4-bit: all 8 k-groups of a sub-block fit 16 bits.  With an offset, a lane's sum starts at -offset * (sum of the lane's activations), both
- * halves of the k-group apart, and may wrap: sum (q - offset) x fits. */
+ * halves of the k-group apart, and may wrap: sum (q - offset) x fits, MXFP4's too, whose q - offset is at most 12. */
 NI_INLINE void tile_q4(const ni_panel *p, int64_t nk, gemm_tokens a, int M, int offset, float *acc) {
     const uint8_t *w = p->q;
     const float *scale = p->scale;
@@ -320,8 +320,9 @@ static void gemm_q8_0(const ni_panel *p, int64_t k0, int64_t nk, const ni_act *x
     gemm_q8_0_words(&with, k0, nk, x, n_tokens, acc, accm);
 }
 
-/* Q4_0's slab: quants, and per block, in the two words of start, -offset * (sum of those with k % 4 < 2) and of the others. */
-NI_INLINE void gather_offset(const ni_act *x, int64_t k0, int64_t nk, int n_tokens, int offset, uint8_t *to, ni_act *slab) {
+/* tile_q4's slab with an offset: quants, and per block, in the two words of start, -offset * (sum of those with k % 4 < 2) and of the
+ * others. */
+NI_INLINE void gather_starts(const ni_act *x, int64_t k0, int64_t nk, int n_tokens, int offset, uint8_t *to, ni_act *slab) {
     int32_t *start = (int32_t *)(to + n_tokens * nk);
     float *d = (float *)(start + n_tokens * nk / 32);
     *slab = (ni_act){.k = nk, .q = (int8_t *)to, .d = d, .start = start};
@@ -338,7 +339,7 @@ NI_INLINE void gather_offset(const ni_act *x, int64_t k0, int64_t nk, int n_toke
 }
 
 static void gather_q4_0(const ni_act *x, int64_t k0, int64_t nk, int n_tokens, uint8_t *to, ni_act *slab) {
-    gather_offset(x, k0, nk, n_tokens, 8, to, slab);
+    gather_starts(x, k0, nk, n_tokens, 8, to, slab);
 }
 
 /* Q8_0's slab: words[t][nk / 32][even, odd][8 k-groups], and start = -(sum of even * odd) per block. */

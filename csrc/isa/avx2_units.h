@@ -243,7 +243,7 @@ static void gemm_q2_k(const ni_panel *p, int64_t k0, int64_t nk, const ni_act *x
 
 /* TQ1_0, TQ2_0, Q1_0, Q2_0: quants of at most 3, less 1. */
 static void gather_offset1(const ni_act *x, int64_t k0, int64_t nk, int n_tokens, uint8_t *to, ni_act *slab) {
-    gather_offset(x, k0, nk, n_tokens, 1, to, slab);
+    gather_starts(x, k0, nk, n_tokens, 1, to, slab);
 }
 NI_GEMM(offset1, 6, 0, tile_q4(p, nk, a, m_, 1, out))
 

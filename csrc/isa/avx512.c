@@ -9,6 +9,7 @@ NI_TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c,bmi2")
 #include "avx512_gemm.h"
 #include "avx512_unpack.h"
 #include "avx512_units.h"
+#include "avx512_table4.h"
 #include "gather_impl.h"
 
 #define NI_VEC(name) name##_avx512
@@ -37,6 +38,10 @@ const ni_own_kernels ni_own_avx512 = {
         [NI_TQ2_0] = {dot_tq2_0, unpack_tq2_0, gather_offset1, gemm_offset1, 10, NI_LONG_SLAB},
         [NI_Q1_0] = {dot_q1_0, unpack_q1_0, gather_offset1, gemm_offset1, 10, NI_LONG_SLAB},
         [NI_Q2_0] = {dot_q2_0, unpack_q2_0, gather_offset1, gemm_offset1, 10, NI_LONG_SLAB},
+        [NI_IQ4_NL] = {dot_iq4_nl, unpack_iq4_nl, gather_q8_0, gemm_q8_0, 4, NI_LONG_SLAB},
+        [NI_IQ4_XS] = {dot_iq4_xs, unpack_iq4_xs, gather_q8_0, gemm_q8_0, 4, NI_LONG_SLAB},
+        [NI_MXFP4] = {dot_mxfp4, unpack_mxfp4, gather_mxfp4, gemm_mxfp4, 4, NI_LONG_SLAB},
+        [NI_NVFP4] = {dot_nvfp4, unpack_nvfp4, gather_nvfp4, gemm_nvfp4, 4},
     },
     .panel_dots = NI_VEC(panel_dots),
     .vec = NI_VEC_TABLE,

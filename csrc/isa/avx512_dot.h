@@ -106,9 +106,11 @@ NI_INLINE void dot_block_q6_k(const uint8_t *w, const ni_act *x, float *y) {
     _mm512_storeu_ps(y, acc);
 }
 
-/* Q8_0 as unsigned w + 128; start[b] = -128 * (sum of block b of x). */
-NI_INLINE __m512 dot_block_q8_0(const ni_record_q8_0 *in, int64_t n, const int8_t *q, const float *d, const int32_t *start,
-                                __m512 acc) {
+/* A kernel of n blocks of 32 for weights that become unsigned, w + 128: start[b] = -128 * (sum of block b of x). */
+typedef __m512 started_blocks(const uint8_t *w, int64_t n, const int8_t *q, const float *d, const int32_t *start, __m512 acc);
+
+NI_INLINE __m512 dot_block_q8_0(const uint8_t *w, int64_t n, const int8_t *q, const float *d, const int32_t *start, __m512 acc) {
+    const ni_record_q8_0 *in = (const ni_record_q8_0 *)w;
     const __m512i sign = _mm512_set1_epi8((char)0x80);
     for (int64_t b = 0; b < n; b++, in++) {
         const __m512 scale = _mm512_mul_ps(load_f16(in->d), _mm512_set1_ps(d[b]));
@@ -124,11 +126,11 @@ NI_INLINE __m512 dot_block_q8_0(const ni_record_q8_0 *in, int64_t n, const int8_
     return acc;
 }
 
-/* The sums of x are taken once for all groups, unless K is so long that they do not fit the stack's share. */
-static void dot_q8_0(const uint8_t *w, int64_t n_groups, const ni_act *x, float *y) {
+/* The sums of x are taken once for all groups, unless K is so long that they do not fit the stack's share.
+ * bytes_of_8: bytes of 8 blocks of a group. */
+NI_INLINE void dot_started(const uint8_t *w, int64_t n_groups, const ni_act *x, float *y, int bytes_of_8, started_blocks *blocks) {
     enum { MOST = 1024 };
     int32_t start[MOST];
-    const ni_record_q8_0 *in = (const ni_record_q8_0 *)w;
     const int64_t n = x->k / 32;
     for (int64_t g = 0; g < n_groups; g++) {
         __m512 acc = _mm512_setzero_ps();
@@ -142,12 +144,17 @@ static void dot_q8_0(const uint8_t *w, int64_t n_groups, const ni_act *x, float 
                     t = _mm_add_epi32(t, _mm_shuffle_epi32(t, 0x4e));
                     start[i] = -128 * (_mm_cvtsi128_si32(t) + _mm_extract_epi32(t, 1));
                 }
-            acc = dot_block_q8_0(in, part, x->q + 32 * b, x->d + b, start, acc);
-            in += part;
+            acc = blocks(w, part, x->q + 32 * b, x->d + b, start, acc);
+            w += part * bytes_of_8 / 8;
         }
         _mm512_storeu_ps(y + NI_ROWS * g, acc);
     }
 }
+
+#define NI_DOT_STARTED(name, format, blocks)                                                            \
+    static void dot_##name(const uint8_t *w, int64_t n_groups, const ni_act *x, float *y) {             \
+        dot_started(w, n_groups, x, y, 256 / NI_BLOCK_##format * (int)sizeof(ni_record_##format), blocks); \
+    }
 
 /* F32, F16, BF16: `groups` row groups, `stride` bytes apart, side by side, so that the chains of fma overlap. */
 NI_INLINE void dot_float(const uint8_t *w, size_t stride, int groups, ni_type type, const ni_act *x, float *y) {
@@ -175,6 +182,7 @@ NI_DOT(q4_0, q4_0, dot_block32, parts_q4_0, 8)
 NI_DOT(q4_1, q4_1, dot_block32, parts_q4_1, 0)
 NI_DOT(q5_0, q5_0, dot_block32, parts_q5_0, 16)
 NI_DOT(q5_1, q5_1, dot_block32, parts_q5_1, 0)
+NI_DOT_STARTED(q8_0, q8_0, dot_block_q8_0)
 NI_DOT(q4_k, q4_k, dot_block256, parts_q4_k)
 NI_DOT(q5_k, q5_k, dot_block256, parts_q5_k)
 NI_DOT(q6_k, q6_k, dot_block_q6_k)

@@ -10,10 +10,12 @@ NI_TARGET("avxvnni,avx2,fma,f16c,bmi2")
 #include "avx2_gemm.h"
 #include "avx2_unpack.h"
 #include "avx2_units.h"
+#include "avx2_table4.h"
 #pragma GCC diagnostic pop
 #include "avxvnni_dot.h"
 #include "avxvnni_gemm.h"
 #include "avxvnni_units.h"
+#include "avxvnni_table4.h"
 #include "gather_impl.h"
 
 #define NI_VEC(name) name##_avxvnni
@@ -42,6 +44,10 @@ const ni_own_kernels ni_own_avxvnni = {
         [NI_TQ2_0] = {dot_vnni_tq2_0, unpack_tq2_0, gather_quants, gemm_vnni_offset1, 7},
         [NI_Q1_0] = {dot_vnni_q1_0, unpack_q1_0, gather_quants, gemm_vnni_offset1, 6},
         [NI_Q2_0] = {dot_vnni_q2_0, unpack_q2_0, gather_quants, gemm_vnni_offset1, 6},
+        [NI_IQ4_NL] = {dot_vnni_iq4_nl, unpack_iq4_nl, gather_quants, gemm_vnni_q8_0, 4},
+        [NI_IQ4_XS] = {dot_vnni_iq4_xs, unpack_iq4_xs, gather_quants, gemm_vnni_q8_0, 4},
+        [NI_MXFP4] = {dot_vnni_mxfp4, unpack_mxfp4, gather_quants, gemm_vnni_mxfp4, 4},
+        [NI_NVFP4] = {dot_vnni_nvfp4, unpack_nvfp4, gather_quants, gemm_nvfp4, 4},
     },
     .panel_dots = NI_VEC(panel_dots),
     .vec = NI_VEC_TABLE,

@@ -93,9 +93,11 @@ NI_INLINE void vnni_block256(const uint8_t *w, const ni_parts at, const ni_act *
     _mm256_storeu_ps(y + 8, _mm256_add_ps(acc[1], accm[1]));
 }
 
-/* Q8_0 as unsigned w + 128; start[b] = -128 * (sum of block b of x). */
-NI_INLINE void vnni_blocks_q8_0(const ni_record_q8_0 *in, int64_t n, const int8_t *q, const float *d, const int32_t *start,
-                                __m256 acc[2]) {
+/* A kernel of n blocks of 32 for weights that become unsigned, w + 128: start[b] = -128 * (sum of block b of x). */
+typedef void started_blocks(const uint8_t *w, int64_t n, const int8_t *q, const float *d, const int32_t *start, __m256 acc[2]);
+
+NI_INLINE void vnni_blocks_q8_0(const uint8_t *w, int64_t n, const int8_t *q, const float *d, const int32_t *start, __m256 acc[2]) {
+    const ni_record_q8_0 *in = (const ni_record_q8_0 *)w;
     const __m256i sign = _mm256_set1_epi8((char)0x80);
     for (int64_t b = 0; b < n; b++, in++) {
         __m256i s[2];
@@ -115,11 +117,11 @@ NI_INLINE void vnni_blocks_q8_0(const ni_record_q8_0 *in, int64_t n, const int8_
     }
 }
 
-/* The sums of x are taken once for all groups, unless K is so long that they do not fit the stack's share. */
-static void dot_vnni_q8_0(const uint8_t *w, int64_t n_groups, const ni_act *x, float *y) {
+/* The sums of x are taken once for all groups, unless K is so long that they do not fit the stack's share.
+ * bytes_of_8: bytes of 8 blocks of a group. */
+NI_INLINE void dot_started(const uint8_t *w, int64_t n_groups, const ni_act *x, float *y, int bytes_of_8, started_blocks *blocks) {
     enum { MOST = 1024 };
     int32_t start[MOST];
-    const ni_record_q8_0 *in = (const ni_record_q8_0 *)w;
     const int64_t n = x->k / 32;
     for (int64_t g = 0; g < n_groups; g++) {
         __m256 acc[2];
@@ -134,18 +136,24 @@ static void dot_vnni_q8_0(const uint8_t *w, int64_t n_groups, const ni_act *x, f
                     t = _mm_add_epi32(t, _mm_shuffle_epi32(t, 0x4e));
                     start[i] = -128 * (_mm_cvtsi128_si32(t) + _mm_extract_epi32(t, 1));
                 }
-            vnni_blocks_q8_0(in, part, x->q + 32 * b, x->d + b, start, acc);
-            in += part;
+            blocks(w, part, x->q + 32 * b, x->d + b, start, acc);
+            w += part * bytes_of_8 / 8;
         }
         _mm256_storeu_ps(y + NI_ROWS * g, acc[0]);
         _mm256_storeu_ps(y + NI_ROWS * g + 8, acc[1]);
     }
 }
 
+#define NI_DOT_STARTED(name, format, blocks)                                                            \
+    static void dot_##name(const uint8_t *w, int64_t n_groups, const ni_act *x, float *y) {             \
+        dot_started(w, n_groups, x, y, 256 / NI_BLOCK_##format * (int)sizeof(ni_record_##format), blocks); \
+    }
+
 NI_DOT(vnni_q4_0, q4_0, vnni_block32, parts_q4_0, 8)
 NI_DOT(vnni_q4_1, q4_1, vnni_block32, parts_q4_1, 0)
 NI_DOT(vnni_q5_0, q5_0, vnni_block32, parts_q5_0, 16)
 NI_DOT(vnni_q5_1, q5_1, vnni_block32, parts_q5_1, 0)
+NI_DOT_STARTED(vnni_q8_0, q8_0, vnni_blocks_q8_0)
 NI_DOT(vnni_q4_k, q4_k, vnni_block256, parts_q4_k)
 NI_DOT(vnni_q5_k, q5_k, vnni_block256, parts_q5_k)
 #endif

@@ -43,18 +43,19 @@ typedef struct {
 
 /* Decode: y[16 g + r] for n_groups row groups, one token.  Streams the packed bytes once, in order.
  *
- * Quantised, but for nested scales: per sub-block b of 32 values, in order:
+ * Quantised, but for nested scales: per sub-block b of 32 values (NVFP4: 16), in order:
  *   isum = sum q * xq                          (minus offset * s where the format has an offset)
  *   acc  = fma((float)isum, scale_b * d_x, acc)
  *   accm = fma(min_b, m_x, accm)               (formats with a minimum only)
  *   y = acc, or acc + accm for formats with a minimum.
- *   scale_b = d, or d * sc; min_b = m, or -(dmin * mn).
+ *   scale_b = d, or d * sc, or what MXFP4 and NVFP4 have for d (formats/table4.h); min_b = m, or -(dmin * mn).
  * Nested (Q6_K, Q3_K): per block of 256, whose sub-blocks of 16 have scales sc, total starts at 0; per 32 values, in order:
  *   isum  = sum sc * (q - offset) * xq         (below 2^24, so the float is exact)
  *   total = fma((float)isum, d_x, total)
  *   then acc = fma(total, d, acc); y = acc.
  * Nested with minimums (Q2_K): the same, and beside it totalm = fma((float)(sum mn * s), d_x, totalm);
  *   then acc = fma(total, d, acc); acc = fma(-totalm, dmin, acc); y = acc.
+ * Where quants are indices into a table q is the value there.
  * Float: acc = fma(w, x, acc) for k = 0, 1, 2 ...; y = acc. */
 typedef void ni_dot(const uint8_t *w, int64_t n_groups, const ni_act *x, float *y);
 

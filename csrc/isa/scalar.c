@@ -4,6 +4,7 @@
 #include "kernels.h"
 #include "gather_impl.h"
 #include "parts.h"
+#include "../formats/table4.h"
 #include <math.h>
 
 static inline void copy_vector(uint8_t *out, const ni_vector in) { memcpy(out, in, sizeof(ni_vector)); }
@@ -149,6 +150,47 @@ static void unpack_q6_k(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *
 }
 
 #include "scalar_units.h"
+/* n vectors of nibbles to 2 n vectors of values from a table, plus an offset. */
+static inline void look_up(uint8_t *out, const ni_vector *q, int n, const int8_t table[16], int offset) {
+    for (int i = 0; i < n; i++)
+        for (size_t j = 0; j < sizeof(ni_vector); j++) {
+            out[i * sizeof(ni_vector) + j] = (uint8_t)(table[q[i][j] & 15] + offset);
+            out[(i + n) * sizeof(ni_vector) + j] = (uint8_t)(table[q[i][j] >> 4] + offset);
+        }
+}
+
+static void unpack_iq4_nl(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) {
+    RECORDS(iq4_nl);
+    for (int64_t b = 0; b < nk / 32; b++) {
+        halves(p->scale + NI_ROWS * b, in[b].d);
+        look_up(VECTOR(8 * b), in[b].q, 4, ni_iq4, 0);
+    }
+}
+
+static void unpack_iq4_xs(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) {
+    RECORDS(iq4_xs);
+    for (int64_t b = 0; b < nk / 32; b++) {
+        const ni_record_iq4_xs *record = in + b / 8;
+        for (int r = 0; r < NI_ROWS; r++) p->scale[NI_ROWS * b + r] = ni_f16_to_f32(record->d[r]) * (float)record->s[b % 8].sc[r];
+        look_up(VECTOR(8 * b), record->s[b % 8].q, 4, ni_iq4, 0);
+    }
+}
+
+static void unpack_mxfp4(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) {
+    RECORDS(mxfp4);
+    for (int64_t b = 0; b < nk / 32; b++) {
+        for (int r = 0; r < NI_ROWS; r++) p->scale[NI_ROWS * b + r] = ni_e8m0_half(in[b].e[r]);
+        look_up(VECTOR(8 * b), in[b].q, 4, ni_fp4, NI_FP4_OFFSET);
+    }
+}
+
+static void unpack_nvfp4(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) {
+    RECORDS(nvfp4);
+    for (int64_t s = 0; s < nk / 16; s++) {
+        for (int r = 0; r < NI_ROWS; r++) p->scale[NI_ROWS * s + r] = ni_ue4m3_half(in[s / 4].sc[s % 4][r]);
+        look_up(VECTOR(4 * s), in[s / 4].q[s % 4], 2, ni_fp4, NI_FP4_OFFSET);
+    }
+}
 
 /* One sub-block of `sub` values: sum of q * xq per row. */
 static inline void dot_block(const uint8_t *q, const int8_t *xq, int sub, int is_signed, int32_t isum[NI_ROWS]) {
@@ -180,8 +222,8 @@ static void gemm_quantised(const ni_format *format, const ni_panel *p, int64_t k
             int32_t isum[NI_ROWS];
             dot_block(p->q + NI_ROWS * sub * b, x->q + t * x->k + k, sub, format->kind == NI_PANEL_SIGNED, isum);
             if (format->kind == NI_PANEL_OFFSET) {
-                const int16_t *s = x->s + 2 * block;
-                const int32_t sum = s[0] + s[1];
+                const int16_t *s = x->s + t * (x->k / 16) + k / 16;
+                const int32_t sum = sub == 32 ? s[0] + s[1] : s[0];
                 for (int r = 0; r < NI_ROWS; r++) isum[r] -= format->offset * sum;
             }
             for (int r = 0; r < NI_ROWS; r++) a[r] = fmaf((float)isum[r], scale[r] * x->d[block], a[r]);

@@ -72,7 +72,7 @@ static void draw_activations(int64_t k, int n_tokens, kind how) {
     }
 }
 
-/* Where the half floats of a file block are. */
+/* Where the half floats of a file block are; MXFP4's scale is a byte, NVFP4's may be any. */
 static const struct { int n, at[2]; } scales[NI_N_TYPES] = {
     [NI_Q4_0] = {1, {offsetof(ni_block_q4_0, d)}},
     [NI_Q4_1] = {2, {offsetof(ni_block_q4_1, d), offsetof(ni_block_q4_1, m)}},
@@ -88,11 +88,13 @@ static const struct { int n, at[2]; } scales[NI_N_TYPES] = {
     [NI_TQ2_0] = {1, {offsetof(ni_block_tq2_0, d)}},
     [NI_Q1_0] = {1, {offsetof(ni_block_q1_0, d)}},
     [NI_Q2_0] = {1, {offsetof(ni_block_q2_0, d)}},
+    [NI_IQ4_NL] = {1, {offsetof(ni_block_iq4_nl, d)}},
+    [NI_IQ4_XS] = {1, {offsetof(ni_block_iq4_xs, d)}},
 };
 
 static void draw_group(ni_type t, int64_t k, int rows, kind how, uint8_t *packed) {
     static const uint16_t extreme[] = {0x7bff, 0xfbff, 0x0001, 0x8001, 0x0000, 0x8000, 0xbc00, 0x0200};
-    static const uint8_t ends[] = {0x00, 0x7f, 0x80, 0xff};
+    static const uint8_t ends[] = {0x00, 0x7f, 0x80, 0xff}, powers[] = {0, 1, 2, 3, 64, 127, 160, 200};
     static uint8_t file[NI_ROWS * MOST_K * 4];
     const ni_format *f = &ni_formats[t];
     const size_t row_bytes = (size_t)(k / f->block * f->block_bytes);
@@ -108,6 +110,8 @@ static void draw_group(ni_type t, int64_t k, int rows, kind how, uint8_t *packed
             const uint16_t h = how == EXTREME_SCALES ? extreme[draw() % 8] : ni_f32_to_f16(uniform(0.02f));
             memcpy(file + b * (size_t)f->block_bytes + scales[t].at[i], &h, 2);
         }
+    for (size_t b = 0; t == NI_MXFP4 && b < NI_ROWS * row_bytes / sizeof(ni_block_mxfp4); b++)
+        file[b * sizeof(ni_block_mxfp4)] = how == EXTREME_SCALES ? powers[draw() % 8] : (uint8_t)(110 + draw() % 16);
     f->pack(file, row_bytes, rows, k, packed);
 }
 
@@ -185,9 +189,9 @@ static size_t check_matmul(const ni_kernels *table, ni_type t, int64_t k, int n_
 }
 
 static void check_type(const ni_kernels *table, ni_type t) {
-    static const int64_t lengths[4][6] = {{1, 7, 33, 256, 300, 576}, {32, 64, 256, 288, 576, 1024}, {256, 512, 1024},
-                                           {128, 256, 384, 512, 896, 1024}};
-    const int block = ni_formats[t].block, row = block == 1 ? 0 : block == 32 ? 1 : block == 256 ? 2 : 3, n = row == 2 ? 3 : 6;
+    static const int64_t lengths[5][6] = {{1, 7, 33, 256, 300, 576}, {32, 64, 256, 288, 576, 1024}, {64, 192, 256, 320, 576, 1024},
+                                           {128, 256, 384, 512, 896, 1024}, {256, 512, 1024}};
+    const int block = ni_formats[t].block, row = block == 1 ? 0 : block == 32 ? 1 : block == 64 ? 2 : block == 128 ? 3 : 4, n = row == 4 ? 3 : 6;
     size_t count = 0;
     for (int i = 0; i < n; i++)
         for (kind how = RANDOM; how < N_KINDS; how++)
