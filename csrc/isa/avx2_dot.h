@@ -200,7 +200,7 @@ NI_INLINE void dot_block_q6_k(const ni_record_q6_k *in, int64_t n, const int8_t 
 
 /* Defines dot_<name>, of blocks of 256.  The starts are taken once for all groups, unless K is so long that they do not fit the stack's
  * share. */
-#define NI_DOT_STARTED(name, first, second)                                                          \
+#define NI_DOT_NESTED(name, first, second)                                                          \
     static void dot_##name(const uint8_t *w, int64_t n_groups, const ni_act *x, float *y) {          \
         enum { MOST = 16384 };                                                                       \
         int32_t start[MOST / 16];                                                                    \
@@ -217,7 +217,7 @@ NI_INLINE void dot_block_q6_k(const ni_record_q6_k *in, int64_t n, const int8_t 
             _mm256_storeu_ps(y + 8, acc[1]);                                                         \
         }                                                                                            \
     }
-NI_DOT_STARTED(q6_k, 32, 32)
+NI_DOT_NESTED(q6_k, 32, 32)
 
 /* F32, F16, BF16: `groups` row groups, `stride` bytes apart, side by side. */
 NI_INLINE void dot_float(const uint8_t *w, size_t stride, int groups, ni_type type, const ni_act *x, float *y) {

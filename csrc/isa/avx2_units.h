@@ -146,7 +146,7 @@ NI_INLINE void dot_block_q3_k(const ni_record_q3_k *in, int64_t n, const int8_t 
     }
 }
 NI_DOT(q2_k, q2_k, dot_block_q2_k)
-NI_DOT_STARTED(q3_k, 4, 32)
+NI_DOT_NESTED(q3_k, 4, 32)
 
 static void unpack_q2_k(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) {
     RECORDS(q2_k);
