@@ -76,9 +76,9 @@ def load(
         Where the weights go: a copy on every node; one copy, each node holding its rows of every matrix; one copy page by
         page over all nodes; or one copy on one node. auto: replicate if every node has room, else shard;
         ``print(model.placement)`` says why.
-    kv_type : {"f16", "bf16", "q8_0"}
+    kv_type : {"f16", "bf16", "q8_0", "f32"}
         Number format of the KV cache. q8_0, 8 bits with a scale for 32 values, takes 17/32 of the memory of f16; bf16 takes as much
-        and holds larger numbers, less precisely.
+        and holds larger numbers, less precisely; f32 takes twice as much and rounds nothing.
     progress : None, bool or callable
         A progress bar: None decides by whether someone is watching; a callable gets (done_bytes, total_bytes).
     verify : bool or "warn"

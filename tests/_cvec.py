@@ -258,4 +258,4 @@ def same(a, b):
 
 def kv_bytes(kv_type, width):
     """Bytes of a chunk's keys or values."""
-    return CHUNK * (width + 2 * -(-width // 32) if kv_type == "q8_0" else 2 * width)
+    return CHUNK * {"q8_0": width + 2 * -(-width // 32), "f32": 4 * width}.get(kv_type, 2 * width)

@@ -164,12 +164,14 @@ def stored(x, kv_type):
     ----------
     x : ndarray (..., E)
         E a multiple of 16.
-    kv_type : {"f16", "bf16", "q8_0"}
+    kv_type : {"f16", "bf16", "q8_0", "f32"}
         q8_0: `quantise_q8` of 32 values, or of the last 16, with the scale rounded to a half.
     """
     if kv_type == "f16":
         return x.astype(np.float16).astype(x.dtype)
     x32 = np.ascontiguousarray(x, dtype=np.float32)
+    if kv_type == "f32":
+        return x32.astype(x.dtype)
     if kv_type == "bf16":
         u = x32.view(np.uint32)
         return ((u + np.uint32(0x7FFF) + (u >> 16 & 1)) & np.uint32(0xFFFF0000)).view(np.float32).astype(x.dtype)

@@ -6,10 +6,10 @@ import reference as ref
 from _cvec import CHUNK, KV_TYPES, available, load, same
 
 SCALAR = load("scalar")
-HALVES = ("f16", "bf16")
+FLOATS = ("f16", "bf16", "f32")
 # Of scores, sums of probabilities and values.  The 16 bits in which q8_0 multiplies move a score by 2^-16 of what queries and keys
 # of a few units give, and the sum of some hundred values a little more.
-TOLERANCE = {"f16": (2e-6, 1e-5, 2e-5), "bf16": (2e-6, 1e-5, 2e-5), "q8_0": (1e-4, 2e-4, 1e-3)}
+TOLERANCE = {"f16": (2e-6, 1e-5, 2e-5), "bf16": (2e-6, 1e-5, 2e-5), "q8_0": (1e-4, 2e-4, 1e-3), "f32": (2e-6, 1e-5, 2e-5)}
 
 
 @pytest.fixture(params=available())
@@ -25,9 +25,9 @@ def kv_type(request):
 def decoded(memory, kv_type, width, part):
     """Numbers (256, width) in float64 of a chunk's keys or values, by the words of csrc/isa/kv_layout.h."""
     if kv_type != "q8_0":
-        halves = memory.view(np.uint16)
-        numbers = halves.view(np.float16).astype(np.float64) if kv_type == "f16" else (
-            halves.astype(np.uint32) << 16).view(np.float32).astype(np.float64)  # fmt: skip
+        numbers = {"f16": lambda: memory.view(np.float16), "f32": lambda: memory.view(np.float32),
+                   "bf16": lambda: (memory.view(np.uint16).astype(np.uint32) << 16).view(np.float32)}[kv_type]()  # fmt: skip
+        numbers = numbers.astype(np.float64)
         if part == "key":
             return numbers.reshape(CHUNK // 16, width, 16).transpose(0, 2, 1).reshape(CHUNK, width)
         return numbers.reshape(width // 16, CHUNK, 16).transpose(1, 0, 2).reshape(CHUNK, width)
@@ -174,7 +174,7 @@ def test_attend_follows_the_order_of_the_contract(vec, kv_type):
     q, lo, hi = case.q, case.lo, case.hi
     keys, values = vec.store(kv_type, "key", case.k), vec.store(kv_type, "value", case.v)
     for j, (m, den, acc) in enumerate(zip(*vec.attend(kv_type, q, keys, values, 48, lo, hi), strict=True)):
-        if kv_type in HALVES:
+        if kv_type in FLOATS:
             s = fma_chain(q[j][:, None], case.k.T)
         else:
             parts = [(in_16_bits(q[j, 32 * b : 32 * b + 32]), d, ints) for b, (d, ints) in enumerate(blocks_of(keys, 80, "key"))]
@@ -189,7 +189,7 @@ def test_attend_follows_the_order_of_the_contract(vec, kv_type):
             lanes = lanes[: lanes.size // 2] + lanes[lanes.size // 2 :]
         same(m, s.max())
         same(den, lanes[0])
-        if kv_type in HALVES:
+        if kv_type in FLOATS:
             same(acc, fma_chain(p[:, None], case.v))
         else:
             for b, (d, ints) in enumerate(blocks_of(values, 48, "value")):
@@ -228,7 +228,7 @@ def test_attend_with_far_scores(vec, kv_type):
     case = Case(10, 8, 32, 32, kv_type)
     case.q *= 100
     (m, den, acc), want = case.run(vec), case.twin()
-    if kv_type == "q8_0":  # a query's last bit moves scores of this size
+    if kv_type in ("q8_0", "f32"):  # a query's last bit, or a product's, moves scores of this size
         np.testing.assert_allclose(m, want[0], rtol=1e-4)
         np.testing.assert_allclose(acc / den[:, None], want[2] / want[1][:, None], atol=0.02)
     else:

@@ -19,7 +19,7 @@ from numainfer.engine.cache import KV_TYPES
 N_CTX = 600
 IDS = np.random.default_rng(9).integers(6, 280, 560).astype(np.int32)
 OTHERS = [t for t in KV_TYPES if t != "f16"]
-POSITION = {"f16": 2 * (48 + 48), "bf16": 2 * (48 + 48), "q8_0": 48 + 2 * 2 + 48 + 2 * 2}  # bytes of heads 48 wide
+POSITION = {"f16": 2 * (48 + 48), "bf16": 2 * (48 + 48), "q8_0": 48 + 2 * 2 + 48 + 2 * 2, "f32": 4 * (48 + 48)}  # bytes of heads 48 wide
 
 
 @pytest.fixture(scope="module")
@@ -160,4 +160,4 @@ def test_info_and_bench(capsys):
 @pytest.mark.parametrize("command", [["run", "smollm2", "Hi"], ["info", "smollm2"], ["bench", "smollm2"]])
 def test_unknown_types(capsys, command):
     assert main([*command, "--kv-type", "q4_0"]) == 2
-    assert "= 'q4_0': wanted one of f16, bf16, q8_0" in capsys.readouterr().err
+    assert "= 'q4_0': wanted one of f16, bf16, q8_0, f32" in capsys.readouterr().err

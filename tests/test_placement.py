@@ -239,7 +239,7 @@ def test_the_kv_cache_that_was_asked_for_counts(tmp_path, monkeypatch):
 def test_unknown_policy(tmp_path):
     path = tiny(tmp_path, "llama", "Q8_0")
     for options, says in (({"placement": "everywhere"}, "placement = 'everywhere'; wanted one of auto, replicate, shard, interleave"),
-                          ({"kv_type": "q4_0"}, "kv_type = 'q4_0'; wanted one of f16, bf16, q8_0")):  # fmt: skip
+                          ({"kv_type": "q4_0"}, "kv_type = 'q4_0'; wanted one of f16, bf16, q8_0, f32")):  # fmt: skip
         with pytest.raises(ValueError, match=says), open_engine(path, **options):
             pass
 

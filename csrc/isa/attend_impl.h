@@ -58,21 +58,25 @@ V16_FN int64_t NI_VEC(att_ahead_of_values)(const ni_kv_type type, int64_t ev, co
 }
 #define NI_ATT_PREFETCH(p, ahead) __builtin_prefetch((const char *)((uintptr_t)(p) + (uintptr_t)(ahead)), 0, 2)
 
+/* Bytes of 16 numbers, which lie side by side. */
+V16_FN int64_t NI_VEC(att_row)(const ni_kv_type type) { return type == NI_KV_f32 ? 64 : 32; }
+
 #if defined(V16_AVX512)
 #include "avx512_attend.h"
 #endif
 
-V16_FN v16 NI_VEC(att_load)(const ni_kv_type type, const uint16_t *p) {
-    return type == NI_KV_bf16 ? v16_load_bf16(p) : v16_load_f16(p);
+V16_FN v16 NI_VEC(att_load)(const ni_kv_type type, const uint8_t *p) {
+    if (type == NI_KV_f32) return v16_load((const float *)p);
+    return type == NI_KV_bf16 ? v16_load_bf16((const uint16_t *)p) : v16_load_f16((const uint16_t *)p);
 }
 
 /* s[j * NI_CHUNK + 16 b + l] = q_j . k_(16 b + l) for nq queries and nb blocks of 16 positions. */
 V16_FN void NI_VEC(att_scores)(const ni_kv_type type, const int nq, const int nb, const float *q, int64_t e,
-                               const uint16_t *k, float *s) {
-    const int64_t ahead = NI_VEC(att_ahead)(type, e);
+                               const uint8_t *k, float *s) {
+    const int64_t ahead = NI_VEC(att_ahead)(type, e), row = NI_VEC(att_row)(type);
 #if defined(V16_AVX512)
     if (nq <= NI_ATT_FEW) {
-        NI_VEC(att_few)(type, nq, nb, q, e, 0, e, k, 16 * e, ahead, s, NI_CHUNK, 0);
+        NI_VEC(att_few)(type, nq, nb, q, e, 0, e, k, e * row, ahead, s, NI_CHUNK, 0);
         return;
     }
 #endif
@@ -81,8 +85,8 @@ V16_FN void NI_VEC(att_scores)(const ni_kv_type type, const int nq, const int nb
         NI_ATT_EACH(b, nb) sum[j][b] = v16_set1(0.0f);
     for (int64_t i = 0; i < e; i++) {
         NI_ATT_EACH(b, nb) {
-            NI_ATT_PREFETCH(k + ((int64_t)b * e + i) * 16, ahead);
-            v16 key = NI_VEC(att_load)(type, k + ((int64_t)b * e + i) * 16);
+            NI_ATT_PREFETCH(k + ((int64_t)b * e + i) * row, ahead);
+            v16 key = NI_VEC(att_load)(type, k + ((int64_t)b * e + i) * row);
             const float *x = q + i;
             NI_ATT_AGAIN(nq, nb, x);
             NI_ATT_EACH(j, nq) sum[j][b] = v16_fma(v16_set1(x[j * e]), key, sum[j][b]);
@@ -94,10 +98,11 @@ V16_FN void NI_VEC(att_scores)(const ni_kv_type type, const int nq, const int nb
 
 /* out[j * ev + 16 b + l] = sum over i = i0 .. i1-1 of p[j * NI_CHUNK + i] * v[(b * NI_CHUNK + i) * 16 + l]. */
 V16_FN void NI_VEC(att_values)(const ni_kv_type type, const int nq, const int nb, const float *p, int i0, int i1,
-                               const uint16_t *v, int64_t ev, int64_t ahead, float *out) {
+                               const uint8_t *v, int64_t ev, int64_t ahead, float *out) {
+    const int64_t row = NI_VEC(att_row)(type);
 #if defined(V16_AVX512)
     if (nq <= NI_ATT_FEW) {
-        NI_VEC(att_few)(type, nq, nb, p, NI_CHUNK, i0, i1, v, 16 * NI_CHUNK, ahead, out, ev, 1);
+        NI_VEC(att_few)(type, nq, nb, p, NI_CHUNK, i0, i1, v, NI_CHUNK * row, ahead, out, ev, 1);
         return;
     }
 #endif
@@ -106,8 +111,8 @@ V16_FN void NI_VEC(att_values)(const ni_kv_type type, const int nq, const int nb
         NI_ATT_EACH(b, nb) sum[j][b] = v16_set1(0.0f);
     for (int i = i0; i < i1; i++) {
         NI_ATT_EACH(b, nb) {
-            NI_ATT_PREFETCH(v + (b * NI_CHUNK + i) * 16, ahead);
-            v16 value = NI_VEC(att_load)(type, v + (b * NI_CHUNK + i) * 16);
+            NI_ATT_PREFETCH(v + (b * NI_CHUNK + i) * row, ahead);
+            v16 value = NI_VEC(att_load)(type, v + (b * NI_CHUNK + i) * row);
             const float *x = p + i;
             NI_ATT_AGAIN(nq, nb, x);
             NI_ATT_EACH(j, nq) sum[j][b] = v16_fma(v16_set1(x[j * NI_CHUNK]), value, sum[j][b]);
@@ -141,24 +146,25 @@ V16_FN void NI_VEC(att_softmax)(float *s, int b0, int b1, int lo, int hi, float 
     *l = v16_sum(sum);
 }
 
-V16_FN void NI_VEC(att_tile_scores)(const ni_kv_type type, const int nq, const float *q, int64_t e, const uint16_t *k, int b,
+V16_FN void NI_VEC(att_tile_scores)(const ni_kv_type type, const int nq, const float *q, int64_t e, const uint8_t *k, int b,
                                     int b1, float *s) {
     const int nb = NI_ATT_NB(nq);
-    for (; b + nb <= b1; b += nb) NI_VEC(att_scores)(type, nq, nb, q, e, k + 16 * b * e, s + 16 * b);
-    for (; b < b1; b++) NI_VEC(att_scores)(type, nq, 1, q, e, k + 16 * b * e, s + 16 * b);
+    const int64_t block = e * NI_VEC(att_row)(type);
+    for (; b + nb <= b1; b += nb) NI_VEC(att_scores)(type, nq, nb, q, e, k + b * block, s + 16 * b);
+    for (; b < b1; b++) NI_VEC(att_scores)(type, nq, 1, q, e, k + b * block, s + 16 * b);
 }
 
 V16_FN void NI_VEC(att_tile_values)(const ni_kv_type type, const int nq, const float *p, int i0, int i1, const uint8_t *values,
                                     const uint8_t *next, int64_t ev, float *acc) {
     const int nb = NI_ATT_NB(nq);
-    const uint16_t *v = (const uint16_t *)values;
+    const int64_t block = NI_CHUNK * NI_VEC(att_row)(type);
     int64_t c = 0;
     for (; c + 16 * nb <= ev; c += 16 * nb)
-        NI_VEC(att_values)(type, nq, nb, p, i0, i1, v + c * NI_CHUNK, ev,
-                           NI_VEC(att_ahead_of_values)(type, ev, values, next, 2 * c * NI_CHUNK), acc + c);
+        NI_VEC(att_values)(type, nq, nb, p, i0, i1, values + c / 16 * block, ev,
+                           NI_VEC(att_ahead_of_values)(type, ev, values, next, c / 16 * block), acc + c);
     for (; c < ev; c += 16)
-        NI_VEC(att_values)(type, nq, 1, p, i0, i1, v + c * NI_CHUNK, ev,
-                           NI_VEC(att_ahead_of_values)(type, ev, values, next, 2 * c * NI_CHUNK), acc + c);
+        NI_VEC(att_values)(type, nq, 1, p, i0, i1, values + c / 16 * block, ev,
+                           NI_VEC(att_ahead_of_values)(type, ev, values, next, c / 16 * block), acc + c);
 }
 
 /* attend for nq <= NI_ATT_Q queries; type and nq are constants in each caller. */
@@ -172,7 +178,7 @@ V16_FN void NI_VEC(att_tile)(const ni_kv_type type, const int nq, const float *q
     }
     const int b0 = i0 / 16, b1 = (i1 + 15) / 16;
     if (type == NI_KV_q8_0) NI_VEC(q8_tile_scores)(nq, q, e, k, b0, b1, s);
-    else NI_VEC(att_tile_scores)(type, nq, q, e, (const uint16_t *)k, b0, b1, s);
+    else NI_VEC(att_tile_scores)(type, nq, q, e, k, b0, b1, s);
     for (int j = 0; j < nq; j++) NI_VEC(att_softmax)(s + j * NI_CHUNK, b0, b1, lo[j], hi[j], cap, m + j, l + j);
     if (type == NI_KV_q8_0) NI_VEC(q8_tile_values)(nq, s, b0, b1, lo, hi, i0, i1, v, next, ev, acc);
     else NI_VEC(att_tile_values)(type, nq, s, i0, i1, v, next, ev, acc);
@@ -214,6 +220,7 @@ V16_FN void NI_VEC(attend_any)(const ni_kv_type type, const float *q, int n_q, i
 NI_ATTEND(f16)
 NI_ATTEND(bf16)
 NI_ATTEND(q8_0)
+NI_ATTEND(f32)
 #undef NI_ATTEND
 
 /* See kernels.h.  A part with m1 = -inf is empty; (m, l, acc) may start as (-inf, 0, 0). */

@@ -8,15 +8,17 @@
 
 #define NI_ATT_FEW 3    /* queries, at most */
 
-V16_FN __m256 NI_VEC(att_load_half)(const ni_kv_type type, const uint16_t *p) {
-    return type == NI_KV_bf16 ? v16_8_bf16(p) : v16_8_f16(p);
+V16_FN __m256 NI_VEC(att_load_half)(const ni_kv_type type, const uint8_t *p) {
+    if (type == NI_KV_f32) return _mm256_loadu_ps((const float *)p);
+    return type == NI_KV_bf16 ? v16_8_bf16((const uint16_t *)p) : v16_8_f16((const uint16_t *)p);
 }
 
-/* out[j * out_stride + 16 b + l] = sum over i = i0 .. i1-1 of x[j * x_stride + i] * m[b * block + 16 i + l] for
- * nq queries and nb blocks of 16 lanes l.  +0 is added to the sums if `clean`. */
+/* out[j * out_stride + 16 b + l] = sum over i = i0 .. i1-1 of x[j * x_stride + i] * number l of row i of block b, for nq queries and nb
+ * blocks, `block` bytes apart, of rows of 16 numbers.  +0 is added to the sums if `clean`. */
 V16_FN void NI_VEC(att_few)(const ni_kv_type type, const int nq, const int nb, const float *x, int64_t x_stride,
-                            int64_t i0, int64_t i1, const uint16_t *m, int64_t block, int64_t ahead, float *out,
+                            int64_t i0, int64_t i1, const uint8_t *m, int64_t block, int64_t ahead, float *out,
                             int64_t out_stride, const int clean) {
+    const int64_t row = NI_VEC(att_row)(type);
     __m256 sum[NI_ATT_FEW][8];
 #pragma GCC unroll 8
     for (int j = 0; j < nq; j++)
@@ -25,7 +27,7 @@ V16_FN void NI_VEC(att_few)(const ni_kv_type type, const int nq, const int nb, c
     for (int64_t i = i0; i < i1; i++)
 #pragma GCC unroll 8
         for (int h = 0; h < 2 * nb; h++) {
-            const uint16_t *p = m + h / 2 * block + 16 * i + 8 * (h % 2);
+            const uint8_t *p = m + h / 2 * block + row * i + row / 2 * (h % 2);
             if (h % 2 == 0) NI_ATT_PREFETCH(p, ahead);
             const __m256 v = NI_VEC(att_load_half)(type, p);
 #pragma GCC unroll 8

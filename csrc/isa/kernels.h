@@ -130,14 +130,14 @@ typedef struct ni_kernels {
         void (*merge)(float *m, float *l, float *acc, float m1, float l1, const float *acc1, int64_t n);
         /* By type of the KV memory; kv_layout.h says how a chunk of one kv-head lies. */
         struct ni_kv_kernels {
-            /* Stores position pos of the chunk.  f16, bf16: rounded to nearest, ties to even.  q8_0: d and q as quantize gives them,
+            /* Stores position pos of the chunk.  f32: as it is.  f16, bf16: rounded to nearest, ties to even.  q8_0: d and q as quantize gives them,
              * d then rounded to a half. */
             void (*store_key)(const float *key, int64_t e, uint8_t *keys, int pos);
             void (*store_value)(const float *value, int64_t ev, uint8_t *values, int pos);
             /* Attention of n_q queries (q: [n_q][e], already scaled) with one chunk of one kv-head.
              * Query j sees positions lo[j] <= i < hi[j] of the chunk (lo < hi).  Scores s; capped if cap > 0; m = max s;
              * p = exp(s - m); l = sum p (16 lanes, fixed tree); acc = sum p_i v_i.
-             *   f16, bf16: s = fma(q[x], k[x], s) for x = 0, 1 ...;  acc[x] = fma(p_i, v_i[x], acc[x]) for i = 0, 1, ...
+             *   f16, bf16, f32: s = fma(q[x], k[x], s) for x = 0, 1 ...;  acc[x] = fma(p_i, v_i[x], acc[x]) for i = 0, 1, ...
              *   q8_0, for each block of 32 values (or the last 16) in order:
              *     (xq, xd) = the query's block in 16 bits;  s = fma((float)sum of xq * kq, kd * xd, s)
              *     (wq, wd) = all w_i = p_i * vd_i of the chunk in 16 bits;  acc[x] = (float)sum of wq_i * vq_i[x] * wd

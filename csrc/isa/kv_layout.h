@@ -1,6 +1,6 @@
 /* How keys and values of one kv-head lie in a chunk of NI_CHUNK positions.  Widths are multiples of 16.
  *
- * f16, bf16: keys [NI_CHUNK/16][e][16 positions], values [ev/16][NI_CHUNK][16 values].  Both are read as rows of 16 numbers in
+ * f16, bf16, f32: keys [NI_CHUNK/16][e][16 positions], values [ev/16][NI_CHUNK][16 values].  Both are read as rows of 16 numbers in
  * the order in which they lie: a stream.
  *
  * q8_0: a number is d * q, with a half d for 32 values of one position (for 16, where the width ends with a half block).
@@ -24,7 +24,7 @@ typedef enum {
 
 /* Bytes per position of a head's keys, or of its values. */
 static inline int64_t ni_kv_bytes(ni_kv_type type, int64_t width) {
-    return type == NI_KV_q8_0 ? width + 2 * ((width + 31) / 32) : 2 * width;
+    return type == NI_KV_q8_0 ? width + 2 * ((width + 31) / 32) : type == NI_KV_f32 ? 4 * width : 2 * width;
 }
 
 static inline size_t ni_kv_chunk_bytes(ni_kv_type type, int64_t e, int64_t ev) {

@@ -32,6 +32,15 @@ NI_STORE_16(f16)
 NI_STORE_16(bf16)
 #undef NI_STORE_16
 
+static void NI_VEC(store_key_f32)(const float *key, int64_t e, uint8_t *keys, int pos) {
+    float *to = (float *)keys + pos / 16 * 16 * e + pos % 16;
+    for (int64_t x = 0; x < e; x++) to[16 * x] = key[x];
+}
+
+static void NI_VEC(store_value_f32)(const float *value, int64_t ev, uint8_t *values, int pos) {
+    for (int64_t x = 0; x < ev; x += 16) v16_store((float *)values + x * NI_CHUNK + 16 * pos, v16_load(value + x));
+}
+
 /* Quantises the n = 32 or 16 values of a block; the half is d. */
 V16_FN void NI_VEC(quantize_block)(const float *x, int64_t n, int8_t q[32], uint16_t *d) {
     float block[32] = {0}, scale;

@@ -206,6 +206,7 @@ static void NI_VEC(from_f16)(const uint16_t *x, int64_t n, float *y) {
         .sigmoid_mul = NI_VEC(sigmoid_mul), .clamped_mul = NI_VEC(clamped_mul), .limited_mul = NI_VEC(limited_mul), \
         .softcap = NI_VEC(softcap), .rope_norm = NI_VEC(rope_norm), .rope_neox = NI_VEC(rope_neox),              \
         .to_f16 = NI_VEC(to_f16), .from_f16 = NI_VEC(from_f16), .merge = NI_VEC(merge),                          \
-        .kv = {[NI_KV_f16] = NI_KV_ENTRY(f16), [NI_KV_bf16] = NI_KV_ENTRY(bf16), [NI_KV_q8_0] = NI_KV_ENTRY(q8_0)} \
+        .kv = {[NI_KV_f16] = NI_KV_ENTRY(f16), [NI_KV_bf16] = NI_KV_ENTRY(bf16), [NI_KV_q8_0] = NI_KV_ENTRY(q8_0), \
+               [NI_KV_f32] = NI_KV_ENTRY(f32)}                                                                   \
     }
 #endif

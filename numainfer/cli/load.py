@@ -42,7 +42,7 @@ def _numbers(args, option, text, check):
 
 def add_kv_type(parser):
     """The argument --kv-type; its value is checked where it is used, for the list of types is the core's."""
-    parser.add_argument("--kv-type", default="f16", metavar="TYPE", help="numbers of the KV cache: f16 (default), bf16 or q8_0")
+    parser.add_argument("--kv-type", default="f16", metavar="TYPE", help="numbers of the KV cache: f16 (default), bf16, q8_0 or f32")
 
 
 def names_model(word):
