@@ -334,7 +334,7 @@ const char *ni_kv_name(int type);
  * isa/kv_layout.h has it. */
 typedef struct {
     int64_t offset, stride;
-    int32_t n_heads, e, ev, type;
+    int32_t n_heads, e, ev, type;   /* e, ev: a head's own widths */
     int64_t turn;           /* chunks in a row that one node holds (ni_kv_node) */
 } ni_kv_layer;
 

@@ -69,8 +69,8 @@ def test_logits_are_those_of_llama_cpp(golden, name, kv_type):
 
 
 def test_llama_cpp_takes_gelu_from_a_table_of_halves(golden, monkeypatch):
-    """That is what its logits of models with GELU differ by from ours.  A model in float64 that does the same comes near, and meets them where
-    no argument lies so near the middle of two halves that its own rounding decides."""
+    """That is what its logits of models with GELU differ by from ours.  A model in float64 that does the same comes near, and meets them
+    where no argument lies so near the middle of two halves that its own rounding decides."""
     plain, wanted = ref.gelu_mul, EXPECTED["gemma3"]
 
     def table(gate, up):

@@ -1,4 +1,5 @@
-/* How keys and values of one kv-head lie in a chunk of NI_CHUNK positions.  Widths are multiples of 16.
+/* How keys and values of one kv-head lie in a chunk of NI_CHUNK positions.  There, and for the kernels, widths are multiples of 16: a head of
+ * another width is padded with zeros (ni_padded), which change no score, no scale of q8_0 and no other value.
  *
  * f16, bf16, f32: keys [NI_CHUNK/16][e][16 positions], values [ev/16][NI_CHUNK][16 values].  Both are read as rows of 16 numbers in
  * the order in which they lie: a stream.
@@ -22,8 +23,11 @@ typedef enum {
     NI_N_KV_TYPES
 } ni_kv_type;
 
-/* Bytes per position of a head's keys, or of its values. */
+static inline int64_t ni_padded(int64_t width) { return (width + 15) / 16 * 16; }
+
+/* Bytes per position of a head's keys, or of its values; any width. */
 static inline int64_t ni_kv_bytes(ni_kv_type type, int64_t width) {
+    width = ni_padded(width);
     return type == NI_KV_q8_0 ? width + 2 * ((width + 31) / 32) : type == NI_KV_f32 ? 4 * width : 2 * width;
 }
 

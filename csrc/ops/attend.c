@@ -7,7 +7,7 @@
  * sequences, which become parts. */
 #include "units.h"
 
-/* Sums over chunks, per query: maximum of the scores, sum of the probabilities, weighted values. */
+/* Sums over chunks, per query: maximum of the scores, sum of the probabilities, weighted values (padded, as kv_layout.h has it). */
 typedef struct { float *m, *l, *acc; } sums;
 
 typedef struct {
@@ -19,18 +19,18 @@ typedef struct {
 static size_t floats_before(const ni_ctx *c) { return (2 * ((size_t)c->max_tokens + 1) + 15) / 16 * 16; }
 
 size_t ni_scratch_attend(const ni_ctx *c, const ni_op *op) {
-    const size_t e = (size_t)op->i[NI_ATTENTION_e], ev = (size_t)op->i[NI_ATTENTION_ev];
+    const size_t e = (size_t)ni_padded(op->i[NI_ATTENTION_e]), ev = (size_t)ni_padded(op->i[NI_ATTENTION_ev]);
     return (floats_before(c) + NI_TILE * (2 * e + NI_CHUNK + 3 * (ev + 2))) * sizeof(float);
 }
 
 static tile_memory carve(const ni_ctx *c, const ni_attention *n) {
     tile_memory t = {.before = (int64_t *)c->scratch};
     float *at = (float *)c->scratch + floats_before(c);
-    t.q = at, at += NI_TILE * n->e;
-    t.score = at, at += NI_TILE * (NI_CHUNK + n->e);
+    t.q = at, at += NI_TILE * ni_padded(n->e);
+    t.score = at, at += NI_TILE * (NI_CHUNK + ni_padded(n->e));
     for (int i = 0; i < 3; i++) {
         sums *s = (sums *[]){&t.chunk, &t.run, &t.all}[i];
-        s->acc = at, at += NI_TILE * n->ev;
+        s->acc = at, at += NI_TILE * ni_padded(n->ev);
         s->m = at, s->l = at + NI_TILE, at += 2 * NI_TILE;
     }
     return t;
@@ -39,18 +39,20 @@ static tile_memory carve(const ni_ctx *c, const ni_attention *n) {
 /* The unit's queries, normed, rotated and scaled. */
 static void load_queries(const ni_ctx *c, const ni_op *op, const ni_attention *n, const ni_segment *s, const ni_unit *u, float *q) {
     const float *from = ni_floats(c, op, 0), *table = ni_floats(c, op, 1), *w = ni_copy_of(c, op, 0);
-    for (int64_t j = 0; j < u->count; j++) {
+    const int64_t padded = ni_padded(n->e);
+    for (int64_t j = 0; j < u->count; j++, q += padded) {
         int64_t row = s->row0 + (u->first + j) / n->group, head = u->g * n->group + (u->first + j) % n->group;
         float scale = op->f[1];
         if (n->floor) scale *= (float)(1 + op->f[3] * log((double)((s->pos0 + row - s->row0) / n->floor + 1)));
-        ni_rotate(n, from + (row * n->heads + head) * n->e, w, op->f[0], table, row, q + j * n->e);
-        ni_k->vec.scale_mul(q + j * n->e, scale, NULL, n->e, q + j * n->e);
+        ni_rotate(n, from + (row * n->heads + head) * n->e, w, op->f[0], table, row, q);
+        ni_k->vec.scale_mul(q, scale, NULL, n->e, q);
+        ni_pad(q, n->e);
     }
 }
 
 /* Folds query i of `x` into `to`, or, as the first, starts with it. */
 static void fold(const ni_attention *n, const sums *to, const sums *x, int64_t i, int first) {
-    float *acc = to->acc + i * n->ev, *part = x->acc + i * n->ev;
+    float *acc = to->acc + i * ni_padded(n->ev), *part = x->acc + i * ni_padded(n->ev);
     if (!first) {
         ni_k->vec.merge(&to->m[i], &to->l[i], acc, x->m[i], x->l[i], part, n->ev);
         return;
@@ -61,6 +63,7 @@ static void fold(const ni_attention *n, const sums *to, const sums *x, int64_t i
 
 /* Leaves in t->all what the queries see of the unit's chunks. */
 static void attend(const ni_ctx *c, const ni_op *op, const ni_attention *n, const ni_segment *s, const ni_unit *u, const tile_memory *t) {
+    const int64_t e = ni_padded(n->e), ev = ni_padded(n->ev);
     int64_t from_chunk[NI_TILE], last_chunk[NI_TILE];
     int lo[NI_TILE], hi[NI_TILE], shift[NI_TILE];
     for (int64_t i = 0; i < u->count; i++) {
@@ -77,9 +80,9 @@ static void attend(const ni_ctx *c, const ni_op *op, const ni_attention *n, cons
             if (lo[i] < hi[i]) from = ni_min(from, i), to = i + 1;     /* those in between see it too: positions ascend */
         }
         if (from >= to) continue;
-        n->kv->attend(t->q + from * n->e, (int)(to - from), n->e, n->ev, ni_keys(n, s, u->g, j), ni_values(n, s, u->g, j),
+        n->kv->attend(t->q + from * e, (int)(to - from), e, ev, ni_keys(n, s, u->g, j), ni_values(n, s, u->g, j),
                       ni_keys(n, s, u->g, ni_min(j + 1, u->j1 - 1)), lo + from, hi + from, op->f[2], t->chunk.m + from,
-                      t->chunk.l + from, t->chunk.acc + from * n->ev, t->score);
+                      t->chunk.l + from, t->chunk.acc + from * ev, t->score);
         for (int64_t i = from; i < to; i++) {
             const int64_t run = j >> shift[i], first_run = from_chunk[i] >> shift[i];
             const int begins = j == from_chunk[i] || j == run << shift[i], ends = j == last_chunk[i] || j + 1 == (run + 1) << shift[i];
@@ -92,7 +95,7 @@ static void attend(const ni_ctx *c, const ni_op *op, const ni_attention *n, cons
 static void put_rows(const ni_attention *n, const ni_segment *s, const ni_unit *u, const sums *all, const float *sinks, float *out) {
     for (int64_t i = 0; i < u->count; i++) {
         int64_t row = s->row0 + (u->first + i) / n->group, head = u->g * n->group + (u->first + i) % n->group;
-        ni_finish(n, all->m[i], all->l[i], all->acc + i * n->ev, sinks ? sinks + head : NULL, out + (row * n->heads + head) * n->ev);
+        ni_finish(n, all->m[i], all->l[i], all->acc + i * ni_padded(n->ev), sinks ? sinks + head : NULL, out + (row * n->heads + head) * n->ev);
     }
 }
 
@@ -100,7 +103,7 @@ static void put_parts(const ni_attention *n, const ni_segment *s, const ni_unit 
     for (int64_t i = 0; i < u->count; i++) {
         float *part = ni_part_of(n, parts, slot, s->pos0, u->g * n->group + u->first + i, u->part);
         part[0] = all->m[i], part[1] = all->l[i];
-        memcpy(part + 16, all->acc + i * n->ev, (size_t)n->ev * sizeof *part);
+        memcpy(part + 16, all->acc + i * ni_padded(n->ev), (size_t)n->ev * sizeof *part);
     }
 }
 

@@ -43,6 +43,9 @@ static inline uint8_t *ni_values(const ni_attention *n, const ni_segment *s, int
     return ni_keys(n, s, g, j) + NI_CHUNK * ni_kv_bytes((ni_kv_type)n->kv_type, n->e);
 }
 
+/* Ends one head of `width` values with the zeros that pad it. */
+static inline void ni_pad(float *x, int64_t width) { memset(x + width, 0, (size_t)(ni_padded(width) - width) * sizeof *x); }
+
 /* First position that a query at `pos` sees. */
 static inline int64_t ni_first_seen(const ni_attention *n, int64_t pos) {
     return n->window && pos >= n->window ? pos - n->window + 1 : 0;

@@ -4,7 +4,7 @@
 
 size_t ni_scratch_kv_append(const ni_ctx *c, const ni_op *op) {
     (void)c;
-    return (size_t)op->i[NI_ATTENTION_e] * sizeof(float);
+    return (size_t)(ni_padded(op->i[NI_ATTENTION_e]) + ni_padded(op->i[NI_ATTENTION_ev])) * sizeof(float);
 }
 
 /* kv-heads of which a node holds chunk j: first, first + step, ...; and so it is for the chunks before `end`. */
@@ -20,7 +20,9 @@ static heads heads_at(const ni_attention *n, const ni_worker *me, int64_t j) {
 void ni_op_kv_append(const ni_ctx *c, const ni_op *op) {
     ni_attention n = ni_attention_of(op);
     const float *k = ni_floats(c, op, 0), *v = ni_floats(c, op, 1), *table = ni_floats(c, op, 2), *w = ni_copy_of(c, op, 0);
-    float *key = (float *)c->scratch;
+    const int64_t e = ni_padded(n.e), ev = ni_padded(n.ev);
+    float *key = (float *)c->scratch, *value = key + e;
+    ni_pad(key, n.e), ni_pad(value, n.ev);
     int64_t units = 0, size = c->me->size;   /* units of the node so far: they go round its workers */
     for (int i = 0; i < c->step->n_segments; i++) {
         const ni_segment *s = &c->step->segments[i];
@@ -36,8 +38,10 @@ void ni_op_kv_append(const ni_ctx *c, const ni_op *op) {
                 for (int64_t p = ni_max(p0, s->pos0); p < ni_min(p0 + 16, to); p++) {
                     int64_t row = s->row0 + p - s->pos0;
                     ni_rotate(&n, k + (row * n.kv_heads + g) * n.e, w, op->f[0], table, row, key);
-                    n.kv->store_key(key, n.e, keys, (int)(p % NI_CHUNK));
-                    n.kv->store_value(v + (row * n.kv_heads + g) * n.ev, n.ev, values, (int)(p % NI_CHUNK));
+                    n.kv->store_key(key, e, keys, (int)(p % NI_CHUNK));
+                    const float *from = v + (row * n.kv_heads + g) * n.ev;
+                    if (ev != n.ev) from = memcpy(value, from, (size_t)n.ev * sizeof *value);
+                    n.kv->store_value(from, ev, values, (int)(p % NI_CHUNK));
                 }
             }
             units += count;

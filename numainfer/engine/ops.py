@@ -63,7 +63,7 @@ class Attention:
     heads, kv_heads : int
         H and G; H is a multiple of G.
     key_length, value_length : int
-        Head widths, multiples of 16.
+        Head widths; KV memory pads them with zeros to multiples of 16.
     rope_dim : int
         Leading values of a head that are rotated; 0 for none.
     neox : bool

@@ -178,9 +178,8 @@ class Plan:
                                                        ("k", k, "head_count_kv", a.kv_heads, "key_length", a.key_length),
                                                        ("v", v, "head_count_kv", a.kv_heads, "value_length", a.value_length)):
             self._check("attend", name, tensor, count * width, of=f" (attention.{heads} = {count} of {key} {width})")
-        if a.heads % a.kv_heads or a.key_length % 16 or a.value_length % 16 or a.rope_dim % 2 or a.rope_dim > a.key_length:
-            raise PlanError(f"attend: heads must be a multiple of kv-heads, head widths multiples of 16, rope_dim even and at "
-                            f"most the key width; found {a}")
+        if a.heads % a.kv_heads or a.rope_dim % 2 or a.rope_dim > a.key_length:
+            raise PlanError(f"attend: heads must be a multiple of kv-heads, rope_dim even and at most the key width; found {a}")
         if rope is not None:
             self._check("attend", "rope", rope, a.rope_dim)
         for name, norm in (("q_norm", q_norm), ("k_norm", k_norm)):

@@ -125,9 +125,6 @@ class Hyperparameters:
         rotated = self.int("rope.dimension_count", default=key, low=0, high=65536)
         if heads % kv_heads:
             self.refuse("attention.head_count", heads, f"a multiple of {self.prefix}attention.head_count_kv = {kv_heads}")
-        for name, found in (("key_length", key), ("value_length", value)):
-            if found % 16:
-                self.unsupported(f"attention.{name}", found, ["multiples of 16"])
         if rotated % 2 or rotated > key:
             self.refuse("rope.dimension_count", rotated, f"an even number up to {self.prefix}attention.key_length = {key}")
         return Attention(heads, kv_heads, key, value, rotated, neox,
