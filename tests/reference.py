@@ -163,7 +163,6 @@ def stored(x, kv_type):
     Parameters
     ----------
     x : ndarray (..., E)
-        E a multiple of 16.
     kv_type : {"f16", "bf16", "q8_0", "f32"}
         q8_0: `quantise_q8` of 32 values, or of the last 16, with the scale rounded to a half.
     """

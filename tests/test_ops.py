@@ -384,7 +384,9 @@ def attention_twin(sheet, a, normed, base, kv_type):
     (Attention(2, 1, 16, 16, 0, False, 0.25, window=300, softcap=2.0), False),
     (Attention(40, 1, 16, 32, 16, True, 0.25), False),  # a group of more heads than fit one tile
     (Attention(4, 2, 32, 32, 32, True, 0.2, eps=EPS, norm_last=True, temperature=0.3, floor=100), True),
-], ids=["gqa", "window-norms", "no-rope-softcap", "big-group", "norms-last-temperature"])  # fmt: skip
+    (Attention(6, 3, 40, 21, 14, True, 0.2, window=37, eps=EPS), True),
+    (Attention(4, 1, 100, 120, 100, False, 0.1), False),
+], ids=["gqa", "window-norms", "no-rope-softcap", "big-group", "norms-last-temperature", "odd-widths", "more-odd-widths"])  # fmt: skip
 @pytest.mark.parametrize("kv_type", KV_TYPES)
 def test_attend(tmp_path, team, a, normed, kv_type):
     """Several chunks of the KV memory, fed by decoding steps and by steps of many tokens, across their borders."""

@@ -116,13 +116,15 @@ class Hyperparameters:
         """Whether keys say that every token meets some experts beside those that it chooses."""
         return any(self.int(key, default=0, low=0) for key in ("expert_shared_count", "expert_shared_feed_forward_length"))
 
-    def attention(self, *, neox, eps, layer=None):
-        """The Attention that most architectures mean, from their head counts and widths; counts may be those of a layer."""
+    def attention(self, *, neox, eps, layer=None, turned=True):
+        """The Attention that most architectures mean, from their head counts and widths; counts may be those of a layer.
+
+        ``turned=False``: no values of a head are rotated, whatever the keys say.
+        """
         width, heads = self.int("embedding_length"), self.int("attention.head_count", high=4096, layer=layer)
         kv_heads = self.int("attention.head_count_kv", default=heads, high=4096, layer=layer)
-        key = self.int("attention.key_length", default=max(width // heads, 1), high=65536)
-        value = self.int("attention.value_length", default=key, high=65536)
-        rotated = self.int("rope.dimension_count", default=key, low=0, high=65536)
+        key, value = (self.int(f"attention.{name}_length", default=max(width // heads, 1), high=65536) for name in ("key", "value"))
+        rotated = self.int("rope.dimension_count", default=key, low=0, high=65536) if turned else 0
         if heads % kv_heads:
             self.refuse("attention.head_count", heads, f"a multiple of {self.prefix}attention.head_count_kv = {kv_heads}")
         if rotated % 2 or rotated > key:
@@ -354,12 +356,12 @@ def begin(p, weights, *, neox, heeds=(), layer_norm=False, scale=1.0, positions=
     scale : float
         Factor on the embedding.
     positions : Matrix, optional
-        Embedding of positions.
+        Embedding of positions, where there is one instead of rotations.
     """
     c = Hyperparameters(weights.gguf)
     c.check_neutral(*heeds)
     eps = c.float(f"attention.layer_norm_{'' if layer_norm else 'rms_'}epsilon", low=0, high=1)
-    a = c.attention(neox=neox, eps=eps)
+    a = c.attention(neox=neox, eps=eps, turned=positions is None)
     return c, a, Residual(p, p.embed(embedding_matrix(c, weights), scale, positions), eps, layer=layer_norm)
 
 
