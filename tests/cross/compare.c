@@ -291,7 +291,7 @@ static void check_rope(const ni_kernels *table) {
 
 static void check_storing(const ni_kernels *table) {
     static float a[NI_CHUNK * 128];
-    static uint8_t out[2][NI_CHUNK * 128 * 2 + 1];
+    static uint8_t out[2][NI_CHUNK * 128 * sizeof(float) + 1];
     size_t count = 0;
     for (ni_kv_type t = 0; t < NI_N_KV_TYPES; t++)
         for (int64_t width = 16; width <= 128; width += 16) {
@@ -316,7 +316,7 @@ static void check_storing(const ni_kernels *table) {
 static void check_attention(const ni_kernels *table) {
     enum { E = 80, MOST_Q = 14 };
     static float q[MOST_Q * E], x[E], scratch[MOST_Q * (NI_CHUNK + E)];
-    static uint8_t keys[NI_CHUNK * E * 2], values[NI_CHUNK * E * 2];
+    static uint8_t keys[NI_CHUNK * E * sizeof(float)], values[NI_CHUNK * E * sizeof(float)];
     static const int64_t ends[][2] = {{64, 64}, {16, 48}, {80, 80}};
     size_t count = 0;
     for (ni_kv_type t = 0; t < NI_N_KV_TYPES; t++)
