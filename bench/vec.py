@@ -54,7 +54,7 @@ static int8_t q8[D];
 static float d[D / 32], mn[D / 32];
 static int16_t s[D / 16];
 static uint16_t h[D];
-static uint8_t keys[NI_CHUNK * 576 * 2], values[NI_CHUNK * 576 * 2];
+static uint8_t keys[NI_CHUNK * 576 * sizeof(float)], values[NI_CHUNK * 576 * sizeof(float)];
 static int lo[64], hi[64];
 
 static void peak(void) {
