@@ -117,6 +117,33 @@ def test_rows_that_cannot_be(tmp_path):
         GGUFFile(GGUF().tensor("blk.0.ffn_up.weight", (72, 16), 8, bytes(4096)).write(tmp_path / "bad.gguf"))
 
 
+@pytest.mark.parametrize(("name", "tensor", "shape", "says"), [
+    ("llama-moe", "blk.1.ffn_down_exps.weight", [96, 256, 8], r"operand y \(blk.1.ffn_down_exps.weight\) has width 256, wanted 128"),
+    ("olmo2", "blk.2.attn_k.weight", [128, 96], r"operand w \(blk.2.attn_k_norm.weight\) has width 64, wanted 96"),
+    ("afmoe", "blk.0.attn_gate.weight", [128, 272], r"gated: operand gate \(blk.0.attn_gate.weight\) has width 272, wanted 256"),
+], ids=lambda x: x if isinstance(x, str) else "")  # fmt: skip
+def test_tensors_that_do_not_fit_are_the_files_fault(tmp_path, name, tensor, shape, says):
+    t = heads.plain_templates()[name]
+    t["tensors"] = [[n, shape if n == tensor else s, kind] for n, s, kind in t["tensors"]]
+    assert shape in [s for _, s, _ in t["tensors"]]
+    make(name, str(tmp_path / "bad.gguf"), t)
+    with pytest.raises(CorruptModel, match=says):
+        ni.load(tmp_path / "bad.gguf")
+
+
+@pytest.mark.parametrize(("key", "value", "says"), [
+    ("attention.key_length", 40, r"q \(blk.0.attn_q.weight\) has width 128, wanted 160 \(attention.head_count = 4 of key_length 40\)"),
+    ("attention.head_count_kv", 1, r"k \(blk.0.attn_k.weight\) has width 64, wanted 32 \(attention.head_count_kv = 1 of key_length 32\)"),
+])  # fmt: skip
+def test_widths_that_do_not_fit_normed_projections(tmp_path, key, value, says):
+    """Of which all heads together are normed."""
+    t = heads.plain_templates()["olmo2"]
+    t["kv"][key] = value
+    make("olmo2", str(tmp_path / "bad.gguf"), t)
+    with pytest.raises(CorruptModel, match=f"operand {says}"):
+        ni.load(tmp_path / "bad.gguf")
+
+
 # ---- the same bits ------------------------------------------------------------------------------------------------------
 
 

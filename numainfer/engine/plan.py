@@ -137,6 +137,7 @@ class Plan:
         """RMS norm of what a matrix made, whole rows: (T, D), one copy per node."""
         h = self.norm(self._near(x), w, eps)[1]
         h.forms.add("f")
+        h.source = x.source  # whose rows it still has, should they not fit what reads them
         return h
 
     def matmul(self, h, *matrices, scale=1.0):
@@ -224,6 +225,8 @@ class Plan:
             raise PlanError(f"gated: activation {activation!r}; wanted one of {', '.join(GATES)}")
         if up is None and gate.width % 2:
             self._refuse(f"gated: operand gate ({gate.name}) has width {gate.width}, wanted an even one, two halves", gate.source)
+        if up is not None and up.source is None and gate.width != up.width:  # then the gate's matrix is at fault
+            self._check("gated", "gate", gate, up.width, gate.per_token)
         if up is not None:
             self._check("gated", "up", up, gate.width, gate.per_token)
         a = self._tensor("a", gate.width // (2 if up is None else 1), PER_NODE, per_token=gate.per_token)
@@ -349,7 +352,7 @@ class Plan:
             self._check("mix", "also", also, y.width)
         if gate is not None:
             self._check("mix", "gate", gate, 1)
-        out = self._tensor("mix", y.width, PER_NODE, "f")
+        out = self._tensor("mix", y.width, PER_NODE, "f", source=y.source)
         return self._add("mix", [y, weights, also, gate, out], [], floats=(scale,))
 
     # ---- building ------------------------------------------------------------------------------------------------
