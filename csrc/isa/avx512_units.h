@@ -164,20 +164,21 @@ static void unpack_q3_k(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *
  * -124 * (sum of the activations). */
 enum { WHOLE = 124 };
 
-/* The panel's (q - offset) * sc + add, for a slab of 256. */
-NI_INLINE void multiply_in(const ni_panel *p, int offset, int add, uint8_t out[NI_SLAB * NI_ROWS]) {
-    const __m512i even = _mm512_set1_epi16(255), ones = _mm512_set1_epi32(0x01010101);
+/* The panel's (q - offset) * sc + add, for a slab of 256.  The four rows of a lane have a table of four products each, for the low two bits
+ * of q; where `wide`, its third bit adds 4 * sc.  As numbers of four digits the tables are multiples of sc: every digit fits a byte. */
+NI_INLINE void multiply_in(const ni_panel *p, int offset, int add, int wide, uint8_t out[NI_SLAB * NI_ROWS]) {
+    const __m512i lane = _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0);   /* where a row's table begins; byte 0 of each row */
+    const __m512i digits = _mm512_set1_epi32(0x03020100 - offset * 0x01010101), more = _mm512_set1_epi32(add * 0x01010101);
     for (int s = 0; s < NI_SLAB / 16; s++) {
-        const __m512i whole = _mm512_cvtps_epi32(_mm512_loadu_ps(p->scale + NI_ROWS * s));
-        const __m512i sc = _mm512_mullo_epi32(_mm512_and_si512(whole, _mm512_set1_epi32(255)), ones);
-        const __m512i rest = _mm512_sub_epi32(_mm512_set1_epi32(add), _mm512_mullo_epi32(whole, _mm512_set1_epi32(offset)));
-        const __m512i start = _mm512_mullo_epi32(rest, ones);
+        const __m512i sc = _mm512_cvtps_epi32(_mm512_loadu_ps(p->scale + NI_ROWS * s));
+        const __m512i table = _mm512_add_epi32(_mm512_mullo_epi32(sc, digits), more);
+        const __m512i four = _mm512_shuffle_epi8(_mm512_slli_epi32(sc, 2), lane);
 #pragma GCC unroll 4
         for (int g = 0; g < 4; g++) {
             const __m512i q = load64(p->q + 256 * s + 64 * g);
-            const __m512i a = _mm512_maddubs_epi16(_mm512_and_si512(q, even), sc);
-            const __m512i b = _mm512_maddubs_epi16(_mm512_andnot_si512(even, q), sc);
-            store64(out + 256 * s + 64 * g, _mm512_add_epi16(_mm512_add_epi16(a, _mm512_slli_epi16(b, 8)), start));
+            __m512i v = _mm512_shuffle_epi8(table, wide ? choose(3, q, lane) : _mm512_or_si512(q, lane));
+            if (wide) v = _mm512_mask_add_epi8(v, _mm512_cmpgt_epi8_mask(q, _mm512_set1_epi8(3)), v, four);
+            store64(out + 256 * s + 64 * g, v);
         }
     }
 }
@@ -249,10 +250,10 @@ static void gather_q2_k(const ni_act *x, int64_t k0, int64_t nk, int n_tokens, u
     for (int64_t t = 0; t < n_tokens; t++) memcpy(s + t * (NI_SLAB / 16), x->s + (t * x->k + k0) / 16, (size_t)nk / 8);
 }
 
-NI_GEMM(q3_k, TILE, 0, (void)accm; (void)nk; _Alignas(64) uint8_t w[NI_SLAB * NI_ROWS]; multiply_in(p, 4, WHOLE, w),
+NI_GEMM(q3_k, TILE, 0, (void)accm; (void)nk; _Alignas(64) uint8_t w[NI_SLAB * NI_ROWS]; multiply_in(p, 4, WHOLE, 1, w),
         tile_whole(w, p->min, x, t, m_, WHOLE, out))
 NI_GEMM(q2_k, TILE, 0, (void)accm; (void)nk; _Alignas(64) uint8_t w[NI_SLAB * NI_ROWS]; __m512i mn[NI_SLAB / 32];
-        multiply_in(p, 0, 0, w); pair_minimums(p, mn),
+        multiply_in(p, 0, 0, 0, w); pair_minimums(p, mn),
         tile_whole(w, p->min, x, t, m_, 0, out); tile_whole_min(mn, p->f, x, t, m_, out))
 
 /* TQ1_0, TQ2_0, Q1_0, Q2_0: quants of at most 3, less 1. */
