@@ -17,6 +17,7 @@ NI_TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c,bmi2")
 
 const ni_own_kernels ni_own_avx512 = {
     .name = "avx512",
+    /* few of the four types at the end: estimated from how fast dot and gemm run, beside the others'. */
     /* dot, unpack, gather, gemm, few, slab.  Types whose panels are alike share the last two kernels. */
     .types = {
         [NI_F32]  = {dot_f32,  unpack_f32,  gather_f32,  gemm_f32,  3},
@@ -30,9 +31,9 @@ const ni_own_kernels ni_own_avx512 = {
         [NI_Q4_K] = {dot_q4_k, unpack_q4_k, gather_min,  gemm_min,  6, NI_LONG_SLAB},
         [NI_Q5_K] = {dot_q5_k, unpack_q5_k, gather_min,  gemm_min,  2, NI_LONG_SLAB},
         [NI_Q6_K] = {dot_q6_k, unpack_q6_k, gather_q6_k, gemm_q6_k, 3},
-        [NI_IQ4_NL] = {dot_iq4_nl, unpack_iq4_nl, gather_q8_0, gemm_q8_0, 4, NI_LONG_SLAB},
+        [NI_IQ4_NL] = {dot_iq4_nl, unpack_iq4_nl, gather_q8_0, gemm_q8_0, 5, NI_LONG_SLAB},
         [NI_IQ4_XS] = {dot_iq4_xs, unpack_iq4_xs, gather_q8_0, gemm_q8_0, 4, NI_LONG_SLAB},
-        [NI_MXFP4] = {dot_mxfp4, unpack_mxfp4, gather_mxfp4, gemm_mxfp4, 4, NI_LONG_SLAB},
+        [NI_MXFP4] = {dot_mxfp4, unpack_mxfp4, gather_mxfp4, gemm_mxfp4, 5, NI_LONG_SLAB},
         [NI_NVFP4] = {dot_nvfp4, unpack_nvfp4, gather_nvfp4, gemm_nvfp4, 4},
     },
     .panel_dots = NI_VEC(panel_dots),

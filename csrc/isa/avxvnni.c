@@ -23,7 +23,7 @@ NI_TARGET("avxvnni,avx2,fma,f16c,bmi2")
 const ni_own_kernels ni_own_avxvnni = {
     .name = "avxvnni",
     /* dot, unpack, gather, gemm, few.  Types whose panels are alike share the last two kernels. */
-    /* few: measured on Zen 4, where vpdpbusd has another encoding. */
+    /* few: measured on Zen 4, where vpdpbusd has another encoding; of the four types at the end estimated. */
     .types = {
         [NI_F32]  = {dot_f32,       unpack_f32,  gather_f32,    gemm_f32,       2},
         [NI_F16]  = {dot_f16,       unpack_f16,  gather_f32,    gemm_f32,       12},
@@ -38,8 +38,8 @@ const ni_own_kernels ni_own_avxvnni = {
         [NI_Q6_K] = {dot_q6_k,      unpack_q6_k, gather_quants, gemm_q6_k,      3},
         [NI_IQ4_NL] = {dot_vnni_iq4_nl, unpack_iq4_nl, gather_quants, gemm_vnni_q8_0, 4},
         [NI_IQ4_XS] = {dot_vnni_iq4_xs, unpack_iq4_xs, gather_quants, gemm_vnni_q8_0, 4},
-        [NI_MXFP4] = {dot_vnni_mxfp4, unpack_mxfp4, gather_quants, gemm_vnni_mxfp4, 4},
-        [NI_NVFP4] = {dot_vnni_nvfp4, unpack_nvfp4, gather_quants, gemm_nvfp4, 4},
+        [NI_MXFP4] = {dot_vnni_mxfp4, unpack_mxfp4, gather_quants, gemm_vnni_mxfp4, 3},
+        [NI_NVFP4] = {dot_vnni_nvfp4, unpack_nvfp4, gather_quants, gemm_nvfp4, 3},
     },
     .panel_dots = NI_VEC(panel_dots),
     .vec = NI_VEC_TABLE,
