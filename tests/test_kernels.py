@@ -269,10 +269,10 @@ def test_chunks_of_tokens_change_no_bits(isa, name):
 
 @pytest.mark.parametrize("name", QUANTISED)
 @pytest.mark.parametrize("q", [127, -127, (127, -127), 0], ids=["max", "min", "alternating", "zero"])
-@pytest.mark.parametrize("byte", [0x00, 0x7F, 0x80, 0xFF])
+@pytest.mark.parametrize("byte", [0x00, 0x77, 0x7F, 0x80, 0xFF])
 def test_extreme_quants(name, byte, q):
     """Quants and packed scales at their ends against the largest activations: 16-bit sums would saturate.
-    For Q8_0 the byte 0x80 is -128, which has no positive twin."""
+    For Q8_0 the byte 0x80 is -128, which has no positive twin; 0x77 are the largest values of MXFP4 and NVFP4."""
     rng = np.random.default_rng(12)
     k = 512
     rows = random_blocks(rng, name, ROWS, k)

@@ -25,7 +25,7 @@ NI_TARGET("avxvnni,avx2,fma,f16c,bmi2")
 const ni_own_kernels ni_own_avxvnni = {
     .name = "avxvnni",
     /* dot, unpack, gather, gemm, few.  Types whose panels are alike share the last two kernels. */
-    /* few: measured on Zen 4, where vpdpbusd has another encoding; of the types of 1 to 3 bits on Zen 5. */
+    /* few: measured on Zen 4, where vpdpbusd has another encoding; of the types of 1 to 3 bits on Zen 5; of those with tables of 16 estimated. */
     .types = {
         [NI_F32]  = {dot_f32,       unpack_f32,  gather_f32,    gemm_f32,       2},
         [NI_F16]  = {dot_f16,       unpack_f16,  gather_f32,    gemm_f32,       12},
@@ -46,8 +46,8 @@ const ni_own_kernels ni_own_avxvnni = {
         [NI_Q2_0] = {dot_vnni_q2_0, unpack_q2_0, gather_quants, gemm_vnni_offset1, 6},
         [NI_IQ4_NL] = {dot_vnni_iq4_nl, unpack_iq4_nl, gather_quants, gemm_vnni_q8_0, 4},
         [NI_IQ4_XS] = {dot_vnni_iq4_xs, unpack_iq4_xs, gather_quants, gemm_vnni_q8_0, 4},
-        [NI_MXFP4] = {dot_vnni_mxfp4, unpack_mxfp4, gather_quants, gemm_vnni_mxfp4, 4},
-        [NI_NVFP4] = {dot_vnni_nvfp4, unpack_nvfp4, gather_quants, gemm_nvfp4, 4},
+        [NI_MXFP4] = {dot_vnni_mxfp4, unpack_mxfp4, gather_quants, gemm_vnni_mxfp4, 3},
+        [NI_NVFP4] = {dot_vnni_nvfp4, unpack_nvfp4, gather_quants, gemm_nvfp4, 3},
     },
     .panel_dots = NI_VEC(panel_dots),
     .vec = NI_VEC_TABLE,

@@ -94,11 +94,11 @@ static const struct { int n, at[2]; } scales[NI_N_TYPES] = {
 
 static void draw_group(ni_type t, int64_t k, int rows, kind how, uint8_t *packed) {
     static const uint16_t extreme[] = {0x7bff, 0xfbff, 0x0001, 0x8001, 0x0000, 0x8000, 0xbc00, 0x0200};
-    static const uint8_t ends[] = {0x00, 0x7f, 0x80, 0xff}, powers[] = {0, 1, 2, 3, 64, 127, 160, 200};
+    static const uint8_t ends[] = {0x00, 0x77, 0x7f, 0x80, 0xff}, powers[] = {0, 1, 2, 3, 64, 127, 160, 200};
     static uint8_t file[NI_ROWS * MOST_K * 4];
     const ni_format *f = &ni_formats[t];
     const size_t row_bytes = (size_t)(k / f->block * f->block_bytes);
-    const uint8_t end = ends[draw() % 4];
+    const uint8_t end = ends[draw() % 5];
     const int n_scales = scales[t].n;
     if (t == NI_F32) floats((float *)file, NI_ROWS * k, 2);
     else
