@@ -56,6 +56,7 @@ class Plan:
         self.whole = set()  # matrices that every node needs whole
         self.experts = set()  # those among which a token's ids choose
         self._known = set()  # ids of `weights`
+        self._tables = {}  # rope table -> (frequencies, factor)
         self.arena_bytes = [0, 0]
         self.out_width = 0
 
@@ -80,9 +81,10 @@ class Plan:
         return self._add("embed", [x], [table, positions], floats=(scale,))
 
     def rope_table(self, frequencies, factor=1.0):
-        """cos and sin of position * frequency: (T, rope_dim), for the `attend` ops that share it."""
-        table = self._tensor("rope", 2 * frequencies.n, PER_NODE, "f")
-        return self._add("rope_table", [table], [frequencies], floats=(factor,))
+        """cos and sin of position * frequency: (T, rope_dim), for the `attend` ops that share it; computed before the first of them."""
+        table = Tensor("rope", 2 * frequencies.n, PER_NODE, {"f"})
+        self._tables[table] = frequencies, factor
+        return table
 
     def norm(self, x, w, eps, y=None, post=None, selected=False, *, z=None, z_post=None, layer=False):
         """RMS norm, or LayerNorm, of a residual stream: returns (x', h), x' = x + y + z and h = norm(x') * w, plus w's bias if it has one.
@@ -132,7 +134,7 @@ class Plan:
 
     def _normed(self, x, added, out, h, vectors, eps, selected, layer):
         biases = [None if v is None else v.bias for v in vectors]
-        self._add("norm", [x, *added, out, h], [*vectors, *biases], ints=(int(selected), int(layer)), floats=(eps,), selected=selected)
+        self._add("norm", [x, *added, out, h], [*vectors, *biases], ints=(int(selected), int(layer), 1), floats=(eps,), selected=selected)
 
     def normed(self, x, w, eps):
         """RMS norm of what a matrix made, whole rows: (T, D), one copy per node."""
@@ -140,6 +142,15 @@ class Plan:
         h.forms.add("f")
         h.source = x.source  # whose rows it still has, should they not fit what reads them
         return h
+
+    def normed_heads(self, x, w, eps, heads):
+        """LayerNorm of each of so many heads by its own part of w (heads * E,): (T, heads * E), one copy per node."""
+        self._check("norm", "x", x, x.width)
+        self._is_vector("norm", "w", w, x.width)
+        x = self.join(heads, (x, 0, x.width // heads), apart=True)
+        h = self._like(x, "h", "f")
+        self._add("norm", [x, None, None, None, h], [w], ints=(0, 1, heads), floats=(eps,))
+        return self.join(heads, (h, 0, h.width))
 
     def matmul(self, h, *matrices, scale=1.0):
         """y_j = scale * (W_j h + W_j's bias) for matrices (N_j, K): shared tensors of width N_j; up to three make one stage."""
@@ -184,6 +195,10 @@ class Plan:
             raise PlanError(f"attend: heads must be a multiple of kv-heads, rope_dim even and at most the key width; found {a}")
         if rope is not None:
             self._check("attend", "rope", rope, a.rope_dim)
+            if rope.first < 0:
+                self.tensors.append(rope)
+                frequencies, factor = self._tables[rope]
+                self._add("rope_table", [rope], [frequencies], floats=(factor,))
         for name, norm in (("q_norm", q_norm), ("k_norm", k_norm)):
             if norm is not None:
                 self._is_vector("attend", name, norm, a.key_length)
@@ -258,7 +273,8 @@ class Plan:
             y.source = w
         return y
 
-    def route(self, scores, used, *, gating="softmax", bias=None, normed=False, scale=1.0, groups=1, groups_used=1):
+    def route(self, scores, used, *, gating="softmax", bias=None, normed=False, scale=1.0, groups=1, groups_used=1,
+              group_best=2):
         """Chooses experts: (ids, weights), both (T, used), the best first, of equal ones that with the lower index.
 
         Parameters
@@ -267,9 +283,10 @@ class Plan:
             (T, E), one copy per node.
         used : int
             Experts per token.
-        gating : {"softmax", "sigmoid", "chosen", "sqrtsoftplus", "late"}
-            Weights are the softmax of all scores, their sigmoids, the softmax of the chosen scores alone, sqrt(log(1 + exp(score))), or
-            "late": sigmoids of the chosen scores, which differ in the choice where sigmoids round to 1.
+        gating : {"softmax", "sigmoid", "chosen", "sqrtsoftplus", "late", "sparse"}
+            Weights are the softmax of all scores, their sigmoids, the softmax of the chosen scores alone, sqrt(log(1 + exp(score))),
+            "late": sigmoids of the chosen scores, which differ in the choice where sigmoids round to 1, or "sparse": each chosen score's
+            softmax among those, not yet chosen, that are less than 2 % below it (arXiv:2310.00811).
         bias : Vector, optional
             (E,) added for choosing, not for weighing.
         normed : bool
@@ -277,7 +294,9 @@ class Plan:
         scale : float
             Factor on the weights.
         groups, groups_used : int
-            The experts stand in groups, of which those with the highest sums of their two best are chosen from.
+            The experts stand in groups, of which those with the highest sums of their two best are chosen from;
+        group_best : {1, 2}
+            or with the highest single one.
         """
         self._check("route", "scores", scores, scores.width)
         if gating not in GATING:
@@ -289,7 +308,8 @@ class Plan:
         if bias is not None:
             self._is_vector("route", "bias", bias, scores.width)
         ids, weights = self._tensor("ids", used, PER_NODE, "i"), self._tensor("weights", used, PER_NODE, "f")
-        self._add("route", [scores, ids, weights], [bias], (GATING[gating], int(normed), groups, groups_used), (scale,))
+        self._add("route", [scores, ids, weights], [bias], (GATING[gating], int(normed), groups, groups_used, group_best),
+                  (scale,))
         return ids, weights
 
     def matmul_grouped(self, h, ids, *matrices):

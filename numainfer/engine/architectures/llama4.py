@@ -7,7 +7,7 @@ The layers with positions attend within pieces of 8,192: contexts that end befor
 from dataclasses import replace
 
 from ...errors import UnsupportedModel
-from .blocks import MIXTURE, attention, begin, end, gated, shared_expert, trunk
+from .blocks import MIXTURE, attention, begin, end, gated, layers, shared_expert
 
 PIECE = 8192
 WITHOUT_NORMS = 128  # experts: Maverick
@@ -21,13 +21,13 @@ def build(p, weights):
     if p.n_ctx >= PIECE:
         raise UnsupportedModel("n_ctx", p.n_ctx, [f"up to {PIECE - 1}"], "Beyond, Llama 4 attends in pieces, which numainfer does not; "
                                                                          "pass a smaller n_ctx")
-    experts, rope, step = c.experts("late", normed=False), c.rope(p, weights, a), c.int("interleave_moe_layer_step", low=0)
+    experts, rope, step = c.experts("late", normed=False), c.rope(p, weights, a, local=True), c.int("interleave_moe_layer_step", low=0)
     if experts.gating == "sigmoid":
         experts = replace(experts, gating="late")  # by score, which tells more apart than its sigmoid
     count, ones = c.int("expert_count"), weights.ones(a.key_length)
     norms = {} if count == WITHOUT_NORMS else {"q_norm": ones, "k_norm": ones}
-    blocks = trunk(c, weights)
-    rotated = c.windowed(len(blocks), 4)
+    blocks = layers(c, weights)
+    rotated = c.windowed(4)
     for i, w in enumerate(blocks):
         h = x.norm(w.attn_norm)
         x.add(attention(p, h, w, replace(a, norm_last=True), rope, **norms) if rotated[i] else attention(p, h, w, a, None))
