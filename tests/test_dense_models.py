@@ -142,8 +142,13 @@ def test_layers_side_by_side_or_one_after_the_other(model):
     ("qwen2", {"qwen2.attention.sliding_window": (16, INT)}, UnsupportedModel, "qwen2.attention.sliding_window = 16 is not supported"),
     ("qwen3", {"qwen3.logit_scale": (2.0, FLOAT)}, UnsupportedModel, "qwen3.logit_scale = 2.0"),
     ("gemma", {"gemma.final_logit_softcapping": (30.0, FLOAT)}, UnsupportedModel, "gemma.final_logit_softcapping = 30.0"),
-    ("gemma2", {"gemma2.attention.sliding_window_pattern": (0, INT)}, CorruptModel, "sliding_window_pattern = 0"),
-    ("gemma2", {"gemma2.rope.freq_base_swa": (5e5, FLOAT)}, UnsupportedModel, "freq_base_swa = 500000.0 .* supported: 10000"),
+    ("qwen3", {"qwen3.rope.freq_base_swa": (5e5, FLOAT)}, UnsupportedModel, "freq_base_swa = 500000.0 .* supported: 1e"),
+    ("qwen3", {"qwen3.rope.dimension_count_swa": (16, INT)}, UnsupportedModel, "rope.dimension_count_swa = 16 .* supported: 64"),
+    ("qwen3", {"qwen3.attention.key_length_swa": (16, INT)}, UnsupportedModel, "attention.key_length_swa = 16 .* supported: 64"),
+    ("qwen3", {"qwen3.rope.scaling.type": ("yarn", STRING), "qwen3.rope.scaling.factor": (4.0, FLOAT),
+               "qwen3.rope.scaling.yarn_log_multiplier": (0.1, FLOAT)}, UnsupportedModel, "yarn_log_multiplier = 0.1"),
+    ("mimo2", {"mimo2.rope.scaling.type": ("yarn", STRING), "mimo2.rope.scaling.factor": (4.0, FLOAT)}, UnsupportedModel, "type = 'yarn'"),
+    ("step35", {"step35.rope.scaling.attn_factor": (1.1, FLOAT)}, UnsupportedModel, "rope.scaling.attn_factor = 1.1"),
     ("granite", {"granite.logit_scale": None}, CorruptModel, "no key granite.logit_scale"),
     ("granite", {"granite.logit_scale": (0.0, FLOAT)}, CorruptModel, "granite.logit_scale = 0.0"),
     ("granite", {"granite.rope.scaling.finetuned": (False, BOOL)}, UnsupportedModel, "rope.scaling.finetuned = False"),
@@ -154,10 +159,9 @@ def test_layers_side_by_side_or_one_after_the_other(model):
     ("arcee", {"arcee.rope.scaling.type": ("dynamic", STRING)}, UnsupportedModel, "rope.scaling.type = 'dynamic'"),
     ("phi3", {"phi3.rope.scaling.type": ("yarn", STRING), "phi3.rope.scaling.factor": (2.0, FLOAT)}, UnsupportedModel, "factor = 2.0"),
     ("phi3", {"phi3.rope.scaling.factor": (2.0, FLOAT)}, UnsupportedModel, "phi3.rope.scaling.factor = 2.0"),
-    ("glm4", {"glm4.nextn_predict_layers": (1, INT)}, UnsupportedModel, "glm4.nextn_predict_layers = 1"),
+    ("glm4", {"glm4.nextn_predict_layers": (3, INT)}, CorruptModel, "nextn_predict_layers = 3; wanted fewer than glm4.block_count = 3"),
     ("gptneox", {"gptneox.use_parallel_residual": None}, CorruptModel, "use_parallel_residual"),
     ("apertus", {"xielu.beta": None}, CorruptModel, "no key xielu.beta"),
-    ("mistral3", {"mistral3.rope.scaling.original_context_length": None}, CorruptModel, "original_context_length"),
 ])  # fmt: skip
 def test_what_is_refused(model, name, keys, error, says):
     refused(model(name, keys), error, says)

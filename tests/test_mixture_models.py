@@ -114,7 +114,7 @@ def smaller_router(tensors):
     ("glm4moe", {"nextn_predict_layers": 4}, None, ni.CorruptModel, "nextn_predict_layers = 4; wanted fewer than glm4moe.block_count = 4"),
     ("dbrx", {"attention.clamp_kqv": 0.0}, None, ni.CorruptModel, "clamp_kqv = 0.0"),
     ("llama4", {"attention.sliding_window": 0}, None, ni.UnsupportedModel, "sliding_window = 0"),
-    ("deepseek2", {"rope.scaling.yarn_log_multiplier": 0.0}, None, ni.CorruptModel, "yarn_log_multiplier = 0.0"),
+    ("deepseek2", {"rope.scaling.yarn_log_multiplier": -0.1}, None, ni.CorruptModel, "yarn_log_multiplier = -0.1"),
     ("mistral4", {"rope.scaling.yarn_log_multiplier": 0.0707}, None, ni.UnsupportedModel, "yarn_log_multiplier"),
     ("deepseek2", {"attention.head_count": 2}, None, ni.CorruptModel, "attn_k_b.weight has 4 matrices, wanted 2, one per head"),
     ("deepseek2", {"attention.key_length_mla": 64}, None, ni.CorruptModel, "rope.dimension_count = 64"),

@@ -154,7 +154,8 @@ def network(p, h, w, e, i, scale=1.0):
     step = c.int("interleave_moe_layer_step", default=1)
     if i < c.int("leading_dense_block_count", default=0, low=0) or (i + 1) % step:
         return gated(p, h, w, scale=scale)
-    return mixture(p, h, w, e, shared=shared_expert(p, h, w) if c.shared_experts() or w.get("ffn_up_shexp") else None, scale=scale)
+    shared = shared_expert(p, h, w) if c.shared_experts() or w.get("ffn_up_shexp") else None
+    return mixture(p, h, w, e, shared=shared, scale=scale)
 
 
 __all__ = [

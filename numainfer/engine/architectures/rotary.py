@@ -87,7 +87,7 @@ class Rotary:
         """
         if base == 1.0:
             self.refuse("rope.freq_base", base, "more than 1 with YaRN")
-        scale, n_rot = self.float("rope.scaling.factor", default=1.0, low=1.0), 2 * len(frequencies)
+        scale, n_rot = self.float("rope.scaling.factor", low=1.0), 2 * len(frequencies)
         original = self.int("rope.scaling.original_context_length", default=self.int("context_length"))
         fast = self.float("rope.scaling.yarn_beta_fast", default=beta_fast, low=1e-3)
         slow = self.float("rope.scaling.yarn_beta_slow", default=1.0, low=1e-3)
