@@ -301,6 +301,8 @@ class Plan:
         self._check("route", "scores", scores, scores.width)
         if gating not in GATING:
             raise PlanError(f"route: gating {gating!r}; wanted one of {', '.join(GATING)}")
+        if gating == "sparse" and bias is not None:
+            raise PlanError(f"route: gating {gating!r} takes no bias")
         if scores.storage != PER_NODE or not (0 < groups <= 64 and scores.width % groups == 0 and 0 < groups_used <= groups
                                               and 0 < used <= scores.width // groups * groups_used):  # fmt: skip
             raise PlanError(f"route: {used} of {scores.width} experts, in {groups_used} of {groups} groups, by scores of {scores.name}; "

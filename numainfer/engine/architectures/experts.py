@@ -43,7 +43,8 @@ class Experts:
         used, most = self.c.int("expert_used_count", layer=w.index), router.n // self.groups * self.groups_used
         if used > most:
             self.c.refuse("expert_used_count", used, f"at most {most}")
-        return p.route(p.score(h, router), used, gating=self.gating, bias=w.bias("exp_probs_b"), normed=self.normed, scale=self.scale,
+        bias = None if self.gating == "sparse" else w.bias("exp_probs_b")
+        return p.route(p.score(h, router), used, gating=self.gating, bias=bias, normed=self.normed, scale=self.scale,
                        groups=self.groups, groups_used=self.groups_used, group_best=self.group_best)
 
 
