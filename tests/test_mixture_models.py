@@ -124,10 +124,6 @@ def test_what_is_refused(tmp_path, name, keys, edit, error, says):
         ni.load(model(tmp_path, name, keys, edit))
 
 
-def test_llama4_attends_within_its_first_piece_only(tmp_path):
-    with pytest.raises(ni.UnsupportedModel, match="n_ctx = 8192 is not supported; supported: up to 8191"):
-        ni.load(model(tmp_path, "llama4", {"context_length": 100_000}), n_ctx=8192)
-
 
 def test_a_value_for_each_layer(tmp_path):
     """Equal ones are as one number; others are refused where an architecture's layers are alike."""

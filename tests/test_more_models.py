@@ -39,10 +39,12 @@ def test_all_of_them_are_expected():
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_logits_are_those_of_llama_cpp(golden, name):
+    ids, rows = more.prompt(name)
     with ni.load(golden(name), threads=1, kv_type="f32") as model:
-        found = model.logits(IDS, all=True)[more.ROWS]
+        found = model.logits(ids, all=True)[rows]
     wanted = EXPECTED[name]
-    assert np.abs(found - wanted).max() < (5e-4 if TEMPLATES[name][1]["arch"] in GELU else 1e-5) * np.abs(wanted).max()
+    most = 5e-4 if TEMPLATES[name][1]["arch"] in GELU else 5e-5 if name in more.LONG else 1e-5
+    assert np.abs(found - wanted).max() < most * np.abs(wanted).max()
 
 
 @pytest.mark.parametrize("name", ["deepseek2-one-piece", "stablelm-norms-beside", "glm4moe-groups", "grok-heads"])

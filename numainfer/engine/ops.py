@@ -72,6 +72,8 @@ class Attention:
         Factor on q . k.
     window : int
         Positions that a query sees, itself included; 0 for all before it.
+    pieces : bool
+        The window is cut at its multiples: a query sees from the last of them on.
     eps : float
         Of the q/k norms, where there are any.
     softcap : float
@@ -79,8 +81,8 @@ class Attention:
     norm_last : bool
         Where there are q/k norms, they come after the rotation.
     temperature : float
-    floor : int
-        Queries at position p are multiplied by 1 + temperature * log(floor(p / floor) + 1); 0 positions: by nothing.
+    floor, ahead : int
+        Queries at position p are multiplied by 1 + temperature * log(floor((p + ahead) / floor) + 1); 0 positions: by nothing.
     """
 
     heads: int
@@ -91,11 +93,13 @@ class Attention:
     neox: bool
     scale: float
     window: int = 0
+    pieces: bool = False
     eps: float = 0.0
     softcap: float = 0.0
     norm_last: bool = False
     temperature: float = 0.0
     floor: int = 0
+    ahead: int = 0
 
 
 @dataclass(frozen=True)

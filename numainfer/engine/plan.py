@@ -81,7 +81,7 @@ class Plan:
         return self._add("embed", [x], [table, positions], floats=(scale,))
 
     def rope_table(self, frequencies, factor=1.0):
-        """cos and sin of position * frequency: (T, rope_dim), for the `attend` ops that share it; computed before the first of them."""
+        """cos and sin of position * frequency: (T, rope_dim), for the `attend` ops that share it; computed before the first that reads it."""
         table = Tensor("rope", 2 * frequencies.n, PER_NODE, {"f"})
         self._tables[table] = frequencies, factor
         return table
@@ -195,10 +195,6 @@ class Plan:
             raise PlanError(f"attend: heads must be a multiple of kv-heads, rope_dim even and at most the key width; found {a}")
         if rope is not None:
             self._check("attend", "rope", rope, a.rope_dim)
-            if rope.first < 0:
-                self.tensors.append(rope)
-                frequencies, factor = self._tables[rope]
-                self._add("rope_table", [rope], [frequencies], floats=(factor,))
         for name, norm in (("q_norm", q_norm), ("k_norm", k_norm)):
             if norm is not None:
                 self._is_vector("attend", name, norm, a.key_length)
@@ -209,9 +205,10 @@ class Plan:
             raise PlanError(f"attend: a context of {self.n_ctx} tokens; wanted less than {2**31 * _core.CHUNK}")
         cache = self.kv.add(a.kv_heads, a.key_length, a.value_length, a.window)
         named = {"heads": a.heads, "kv_heads": a.kv_heads, "e": a.key_length, "ev": a.value_length,
-                 "n_rot": a.rope_dim if rope is not None else 0, "neox": int(a.neox), "window": a.window, "kv_type": self.kv.type,
+                 "n_rot": a.rope_dim if rope is not None else 0, "neox": int(a.neox), "window": a.window, "pieces": int(a.pieces),
+                 "kv_type": self.kv.type,
                  "most_runs": MOST_RUNS, "part_runs": self._part_runs, "turn": self.kv.turn,
-                 "norm_last": int(a.norm_last), "floor": a.floor,
+                 "norm_last": int(a.norm_last), "floor": a.floor, "ahead": a.ahead,
                  "table": 0, "offset": 0, "stride": 0}  # fmt: skip  # these three come with `compile`
         ints = [named[name] for name in ATTENTION_INTS]
         # Each head stays with one node where heads divide evenly; else its chunks go round, and all nodes read them.
@@ -399,6 +396,11 @@ class Plan:
         return self._tensor(name, x.width, PER_NODE, *forms, per_token=x.per_token)
 
     def _add(self, name, tensors, weights, ints=(), floats=(), selected=False, matrices=(), per_token=1, cache=None):
+        for table in tensors if name != "rope_table" else ():
+            if table in self._tables and table.first < 0:  # the first op that reads it
+                frequencies, factor = self._tables[table]
+                self.tensors.append(table)
+                self._add("rope_table", [table], [frequencies], floats=(factor,))
         while weights and weights[-1] is None:
             weights.pop()
         for w in weights:

@@ -440,6 +440,14 @@ def long_rope(t):
 
 
 @case
+def long_context(t):
+    """Positions beyond one piece of Llama 4's."""
+    n = Template(t)
+    n.kv["context_length"] = 16_640
+    return [("16640", n)] if n.arch == "llama4" else []
+
+
+@case
 def head_norms(t):
     """Norms of q and k with weights of each head's own."""
     n = Template(t)

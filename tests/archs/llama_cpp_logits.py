@@ -17,7 +17,7 @@ def run(path, ids, python, n_ctx=512):
         given, out = Path(folder) / "ids.npy", Path(folder) / "out.npy"
         np.save(given, np.asarray(ids, np.int32))
         done = subprocess.run([python, __file__, str(path), str(given), str(out), str(n_ctx)], check=False, capture_output=True, text=True,
-                              timeout=120)  # fmt: skip
+                              timeout=600)  # fmt: skip
         if done.returncode or not out.exists():
             lines = [line for line in done.stderr.splitlines() if line.strip() and "at " not in line[:4]]
             wanted = [line for line in lines if "error" in line or "ASSERT" in line or "abort" in line.lower()]

@@ -26,7 +26,7 @@ def build(p, weights, gating="softmax"):
     blocks = layers(c, weights)
     is_flash = len(blocks) in GLM_FLASH["layers"] and table.n == GLM_FLASH["vocabulary"]
     experts = c.experts("sigmoid" if is_flash else gating, normed=False)
-    if experts.gating == "softmax" and "blk.%d.exp_probs_b.bias" % (len(blocks) - 1) not in weights:
+    if c.prefix == "deepseek2." and experts.gating == "softmax" and "blk.%d.exp_probs_b.bias" % (len(blocks) - 1) not in weights:
         experts = replace(experts, group_best=1)  # DeepSeek V2, whose groups count as their best expert does
     rope, x = rotary(c, p, weights, a), Residual(p, p.embed(table), eps)
     for i, w in enumerate(blocks):
