@@ -91,6 +91,25 @@ def test_matrices_in_parts_and_in_one_give_the_same_bits(model, name):
     same_bits(run(model(name, tensors=changed)), wanted)
 
 
+def test_biases_of_parts_beside_a_matrix_in_one(model):
+    """As old files have them: attn_qkv.weight, and attn_q.bias, attn_k.bias, attn_v.bias."""
+    t, changed = tensors_of(model("qwen2")), {}
+    for i in range(3):
+        parts = [f"blk.{i}.attn_{x}.weight" for x in "qkv"]
+        changed |= {f"blk.{i}.attn_qkv.weight": np.concatenate([t[x] for x in parts])} | dict.fromkeys(parts)
+    same_bits(run(model("qwen2", tensors=changed)), run(model("qwen2")))
+
+
+def test_tensors_of_pictures_are_named_and_left_out(model, caplog):
+    wanted = run(model("qwen3"))
+    others = {"v.blk.0.attn_q.weight": np.ones((8, 8), np.float32), "blk.0.attn_rot_embd.weight": np.ones(8, np.float32)}
+    with caplog.at_level("WARNING", "numainfer"):
+        same_bits(run(model("qwen3", tensors=others)), wanted)
+    assert "tensor v.blk.0.attn_q.weight, blk.0.attn_rot_embd.weight is not of the model that makes text" in caplog.text
+    refused(model("qwen3", tensors={"blk.0.attn_new.weight": np.ones((8, 8), np.float32)}), UnsupportedModel, "blk.0.attn_new.weight")
+    refused(model("qwen3", tensors={"vision.weight": np.ones((8, 8), np.float32)}), UnsupportedModel, "vision.weight")
+
+
 def test_layers_with_windows_may_be_named_one_by_one(model):
     wanted = run(model("olmo3"))
     key = "olmo2.attention.sliding_window_pattern"

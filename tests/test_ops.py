@@ -392,7 +392,8 @@ def attention_twin(sheet, a, normed, base, kv_type):
     (Attention(6, 3, 32, 32, 32, True, 0.2, window=100, pieces=True), False),
     (Attention(4, 2, 32, 32, 0, False, 0.2, window=300, pieces=True, temperature=0.3, floor=100, ahead=1), False),
     (Attention(4, 1, 100, 120, 100, False, 0.1), False),
-], ids=["gqa", "window-norms", "no-rope-softcap", "big-group", "norms-last-temperature", "odd-widths", "pieces", "pieces-temperature", "more-odd-widths"])  # fmt: skip
+], ids=["gqa", "window-norms", "no-rope-softcap", "big-group", "norms-last-temperature", "odd-widths", "pieces",
+        "pieces-temperature", "more-odd-widths"])  # fmt: skip
 @pytest.mark.parametrize("kv_type", KV_TYPES)
 def test_attend(tmp_path, team, a, normed, kv_type):
     """Several chunks of the KV memory, fed by decoding steps and by steps of many tokens, across their borders."""

@@ -81,7 +81,7 @@ class Plan:
         return self._add("embed", [x], [table, positions], floats=(scale,))
 
     def rope_table(self, frequencies, factor=1.0):
-        """cos and sin of position * frequency: (T, rope_dim), for the `attend` ops that share it; computed before the first that reads it."""
+        """cos and sin of position * frequency: (T, rope_dim), for the `attend` ops that share it; computed before the first of them."""
         table = Tensor("rope", 2 * frequencies.n, PER_NODE, {"f"})
         self._tables[table] = frequencies, factor
         return table

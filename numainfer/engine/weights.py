@@ -6,6 +6,7 @@
 import contextlib
 import logging
 import math
+import re
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate, pairwise
@@ -108,6 +109,8 @@ class Vector:
 
 
 FORMATS = _core.formats()
+# Tensors that cannot matter to text: of pictures, of sounds, of what makes them, and old files' tables of rotations.
+_ELSEWHERE = re.compile(r"(v|a|mm|tts)\.|(blk\.\d+\.)?(attn_rot_embd|rotary_emb\.inv_freq|inv_freq)(\.weight)?$")
 
 
 class Catalog:
@@ -193,8 +196,11 @@ class Catalog:
             return None
         return self[name]
 
-    def rows(self, name, *counts):
-        """The matrix called `name` in parts of so many rows each, from the first to the last; its bias goes along."""
+    def rows(self, name, *counts, biases=()):
+        """The matrix called `name` in parts of so many rows each, from the first to the last; its bias goes along.
+
+        biases : names of the parts' biases, which old files may have beside a matrix that has none.
+        """
         whole = self[name]
         if not isinstance(whole, Matrix) or whole.experts != 1 or whole.n != sum(counts):
             found = f"{whole.n} values" if isinstance(whole, Vector) else f"{whole.experts * whole.n} rows"
@@ -203,7 +209,9 @@ class Catalog:
         for first, end in pairwise(accumulate(counts, initial=0)):
             rows, bias = f"[{first}:{end}]", whole.bias
             if (name + rows) not in self._parts:
-                if bias is not None:
+                if bias is None and biases:
+                    bias = self._bias(biases[len(parts)], (end - first,))
+                elif bias is not None:
                     bias = Vector(bias.name + rows, np.ascontiguousarray(bias.values[first:end]), path=bias.path)
                     self._read.add(whole.bias.name)
                 self._parts[name + rows] = replace(whole, name=name + rows, n=end - first, bias=bias, tensor=name, first=first)
@@ -276,12 +284,19 @@ class Catalog:
         Raises
         ------
         UnsupportedModel
-            Nobody asked for a tensor: leaving it out would change the model.
+            Nobody asked for a tensor: leaving it out would change the model.  (Those of pictures and sounds, and tables of rotations that
+            can be computed, are named in a warning.)
         PlanError
             The architecture asked for a tensor and gave it to no op.
         """
         read = self._read.union(w.in_file if isinstance(w, Matrix) else w.name for w in weights)
         unused = [name for name in self.gguf.tensors if name not in read]
+        spare = [name for name in unused if _ELSEWHERE.match(name)]
+        unused = [name for name in unused if name not in spare]
+        if spare:
+            more = f" and {len(spare) - 3} more" if len(spare) > 3 else ""
+            log.warning("%s: tensor %s%s is not of the model that makes text; numainfer does without", self.gguf.path, ", ".join(spare[:3]),
+                        more)
         for name in unused:
             if name in self.used:
                 raise PlanError(f"tensor {name} was asked for, but no op of {self.gguf.architecture!r} reads it")
@@ -318,9 +333,9 @@ class _Block:
         """The tensor, or None if the file has none."""
         return self._catalog.get(f"{self._prefix}{name}.weight")
 
-    def rows(self, name, *counts):
-        """The matrix in parts of so many rows."""
-        return self._catalog.rows(f"{self._prefix}{name}.weight", *counts)
+    def rows(self, name, *counts, biases=()):
+        """The matrix in parts of so many rows, with the biases of such names where it has none of its own."""
+        return self._catalog.rows(f"{self._prefix}{name}.weight", *counts, biases=[f"{self._prefix}{bias}.weight" for bias in biases])
 
     def split_heads(self, name, heads, keys):
         """The matrix as one for each head's keys, transposed, and one for each head's values."""

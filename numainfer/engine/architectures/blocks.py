@@ -122,10 +122,11 @@ def head_norm_attention(p, h, w, a, rope):
 
 
 def project(p, h, w, a):
-    """q, k, v."""
+    """q, k, v, with their biases, where there are any."""
     if w.get("attn_qkv") is None:
         return p.matmul(h, w.attn_q, w.attn_k, w.attn_v)
-    return p.matmul(h, *w.rows("attn_qkv", a.heads * a.key_length, a.kv_heads * a.key_length, a.kv_heads * a.value_length))
+    counts = a.heads * a.key_length, a.kv_heads * a.key_length, a.kv_heads * a.value_length
+    return p.matmul(h, *w.rows("attn_qkv", *counts, biases=("attn_q", "attn_k", "attn_v")))
 
 
 def gated(p, h, w, activation="silu", scale=1.0):
@@ -159,6 +160,7 @@ def network(p, h, w, e, i, scale=1.0):
 
 
 __all__ = [
-    "MIXTURE", "PER_LAYER", "Hyperparameters", "Residual", "attention", "begin", "embedding_matrix", "end", "gated", "head_norm_attention", "layers",
-    "mixture", "network", "output_matrix", "plain", "project", "shared_expert", "wide_norm_attention",
+    "MIXTURE", "PER_LAYER", "Hyperparameters", "Residual", "attention", "begin", "embedding_matrix", "end", "gated",
+    "head_norm_attention", "layers", "mixture", "network", "output_matrix", "plain", "project", "shared_expert",
+    "wide_norm_attention",
 ]  # fmt: skip

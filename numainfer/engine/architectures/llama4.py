@@ -1,5 +1,6 @@
-"""Llama 4 (its model card of 2025): three layers with rotary positions and norms of q and k, which attend within pieces of 8,192 positions,
-to one without any, where queries grow with their position; experts in some layers, one shared, which read what their weight was multiplied to.
+"""Llama 4 (its model card of 2025): three layers with rotary positions and norms of q and k, which attend within pieces of 8,192
+positions, to one without any of it, where queries grow with their position; experts in some layers, one shared, which read what their
+weight was multiplied to.
 """
 
 from dataclasses import replace
