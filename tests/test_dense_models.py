@@ -170,7 +170,6 @@ def test_layers_side_by_side_or_one_after_the_other(model):
     ("step35", {"step35.rope.scaling.attn_factor": (1.1, FLOAT)}, UnsupportedModel, "rope.scaling.attn_factor = 1.1"),
     ("granite", {"granite.logit_scale": None}, CorruptModel, "no key granite.logit_scale"),
     ("granite", {"granite.logit_scale": (0.0, FLOAT)}, CorruptModel, "granite.logit_scale = 0.0"),
-    ("granite", {"granite.rope.scaling.finetuned": (False, BOOL)}, UnsupportedModel, "rope.scaling.finetuned = False"),
     ("granite", {"granite.expert_count": (4, INT)}, UnsupportedModel, "granite.expert_count = 4"),
     ("arcee", {"arcee.rope.scaling.factor": None}, CorruptModel, "no key arcee.rope.scaling.factor"),
     ("arcee", {"arcee.rope.scaling.yarn_attn_factor": (1.5, FLOAT)}, UnsupportedModel, "yarn_attn_factor = 1.5 .* supported: 1.29957"),

@@ -471,6 +471,22 @@ def head_norms(t):
 
 
 @case
+def without_positions(t):
+    """Granite's switch."""
+    n = Template(t)
+    n.kv["rope.scaling.finetuned"] = False
+    return [("none", n)] if n.arch == "granite" else []
+
+
+@case
+def sections(t):
+    """Positions of pictures, which in text are all the same."""
+    n = Template(t)
+    n.kv["rope.dimension_sections"] = [2, 3, 3, 0]
+    return [("2, 3, 3", n)] if n.arch in ("glm4", "glm4moe") else []
+
+
+@case
 def old_latent(t):
     """attn_kv_b in one piece, as files had it before attn_k_b and attn_v_b."""
     n = Template(t)

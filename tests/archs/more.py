@@ -1,7 +1,7 @@
 """Tiny models of what the templates lack, and of what a sweep over other settings found worth keeping.
 
 python more.py NAME OUT.gguf            writes one, as make_gguf.py does (needs numpy and gguf)
-python more.py --expect /path/python    writes more.npz: of each model the logits that llama.cpp computes of every fourth of the 96 positions
+python more.py --expect /path/python    completes more.npz: of each model the logits that llama.cpp computes of every fourth of the 96 positions
                                         of expected.npz (by a Python with llama-cpp-python 0.3.36: CPU, one prefill, KV cache in F32, flash
                                         attention off)
 
@@ -44,6 +44,9 @@ MODELS = {
     "command-r-norms": ("command-r", "head_norms", "in sequence"),
     "stablelm-norms": ("stablelm", "head_norms", "in sequence"),
     "stablelm-norms-beside": ("stablelm", "head_norms", "side by side"),
+    "granite-without-positions": ("granite", "without_positions", "none"),
+    "glm4-sections": ("glm4", "sections", "2, 3, 3"),
+    "glm4moe-sections": ("glm4moe", "sections", "2, 3, 3"),
     "granite-longrope": ("granite", "long_rope", "original 64"),
     "granite-shortrope": ("granite", "long_rope", "original 600"),
     "grok-heads": ("grok", "heads", "4 over 1"),
@@ -68,10 +71,13 @@ def prompt(name):
 
 
 def expect(python):
-    """Write more.npz."""
-    found = {}
+    """Write more.npz, with what it has not yet."""
+    found = dict(np.load(EXPECTED)) if EXPECTED.exists() else {}
+    found = {name: logits for name, logits in found.items() if name in MODELS}
     with tempfile.TemporaryDirectory() as folder:
         for name, (base, t) in templates().items():
+            if name in found:
+                continue
             path = Path(folder) / f"{name}.gguf"
             make(base, str(path), t)
             ids, rows = prompt(name)

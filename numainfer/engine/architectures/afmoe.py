@@ -10,7 +10,7 @@ def build(p, weights):
     """Append the forward pass of AFMoE to plan `p`."""
     scale = math.sqrt(Hyperparameters(weights.gguf).int("embedding_length"))
     c, a, x = begin(p, weights, neox=True, heeds=(*MIXTURE, "attention.sliding_window"), scale=scale)
-    local, rope = replace(a, window=c.int("attention.sliding_window")), c.rope(p, weights, a, local=True)
+    local, rope = replace(a, window=c.int("attention.sliding_window", default=0, low=0)), c.rope(p, weights, a, local=True)
     experts = c.experts("sigmoid", normed=False)
     for i, (w, windowed) in enumerate(zip(layers(c, weights), c.windowed(4))):
         h = x.norm(w.attn_norm)

@@ -5,7 +5,8 @@ from .blocks import MIXTURE, attention, begin, end, layers, network
 
 def build(p, weights):
     """Append the forward pass of GLM-4.5 to plan `p`."""
-    c, a, x = begin(p, weights, neox=True, heeds=MIXTURE)
+    c, a, x = begin(p, weights, neox=True, heeds=(*MIXTURE, "rope.dimension_sections"))
+    c.sections()
     experts, rope = c.experts("sigmoid", normed=False), c.rope(p, weights, a)
     for i, w in enumerate(layers(c, weights)):
         x.add(attention(p, x.norm(w.attn_norm), w, a, rope, q_norm=w.get("attn_q_norm"), k_norm=w.get("attn_k_norm")))

@@ -70,6 +70,13 @@ class Rotary:
         if self.float("rope.scaling.attn_factor", default=1.0) != 1.0:
             self.unsupported("rope.scaling.attn_factor", self.float("rope.scaling.attn_factor"), [1.0])
 
+    def sections(self):
+        """Whether pairs, then (i, i + n/2), turn by positions of their own for height and width of pictures: in text all are the same."""
+        found = self.gguf.get(self.prefix + "rope.dimension_sections", list[int], default=())
+        if len(found) > 3 and found[3] != 0:
+            self.unsupported("rope.dimension_sections", found.tolist(), ["0 as the fourth"])
+        return bool(np.any(found))
+
     def _longrope(self, p, weights, frequencies):
         """The kind for this context, and its frequencies.  What the attention factor is, files tell."""
         if self.rope_scale() != 1.0:
