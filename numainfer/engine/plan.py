@@ -56,7 +56,6 @@ class Plan:
         self.whole = set()  # matrices that every node needs whole
         self.experts = set()  # those among which a token's ids choose
         self._known = set()  # ids of `weights`
-        self._tables = {}  # rope table -> (frequencies, factor)
         self.arena_bytes = [0, 0]
         self.out_width = 0
 
@@ -81,10 +80,9 @@ class Plan:
         return self._add("embed", [x], [table, positions], floats=(scale,))
 
     def rope_table(self, frequencies, factor=1.0):
-        """cos and sin of position * frequency: (T, rope_dim), for the `attend` ops that share it; computed before the first of them."""
-        table = Tensor("rope", 2 * frequencies.n, PER_NODE, {"f"})
-        self._tables[table] = frequencies, factor
-        return table
+        """cos and sin of position * frequency: (T, rope_dim), for the `attend` ops that share it; left out if there are none."""
+        table = self._tensor("rope", 2 * frequencies.n, PER_NODE, "f")
+        return self._add("rope_table", [table], [frequencies], floats=(factor,))
 
     def norm(self, x, w, eps, y=None, post=None, selected=False, *, z=None, z_post=None, layer=False):
         """RMS norm, or LayerNorm, of a residual stream: returns (x', h), x' = x + y + z and h = norm(x') * w, plus w's bias if it has one.
@@ -396,11 +394,6 @@ class Plan:
         return self._tensor(name, x.width, PER_NODE, *forms, per_token=x.per_token)
 
     def _add(self, name, tensors, weights, ints=(), floats=(), selected=False, matrices=(), per_token=1, cache=None):
-        for table in tensors if name != "rope_table" else ():
-            if table in self._tables and table.first < 0:  # the first op that reads it
-                frequencies, factor = self._tables[table]
-                self.tensors.append(table)
-                self._add("rope_table", [table], [frequencies], floats=(factor,))
         while weights and weights[-1] is None:
             weights.pop()
         for w in weights:
@@ -472,6 +465,15 @@ class Plan:
 
     # ---- compiling -----------------------------------------------------------------------------------------------
 
+    def _leave_out(self, places):
+        """Remove ops whose results nobody reads, with these, and with weights that no other op has."""
+        for i in reversed(places):
+            op = self.ops.pop(i)
+            self.tensors = [t for t in self.tensors if t not in op.tensors]
+            self.weights = [w for w in self.weights if w not in op.weights or any(w in other.weights for other in self.ops)]
+            for tensor in self.tensors:
+                tensor.first, tensor.last = (at - (at > i) for at in (tensor.first, tensor.last))
+
     def compile(self):
         """Lay out the tensors and compute the barriers; call once, after the last op.  Returns self.
 
@@ -480,6 +482,7 @@ class Plan:
         PlanError
             No op reads a tensor that another writes.
         """
+        self._leave_out([i for i, op in enumerate(self.ops) if op.name == "rope_table" and not op.tensors[0].is_read])
         for tensor in self.tensors:
             if not tensor.is_read:
                 raise PlanError(f"op {tensor.first} ({self.ops[tensor.first].name}) writes {tensor.name} of width {tensor.width}, but "
