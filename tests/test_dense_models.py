@@ -166,7 +166,7 @@ def test_layers_side_by_side_or_one_after_the_other(model):
     ("qwen3", {"qwen3.attention.key_length_swa": (16, INT)}, UnsupportedModel, "attention.key_length_swa = 16 .* supported: 64"),
     ("qwen3", {"qwen3.rope.scaling.type": ("yarn", STRING), "qwen3.rope.scaling.factor": (4.0, FLOAT),
                "qwen3.rope.scaling.yarn_log_multiplier": (0.1, FLOAT)}, UnsupportedModel, "yarn_log_multiplier = 0.1"),
-    ("mimo2", {"mimo2.rope.scaling.type": ("yarn", STRING), "mimo2.rope.scaling.factor": (4.0, FLOAT)}, UnsupportedModel, "type = 'yarn'"),
+    ("step35", {"step35.rope.scaling.type": ("yarn", STRING), "step35.rope.scaling.factor": (4.0, FLOAT)}, UnsupportedModel, "'yarn'"),
     ("step35", {"step35.rope.scaling.attn_factor": (1.1, FLOAT)}, UnsupportedModel, "rope.scaling.attn_factor = 1.1"),
     ("granite", {"granite.logit_scale": None}, CorruptModel, "no key granite.logit_scale"),
     ("granite", {"granite.logit_scale": (0.0, FLOAT)}, CorruptModel, "granite.logit_scale = 0.0"),

@@ -108,7 +108,7 @@ class Hyperparameters(Rotary):
 
     def shared_experts(self):
         """Whether keys say that every token meets some experts beside those that it chooses."""
-        return any(self.int(key, default=0, low=0) for key in ("expert_shared_count", "expert_shared_feed_forward_length"))
+        return self.int("expert_shared_count", default=self.int("expert_shared_feed_forward_length", default=0, low=0), low=0) > 0
 
     def attention(self, *, neox, eps, layer=None, turned=True):
         """The Attention that most architectures mean, from their head counts and widths; counts may be those of a layer.

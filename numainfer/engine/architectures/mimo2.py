@@ -12,14 +12,13 @@ def build(p, weights):
     """Append the forward pass of MiMo-V2 to plan `p`."""
     c = Hyperparameters(weights.gguf)
     c.check_neutral(*MIXTURE, "attention.sliding_window", "attention.value_scale")
-    c.no_scaling()
     eps, experts, window = c.rms_eps(), c.experts("sigmoid", normed=True), c.int("attention.sliding_window")
     scale = c.float("attention.value_scale", default=0.0) or 1.0
     blocks, x, ropes = layers(c, weights), Residual(p, p.embed(embedding_matrix(c, weights)), eps), {}
     for i, (w, local) in enumerate(zip(blocks, c.windowed(6))):
         a = replace(c.attention(neox=True, eps=eps, layer=i), window=window if local else 0)
         if local not in ropes:
-            ropes[local] = c.rope(p, weights, a, local=local)
+            ropes[local] = c.rope(p, weights, a, scaled=not local, local=local)
         x.add(attention(p, x.norm(w.attn_norm), w, a, ropes[local], scale=scale, sinks=w.get("attn_sinks")))
         h = x.norm(w.ffn_norm)
         x.add(mixture(p, h, w, experts) if w.get("ffn_gate_inp") else gated(p, h, w))

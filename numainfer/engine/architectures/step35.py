@@ -33,7 +33,7 @@ def build(p, weights):
 def rotary(p, weights, c, n_rot, local):
     """The table of layers with a window, or of the others."""
     c.no_scaling()
-    base, factors = c.float("rope.freq_base", low=1), None if local else weights.values("rope_freqs.weight")
+    base, factors = c.float("rope.freq_base", default=10000.0, low=1), None if local else weights.values("rope_freqs.weight")
     base = c.float("rope.freq_base_swa", default=base, low=1) if local else base
     frequencies = base ** (-2.0 * np.arange(n_rot // 2) / n_rot)
     if factors is not None:
