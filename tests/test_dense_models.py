@@ -121,6 +121,12 @@ def test_layers_with_windows_may_be_named_one_by_one(model):
     refused(rewritten_array(model("olmo3"), key, flags[:4]), CorruptModel, "sliding_window_pattern = 4 values; wanted 5, one per layer")
 
 
+def test_a_period_of_no_layers_means_a_window_in_all(model):
+    key = "gemma2.attention.sliding_window_pattern"
+    blocks = TEMPLATES["gemma2"]["kv"]["block_count"]
+    same_bits(run(model("gemma2", {key: (0, INT)})), run(rewritten_array(model("gemma2"), key, [True] * blocks)))
+
+
 def rewritten_array(path, key, values):
     """`rewrite` with one array of booleans added."""
     out = path.with_name("array.gguf")

@@ -161,6 +161,8 @@ def smaller_router(tensors):
     ("bailingmoe2", {"expert_group_count": 3, "expert_group_used_count": 1}, None, ni.CorruptModel, "group_count = 3; wanted a divisor"),
     ("bailingmoe2", {"expert_group_used_count": 5}, None, ni.CorruptModel, "expert_group_used_count = 5"),
     ("glm4moe", {"nextn_predict_layers": 4}, None, ni.CorruptModel, "nextn_predict_layers = 4; wanted fewer than glm4moe.block_count = 4"),
+    ("glm4moe", {"rope.dimension_sections": [2, 2, 2, 2]}, None, ni.UnsupportedModel, "rope.dimension_sections = [2, 2, 2, 2]"),
+    ("qwen3moe", {"rope.dimension_sections": [2, 3, 3, 0]}, None, ni.UnsupportedModel, "rope.dimension_sections"),
     ("dbrx", {"attention.clamp_kqv": 0.0}, None, ni.CorruptModel, "clamp_kqv = 0.0"),
     ("llama4", {"attention.sliding_window": 0}, None, ni.UnsupportedModel, "sliding_window = 0"),
     ("deepseek2", {"rope.scaling.yarn_log_multiplier": -0.1}, None, ni.CorruptModel, "yarn_log_multiplier = -0.1"),
