@@ -17,6 +17,7 @@ CHUNK, N = _core.CHUNK, 2900  # 12 chunks
 SHAPES = {
     "gqa": Attention(4, 2, 16, 32, 0, False, 0.25),
     "window": Attention(6, 3, 16, 16, 0, False, 0.25, window=1200, softcap=3.0),
+    "pieces": Attention(6, 3, 16, 16, 0, False, 0.25, window=1200, pieces=True),
     "big-group": Attention(40, 1, 16, 16, 0, False, 0.25),  # two tiles of heads
     "latent": Attention(70, 1, 48, 32, 0, False, 0.25),  # three tiles of heads, whose values are the first columns of the keys
     "latent-window": Attention(6, 3, 32, 16, 0, False, 0.25, window=1200, softcap=3.0),
@@ -103,10 +104,17 @@ def stored(sheet, vec, g, j):
     return found
 
 
+def first_seen(a, pos):
+    """The first position that a query sees."""
+    if not a.window:
+        return 0
+    return pos // a.window * a.window if a.pieces else max(0, pos + 1 - a.window)
+
+
 def twin(sheet, vec, pos, most):
     """The row of a query by the contract: chunks in runs of 1, 2, 4, ... chunks, as short as `most` allow; runs in order."""
     a, row = sheet.attention, []
-    first = max(0, pos + 1 - a.window) if a.window else 0
+    first = first_seen(a, pos)
     chunks, length = range(first // CHUNK, pos // CHUNK + 1), 1
     while len({j // length for j in chunks}) > most:
         length *= 2
@@ -202,13 +210,14 @@ def all_of_it(a, segments):
         total += 112 * group
         for first in range(0, n * group, 32):
             last = min(first + 32, n * group) - 1
-            seen = max(pos0 + first // group - a.window + 1, 0) if a.window else 0
+            seen = first_seen(a, pos0 + first // group)
             total += (last + 1 - first) * (pos0 + last // group - seen + 1)
     return total * a.kv_heads
 
 
 @pytest.mark.parametrize("a", [*SHAPES.values(), Attention(32, 8, 64, 64, 0, False, 0.1), Attention(128, 1, 64, 64, 0, False, 0.1),
-                               Attention(6, 3, 16, 16, 0, False, 1.0, window=17_000)])  # fmt: skip
+                               Attention(6, 3, 16, 16, 0, False, 1.0, window=17_000),
+                               Attention(6, 3, 16, 16, 0, False, 1.0, window=8_192, pieces=True)])  # fmt: skip
 def test_all_units_are_done_once(a):
     rng = np.random.default_rng(1)
     lists = [[(1, 0)], [(1, 33_000)], [(512, 0)], [(100, 16_300)], [(1, 7)] * 70,

@@ -131,13 +131,28 @@ def softmax(x):
     return e / e.sum(axis=-1, keepdims=True)
 
 
-def routed(scores, used, gating="softmax", bias=None, normed=False, scale=1.0, groups=1, groups_used=1):
+def sparse_mixer(scores, used):
+    """SparseMixer without its noise, as the published model code has it: a choice at a time, each by softmax of what is nearly as good."""
+    ids, weights, left = [], [], np.array(scores, np.float64)
+    for _ in range(used):
+        chosen = left.argmax(axis=-1)
+        top = np.take_along_axis(left, chosen[:, None], axis=-1)
+        far = (top - scores) / np.maximum(np.abs(scores), top) > 2 * 0.01
+        weights.append(np.take_along_axis(softmax(np.where(far, -np.inf, left)), chosen[:, None], axis=-1)[:, 0])
+        ids.append(chosen)
+        np.put_along_axis(left, chosen[:, None], -np.inf, axis=-1)
+    return np.stack(ids, axis=-1), np.stack(weights, axis=-1)
+
+
+def routed(scores, used, gating="softmax", bias=None, normed=False, scale=1.0, groups=1, groups_used=1, group_best=2):
     """The op in float64: ids and weights (T, used)."""
+    if gating == "sparse":
+        return sparse_mixer(scores, used)
     gates = {"softmax": softmax, "sigmoid": lambda x: 1 / (1 + np.exp(-x)), "chosen": lambda x: x,
              "sqrtsoftplus": lambda x: np.sqrt(np.logaddexp(0, x)), "late": lambda x: x}[gating](scores)
     choice = gates + (0 if bias is None else bias)
     grouped = choice.reshape(len(choice), groups, -1)
-    score = np.sort(grouped, axis=-1)[..., -2:].sum(axis=-1)
+    score = np.sort(grouped, axis=-1)[..., -group_best:].sum(axis=-1)
     allowed = np.argsort(-score, axis=-1, kind="stable")[:, :groups_used]
     mask = np.full(grouped.shape, -np.inf)
     np.put_along_axis(mask, allowed[..., None], 0.0, axis=1)
@@ -175,11 +190,14 @@ def run_route(sheet, team, scores, tokens, **options):
     {"used": 1}, {"used": 3}, {"used": E}, {"used": 3, "normed": True, "scale": 2.5}, {"used": 4, "gating": "sigmoid", "normed": True},
     {"used": 4, "gating": "sigmoid", "groups": 4, "groups_used": 2}, {"used": 2, "gating": "chosen"},
     {"used": 3, "gating": "sqrtsoftplus", "normed": True}, {"used": 2, "gating": "late"},
+    {"used": 2, "gating": "sparse"}, {"used": 3, "groups": 4, "groups_used": 2, "group_best": 1},
     {"used": 5, "groups": 2, "groups_used": 1}, {"used": 2, "groups": E, "groups_used": 3},
 ], ids=str)  # fmt: skip
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("scores", ["scores", "ties"])
 def test_route(sheet, team, scores, with_bias, options):
+    if with_bias and options.get("gating") == "sparse":
+        pytest.skip("SparseMixer has no bias")
     bias, vector = sheet.exact["choice.bias"], sheet["choice.bias"]
     found_ids, found = run_route(sheet, team, scores, 40, **options, bias=vector if with_bias else None)
     ids, weights = routed(sheet.exact[scores], **options, bias=bias if with_bias else None)
@@ -385,6 +403,7 @@ def several(p, rows, width=D, form="f"):
     (lambda p, s, h, ids: p.matmul_grouped(h, ids), PlanError, "one to three matrices, found 0"),
     (lambda p, s, h, ids: p.matmul_grouped(h, ids, s["F32 down.weight"]), CorruptModel, "has width 273, wanted 256"),
     (lambda p, s, h, ids: p.route(h, 3, gating="argmax"), PlanError, "gating 'argmax'; wanted one of softmax, sigmoid, chosen, sqrts"),
+    (lambda p, s, h, ids: p.route(h, 3, gating="sparse", bias=s["choice.bias"]), PlanError, "'sparse' takes no bias"),
     (lambda p, s, h, ids: p.route(h, 3, groups=5), PlanError, "3 of 256 experts, in 1 of 5 groups"),
     (lambda p, s, h, ids: p.route(h, 200, groups=4, groups_used=3), PlanError, "200 of 256 experts, in 3 of 4 groups"),
     (lambda p, s, h, ids: p.route(p.matmul(h, s["one"]), 3), PlanError, "scores on every node"),

@@ -9,6 +9,10 @@ import numpy as np
 import pytest
 
 import numainfer as ni
+from numainfer.engine.architectures import build
+from numainfer.engine.plan import Plan
+from numainfer.engine.weights import Catalog
+from numainfer.gguf.file import GGUFFile
 
 ARCHS = Path(__file__).resolve().parent / "archs"
 sys.path.insert(0, str(ARCHS))
@@ -75,7 +79,7 @@ def test_gate_and_up_in_one_tensor(tmp_path, name):
     np.testing.assert_array_equal(logits(model(tmp_path / "a", name, edit=fuse)), logits(model(tmp_path / "b", name)))
 
 
-@pytest.mark.parametrize("name", ["glm4moe", "hy_v3", "deepseek2"])
+@pytest.mark.parametrize("name", ["glm4moe", "hy_v3", "deepseek2", "glm4", "exaone4", "exaone-moe", "qwen3", "qwen3moe", "gpt-oss", "grok"])
 def test_layers_that_predict_further_tokens_are_skipped_and_said_to_be(tmp_path, name, caplog):
     """The last layer becomes one of those: without it the model is that of one layer fewer."""
     blocks = TEMPLATES[name]["kv"]["block_count"]
@@ -92,6 +96,51 @@ def test_layers_that_predict_further_tokens_are_skipped_and_said_to_be(tmp_path,
         found = logits(model(tmp_path / "a", name, {"nextn_predict_layers": 1}, more))
     assert any("last 1 layers predict further tokens" in record.getMessage() for record in caplog.records)
     np.testing.assert_array_equal(found, logits(model(tmp_path / "b", name, {"block_count": blocks - 1}, shorter)))
+
+
+def test_another_number_of_experts_in_each_layer(tmp_path):
+    """A key with a number for each layer: the plan routes by them, and the last layer's is heeded."""
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    plain = logits(model(tmp_path / "b", "qwen3moe"))
+    found = logits(model(tmp_path / "a", "qwen3moe", {"expert_used_count": [3, 3, 1]}))
+    assert (found != plain).any()
+    path = model(tmp_path / "a", "qwen3moe", {"expert_used_count": [1, 2, 8]})
+    with GGUFFile(path) as file:
+        assert [op.tensors[1].width for op in build(Plan(1, 8, 64), Catalog(file)).ops if op.name == "route"] == [1, 2, 8]
+    with pytest.raises(ni.CorruptModel, match="expert_used_count = 2 values; wanted one per layer"):
+        ni.load(model(tmp_path / "a", "qwen3moe", {"expert_used_count": [3, 3]}))
+
+
+def in_one_piece(kind, then_apart):
+    """attn_kv_b of such a type out of attn_k_b and attn_v_b, as old files have it; or what it must mean, in the new form."""
+    def edit(tensors):
+        for name in [name for name in tensors if name.endswith("attn_k_b.weight")]:
+            keys, values = tensors.pop(name), tensors.pop(name.replace("k_b", "v_b"))
+            both = np.concatenate([keys.transpose(0, 2, 1), values], axis=1)  # 4 heads of 128 rows each for keys and for values
+            both = gguf.quants.quantize(both.reshape(1024, -1), gguf.GGMLQuantizationType[kind])
+            if not then_apart:
+                tensors[name.replace("k_b", "kv_b")] = both
+                continue
+            floats = gguf.quants.dequantize(both, gguf.GGMLQuantizationType[kind]).reshape(4, 256, -1)
+            tensors[name] = floats[:, :128].transpose(0, 2, 1).astype(np.float32 if kind == "F32" else np.float16)
+            tensors[name.replace("k_b", "v_b")] = both.reshape(4, 256, -1)[:, 128:]
+    return edit
+
+
+OLD = {"attention.key_length_mla": None, "attention.value_length_mla": None, "attention.key_length": 192, "attention.value_length": 128,
+       "attention.head_count_kv": 4}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0"])
+def test_latent_matrices_in_one_piece(tmp_path, kind, monkeypatch):
+    """W_k is transposed exactly where the type has whole values, as halves where it packs them along a row; W_v stays as it is."""
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    path = model(tmp_path / "a", "deepseek2", OLD, in_one_piece(kind, False))
+    found = logits(path)
+    np.testing.assert_array_equal(found, logits(model(tmp_path / "b", "deepseek2", {}, in_one_piece(kind, True))))
+    monkeypatch.setenv("NUMAINFER_FAKE_NODES", "2")
+    for placement in ("replicate", "shard", "interleave"):
+        np.testing.assert_array_equal(logits(path, threads=2, placement=placement, n_batch=33), found)
 
 
 def fewer_experts(tensors):
@@ -112,9 +161,11 @@ def smaller_router(tensors):
     ("bailingmoe2", {"expert_group_count": 3, "expert_group_used_count": 1}, None, ni.CorruptModel, "group_count = 3; wanted a divisor"),
     ("bailingmoe2", {"expert_group_used_count": 5}, None, ni.CorruptModel, "expert_group_used_count = 5"),
     ("glm4moe", {"nextn_predict_layers": 4}, None, ni.CorruptModel, "nextn_predict_layers = 4; wanted fewer than glm4moe.block_count = 4"),
+    ("glm4moe", {"rope.dimension_sections": [2, 2, 2, 2]}, None, ni.UnsupportedModel, "rope.dimension_sections = [2, 2, 2, 2]"),
+    ("qwen3moe", {"rope.dimension_sections": [2, 3, 3, 0]}, None, ni.UnsupportedModel, "rope.dimension_sections"),
     ("dbrx", {"attention.clamp_kqv": 0.0}, None, ni.CorruptModel, "clamp_kqv = 0.0"),
     ("llama4", {"attention.sliding_window": 0}, None, ni.UnsupportedModel, "sliding_window = 0"),
-    ("deepseek2", {"rope.scaling.yarn_log_multiplier": 0.0}, None, ni.CorruptModel, "yarn_log_multiplier = 0.0"),
+    ("deepseek2", {"rope.scaling.yarn_log_multiplier": -0.1}, None, ni.CorruptModel, "yarn_log_multiplier = -0.1"),
     ("mistral4", {"rope.scaling.yarn_log_multiplier": 0.0707}, None, ni.UnsupportedModel, "yarn_log_multiplier"),
     ("deepseek2", {"attention.head_count": 2}, None, ni.CorruptModel, "attn_k_b.weight has 4 matrices, wanted 2, one per head"),
     ("deepseek2", {"attention.key_length_mla": 64}, None, ni.CorruptModel, "rope.dimension_count = 64"),
@@ -123,10 +174,6 @@ def test_what_is_refused(tmp_path, name, keys, edit, error, says):
     with pytest.raises(error, match=re.escape(says)):
         ni.load(model(tmp_path, name, keys, edit))
 
-
-def test_llama4_attends_within_its_first_piece_only(tmp_path):
-    with pytest.raises(ni.UnsupportedModel, match="n_ctx = 8192 is not supported; supported: up to 8191"):
-        ni.load(model(tmp_path, "llama4", {"context_length": 100_000}), n_ctx=8192)
 
 
 def test_a_value_for_each_layer(tmp_path):

@@ -374,8 +374,11 @@ def attention_twin(sheet, a, normed, base, kv_type):
             style = "neox" if a.neox else "norm"
             q, k = (ref.rope(x, np.arange(n), style, base=base, n_rot=a.rope_dim) for x in (q, k))
     if a.floor:
-        q = q * (1 + a.temperature * np.log(np.arange(n) // a.floor + 1))[:, None, None]
+        q = q * (1 + a.temperature * np.log((np.arange(n) + a.ahead) // a.floor + 1))[:, None, None]
     k, v = (ref.stored(x, kv_type) for x in (k, v))
+    if a.pieces:
+        cuts = [slice(i, i + a.window) for i in range(0, n, a.window)]
+        return np.concatenate([ref.attention(q[c], k[c], v[c], a.scale, cap=a.softcap).reshape(len(q[c]), -1) for c in cuts])
     return ref.attention(q, k, v, a.scale, window=a.window, cap=a.softcap).reshape(n, -1)
 
 
@@ -386,8 +389,11 @@ def attention_twin(sheet, a, normed, base, kv_type):
     (Attention(40, 1, 16, 32, 16, True, 0.25), False),  # a group of more heads than fit one tile
     (Attention(4, 2, 32, 32, 32, True, 0.2, eps=EPS, norm_last=True, temperature=0.3, floor=100), True),
     (Attention(6, 3, 40, 21, 14, True, 0.2, window=37, eps=EPS), True),
+    (Attention(6, 3, 32, 32, 32, True, 0.2, window=100, pieces=True), False),
+    (Attention(4, 2, 32, 32, 0, False, 0.2, window=300, pieces=True, temperature=0.3, floor=100, ahead=1), False),
     (Attention(4, 1, 100, 120, 100, False, 0.1), False),
-], ids=["gqa", "window-norms", "no-rope-softcap", "big-group", "norms-last-temperature", "odd-widths", "more-odd-widths"])  # fmt: skip
+], ids=["gqa", "window-norms", "no-rope-softcap", "big-group", "norms-last-temperature", "odd-widths", "pieces",
+        "pieces-temperature", "more-odd-widths"])  # fmt: skip
 @pytest.mark.parametrize("kv_type", KV_TYPES)
 def test_attend(tmp_path, team, a, normed, kv_type):
     """Several chunks of the KV memory, fed by decoding steps and by steps of many tokens, across their borders."""

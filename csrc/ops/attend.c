@@ -47,7 +47,7 @@ static void load_queries(const ni_ctx *c, const ni_op *op, const ni_attention *n
     for (int64_t j = 0; j < u->count; j++, q += padded) {
         int64_t row = s->row0 + (u->first + j) / n->group, head = u->g * n->group + (u->first + j) % n->group;
         float scale = op->f[1];
-        if (n->floor) scale *= (float)(1 + op->f[3] * log((double)((s->pos0 + row - s->row0) / n->floor + 1)));
+        if (n->floor) scale *= (float)(1 + op->f[3] * log((double)((s->pos0 + row - s->row0 + n->ahead) / n->floor + 1)));
         ni_rotate(n, from + (row * n->heads + head) * n->e, w, op->f[0], table, row, q);
         ni_k->vec.scale_mul(q, scale, NULL, n->e, q);
         ni_pad(q, n->e);

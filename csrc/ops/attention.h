@@ -48,7 +48,8 @@ static inline void ni_pad(float *x, int64_t width) { memset(x + width, 0, (size_
 
 /* First position that a query at `pos` sees. */
 static inline int64_t ni_first_seen(const ni_attention *n, int64_t pos) {
-    return n->window && pos >= n->window ? pos - n->window + 1 : 0;
+    if (!n->window || pos < n->window) return 0;
+    return n->pieces ? pos / n->window * n->window : pos - n->window + 1;
 }
 
 static inline ni_runs ni_query_runs(const ni_attention *n, int64_t pos) { return ni_runs_of(ni_first_seen(n, pos), pos, n->most_runs); }

@@ -1,18 +1,19 @@
 /* Chooses experts for each token from their scores, best first, and weighs them.
  * t: scores [T][E], ids [T][used], weights [T][used].  w: bias? (floats [E]: counts for choosing, not for weighing).
  * i: 0 gating: NI_SOFTMAX of all scores, NI_SIGMOID, NI_CHOSEN: softmax of the chosen alone, NI_ROOT: square root of log(1 + exp(score)),
- *    NI_LATE: sigmoids of the chosen, which are chosen by score;
- *    1 1 to divide weights by their sum; 2 groups, 3 groups that may be chosen from (a group's score is the sum of its two best).
+ *    NI_LATE: sigmoids of the chosen, which are chosen by score; NI_SPARSE: as of `nearly_tied`, choice by choice;
+ *    1 1 to divide weights by their sum; 2 groups, 3 groups that may be chosen from, 4 how many of its best make a group's score, 1 or 2.
  * f: factor on the weights.
  *
  * Ids are in range and differ, whatever the scores are, NaN too; of equal scores the one with the lower index wins. */
 #include <math.h>
 #include "ops.h"
 
-enum { NI_SOFTMAX = 0, NI_SIGMOID = 1, NI_CHOSEN = 2, NI_ROOT = 3, NI_LATE = 4, NI_MAX_GROUPS = 64 };
+enum { NI_SOFTMAX = 0, NI_SIGMOID = 1, NI_CHOSEN = 2, NI_ROOT = 3, NI_LATE = 4, NI_SPARSE = 5, NI_MAX_GROUPS = 64 };
 #define NI_LEAST_SUM 0x1p-14f   /* that weights are divided by */
+#define NI_TIED 0.02f           /* how far below the best score, as a share of it, others still count */
 
-size_t ni_scratch_route(const ni_ctx *c, const ni_op *op) { return (size_t)ni_width(c, op, 0) * 3 * sizeof(float); }
+size_t ni_scratch_route(const ni_ctx *c, const ni_op *op) { return (size_t)ni_width(c, op, 0) * 4 * sizeof(float); }
 
 /* The best of x[a .. b) that is not taken; a first one if none is better than any. */
 static int64_t best(const float *x, const float *taken, int64_t a, int64_t b) {
@@ -31,7 +32,7 @@ static void take_groups(const ni_op *op, const float *x, int64_t n, float *taken
         taken[first] = 1;
         const int64_t second = best(x, taken, a, a + size);
         taken[first] = 0;
-        score[g] = second < 0 ? x[first] : x[first] + x[second];
+        score[g] = second < 0 || op->i[4] < 2 ? x[first] : x[first] + x[second];
     }
     for (int64_t i = 0; i < op->i[3]; i++) out[best(score, out, 0, groups)] = 1;
     for (int64_t i = 0; i < n; i++) taken[i] = !out[i / size];
@@ -55,6 +56,18 @@ static void sigmoid(const float *x, int64_t n, float *y) {
     for (int64_t i = 0; i < n; i++) y[i] = 1.0f / (1.0f + y[i]);
 }
 
+/* SparseMixer's weight (arXiv:2310.00811) of the best of those that are not taken: its softmax among those that are nearly as good. */
+static float nearly_tied(const float *score, const float *taken, int64_t n, int64_t first, float *mine) {
+    const float top = score[first];
+    int64_t m = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const float size = fabsf(score[i]) > top ? fabsf(score[i]) : top;
+        if (!taken[i] && !((top - score[i]) / size > NI_TIED)) mine[m++] = score[i];
+    }
+    ni_k->vec.exp(mine, top, m, mine);
+    return 1.0f / ni_k->vec.sum(mine, m);
+}
+
 static void route(const ni_op *op, const float *score, const float *bias, int64_t n, int64_t used, float *mine, int32_t *ids, float *weights) {
     float *gate = mine, *choice = mine + n, *taken = choice + n;
     if (op->i[0] == NI_SOFTMAX) softmax(score, n, gate);
@@ -67,9 +80,9 @@ static void route(const ni_op *op, const float *score, const float *bias, int64_
     if (op->i[2] > 1) take_groups(op, choice, n, taken);
     for (int64_t s = 0; s < used; s++) {
         const int64_t i = best(choice, taken, 0, n);
+        weights[s] = op->i[0] == NI_SPARSE ? nearly_tied(gate, taken, n, i, taken + n) : gate[i];
         taken[i] = 1;
         ids[s] = (int32_t)i;
-        weights[s] = gate[i];
     }
     if (op->i[0] == NI_CHOSEN) softmax(weights, used, weights);
     if (op->i[0] == NI_LATE) sigmoid(weights, used, weights);

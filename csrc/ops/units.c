@@ -24,6 +24,7 @@ const char *ni_attention_int(int i) { return i >= 0 && i < NI_N_ATTENTION_INTS ?
 /* Positions seen by queries at 0 .. x - 1, together. */
 static int64_t seen_below(const ni_attention *n, int64_t x) {
     const int64_t w = n->window && x > n->window ? n->window : x;
+    if (n->pieces && w < x) return x / w * (w * (w + 1) / 2) + x % w * (x % w + 1) / 2;
     return w * (w + 1) / 2 + (x - w) * w;
 }
 

@@ -14,7 +14,7 @@ NONE, NODE, TEAM = 0, 1, 2
 FLOAT, OFFSET, MINIMUM, SIGNED, NESTED, NESTED_MINIMUM = range(6)  # panel kinds of csrc/formats/formats.h
 SUMS = {OFFSET: "s", MINIMUM: "m", NESTED: "s", NESTED_MINIMUM: "s"}  # the form beside "q" that a kind needs
 ACTIVATIONS = {"gelu": 0, "relu^2": 1, "xielu": 2, "clamp": 3}
-GATING = {"softmax": 0, "sigmoid": 1, "chosen": 2, "sqrtsoftplus": 3, "late": 4}
+GATING = {"softmax": 0, "sigmoid": 1, "chosen": 2, "sqrtsoftplus": 3, "late": 4, "sparse": 5}
 GATES = {"silu": 0, "gelu": 1, "sigmoid": 2, "clamped": 3, "limited": 4}
 ATTENTION_INTS = _core.attention_ints()
 _ALIGN = 64  # bytes: a line of the cache, and the widest vector
@@ -72,6 +72,8 @@ class Attention:
         Factor on q . k.
     window : int
         Positions that a query sees, itself included; 0 for all before it.
+    pieces : bool
+        The window is cut at its multiples: a query sees from the last of them on.
     eps : float
         Of the q/k norms, where there are any.
     softcap : float
@@ -79,10 +81,10 @@ class Attention:
     norm_last : bool
         Where there are q/k norms, they come after the rotation.
     temperature : float
-    floor : int
-        Queries at position p are multiplied by 1 + temperature * log(floor(p / floor) + 1); 0 positions: by nothing.
+    floor, ahead : int
+        Queries at position p are multiplied by 1 + temperature * log(floor((p + ahead) / floor) + 1); 0 positions: by nothing.
     rope_first : int
-        The first of them.
+        The first of the values that are rotated.
     """
 
     heads: int
@@ -93,11 +95,13 @@ class Attention:
     neox: bool
     scale: float
     window: int = 0
+    pieces: bool = False
     eps: float = 0.0
     softcap: float = 0.0
     norm_last: bool = False
     temperature: float = 0.0
     floor: int = 0
+    ahead: int = 0
     rope_first: int = 0
 
 

@@ -80,7 +80,7 @@ class Plan:
         return self._add("embed", [x], [table, positions], floats=(scale,))
 
     def rope_table(self, frequencies, factor=1.0):
-        """cos and sin of position * frequency: (T, rope_dim), for the `attend` ops that share it."""
+        """cos and sin of position * frequency: (T, rope_dim), for the `attend` ops that share it; left out if there are none."""
         table = self._tensor("rope", 2 * frequencies.n, PER_NODE, "f")
         return self._add("rope_table", [table], [frequencies], floats=(factor,))
 
@@ -132,7 +132,7 @@ class Plan:
 
     def _normed(self, x, added, out, h, vectors, eps, selected, layer):
         biases = [None if v is None else v.bias for v in vectors]
-        self._add("norm", [x, *added, out, h], [*vectors, *biases], ints=(int(selected), int(layer)), floats=(eps,), selected=selected)
+        self._add("norm", [x, *added, out, h], [*vectors, *biases], ints=(int(selected), int(layer), 1), floats=(eps,), selected=selected)
 
     def normed(self, x, w, eps):
         """RMS norm of what a matrix made, whole rows: (T, D), one copy per node."""
@@ -140,6 +140,15 @@ class Plan:
         h.forms.add("f")
         h.source = x.source  # whose rows it still has, should they not fit what reads them
         return h
+
+    def normed_heads(self, x, w, eps, heads):
+        """LayerNorm of each of so many heads by its own part of w (heads * E,): (T, heads * E), one copy per node."""
+        self._check("norm", "x", x, x.width)
+        self._is_vector("norm", "w", w, x.width)
+        x = self.join(heads, (x, 0, x.width // heads), apart=True)
+        h = self._like(x, "h", "f")
+        self._add("norm", [x, None, None, None, h], [w], ints=(0, 1, heads), floats=(eps,))
+        return self.join(heads, (h, 0, h.width))
 
     def matmul(self, h, *matrices, scale=1.0):
         """y_j = scale * (W_j h + W_j's bias) for matrices (N_j, K): shared tensors of width N_j; up to three make one stage."""
@@ -202,9 +211,9 @@ class Plan:
         cache = self.kv.add(a.kv_heads, *((0, a.key_length) if v is None else (a.key_length, a.value_length)), a.window)
         named = {"heads": a.heads, "kv_heads": a.kv_heads, "e": a.key_length, "ev": a.value_length,
                  "latent": int(v is None), "rot": a.rope_first, "n_rot": a.rope_dim if rope is not None else 0, "neox": int(a.neox),
-                 "window": a.window, "kv_type": self.kv.type,
+                 "window": a.window, "pieces": int(a.pieces), "kv_type": self.kv.type,
                  "most_runs": MOST_RUNS, "part_runs": self._part_runs, "turn": self.kv.turn,
-                 "norm_last": int(a.norm_last), "floor": a.floor,
+                 "norm_last": int(a.norm_last), "floor": a.floor, "ahead": a.ahead,
                  "table": 0, "offset": 0, "stride": 0}  # fmt: skip  # these three come with `compile`
         ints = [named[name] for name in ATTENTION_INTS]
         # Each head stays with one node where heads divide evenly; else its chunks go round, and all nodes read them.
@@ -266,7 +275,8 @@ class Plan:
             y.source = w
         return y
 
-    def route(self, scores, used, *, gating="softmax", bias=None, normed=False, scale=1.0, groups=1, groups_used=1):
+    def route(self, scores, used, *, gating="softmax", bias=None, normed=False, scale=1.0, groups=1, groups_used=1,
+              group_best=2):
         """Chooses experts: (ids, weights), both (T, used), the best first, of equal ones that with the lower index.
 
         Parameters
@@ -275,9 +285,10 @@ class Plan:
             (T, E), one copy per node.
         used : int
             Experts per token.
-        gating : {"softmax", "sigmoid", "chosen", "sqrtsoftplus", "late"}
-            Weights are the softmax of all scores, their sigmoids, the softmax of the chosen scores alone, sqrt(log(1 + exp(score))), or
-            "late": sigmoids of the chosen scores, which differ in the choice where sigmoids round to 1.
+        gating : {"softmax", "sigmoid", "chosen", "sqrtsoftplus", "late", "sparse"}
+            Weights are the softmax of all scores, their sigmoids, the softmax of the chosen scores alone, sqrt(log(1 + exp(score))),
+            "late": sigmoids of the chosen scores, which differ in the choice where sigmoids round to 1, or "sparse": each chosen score's
+            softmax among those, not yet chosen, that are less than 2 % below it (arXiv:2310.00811).
         bias : Vector, optional
             (E,) added for choosing, not for weighing.
         normed : bool
@@ -285,11 +296,15 @@ class Plan:
         scale : float
             Factor on the weights.
         groups, groups_used : int
-            The experts stand in groups, of which those with the highest sums of their two best are chosen from.
+            The experts stand in groups, of which those with the highest sums of their two best are chosen from;
+        group_best : {1, 2}
+            or with the highest single one.
         """
         self._check("route", "scores", scores, scores.width)
         if gating not in GATING:
             raise PlanError(f"route: gating {gating!r}; wanted one of {', '.join(GATING)}")
+        if gating == "sparse" and bias is not None:
+            raise PlanError(f"route: gating {gating!r} takes no bias")
         if scores.storage != PER_NODE or not (0 < groups <= 64 and scores.width % groups == 0 and 0 < groups_used <= groups
                                               and 0 < used <= scores.width // groups * groups_used):  # fmt: skip
             raise PlanError(f"route: {used} of {scores.width} experts, in {groups_used} of {groups} groups, by scores of {scores.name}; "
@@ -297,7 +312,8 @@ class Plan:
         if bias is not None:
             self._is_vector("route", "bias", bias, scores.width)
         ids, weights = self._tensor("ids", used, PER_NODE, "i"), self._tensor("weights", used, PER_NODE, "f")
-        self._add("route", [scores, ids, weights], [bias], (GATING[gating], int(normed), groups, groups_used), (scale,))
+        self._add("route", [scores, ids, weights], [bias], (GATING[gating], int(normed), groups, groups_used, group_best),
+                  (scale,))
         return ids, weights
 
     def matmul_grouped(self, h, ids, *matrices):
@@ -456,6 +472,15 @@ class Plan:
 
     # ---- compiling -----------------------------------------------------------------------------------------------
 
+    def _leave_out(self, places):
+        """Remove ops whose results nobody reads, with these, and with weights that no other op has."""
+        for i in reversed(places):
+            op = self.ops.pop(i)
+            self.tensors = [t for t in self.tensors if t not in op.tensors]
+            self.weights = [w for w in self.weights if w not in op.weights or any(w in other.weights for other in self.ops)]
+            for tensor in self.tensors:
+                tensor.first, tensor.last = (at - (at > i) for at in (tensor.first, tensor.last))
+
     def compile(self):
         """Lay out the tensors and compute the barriers; call once, after the last op.  Returns self.
 
@@ -464,6 +489,7 @@ class Plan:
         PlanError
             No op reads a tensor that another writes.
         """
+        self._leave_out([i for i, op in enumerate(self.ops) if op.name == "rope_table" and not op.tensors[0].is_read])
         for tensor in self.tensors:
             if not tensor.is_read:
                 raise PlanError(f"op {tensor.first} ({self.ops[tensor.first].name}) writes {tensor.name} of width {tensor.width}, but "

@@ -6,7 +6,9 @@
 import contextlib
 import logging
 import math
+import re
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate, pairwise
 
 import numpy as np
@@ -39,6 +41,8 @@ class Matrix:
         The file's tensor, if the matrix is some rows of it.
     first : int
         Of these rows, the first.
+    make : callable or None
+        ``make(bytes)`` of the file's tensor gives the matrix's bytes, where they are not rows of it as they stand.
     """
 
     name: str
@@ -50,6 +54,7 @@ class Matrix:
     path: str | None = None
     tensor: str = ""
     first: int = 0
+    make: object = None
 
     @property
     def in_file(self):
@@ -104,6 +109,8 @@ class Vector:
 
 
 FORMATS = _core.formats()
+# Tensors that cannot matter to text: of pictures, of sounds, of what makes them, and old files' tables of rotations.
+_ELSEWHERE = re.compile(r"(v|a|mm|tts)\.|(blk\.\d+\.)?(attn_rot_embd|rotary_emb\.inv_freq|inv_freq)(\.weight)?$")
 
 
 class Catalog:
@@ -189,8 +196,11 @@ class Catalog:
             return None
         return self[name]
 
-    def rows(self, name, *counts):
-        """The matrix called `name` in parts of so many rows each, from the first to the last; its bias goes along."""
+    def rows(self, name, *counts, biases=()):
+        """The matrix called `name` in parts of so many rows each, from the first to the last; its bias goes along.
+
+        biases : names of the parts' biases, which old files may have beside a matrix that has none.
+        """
         whole = self[name]
         if not isinstance(whole, Matrix) or whole.experts != 1 or whole.n != sum(counts):
             found = f"{whole.n} values" if isinstance(whole, Vector) else f"{whole.experts * whole.n} rows"
@@ -199,12 +209,42 @@ class Catalog:
         for first, end in pairwise(accumulate(counts, initial=0)):
             rows, bias = f"[{first}:{end}]", whole.bias
             if (name + rows) not in self._parts:
-                if bias is not None:
+                if bias is None and biases:
+                    bias = self._bias(biases[len(parts)], (end - first,))
+                elif bias is not None:
                     bias = Vector(bias.name + rows, np.ascontiguousarray(bias.values[first:end]), path=bias.path)
                     self._read.add(whole.bias.name)
                 self._parts[name + rows] = replace(whole, name=name + rows, n=end - first, bias=bias, tensor=name, first=first)
             parts.append(self._parts[name + rows])
         return parts
+
+    def split_heads(self, name, heads, keys):
+        """The matrix called `name`, (heads * (keys + values), K), as matrices (heads, K, keys), transposed, and (heads, values, K).
+
+        What is transposed is as exact as floats of the tensor's type, or halves if its type packs values along K.
+        """
+        whole = self[name]
+        if not isinstance(whole, Matrix) or whole.experts != 1 or whole.n % heads or whole.n // heads <= keys:
+            found = whole.n if isinstance(whole, Vector) or whole.experts == 1 else f"{whole.experts} x {whole.n}"
+            raise CorruptModel(whole.path, f"tensor {name!r} has {found} rows, wanted {heads} times more than {keys}")
+        if whole.bias is not None:
+            raise UnsupportedModel(f"tensor {whole.bias.name}", whole.bias.n, ["none"], f"The file is {whole.path}")
+        if (name + "[keys]") not in self._parts:
+            shape, kind = (heads, whole.n // heads, whole.k), whole.type if whole.type in ("F32", "F16", "BF16") else "F16"
+            common = {"experts": heads, "path": whole.path, "tensor": name}
+            make = partial(_keys, shape, keys, whole.type), partial(_values, shape, keys)
+            self._parts[name + "[keys]"] = Matrix(name + "[keys]", kind, whole.k, keys, make=make[0], **common)
+            self._parts[name + "[values]"] = Matrix(name + "[values]", whole.type, shape[1] - keys, whole.k, make=make[1], **common)
+        return self._parts[name + "[keys]"], self._parts[name + "[values]"]
+
+    def flat(self, name):
+        """The values of a tensor of any shape, row after row, as a Vector; None if the file has none."""
+        if name not in self:
+            return None
+        if name not in self.used:
+            tensor = self._tensor(name)
+            self.used[name] = Vector(name, _core.decode(FORMATS[tensor.type]["code"], tensor.data), path=self.gguf.paths[tensor.shard])
+        return self.used[name]
 
     def values(self, name):
         """The values of a tensor that a plan is computed from, (n,) float32, or None if the file has none; no op needs to read it."""
@@ -222,7 +262,7 @@ class Catalog:
 
     def block(self, i):
         """Tensors of layer i as attributes: ``.attn_q`` is ``blk.<i>.attn_q.weight``."""
-        return _Block(self, f"blk.{i}.")
+        return _Block(self, i)
 
     def skip(self, prefixes):
         """Do without the tensors whose names begin so; whether there are any."""
@@ -244,12 +284,19 @@ class Catalog:
         Raises
         ------
         UnsupportedModel
-            Nobody asked for a tensor: leaving it out would change the model.
+            Nobody asked for a tensor: leaving it out would change the model.  (Those of pictures and sounds, and tables of rotations that
+            can be computed, are named in a warning.)
         PlanError
             The architecture asked for a tensor and gave it to no op.
         """
         read = self._read.union(w.in_file if isinstance(w, Matrix) else w.name for w in weights)
         unused = [name for name in self.gguf.tensors if name not in read]
+        spare = [name for name in unused if _ELSEWHERE.match(name)]
+        unused = [name for name in unused if name not in spare]
+        if spare:
+            more = f" and {len(spare) - 3} more" if len(spare) > 3 else ""
+            log.warning("%s: tensor %s%s is not of the model that makes text; numainfer does without", self.gguf.path, ", ".join(spare[:3]),
+                        more)
         for name in unused:
             if name in self.used:
                 raise PlanError(f"tensor {name} was asked for, but no op of {self.gguf.architecture!r} reads it")
@@ -260,9 +307,24 @@ class Catalog:
                                           f"{self.gguf.path}")  # fmt: skip
 
 
+def _keys(shape, keys, kind, data):
+    """Bytes of the first `keys` rows of each head, transposed; halves if the type packs values along a row."""
+    heads, rows, k = shape
+    if kind in ("F32", "F16", "BF16"):  # whole values, whatever they mean
+        values = data.view(np.uint32 if kind == "F32" else np.uint16)
+    else:
+        values = _core.decode(FORMATS[kind]["code"], data).astype(np.float16)
+    return np.ascontiguousarray(values.reshape(heads, rows, k)[:, :keys].transpose(0, 2, 1))
+
+
+def _values(shape, keys, data):
+    """Bytes of each head's rows behind the first `keys`."""
+    return np.ascontiguousarray(data.reshape(shape[0], shape[1], -1)[:, keys:])
+
+
 class _Block:
-    def __init__(self, catalog, prefix):
-        self._catalog, self._prefix = catalog, prefix
+    def __init__(self, catalog, index):
+        self.index, self._catalog, self._prefix = index, catalog, f"blk.{index}."
 
     def __getattr__(self, name):
         return self._catalog[f"{self._prefix}{name}.weight"]
@@ -271,9 +333,17 @@ class _Block:
         """The tensor, or None if the file has none."""
         return self._catalog.get(f"{self._prefix}{name}.weight")
 
-    def rows(self, name, *counts):
-        """The matrix in parts of so many rows."""
-        return self._catalog.rows(f"{self._prefix}{name}.weight", *counts)
+    def rows(self, name, *counts, biases=()):
+        """The matrix in parts of so many rows, with the biases of such names where it has none of its own."""
+        return self._catalog.rows(f"{self._prefix}{name}.weight", *counts, biases=[f"{self._prefix}{bias}.weight" for bias in biases])
+
+    def split_heads(self, name, heads, keys):
+        """The matrix as one for each head's keys, transposed, and one for each head's values."""
+        return self._catalog.split_heads(f"{self._prefix}{name}.weight", heads, keys)
+
+    def flat(self, name):
+        """The tensor's values as a Vector, or None if the file has none."""
+        return self._catalog.flat(f"{self._prefix}{name}.weight")
 
     def bias(self, name):
         """A bias that goes with no weight, ``<name>.bias`` or, in some files, ``<name>`` alone; None if the file has none."""
@@ -353,8 +423,9 @@ class Replicas:
             The file was cut or written to while it was read, cannot be read, or ends in zeros.
         """
         gguf.check_complete()
-        matrices = sorted((w for w in self.weights if isinstance(w, Matrix)),
+        matrices = sorted((w for w in self.weights if isinstance(w, Matrix) and not w.make),
                           key=lambda w: (gguf.tensors[w.in_file].shard, gguf.tensors[w.in_file].offset, w.first))
+        made = [w for w in self.weights if isinstance(w, Matrix) and w.make]
         vectors = [w for w in self.weights if isinstance(w, Vector)]
         nonzero = np.zeros(len(self.weights), np.uint8)
         reading = _Reading(gguf, matrices, nonzero, progress)
@@ -362,6 +433,8 @@ class Replicas:
             fds = {t.shard: files.enter_context(t.open()).fileno() for t in reading.last.values()}
             pieces = [(self.entry(w), (fds[t.shard], t.offset + w.first * row_bytes), row_bytes)
                       for w, t, row_bytes in zip(matrices, reading.tensors, reading.row_bytes)]
+            made_bytes = [w.make(gguf.tensors[w.in_file].data) for w in made]
+            pieces += [(self.entry(w), data.ctypes.data, data.nbytes // (w.experts * w.n)) for w, data in zip(made, made_bytes)]
             # Vectors last, for then the huge pages around them are there: each would cost one thread the clearing of such a page.
             pieces += [(self.entry(w), w.values.ctypes.data, w.packed_bytes) for w in vectors]
             reading.check()

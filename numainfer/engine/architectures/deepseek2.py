@@ -7,9 +7,11 @@ and its W_v with what it attended to: so all heads share one key (c, rotated par
 import math
 from dataclasses import replace
 
+import numpy as np
+
 from ...errors import CorruptModel, UnsupportedModel
 from ..ops import Attention
-from .blocks import MIXTURE, Hyperparameters, Residual, embedding_matrix, end, network, trunk
+from .blocks import MIXTURE, Hyperparameters, Residual, embedding_matrix, end, layers, network
 
 HEEDS = (*MIXTURE, "attention.temperature_scale")
 GLM_FLASH = {"layers": (47, 48), "vocabulary": 154880}  # whose first files have no expert_gating_func
@@ -21,9 +23,11 @@ def build(p, weights, gating="softmax"):
     c.check_neutral(*HEEDS)
     eps = c.rms_eps()
     a, table = shape(c, eps), embedding_matrix(c, weights)
-    blocks = trunk(c, weights)
+    blocks = layers(c, weights)
     is_flash = len(blocks) in GLM_FLASH["layers"] and table.n == GLM_FLASH["vocabulary"]
     experts = c.experts("sigmoid" if is_flash else gating, normed=False)
+    if c.prefix == "deepseek2." and experts.gating == "softmax" and "blk.%d.exp_probs_b.bias" % (len(blocks) - 1) not in weights:
+        experts = replace(experts, group_best=1)  # DeepSeek V2, whose groups count as their best expert does
     rope, x = rotary(c, p, weights, a), Residual(p, p.embed(table), eps)
     for i, w in enumerate(blocks):
         x.add(attention(p, x.norm(w.attn_norm), w, a, rope, c))
@@ -31,46 +35,52 @@ def build(p, weights, gating="softmax"):
     end(p, weights, x)
 
 
-def shape(c, eps):
+def shape(c, eps, neox=False):
     """The Attention over latent rows: one kv-head, of which all heads are queries."""
     rank, rotated = c.int("attention.kv_lora_rank", high=65536), c.int("rope.dimension_count", high=65536)
-    if c.prefix + "attention.key_length_mla" not in c.gguf.metadata:
-        detail = "The file is of an old form, with attn_kv_b in one piece; convert the model anew"
-        raise UnsupportedModel(c.prefix + "attention.key_length_mla", None, ["a width"], detail)
-    key = c.int("attention.key_length_mla", high=65536)
+    key = key_length(c)
     if rotated % 2 or rotated >= key:
-        c.refuse("rope.dimension_count", rotated, f"an even number below {c.prefix}attention.key_length_mla = {key}")
+        c.refuse("rope.dimension_count", rotated, f"an even number below the heads' key width of {key}")
     if rank % 16 or rotated % 16:
         raise UnsupportedModel(c.prefix + "attention.kv_lora_rank", rank, ["multiples of 16, and so rope.dimension_count"])
     scale = yarn(c) ** 2 / math.sqrt(key)
-    a = Attention(c.int("attention.head_count", high=4096), 1, rank + rotated, rank, rotated, False, scale=scale, eps=eps,
+    a = Attention(c.int("attention.head_count", high=4096), 1, rank + rotated, rank, rotated, neox, scale=scale, eps=eps,
                   rope_first=rank)
     temperature = c.float("attention.temperature_scale", default=0.0, low=0)
     return replace(a, temperature=temperature, floor=c.int("attention.temperature_length")) if temperature else a
+
+
+def key_length(c):
+    """Width of a head's key, a part of it rotated.  Files whose attn_kv_b is in one piece have it under another name."""
+    name = "attention.key_length_mla"
+    return c.int(name if c.prefix + name in c.gguf.metadata else "attention.key_length", high=65536)
 
 
 def yarn(c):
     """The factor on queries and keys alike that goes with YaRN (arXiv:2309.00071); the key has a tenth of the published mscale_all_dim."""
     if c.str("rope.scaling.type", default="none") != "yarn":
         return 1.0
-    multiplier = c.float("rope.scaling.yarn_log_multiplier", low=1e-6)
-    if c.prefix != "deepseek2." and abs(multiplier - 0.1) > 1e-6:
-        raise UnsupportedModel(c.prefix + "rope.scaling.yarn_log_multiplier", multiplier, [0.1])
+    multiplier = c.float("rope.scaling.yarn_log_multiplier", default=0.0, low=0)
+    if c.prefix != "deepseek2." and multiplier and abs(multiplier - 0.1) > 1e-6:
+        c.unsupported("rope.scaling.yarn_log_multiplier", multiplier, [0.1])
     return 1.0 + multiplier * math.log(c.float("rope.scaling.factor", low=1.0))
 
 
 def rotary(c, p, weights, a):
-    """The table of rotations; cosines and sines have no factor of their own, for mscale and mscale_all_dim are equal."""
-    if c.str("rope.scaling.type", default="none") != "yarn":
+    """The table of rotations; with the multiplier cosines have no factor of their own, for mscale and mscale_all_dim are equal."""
+    if not yarn(c) > 1.0:
         return c.rope(p, weights, a)
-    return p.rope_table(weights.constant("latent rope", c.yarn_frequencies(a.rope_dim)))
+    base = c.float("rope.freq_base", default=10000.0, low=1)
+    frequencies, _ = c.yarn(base ** (-2.0 * np.arange(a.rope_dim // 2) / a.rope_dim), base, log_multiplier=True)
+    return p.rope_table(weights.constant("latent rope", frequencies))
 
 
-def attention(p, h, w, a, rope, c):
+def attention(p, h, w, a, rope, c, scale=1.0):
     """W_o of what each head attends to in the latent rows, times its W_v."""
     heads, rotated, rank = a.heads, a.rope_dim, a.value_length
-    plain = c.int("attention.key_length_mla") - rotated
-    for matrix in (w.attn_k_b, w.attn_v_b):
+    plain = key_length(c) - rotated
+    of_keys, of_values = (w.attn_k_b, w.attn_v_b) if w.get("attn_k_b") else w.split_heads("attn_kv_b", heads, plain)
+    for matrix in (of_keys, of_values):
         found = getattr(matrix, "experts", 1)
         if found != heads:
             raise CorruptModel(c.gguf.path, f"{matrix.name} has {found} matrices, wanted {heads}, one per head")
@@ -79,8 +89,8 @@ def attention(p, h, w, a, rope, c):
         latent, turned = p.matmul(h, *w.rows("attn_kv_a_mqa", rank, rotated))
     else:
         q, latent, turned = p.matmul(h, w.attn_q, *w.rows("attn_kv_a_mqa", rank, rotated))
-    q_latent = p.matmul_grouped(p.join(heads, (q, 0, plain), apart=True), None, w.attn_k_b)
+    q_latent = p.matmul_grouped(p.join(heads, (q, 0, plain), apart=True), None, of_keys)
     latent = p.normed(latent, w.attn_kv_a_norm, a.eps)
     q, k = p.join(heads, (q_latent, 0, rank), (q, plain, rotated)), p.join(1, (latent, 0, rank), (turned, 0, rotated))
-    o = p.matmul_grouped(p.join(heads, (p.attend(q, k, None, a, rope), 0, rank), apart=True), None, w.attn_v_b)
-    return p.matmul(p.join(heads, (o, 0, o.width)), w.attn_output)
+    o = p.matmul_grouped(p.join(heads, (p.attend(q, k, None, a, rope), 0, rank), apart=True), None, of_values)
+    return p.matmul(p.join(heads, (o, 0, o.width)), w.attn_output, scale=scale)

@@ -13,8 +13,8 @@ def build(p, weights):
     c, a, x = begin(p, weights, neox=True, heeds=("attention.sliding_window",))
     blocks = layers(c, weights)
     window = c.int("attention.sliding_window", default=4096 if len(blocks) == 64 else 0, low=0)
-    windowed = c.windowed(len(blocks), 4) if window else [False] * len(blocks)
-    local, rope = replace(a, window=window), c.rope(p, weights, a)
+    windowed = c.windowed(4) if window else [False] * len(blocks)
+    local, rope = replace(a, window=window), c.rope(p, weights, a, local=window > 0)
     for w, is_local in zip(blocks, windowed):
         o = attention(p, x.value(), w, local if is_local else a, rope if is_local or not window else None, q_norm=w.attn_q_norm,
                       k_norm=w.attn_k_norm)

@@ -2,14 +2,15 @@
 
 from dataclasses import replace
 
-from .blocks import MIXTURE, attention, begin, end, network, trunk
+from .blocks import MIXTURE, attention, begin, end, layers, network
 
 
 def build(p, weights):
     """Append the forward pass of an EXAONE mixture to plan `p`."""
     c, a, x = begin(p, weights, neox=True, heeds=(*MIXTURE, "attention.sliding_window"))
-    local, experts, rope = replace(a, window=c.int("attention.sliding_window")), c.experts("sigmoid", normed=False), c.rope(p, weights, a)
-    for i, (w, windowed) in enumerate(zip(trunk(c, weights), c.windowed(c.int("block_count"), 4))):
+    local, rope = replace(a, window=c.int("attention.sliding_window")), c.rope(p, weights, a, local=True)
+    experts = c.experts("sigmoid", normed=False)
+    for i, (w, windowed) in enumerate(zip(layers(c, weights), c.windowed(4))):
         norms = {"q_norm": w.attn_q_norm, "k_norm": w.attn_k_norm}
         h = x.norm(w.attn_norm)
         x.add(attention(p, h, w, local, rope, **norms) if windowed else attention(p, h, w, a, None, **norms))

@@ -20,8 +20,8 @@ def build(p, weights):
     if len(blocks) == 46:  # the 27 B model scales by the width per head, not by the head's own width
         a = replace(a, scale=1.0 / math.sqrt(width // a.heads))
     local = replace(a, window=c.int("attention.sliding_window", default=4096))
-    rope = c.rope(p, weights, a)
-    for w, windowed in zip(blocks, c.windowed(len(blocks), 2)):
-        x.add(attention(p, x.norm(w.attn_norm), w, local if windowed else a, rope), post=w.post_attention_norm)
+    rope, local_rope = c.rope(p, weights, a, local=False), c.rope(p, weights, a, local=True)
+    for w, windowed in zip(blocks, c.windowed(2)):
+        x.add(attention(p, x.norm(w.attn_norm), w, *((local, local_rope) if windowed else (a, rope))), post=w.post_attention_norm)
         x.add(gated(p, x.norm(w.ffn_norm), w, "gelu"), post=w.post_ffw_norm)
     end(p, weights, x, softcap=c.float("final_logit_softcapping", default=30.0, low=0))

@@ -6,38 +6,22 @@ The file's norm weights already hold the published 1 + w.
 import math
 from dataclasses import replace
 
-from .blocks import Hyperparameters, Residual, embedding_matrix, output_matrix
+from .blocks import Hyperparameters, attention, begin, end, gated, layers
 
 
 def build(p, weights):
     """Append Gemma 3's forward pass to plan `p`."""
-    c = Hyperparameters(weights.gguf)
-    c.check_neutral("attention.sliding_window")
-    eps = c.float("attention.layer_norm_rms_epsilon", low=0, high=1)
-    blocks = c.int("block_count", high=4096)
-    a = c.attention(neox=True, eps=eps)
-    if blocks == 62:  # the 27 B model scales by the width per head, not by the head's own width
-        a = replace(a, scale=1.0 / math.sqrt(c.int("embedding_length") / a.heads))
-    local = replace(a, window=c.int("attention.sliding_window", default=0, low=0))
-    period = c.int("attention.sliding_window_pattern", default=6)  # every sixth layer is global; all are without a window
-    is_global = [(i + 1) % period == 0 or not local.window for i in range(blocks)]
-    frequencies = c.rope_frequencies(a.rope_dim, c.float("rope.freq_base", default=1e6, low=1))
+    scale = math.sqrt(Hyperparameters(weights.gguf).int("embedding_length"))
+    c, a, x = begin(p, weights, neox=True, scale=scale, heeds=("attention.sliding_window", "final_logit_softcapping"))
+    blocks, window = layers(c, weights), c.int("attention.sliding_window", default=0, low=0)
+    if len(blocks) == 62:  # the 27 B model scales by the width per head, not by the head's own width
+        a = replace(a, scale=1.0 / math.sqrt(c.int("embedding_length") // a.heads))
+    local, windowed = replace(a, window=window), c.windowed(6) if window else [False] * len(blocks)
     # Local layers keep their own base, and positions that are never scaled.
-    local_frequencies = c.rope_frequencies(a.rope_dim, c.float("rope.freq_base_swa", default=10000.0, low=1)) * c.rope_scale()
-    rope = p.rope_table(weights.constant("rope", frequencies)) if any(is_global) else None
-    local_rope = p.rope_table(weights.constant("local rope", local_frequencies)) if not all(is_global) else None
-    x = Residual(p, p.embed(embedding_matrix(c, weights), scale=math.sqrt(c.int("embedding_length"))), eps)
-    for i in range(blocks):
-        layer(p, x, weights.block(i), a if is_global[i] else local, rope if is_global[i] else local_rope)
-    p.logits(x.norm(weights["output_norm.weight"], selected=True), output_matrix(weights))
-
-
-def layer(p, x, w, a, rope):
-    """One block on residual stream x."""
-    h = x.norm(w.attn_norm)
-    q, k, v = p.matmul(h, w.attn_q, w.attn_k, w.attn_v)
-    o = p.attend(q, k, v, a, rope, q_norm=w.attn_q_norm, k_norm=w.attn_k_norm)
-    x.add(p.matmul(o, w.attn_output), post=w.post_attention_norm)
-    h = x.norm(w.ffn_norm)
-    gate, up = p.matmul(h, w.ffn_gate, w.ffn_up)
-    x.add(p.matmul(p.gated(gate, up, "gelu"), w.ffn_down), post=w.post_ffw_norm)
+    rope, local_rope = c.rope(p, weights, a, local=False), c.rope(p, weights, a, scaled=False, local=True, local_base=10000.0)
+    for w, is_local in zip(blocks, windowed):
+        h, norms = x.norm(w.attn_norm), {"q_norm": w.attn_q_norm, "k_norm": w.attn_k_norm}
+        o = attention(p, h, w, local, local_rope, **norms) if is_local else attention(p, h, w, a, rope, **norms)
+        x.add(o, post=w.post_attention_norm)
+        x.add(gated(p, x.norm(w.ffn_norm), w, "gelu"), post=w.post_ffw_norm)
+    end(p, weights, x, softcap=c.float("final_logit_softcapping", default=0.0, low=0))

@@ -1,13 +1,14 @@
 """GLM-4.5 to 4.7 (arXiv:2508.06471): biases on q, k, v, q/k norms in some, half of each head rotated, DeepSeek V3's experts."""
 
-from .blocks import MIXTURE, attention, begin, end, network, trunk
+from .blocks import MIXTURE, attention, begin, end, layers, network
 
 
 def build(p, weights):
     """Append the forward pass of GLM-4.5 to plan `p`."""
-    c, a, x = begin(p, weights, neox=True, heeds=MIXTURE)
+    c, a, x = begin(p, weights, neox=True, heeds=(*MIXTURE, "rope.dimension_sections"))
+    c.sections()
     experts, rope = c.experts("sigmoid", normed=False), c.rope(p, weights, a)
-    for i, w in enumerate(trunk(c, weights)):
+    for i, w in enumerate(layers(c, weights)):
         x.add(attention(p, x.norm(w.attn_norm), w, a, rope, q_norm=w.get("attn_q_norm"), k_norm=w.get("attn_k_norm")))
         x.add(network(p, x.norm(w.post_attention_norm), w, experts, i))
     end(p, weights, x)

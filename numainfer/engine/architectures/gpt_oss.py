@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from .blocks import MIXTURE, attention, begin, end, mixture, trunk
+from .blocks import MIXTURE, attention, begin, end, layers, mixture
 
 ALPHA, LIMIT = 1.702, 7.0  # of the gate
 
@@ -10,8 +10,10 @@ ALPHA, LIMIT = 1.702, 7.0  # of the gate
 def build(p, weights):
     """Append gpt-oss's forward pass to plan `p`."""
     c, a, x = begin(p, weights, neox=True, heeds=(*MIXTURE, "attention.sliding_window"))
-    local, experts, rope = replace(a, window=c.int("attention.sliding_window")), c.experts("chosen", normed=False), c.rope(p, weights, a)
-    for w, windowed in zip(trunk(c, weights), c.windowed(c.int("block_count"), 2)):
-        x.add(attention(p, x.norm(w.attn_norm), w, local if windowed else a, rope, sinks=w.attn_sinks))
+    local, experts = replace(a, window=c.int("attention.sliding_window")), c.experts("chosen", normed=False)
+    rope, local_rope = c.rope(p, weights, a, local=False), c.rope(p, weights, a, local=True)
+    for w, windowed in zip(layers(c, weights), c.windowed(2)):
+        shape, table = (local, local_rope) if windowed else (a, rope)
+        x.add(attention(p, x.norm(w.attn_norm), w, shape, table, sinks=w.attn_sinks))
         x.add(mixture(p, x.norm(w.post_attention_norm), w, experts, activation="clamped", alpha=ALPHA, limit=LIMIT))
     end(p, weights, x)

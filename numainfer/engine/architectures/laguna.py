@@ -3,7 +3,7 @@ those with a window; DeepSeek V3's experts."""
 
 from dataclasses import replace
 
-from .blocks import MIXTURE, Hyperparameters, Residual, embedding_matrix, end, network, trunk
+from .blocks import MIXTURE, Hyperparameters, Residual, embedding_matrix, end, layers, network
 from .step35 import attention
 
 
@@ -13,7 +13,7 @@ def build(p, weights):
     c.check_neutral(*MIXTURE, "attention.sliding_window")
     eps, experts, window = c.rms_eps(), c.experts("sigmoid", normed=False), c.int("attention.sliding_window", default=0, low=0)
     x, ropes = Residual(p, p.embed(embedding_matrix(c, weights)), eps), {}
-    for i, (w, local) in enumerate(zip(trunk(c, weights), c.windowed(c.int("block_count"), 4, first=True))):
+    for i, (w, local) in enumerate(zip(layers(c, weights), c.windowed(4, first=True))):
         local, a = local and window > 0, c.attention(neox=True, eps=eps, layer=i)
         if local:
             n_rot = c.int("rope.dimension_count_swa", default=a.rope_dim, high=a.key_length)

@@ -5,7 +5,7 @@ With experts: Mixtral (arXiv:2401.04088), whose softmax of the chosen is that of
 
 from dataclasses import replace
 
-from .blocks import MIXTURE, attention, begin, end, gated, mixture, trunk
+from .blocks import MIXTURE, attention, begin, end, gated, layers, mixture
 
 
 def build(p, weights):
@@ -13,7 +13,7 @@ def build(p, weights):
     c, a, x = begin(p, weights, neox=False, heeds=(*MIXTURE, "attention.sliding_window"))
     a, rope = replace(a, window=c.int("attention.sliding_window", default=0, low=0)), c.rope(p, weights, a)  # Mistral 7B v0.1
     experts = c.experts() if c.int("expert_count", default=0, low=0) else None
-    for w in trunk(c, weights):
+    for w in layers(c, weights):
         layer(p, x, w, a, rope, experts)
     end(p, weights, x)
 

@@ -1,36 +1,35 @@
-"""Llama 4 (its model card of 2025): three layers with rotary positions and norms of q and k to one without either, where queries grow with
-their position; experts in some layers, one shared, which read what their weight was multiplied to.
-
-The layers with positions attend within pieces of 8,192: contexts that end before the first does are supported.
+"""Llama 4 (its model card of 2025): three layers with rotary positions and norms of q and k, which attend within pieces of 8,192
+positions, to one without any of it, where queries grow with their position; experts in some layers, one shared, which read what their
+weight was multiplied to.
 """
 
 from dataclasses import replace
 
-from ...errors import UnsupportedModel
-from .blocks import MIXTURE, attention, begin, end, gated, shared_expert, trunk
+from .blocks import MIXTURE, attention, begin, end, gated, layers, shared_expert
 
 PIECE = 8192
+TEMPERATURE = 0.1
 WITHOUT_NORMS = 128  # experts: Maverick
+PERIOD = 4  # of layers without positions
 
 
 def build(p, weights):
     """Append Llama 4's forward pass to plan `p`."""
     c, a, x = begin(p, weights, neox=False, heeds=(*MIXTURE, "attention.sliding_window"))
     if c.int("attention.sliding_window", default=PIECE, low=0) != PIECE:
-        raise UnsupportedModel("llama4.attention.sliding_window", c.int("attention.sliding_window", low=0), [PIECE])
-    if p.n_ctx >= PIECE:
-        raise UnsupportedModel("n_ctx", p.n_ctx, [f"up to {PIECE - 1}"], "Beyond, Llama 4 attends in pieces, which numainfer does not; "
-                                                                         "pass a smaller n_ctx")
-    experts, rope, step = c.experts("late", normed=False), c.rope(p, weights, a), c.int("interleave_moe_layer_step", low=0)
+        c.unsupported("attention.sliding_window", c.int("attention.sliding_window", low=0), [PIECE])
+    experts, rope, step = c.experts("late", normed=False), c.rope(p, weights, a, local=True), c.int("interleave_moe_layer_step", low=0)
     if experts.gating == "sigmoid":
         experts = replace(experts, gating="late")  # by score, which tells more apart than its sigmoid
     count, ones = c.int("expert_count"), weights.ones(a.key_length)
     norms = {} if count == WITHOUT_NORMS else {"q_norm": ones, "k_norm": ones}
-    blocks = trunk(c, weights)
-    rotated = c.windowed(len(blocks), 4)
-    for i, w in enumerate(blocks):
-        h = x.norm(w.attn_norm)
-        x.add(attention(p, h, w, replace(a, norm_last=True), rope, **norms) if rotated[i] else attention(p, h, w, a, None))
+    turned, growing = replace(a, norm_last=True), replace(a, temperature=TEMPERATURE, floor=PIECE, ahead=1)
+    for i, (w, local) in enumerate(zip(layers(c, weights), c.windowed(PERIOD))):
+        window, h = {"window": PIECE, "pieces": True} if local else {}, x.norm(w.attn_norm)
+        if (i + 1) % PERIOD:
+            x.add(attention(p, h, w, replace(turned, **window), rope, **norms))
+        else:
+            x.add(attention(p, h, w, replace(growing, **window), None))
         h = x.norm(w.ffn_norm)
         x.add(mixture(p, h, w, experts) if step and (i + 1) % step == 0 else gated(p, h, w))
     end(p, weights, x)
@@ -38,6 +37,9 @@ def build(p, weights):
 
 def mixture(p, h, w, e):
     """What the shared and the chosen experts say, the latter to h times their weight."""
-    ids, weights = e.route(p, h, w, [w.ffn_gate_exps, w.ffn_up_exps, w.ffn_down_exps])
-    gate, up = p.matmul_grouped(p.weigh(h, weights), ids, w.ffn_gate_exps, w.ffn_up_exps)
-    return p.mix(p.matmul_grouped(p.gated(gate, up, "silu"), ids, w.ffn_down_exps), None, also=shared_expert(p, h, w))
+    fused = w.get("ffn_gate_up_exps")
+    into = [fused] if fused else [w.ffn_gate_exps, w.ffn_up_exps]
+    ids, weights = e.route(p, h, w, [*into, w.ffn_down_exps])
+    pair = p.matmul_grouped(p.weigh(h, weights), ids, *into)
+    a = p.gated(*([pair, None] if fused else pair), "silu")
+    return p.mix(p.matmul_grouped(a, ids, w.ffn_down_exps), None, also=shared_expert(p, h, w))

@@ -5,23 +5,20 @@ Values count times a factor; sigmoid gating with a bias for choosing, weights di
 
 from dataclasses import replace
 
-from ...errors import UnsupportedModel
-from .blocks import MIXTURE, Hyperparameters, Residual, attention, embedding_matrix, end, gated, mixture, trunk
+from .blocks import MIXTURE, Hyperparameters, Residual, attention, embedding_matrix, end, gated, layers, mixture
 
 
 def build(p, weights):
     """Append the forward pass of MiMo-V2 to plan `p`."""
     c = Hyperparameters(weights.gguf)
     c.check_neutral(*MIXTURE, "attention.sliding_window", "attention.value_scale")
-    if c.str("rope.scaling.type", default="none") != "none" or c.rope_scale() != 1.0:
-        raise UnsupportedModel("mimo2.rope.scaling.type", c.str("rope.scaling.type", default="linear"), ["none"])
     eps, experts, window = c.rms_eps(), c.experts("sigmoid", normed=True), c.int("attention.sliding_window")
     scale = c.float("attention.value_scale", default=0.0) or 1.0
-    blocks, x, ropes = trunk(c, weights), Residual(p, p.embed(embedding_matrix(c, weights)), eps), {}
-    for i, (w, local) in enumerate(zip(blocks, c.windowed(c.int("block_count"), 6))):
+    blocks, x, ropes = layers(c, weights), Residual(p, p.embed(embedding_matrix(c, weights)), eps), {}
+    for i, (w, local) in enumerate(zip(blocks, c.windowed(6))):
         a = replace(c.attention(neox=True, eps=eps, layer=i), window=window if local else 0)
         if local not in ropes:
-            ropes[local] = c.rope(p, weights, a, local=local)
+            ropes[local] = c.rope(p, weights, a, scaled=not local, local=local)
         x.add(attention(p, x.norm(w.attn_norm), w, a, ropes[local], scale=scale, sinks=w.get("attn_sinks")))
         h = x.norm(w.ffn_norm)
         x.add(mixture(p, h, w, experts) if w.get("ffn_gate_inp") else gated(p, h, w))

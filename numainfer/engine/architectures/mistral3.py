@@ -10,8 +10,8 @@ def build(p, weights):
     c, a, x = begin(p, weights, neox=False, heeds=("attention.temperature_scale",))
     temperature = c.float("attention.temperature_scale", default=0.0, low=0)
     if temperature:
-        a = replace(a, temperature=temperature, floor=c.int("rope.scaling.original_context_length"))
-    rope = c.rope(p, weights, a)
+        a = replace(a, temperature=temperature, floor=c.int("rope.scaling.original_context_length", default=c.int("context_length")))
+    rope = c.rope(p, weights, a, log_multiplier=True)
     for w in layers(c, weights):
         x.add(attention(p, x.norm(w.attn_norm), w, a, rope))
         x.add(gated(p, x.norm(w.ffn_norm), w))

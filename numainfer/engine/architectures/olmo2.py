@@ -12,9 +12,9 @@ def build(p, weights):
     """Append OLMo's forward pass to plan `p`."""
     c, a, x = begin(p, weights, neox=True, heeds=("attention.sliding_window",))
     blocks, window = layers(c, weights), c.int("attention.sliding_window", default=0, low=0)
-    windowed = c.windowed(len(blocks), 4) if window else [False] * len(blocks)
-    rope = None if all(windowed) else c.rope(p, weights, a)
-    local, local_rope = replace(a, window=window), c.rope(p, weights, a, scaled=False) if any(windowed) else None
+    windowed = c.windowed(4) if window else [False] * len(blocks)
+    rope = None if all(windowed) else c.rope(p, weights, a, local=False)
+    local, local_rope = replace(a, window=window), c.rope(p, weights, a, scaled=False, local=True) if any(windowed) else None
     for w, is_local in zip(blocks, windowed):
         layer(p, x, w, local if is_local else a, local_rope if is_local else rope)
     end(p, weights, x)

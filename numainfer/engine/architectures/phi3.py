@@ -10,7 +10,7 @@ from .blocks import attention, begin, end, gated, layers
 
 def build(p, weights):
     """Append Phi-3's forward pass to plan `p`."""
-    c, a, x = begin(p, weights, neox=True, heeds=("attention.sliding_window", "rope.scaling.attn_factor"))
+    c, a, x = begin(p, weights, neox=True, heeds=("attention.sliding_window",))
     a, rope = replace(a, window=c.int("attention.sliding_window", default=0, low=0)), c.rope(p, weights, a)
     for w in layers(c, weights):
         x.add(attention(p, x.norm(w.attn_norm), w, a, rope))

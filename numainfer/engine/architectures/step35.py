@@ -5,8 +5,10 @@ Layers that see all rotate half of what the file says, by its factors.
 
 from dataclasses import replace
 
+import numpy as np
+
 from ...errors import UnsupportedModel
-from .blocks import MIXTURE, PER_LAYER, Hyperparameters, Residual, embedding_matrix, end, gated, mixture, shared_expert, trunk
+from .blocks import MIXTURE, PER_LAYER, Hyperparameters, Residual, embedding_matrix, end, gated, layers, mixture, project, shared_expert
 
 
 def build(p, weights):
@@ -15,7 +17,7 @@ def build(p, weights):
     c.check_neutral(*MIXTURE, *PER_LAYER, "attention.sliding_window")
     eps, experts, window = c.rms_eps(), c.experts("sigmoid", normed=False), c.int("attention.sliding_window")
     x, ropes = Residual(p, p.embed(embedding_matrix(c, weights)), eps), {}
-    for i, (w, local) in enumerate(zip(trunk(c, weights), c.windowed(c.int("block_count"), 4))):
+    for i, (w, local) in enumerate(zip(layers(c, weights), c.windowed(4))):
         a = c.attention(neox=True, eps=eps, layer=i)
         n_rot = c.int("rope.dimension_count_swa", default=a.rope_dim, high=a.key_length) if local else a.rope_dim // 2
         if n_rot % 2:
@@ -30,17 +32,18 @@ def build(p, weights):
 
 def rotary(p, weights, c, n_rot, local):
     """The table of layers with a window, or of the others."""
-    if c.str("rope.scaling.type", default="none") != "none" or c.rope_scale() != 1.0:
-        raise UnsupportedModel("step35.rope.scaling.type", c.str("rope.scaling.type", default="linear"), ["none"])
-    base, factors = c.float("rope.freq_base", low=1), weights.values("rope_freqs.weight")
-    if local:
-        return p.rope_table(weights.constant("local rope", c.rope_frequencies(n_rot, c.float("rope.freq_base_swa", default=base, low=1))))
-    return p.rope_table(weights.constant("rope", c.rope_frequencies(n_rot, base, None if factors is None else factors[: n_rot // 2])))
+    c.no_scaling()
+    base, factors = c.float("rope.freq_base", default=10000.0, low=1), None if local else weights.values("rope_freqs.weight")
+    base = c.float("rope.freq_base_swa", default=base, low=1) if local else base
+    frequencies = base ** (-2.0 * np.arange(n_rot // 2) / n_rot)
+    if factors is not None:
+        frequencies = c.divided(frequencies, factors[: n_rot // 2])
+    return p.rope_table(weights.constant("local rope" if local else "rope", frequencies))
 
 
 def attention(p, h, w, a, rope, gate="sigmoid"):
     """W_o of each head times what is made of its gate."""
-    q, k, v = p.matmul(h, w.attn_q, w.attn_k, w.attn_v)
+    q, k, v = project(p, h, w, a)
     o = p.attend(q, k, v, a, rope, q_norm=w.get("attn_q_norm"), k_norm=w.get("attn_k_norm"))
     if w.get("attn_gate"):
         if w.attn_gate.n != a.heads:

@@ -1,0 +1,78 @@
+"""Mixtures of experts: which of them a token chooses, what these say, and what is added to it."""
+
+from dataclasses import dataclass
+
+from ...errors import CorruptModel
+
+GATINGS = {1: "softmax", 2: "sigmoid", 3: "chosen", 4: "sqrtsoftplus"}  # expert_gating_func, as `Plan.route` names it
+
+
+@dataclass(frozen=True)
+class Experts:
+    """How tokens choose experts, and how these are weighed (arXiv:1701.06538; groups and the bias for choosing: arXiv:2412.19437).
+
+    Attributes
+    ----------
+    c : Hyperparameters
+        They know how many experts a token chooses, perhaps another number in each layer.
+    gating : str
+        As `Plan.route` has it, and so for the rest.
+    normed : bool
+    scale : float
+    groups, groups_used, group_best : int
+    """
+
+    c: object
+    gating: str
+    normed: bool
+    scale: float
+    groups: int
+    groups_used: int
+    group_best: int = 2
+
+    def route(self, p, h, w, matrices):
+        """(ids, weights) of a layer's router, for such matrices of its experts."""
+        router = w.ffn_gate_inp
+        for matrix in matrices:
+            found = getattr(matrix, "experts", 1)
+            if found != router.n:
+                says = f"{matrix.name} has {found} experts, wanted {router.n}, one for each row of {router.name}"
+                raise CorruptModel(self.c.gguf.path, says)
+        if router.n % self.groups:
+            self.c.refuse("expert_group_count", self.groups, f"a divisor of the {router.n} experts")
+        used, most = self.c.int("expert_used_count", layer=w.index), router.n // self.groups * self.groups_used
+        if used > most:
+            self.c.refuse("expert_used_count", used, f"at most {most}")
+        bias = None if self.gating == "sparse" else w.bias("exp_probs_b")
+        return p.route(p.score(h, router), used, gating=self.gating, bias=bias, normed=self.normed, scale=self.scale,
+                       groups=self.groups, groups_used=self.groups_used, group_best=self.group_best)
+
+
+def shared_expert(p, h, w, activation="silu", **how):
+    """What every token adds to what its chosen experts say."""
+    gate, up = p.matmul(h, w.ffn_gate_shexp, w.ffn_up_shexp)
+    return p.matmul(p.gated(gate, up, activation, **how), w.ffn_down_shexp)
+
+
+def mixture(p, h, w, e, shared=None, gate=None, scale=1.0, **how):
+    """Feed-forward networks of the chosen experts, weighed and summed, plus `shared`, times sigmoid(gate) where there is one.
+
+    Parameters
+    ----------
+    p : Plan
+    h : Tensor
+    w : _Block
+        Tensors of the layer; gate and up may be one tensor, ``ffn_gate_up_exps``.
+    e : Experts
+    shared, gate : Tensor, optional
+    scale : float
+        Factor on all of it.
+    how : dict
+        For `Plan.gated`.
+    """
+    fused = w.get("ffn_gate_up_exps")
+    into, out = [fused] if fused else [w.ffn_gate_exps, w.ffn_up_exps], w.ffn_down_exps
+    ids, weights = e.route(p, h, w, [*into, out])
+    pair = p.matmul_grouped(h, ids, *into)
+    a = p.gated(*([pair, None] if fused else pair), **({"activation": "silu"} | how))
+    return p.mix(p.matmul_grouped(a, ids, out), weights, also=shared, gate=gate, scale=scale)

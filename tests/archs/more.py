@@ -1,0 +1,97 @@
+"""Tiny models of what the templates lack, and of what a sweep over other settings found worth keeping.
+
+python more.py NAME OUT.gguf            writes one, as make_gguf.py does (needs numpy and gguf)
+python more.py --expect /path/python    completes more.npz: of each model the logits that llama.cpp computes of every fourth of the 96 positions
+                                        of expected.npz (by a Python with llama-cpp-python 0.3.36: CPU, one prefill, KV cache in F32, flash
+                                        attention off)
+
+Each is a template of templates.json.gz changed by a case of changes.py; its weights come from the template's own name and seed.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from changes import CASES
+from llama_cpp_logits import run
+from make_gguf import make
+from make_gguf import templates as plain_templates
+
+HERE = Path(__file__).parent
+EXPECTED = HERE / "more.npz"
+ROWS = slice(3, None, 4)
+LONG = {"llama4-pieces": (8_400, slice(8_151, None, 10))}  # tokens, of a seed, and rows that are kept
+# Name: (template, case, label).
+MODELS = {
+    "deepseek2-one-piece": ("deepseek2", "old_latent", "one piece"),
+    "deepseek2-lite-one-piece": ("deepseek2-lite", "old_latent", "one piece"),
+    "deepseek2-heads": ("deepseek2", "latent_heads", "8 heads 16+64, 16, rank 32"),
+    "deepseek2-leading": ("deepseek2", "leading", "2 instead of 1"),
+    "deepseek2-further": ("deepseek2", "further", "with tensors"),
+    "deepseek32-further": ("deepseek32", "further", "without"),
+    "glm4moe-further": ("glm4moe", "further", "with tensors"),
+    "glm4moe-groups": ("glm4moe", "experts", "6 of 32, groups (4, 2)"),
+    "glm4-further": ("glm4", "further", "with tensors"),
+    "exaone4-further": ("exaone4", "further", "with tensors"),
+    "minimax-m2-fused": ("minimax-m2", "fused", "q, k, v"),
+    "minimax-m2-experts": ("minimax-m2", "experts", "5 of 16, groups None"),
+    "qwen3moe-arrays": ("qwen3moe", "arrays", "attention.head_count_kv"),
+    "qwen3moe-all": ("qwen3moe", "experts", "12 of 12, groups None"),
+    "gpt-oss-own-base": ("gpt-oss", "bases", "swa base"),
+    "gpt-oss-heads": ("gpt-oss", "heads", "8 over 1"),
+    "gemma2-own-base": ("gemma2", "bases", "swa base"),
+    "command-r-norms": ("command-r", "head_norms", "in sequence"),
+    "stablelm-norms": ("stablelm", "head_norms", "in sequence"),
+    "stablelm-norms-beside": ("stablelm", "head_norms", "side by side"),
+    "granite-without-positions": ("granite", "without_positions", "none"),
+    "glm4-sections": ("glm4", "sections", "2, 3, 3"),
+    "glm4moe-sections": ("glm4moe", "sections", "2, 3, 3"),
+    "granite-longrope": ("granite", "long_rope", "original 64"),
+    "granite-shortrope": ("granite", "long_rope", "original 600"),
+    "grok-heads": ("grok", "heads", "4 over 1"),
+    "llama4-pieces": ("llama4", "long_context", "16640"),
+    "minicpm3-short": ("minicpm3", "ends", "rope.scaling.original_context_length = 600"),
+}
+
+
+def templates():
+    """Name -> (name of the template that its weights come from, template)."""
+    plain, found = plain_templates(), {}
+    for name, (base, case, label) in MODELS.items():
+        found[name] = base, dict(CASES[case](plain[base]))[label].t
+    return found
+
+
+def prompt(name):
+    """(ids, rows whose logits are kept)."""
+    if name in LONG:
+        return np.random.default_rng(3).integers(6, 120, LONG[name][0]).astype(np.int32), LONG[name][1]
+    return np.load(HERE / "expected.npz")["ids"].astype(np.int32), ROWS
+
+
+def expect(python):
+    """Write more.npz, with what it has not yet."""
+    found = dict(np.load(EXPECTED)) if EXPECTED.exists() else {}
+    found = {name: logits for name, logits in found.items() if name in MODELS}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (base, t) in templates().items():
+            if name in found:
+                continue
+            path = Path(folder) / f"{name}.gguf"
+            make(base, str(path), t)
+            ids, rows = prompt(name)
+            logits = run(path, ids, python, max(512, len(ids)))
+            if isinstance(logits, str):
+                raise SystemExit(f"{name}: {logits}")
+            found[name] = logits[rows]
+            path.unlink()
+    np.savez_compressed(EXPECTED, **found)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--expect":
+        expect(sys.argv[2])
+    else:
+        chosen, template = templates()[sys.argv[1]]
+        make(chosen, sys.argv[2], template)
