@@ -184,12 +184,12 @@ def random_blocks(rng, type_name, n_rows, k, scales=None):
         return (rng.normal(size=(n_rows, k)).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
     fmt = formats()[type_name]
     blocks = rng.integers(0, 256, (n_rows * k // fmt.block, fmt.block_bytes), np.uint8)
-    for at in scale_offsets(type_name):
+    for i in range(len(scales_of(type_name, blocks))):
         d = rng.normal(0, 0.01, len(blocks)) if scales is None else rng.choice(np.asarray(scales), len(blocks))
         if type_name == "MXFP4":
-            blocks[:, at] = power_of_two(d)
+            blocks[:, scale_offsets(type_name)[i]] = power_of_two(d)
         else:
-            blocks[:, at : at + 2] = d.astype(np.float16)[:, None].view(np.uint8)
+            put_scale(type_name, blocks, i, d.astype(np.float16))
     return blocks.reshape(n_rows, -1)
 
 
@@ -208,3 +208,23 @@ _SCALES = {
     "Q4_1": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "Q2_K": (80, 82), "Q3_K": (108,),
     "NVFP4": (), "TQ1_0": (52,), "TQ2_0": (64,),
 }  # fmt: skip
+
+
+_NIBBLES = np.arange(49, 56, 2)  # IQ1_M: bytes of a block whose upper halves make up d, the lowest first
+
+
+def scales_of(type_name, blocks):
+    """The half floats of file blocks (n, bytes per block): a float16 array (n,) for each."""
+    if type_name == "IQ1_M":
+        return [(blocks[:, _NIBBLES].astype(np.uint16) >> 4 << 4 * np.arange(4, dtype=np.uint16)).sum(-1, dtype=np.uint16).view(np.float16)]
+    return [blocks[:, at : at + 2].copy().view(np.float16)[:, 0] for at in scale_offsets(type_name)]
+
+
+def put_scale(type_name, blocks, i, d):
+    """Sets half float i of file blocks (n, bytes per block) to d, float16 (n,)."""
+    if type_name == "IQ1_M":
+        nibbles = d.view(np.uint16)[:, None] >> 4 * np.arange(4, dtype=np.uint16) & 15
+        blocks[:, _NIBBLES] = blocks[:, _NIBBLES] & 15 | (nibbles << 4).astype(np.uint8)
+    else:
+        at = scale_offsets(type_name)[i]
+        blocks[:, at : at + 2] = d[:, None].view(np.uint8)

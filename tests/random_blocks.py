@@ -31,6 +31,13 @@ _SCALES = {
     "Q2_0": ((0, 1 / 1.22),),
     "IQ4_NL": ((0, 1 / 68.2),),
     "IQ4_XS": ((0, 1 / 1260),),
+    "IQ3_XXS": ((0, 1 / 142),),
+    "IQ3_S": ((0, 1 / 140.5),),
+    "IQ2_XXS": ((0, 1 / 53.4),),
+    "IQ2_XS": ((0, 1 / 56),),
+    "IQ2_S": ((0, 1 / 56.4),),
+    "IQ1_S": ((0, 1 / 7.2),),
+    "IQ1_M": ((48, 1 / 7.2),),
 }
 # Types whose scales are bytes: the offset of the first, how many, and the standard deviation for each value of the byte.
 _E4M3 = [m if e == 0 else (8 + m) * 2 ** (e - 1) for e in range(16) for m in range(8)][:-1]
@@ -74,7 +81,12 @@ def random_weights(rng, rows, columns, tensor_type, std=0.02):
         wanted = std * rng.uniform(0.75, 1.25, (len(data), n))
         data[:, first : first + n] = np.searchsorted((stands_for[1:] + stands_for[:-1]) / 2, wanted)
     for offset, unit in _SCALES.get(tensor_type, ()):
-        data[:, offset : offset + 2] = (spread * unit * std).astype(np.float16).view(np.uint8).reshape(-1, 2)
+        half = (spread * unit * std).astype(np.float16)
+        if tensor_type == "IQ1_M":  # a nibble in the upper half of every second byte, the lowest first
+            nibbles = half.view(np.uint16)[:, None] >> np.arange(0, 16, 4, dtype=np.uint16) & 15
+            data[:, offset + 1 : offset + 8 : 2] = data[:, offset + 1 : offset + 8 : 2] & 15 | (nibbles << 4).astype(np.uint8)
+        else:
+            data[:, offset : offset + 2] = half.view(np.uint8).reshape(-1, 2)
     return data.reshape(rows, columns // block * size)
 
 

@@ -24,7 +24,7 @@ from numainfer.measure.capacity import demand
 E, D, F, USED, EPS = 12, 256, 273, 3, 1e-6  # F: the last row group has one row; F32 alone takes it
 TEAMS = ((1, 1), (1, 3), (2, 2), (3, 1))
 TOKENS = (1, 2, 5, 40)
-TYPES = ("F32", "Q8_0", "Q4_K", "Q6_K", "MXFP4", "IQ4_XS", "NVFP4")
+TYPES = ("F32", "Q8_0", "Q4_K", "Q6_K", "MXFP4", "IQ4_XS", "NVFP4", "IQ3_XXS", "IQ2_S")
 
 
 @pytest.fixture(scope="module", params=TEAMS, ids=str)

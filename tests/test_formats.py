@@ -5,6 +5,7 @@ import pathlib
 
 import file_types  # noqa: F401  (teaches gguf)
 import gguf
+import make_codebooks
 import numpy as np
 import pytest
 from _ckernels import (
@@ -22,8 +23,9 @@ from _ckernels import (
     formats,
     load_library,
     pack,
+    put_scale,
     random_blocks,
-    scale_offsets,
+    scales_of,
 )
 from gguf.quants import dequantize
 
@@ -69,6 +71,8 @@ def test_table(name):
         "Q2_K": (NESTED_MIN, 16, 0, 3), "Q3_K": (NESTED, 16, 4, 7),
         "TQ1_0": (OFFSET, 32, 1, 2), "TQ2_0": (OFFSET, 32, 1, 3), "Q1_0": (OFFSET, 32, 1, 2), "Q2_0": (OFFSET, 32, 1, 3),
         "IQ4_NL": (SIGNED, 32, 0, 0), "IQ4_XS": (SIGNED, 32, 0, 0), "MXFP4": (OFFSET, 32, 12, 24), "NVFP4": (OFFSET, 16, 12, 24),
+        "IQ3_XXS": (OFFSET, 32, 64, 126), "IQ3_S": (OFFSET, 32, 16, 31), "IQ2_XXS": (OFFSET, 32, 64, 107), "IQ2_XS": (NESTED, 16, 64, 107),
+        "IQ2_S": (NESTED, 16, 64, 107), "IQ1_S": (OFFSET, 32, 16, 25), "IQ1_M": (NESTED, 16, 32, 41),
     }.get(name, (FLOAT, 0, 0, 0))  # fmt: skip
     assert (fmt.kind, fmt.sub, fmt.offset, fmt.max_q) == (kind, sub, offset, max_q)
 
@@ -102,8 +106,8 @@ def test_decode_of_uniform_bytes(name):
     fmt = formats()[name]
     for byte in (0x00, 0x0F, 0x3F, 0x7F, 0x80, 0xC0, 0xF0, 0xFF):
         row = np.full((1, fmt.block_bytes), byte, np.uint8)
-        for at in scale_offsets(name):
-            row[:, at : at + 2] = np.array([-1.5], np.float16).view(np.uint8)  # MXFP4: a scale of 2^-128
+        for i in range(len(scales_of(name, row))):
+            put_scale(name, row, i, np.array([-1.5], np.float16))  # MXFP4: a scale of 2^-128
         assert np.array_equal(bits(decode(name, row, fmt.block)), bits(dequantize(row, GGML[name])))
 
 
@@ -172,6 +176,16 @@ def test_pack_stays_within_its_group(name):
     rows = random_blocks(np.random.default_rng(5), name, ROWS, k)
     fmt.pack(address(rows), rows.shape[1], ROWS, k, address(out))
     assert (out[size:] == 0xA5).all()
+
+
+def test_code_books_are_those_of_gguf():
+    assert make_codebooks.PATH.read_text() == make_codebooks.text(), "run python tests/make_codebooks.py"
+
+
+@pytest.mark.parametrize("name", [name for name in TYPES if name.startswith(("IQ1", "IQ2", "IQ3"))])
+def test_code_book_types_take_the_bytes_of_the_file(name):
+    fmt = formats()[name]
+    assert fmt.record_bytes == ROWS * fmt.block_bytes
 
 
 @pytest.fixture(scope="module")

@@ -23,8 +23,9 @@ from _ckernels import (
     formats,
     library,
     pack,
+    put_scale,
     random_blocks,
-    scale_offsets,
+    scales_of,
     tables,
     without,
 )
@@ -219,9 +220,10 @@ def test_empty_slots_are_filled_with_kernels_of_the_same_bits(isa, slots):
 @pytest.mark.parametrize("isa", OTHERS)
 @pytest.mark.parametrize("empty, lender", [
     ("F16", "F32"), ("Q4_1", "Q4_K"), ("Q4_K", "Q4_1"), ("Q5_K", "Q5_1"), ("Q4_1 Q4_K", "Q5_1"),
-    ("Q5_1 Q5_K", None), ("Q4_0", None), ("Q5_0", None), ("Q6_K", None),
+    ("Q5_1 Q5_K", None), ("Q4_0", None), ("Q5_0", "IQ3_S"), ("Q6_K", None),
     ("Q2_K", None), ("Q3_K", None), ("Q1_0", "TQ1_0"), ("TQ2_0", "Q2_0"), ("Q2_0", "TQ2_0"), ("TQ2_0 Q2_0", None),
     ("Q8_0", "IQ4_NL"), ("IQ4_XS", "Q8_0"), ("Q8_0 IQ4_NL IQ4_XS", None), ("MXFP4", None), ("NVFP4", None),
+    ("IQ3_S IQ1_S", "Q5_0"), ("IQ2_XXS", "IQ3_XXS"), ("IQ3_XXS", None), ("IQ2_S", "IQ2_XS"), ("IQ2_S IQ2_XS", None), ("IQ1_M", "Q6_K"),
 ])  # fmt: skip
 def test_who_lends_a_gemm(isa, empty, lender):
     """Panels must be alike in kind, sub-blocks and offset, and the lender's quants reach as far; narrow lenders go first."""
@@ -254,6 +256,14 @@ def test_many_tokens(name):
     check_all(name, random_blocks(rng, name, ROWS, 512), Activations(rng, 128, 512))
 
 
+@pytest.mark.parametrize("name", QUANTISED)
+def test_long_rows(name):
+    """Longer than what any dot prepares of the activations at once."""
+    rng = np.random.default_rng(18)
+    k = 129 * 256
+    check_all(name, random_blocks(rng, name, 2 * ROWS, k), Activations(rng, 1, k))
+
+
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("name", TYPES)
 def test_chunks_of_tokens_change_no_bits(isa, name):
@@ -277,10 +287,10 @@ def test_extreme_quants(name, byte, q):
     k = 512
     rows = random_blocks(rng, name, ROWS, k)
     blocks = rows.reshape(-1, formats()[name].block_bytes)
-    scales = {at: blocks[:, at : at + 2].copy() for at in scale_offsets(name)}
+    scales = scales_of(name, blocks)
     blocks[:] = byte
-    for at, d in scales.items():
-        blocks[:, at : at + 2] = d
+    for i, d in enumerate(scales):
+        put_scale(name, blocks, i, d)
     check_all(name, rows, Activations(rng, 5, k, np.resize(q, k)))
 
 

@@ -40,6 +40,22 @@
  *   MXFP4 32   e u8x16 | 4 vectors as Q4_0                                                     value = 2^(e - 128) * fp4[q]
  *   NVFP4 64   4 x sc u8x16, sub-block s of 16 values | 8 vectors: vector 2s + i (i = 0, 1): low nibbles: kg i of sub-block s,
  *              high: kg i + 2                                                                  value = ue4m3(sc) / 2 * fp4[q]
+ *   IQ3_XXS  256  d f16x16 | 8 x part (codebook.h): 2 vectors of places, 1 of signs; uppermost nibble of a sign dword: sc
+ *              value = (d * (2 sc + 1) / 4) * (q - 64)
+ *   IQ3_S    256  d f16x16 | 1 vector of dwords, nibble s: sc of part s | 2 vectors of the places' ninth bits: those of word h of
+ *              pair p (0..3) of part s in vector s / 4, half h of the dword, bit 4 (s % 4) + p | 8 x part as IQ3_XXS
+ *              value = (d * (2 sc + 1)) * (q - 16)
+ *   IQ2_XXS  256  d f16x16 | 8 x part: 1 vector of places, 1 of signs; bits 14 15 30 31 of a sign dword: sc
+ *              value = (d * (2 sc + 1) / 8) * (q - 64)
+ *   IQ2_XS   256  d f16x16 | 2 vectors of nibbles: sc of sub-block s of 16 values in vector s / 8, nibble s % 8 | 8 x part as
+ *              IQ2_XXS, but bits 14 + p, 30 + p of a sign dword: ninth bits of the places of pair p    value as IQ2_XXS
+ *   IQ2_S    256  d, sc as IQ2_XS | 2 vectors of the places' ninth and tenth bits: those of word h of pair p (0, 1) of part s
+ *              in vector s / 4, half h of the dword, bits 4 (s % 4) + 2 p .. | 8 x part as IQ2_XXS     value as IQ2_XXS
+ *   IQ1_S    256  d f16x16 | 8 x part: 1 vector of places, 1 x u16x16 as in the file: bits 3l .. 3l + 2: the upper bits of the
+ *              place of word l, bits 12-14: sc, bit 15: sign of the shift     value = (d * (2 sc + 1) / 8) * (q - 16)
+ *   IQ1_M    256  d f16x16 | 3 x u16x16, bit s of word e: bit e of sc of sub-block s of 16 values | 8 x part: 1 vector of places,
+ *              1 x u16x16: nibble l: the upper three bits of the place of word l, then the sign of its shift
+ *              value = (d * (2 sc + 1) / 8) * (q - 32)
  *
  *   A unit has 32 values, kg 0-3 and 4-7, which are two sub-blocks of Q2_K and Q3_K.
  *   2 bits: vector j = 0, 1: bits 0-1 kg 2j, 2-3 kg 2j + 4, 4-5 kg 2j + 1, 6-7 kg 2j + 5.
@@ -51,8 +67,9 @@
  *
  * The dwords of the GGUF blocks are only interleaved over the rows, with these exceptions: the fifth bits of Q5_0 and Q5_1 and the quants
  * of Q1_0 and Q2_0 are transposed, the 6-bit scales of Q4_K, Q5_K and IQ4_XS become bytes, NVFP4's scale 0x7f, which stands for 0, becomes
- * 0, and the bits of Q2_K, Q3_K, Q6_K and TQ2_0 are arranged anew, in the order of k and for the fewest instructions.  Rows missing from
- * the last group are zero bytes.  records.h has the same layouts as C structs.
+ * 0, the bits of Q2_K, Q3_K, Q6_K and TQ2_0 are arranged anew, in the order of k and for the fewest instructions, and so are places, signs
+ * and scales of IQ1, IQ2 and IQ3, within 32 or 64 bits of a row.  Rows missing from the last group are zero bytes.  records.h has the same
+ * layouts as C structs.
  */
 #ifndef NI_FORMATS_H
 #define NI_FORMATS_H

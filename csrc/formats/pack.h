@@ -83,6 +83,13 @@ static inline uint32_t ni_transpose_bits(uint32_t u) {
     return ni_swap_bits(u, 0x0c0c0c0cu, 2);   /* 1 and 2 */
 }
 
+static inline void ni_put_u32(ni_vector out, int r, uint32_t u) { memcpy(out + 4 * r, &u, 4); }
+
+/* Of every dword, bytes 0, 2, 1, 3. */
+static inline void ni_swap_places(const ni_vector in, ni_vector out) {
+    for (int i = 0; i < 4 * NI_ROWS; i++) out[i] = in[i / 4 * 4 + i % 2 * 2 + i / 2 % 2];
+}
+
 /* Defines ni_pack_<name> from pack_<name>, which packs one record. */
 #define NI_DEFINE_PACK(name) \
     void ni_pack_##name(const uint8_t *src, size_t row_bytes, int rows, int64_t k, uint8_t *dst) { \

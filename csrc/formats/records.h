@@ -27,6 +27,13 @@ typedef struct { uint8_t d[2], q[16]; } ni_block_iq4_nl;
 typedef struct { uint8_t d[2], high[2], low[4], q[128]; } ni_block_iq4_xs;
 typedef struct { uint8_t e, q[16]; } ni_block_mxfp4;
 typedef struct { uint8_t sc[4], q[32]; } ni_block_nvfp4;
+typedef struct { uint8_t d[2], q[64], signs[32]; } ni_block_iq3_xxs;
+typedef struct { uint8_t d[2], q[64], high[8], signs[32], sc[4]; } ni_block_iq3_s;
+typedef struct { uint8_t d[2], q[64]; } ni_block_iq2_xxs;
+typedef struct { uint8_t d[2], q[64], sc[8]; } ni_block_iq2_xs;
+typedef struct { uint8_t d[2], q[32], signs[32], high[8], sc[8]; } ni_block_iq2_s;
+typedef struct { uint8_t d[2], q[32], h[16]; } ni_block_iq1_s;
+typedef struct { uint8_t q[32], h[16], sc[8]; } ni_block_iq1_m;
 
 typedef uint8_t ni_vector[4 * NI_ROWS];   /* byte 4r + b belongs to row r */
 
@@ -51,6 +58,16 @@ typedef struct { uint16_t d[NI_ROWS]; ni_vector q[4]; } ni_record_iq4_nl;
 typedef struct { uint16_t d[NI_ROWS]; struct { int8_t sc[NI_ROWS]; ni_vector q[4]; } s[8]; } ni_record_iq4_xs;
 typedef struct { uint8_t e[NI_ROWS]; ni_vector q[4]; } ni_record_mxfp4;
 typedef struct { uint8_t sc[4][NI_ROWS]; ni_vector q[4][2]; } ni_record_nvfp4;
+typedef struct { ni_vector q[2], signs; } ni_part_iq3;   /* codebook.h */
+typedef struct { ni_vector q[1], signs; } ni_part_iq2;
+typedef struct { ni_vector q; uint16_t h[NI_ROWS]; } ni_part_iq1;
+typedef struct { uint16_t d[NI_ROWS]; ni_part_iq3 part[8]; } ni_record_iq3_xxs;
+typedef struct { uint16_t d[NI_ROWS]; ni_vector sc, high[2]; ni_part_iq3 part[8]; } ni_record_iq3_s;
+typedef struct { uint16_t d[NI_ROWS]; ni_part_iq2 part[8]; } ni_record_iq2_xxs;
+typedef struct { uint16_t d[NI_ROWS]; ni_vector sc[2]; ni_part_iq2 part[8]; } ni_record_iq2_xs;
+typedef struct { uint16_t d[NI_ROWS]; ni_vector sc[2], high[2]; ni_part_iq2 part[8]; } ni_record_iq2_s;
+typedef struct { uint16_t d[NI_ROWS]; ni_part_iq1 part[8]; } ni_record_iq1_s;
+typedef struct { uint16_t d[NI_ROWS], sc[3][NI_ROWS]; ni_part_iq1 part[8]; } ni_record_iq1_m;
 
 /* A half of a file block. */
 static inline uint16_t ni_load_u16(const uint8_t *p) {

@@ -8,6 +8,8 @@ NI_TARGET("avx2,fma,f16c,bmi2")
 #include "avx2_unpack.h"
 #include "avx2_units.h"
 #include "avx2_table4.h"
+#include "avx2_codebook.h"
+#include "avx2_codebook_gemm.h"
 #include "gather_impl.h"
 
 #define NI_VEC(name) name##_avx2
@@ -40,6 +42,13 @@ const ni_own_kernels ni_own_avx2 = {
         [NI_IQ4_XS] = {dot_iq4_xs, unpack_iq4_xs, gather_q8_0, gemm_q8_0, 4},
         [NI_MXFP4] = {dot_mxfp4, unpack_mxfp4, gather_mxfp4, gemm_mxfp4, 3},
         [NI_NVFP4] = {dot_nvfp4, unpack_nvfp4, gather_quants, gemm_nvfp4, 3},
+        [NI_IQ3_XXS] = {dot_iq3_xxs, unpack_iq3_xxs, gather_quants, gemm_seven,        1},
+        [NI_IQ3_S]   = {dot_iq3_s,   unpack_iq3_s,   gather_quants, gemm_q5_0,         1},
+        [NI_IQ2_XXS] = {dot_iq2_xxs, unpack_iq2_xxs, gather_quants, gemm_seven,        1},
+        [NI_IQ2_XS]  = {dot_iq2_xs,  unpack_iq2_xs,  gather_quants, gemm_seven_nested, 1},
+        [NI_IQ2_S]   = {dot_iq2_s,   unpack_iq2_s,   gather_quants, gemm_seven_nested, 1},
+        [NI_IQ1_S]   = {dot_iq1_s,   unpack_iq1_s,   gather_quants, gemm_q5_0,         1},
+        [NI_IQ1_M]   = {dot_iq1_m,   unpack_iq1_m,   gather_quants, gemm_q6_k,         1},
     },
     .panel_dots = NI_VEC(panel_dots),
     .vec = NI_VEC_TABLE,

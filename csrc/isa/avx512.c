@@ -10,6 +10,7 @@ NI_TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c,bmi2")
 #include "avx512_unpack.h"
 #include "avx512_units.h"
 #include "avx512_table4.h"
+#include "avx512_codebook.h"
 #include "gather_impl.h"
 
 #define NI_VEC(name) name##_avx512
@@ -42,6 +43,13 @@ const ni_own_kernels ni_own_avx512 = {
         [NI_IQ4_XS] = {dot_iq4_xs, unpack_iq4_xs, gather_q8_0, gemm_q8_0, 4, NI_LONG_SLAB},
         [NI_MXFP4] = {dot_mxfp4, unpack_mxfp4, gather_mxfp4, gemm_mxfp4, 5, NI_LONG_SLAB},
         [NI_NVFP4] = {dot_nvfp4, unpack_nvfp4, gather_nvfp4, gemm_nvfp4, 4},
+        [NI_IQ3_XXS] = {dot_iq3_xxs, unpack_iq3_xxs, gather_seven, gemm_seven, 1, NI_LONG_SLAB},
+        [NI_IQ3_S]   = {dot_iq3_s,   unpack_iq3_s,   gather_q5_0,  gemm_q5_0,  1, NI_LONG_SLAB},
+        [NI_IQ2_XXS] = {dot_iq2_xxs, unpack_iq2_xxs, gather_seven, gemm_seven, 1, NI_LONG_SLAB},
+        [NI_IQ2_XS]  = {dot_iq2_xs,  unpack_iq2_xs,  gather_seven_nested, gemm_q6_k, 1},
+        [NI_IQ2_S]   = {dot_iq2_s,   unpack_iq2_s,   gather_seven_nested, gemm_q6_k, 1},
+        [NI_IQ1_S]   = {dot_iq1_s,   unpack_iq1_s,   gather_q5_0,  gemm_q5_0,  1, NI_LONG_SLAB},
+        [NI_IQ1_M]   = {dot_iq1_m,   unpack_iq1_m,   gather_q6_k,  gemm_q6_k,  1},
     },
     .panel_dots = NI_VEC(panel_dots),
     .vec = NI_VEC_TABLE,

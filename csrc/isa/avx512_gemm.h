@@ -250,10 +250,13 @@ NI_GATHER(q4_0, LONG, 32, 8, 0)
 NI_GATHER(q5_0, LONG, 32, 16, 0)
 NI_GATHER(min, LONG, 32, 0, 1)
 NI_GATHER(q6_k, NI_SLAB, 16, 32, 0)
+NI_GATHER(seven, LONG, 32, 64, 0)   /* IQ3_XXS and IQ2_*: 7 bits less 64 */
+NI_GATHER(seven_nested, NI_SLAB, 16, 64, 0)
 
 NI_GEMM(f32, 8, 0, (void)accm, tile_f32(p, k0, nk, x, t, m_, out))
 NI_GEMM(q4_0, TILE, 0, (void)accm, tile_quants(p, nk, x, t, m_, 8, NULL, out))
 NI_GEMM(q5_0, TILE, 0, (void)accm, tile_quants(p, nk, x, t, m_, 16, NULL, out))
+NI_GEMM(seven, TILE, 0, (void)accm, tile_quants(p, nk, x, t, m_, 64, NULL, out))
 NI_GEMM(min, TILE, 1, (void)accm, tile_quants(p, nk, x, t, m_, 0, NULL, out))
 NI_GEMM(q6_k, TILE, 0, (void)accm; (void)nk, tile_q6(p, x, t, m_, out))
 NI_GEMM(q8_0, TILE, 0, (void)accm; __m512i w_start[LONG / 32]; q8_starts(p, nk, w_start),

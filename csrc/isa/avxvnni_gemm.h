@@ -97,6 +97,7 @@ NI_INLINE void vnni_quants(const ni_panel *p, int64_t k0, int64_t nk, const ni_a
 NI_GEMM_VNNI(q4_0, 8)
 NI_GEMM_VNNI(q5_0, 16)
 NI_GEMM_VNNI(offset1, 1)
+NI_GEMM_VNNI(seven, 64)   /* IQ3_XXS, IQ2_XXS: 7 bits less 64 */
 
 /* Minimums are a product of floats over the sub-blocks. */
 static void gemm_vnni_min(const ni_panel *p, int64_t k0, int64_t nk, const ni_act *x, int n_tokens, float *acc,

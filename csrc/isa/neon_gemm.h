@@ -75,5 +75,7 @@ static void gemm_f32(const ni_panel *p, int64_t k0, int64_t nk, const ni_act *x,
     NI_GEMM(q5_0, 32, 16, 0)  \
     NI_GEMM(q8_0, 32, 0, 0)   \
     NI_GEMM(min, 32, 0, 1)    \
-    NI_GEMM(q6_k, 16, 32, 0)
+    NI_GEMM(q6_k, 16, 32, 0)  \
+    NI_GEMM(seven, 32, 64, 0) \
+    NI_GEMM(seven_nested, 16, 64, 0)
 #endif

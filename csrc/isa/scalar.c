@@ -5,6 +5,7 @@
 #include "gather_impl.h"
 #include "parts.h"
 #include "../formats/table4.h"
+#include "scalar_codebook.h"
 #include <math.h>
 
 static inline void copy_vector(uint8_t *out, const ni_vector in) { memcpy(out, in, sizeof(ni_vector)); }

@@ -90,7 +90,22 @@ static const struct { int n, at[2]; } scales[NI_N_TYPES] = {
     [NI_Q2_0] = {1, {offsetof(ni_block_q2_0, d)}},
     [NI_IQ4_NL] = {1, {offsetof(ni_block_iq4_nl, d)}},
     [NI_IQ4_XS] = {1, {offsetof(ni_block_iq4_xs, d)}},
+    [NI_IQ3_XXS] = {1, {offsetof(ni_block_iq3_xxs, d)}},
+    [NI_IQ3_S] = {1, {offsetof(ni_block_iq3_s, d)}},
+    [NI_IQ2_XXS] = {1, {offsetof(ni_block_iq2_xxs, d)}},
+    [NI_IQ2_XS] = {1, {offsetof(ni_block_iq2_xs, d)}},
+    [NI_IQ2_S] = {1, {offsetof(ni_block_iq2_s, d)}},
+    [NI_IQ1_S] = {1, {offsetof(ni_block_iq1_s, d)}},
+    [NI_IQ1_M] = {1, {offsetof(ni_block_iq1_m, sc)}},
 };
+
+/* IQ1_M has the half in four pieces, each in the upper nibble of a second byte. */
+static void put_scale(ni_type t, uint8_t *block, int i, uint16_t h) {
+    uint8_t *at = block + scales[t].at[i];
+    if (t == NI_IQ1_M)
+        for (int j = 0; j < 4; j++) at[2 * j + 1] = (uint8_t)((at[2 * j + 1] & 15) | (h >> 4 * j & 15) << 4);
+    else memcpy(at, &h, 2);
+}
 
 static void draw_group(ni_type t, int64_t k, int rows, kind how, uint8_t *packed) {
     static const uint16_t extreme[] = {0x7bff, 0xfbff, 0x0001, 0x8001, 0x0000, 0x8000, 0xbc00, 0x0200};
@@ -108,7 +123,7 @@ static void draw_group(ni_type t, int64_t k, int rows, kind how, uint8_t *packed
     for (size_t b = 0; n_scales && b < NI_ROWS * row_bytes / (size_t)f->block_bytes; b++)
         for (int i = 0; i < n_scales; i++) {
             const uint16_t h = how == EXTREME_SCALES ? extreme[draw() % 8] : ni_f32_to_f16(uniform(0.02f));
-            memcpy(file + b * (size_t)f->block_bytes + scales[t].at[i], &h, 2);
+            put_scale(t, file + b * (size_t)f->block_bytes, i, h);
         }
     for (size_t b = 0; t == NI_MXFP4 && b < NI_ROWS * row_bytes / sizeof(ni_block_mxfp4); b++)
         file[b * sizeof(ni_block_mxfp4)] = how == EXTREME_SCALES ? powers[draw() % 8] : (uint8_t)(110 + draw() % 16);
