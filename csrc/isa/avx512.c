@@ -43,6 +43,10 @@ const ni_own_kernels ni_own_avx512 = {
         [NI_MXFP4] = {dot_mxfp4, unpack_mxfp4, gather_mxfp4, gemm_mxfp4, 4, NI_LONG_SLAB},
         [NI_NVFP4] = {dot_nvfp4, unpack_nvfp4, gather_nvfp4, gemm_nvfp4, 4},
     },
+    .dots = {
+        [NI_Q4_0] = dots_q4_0, [NI_Q4_1] = dots_q4_1, [NI_Q5_0] = dots_q5_0, [NI_Q5_1] = dots_q5_1,
+        [NI_Q4_K] = dots_q4_k, [NI_Q5_K] = dots_q5_k, [NI_Q6_K] = dots_q6_k,
+    },
     .panel_dots = NI_VEC(panel_dots),
     .vec = NI_VEC_TABLE,
 };

@@ -10,7 +10,7 @@
 enum { BLOCK_BYTES = 256 << 10 };   /* as in matmul.c */
 
 typedef struct {
-    float tail[NI_ROWS];
+    float tail[NI_DOTS][NI_ROWS];
     int32_t *first, *row;       /* rows of y that meet expert e: row[first[e] .. first[e + 1]) */
     uint8_t *near;              /* activations of one block of tokens, side by side */
     ni_panel_memory *panels;
@@ -73,20 +73,27 @@ static ni_act gather(const ni_ctx *c, const ni_op *op, const ni_act *x, const in
     return (ni_act){.k = x->k, .f = to[0], .q = to[1], .d = to[2], .m = to[3], .s = to[4]};
 }
 
-/* Row groups [g0, g1) of one expert's matrix times n rows. */
+/* Row groups [g0, g1) of one expert's matrix times n rows: all at once where there is a kernel for so many, else over blocks that stay in
+ * L2 meanwhile. */
 static void few_rows(const ni_ctx *c, const ni_op *op, const ni_weight *w, const uint8_t *packed, const ni_act *x, const int32_t *row, int64_t n,
                      int64_t g0, int64_t g1, float *y, memory *m) {
     const size_t bytes = ni_group_bytes(w->type, w->k);
-    const int64_t whole = w->n / NI_ROWS, step = n == 1 ? g1 - g0 : ni_max(1, BLOCK_BYTES / (int64_t)bytes);
+    const int64_t whole = w->n / NI_ROWS, most = ni_k->dots[w->type] ? NI_DOTS : 1;
+    const int64_t step = n <= most ? g1 - g0 : ni_max(1, BLOCK_BYTES / (int64_t)bytes);
     for (int64_t g = g0; g < g1; g += step) {
         const int64_t end = ni_min(g + step, g1), full = ni_min(end, whole);
-        for (int64_t t = 0; t < n; t++) {
-            const ni_act own = ni_act_of_token(x, row_of_h(c, op, row[t]));
-            float *out = y + row[t] * w->n;
-            if (full > g) ni_k->dot[w->type](packed + (size_t)g * bytes, full - g, &own, out + g * NI_ROWS);
+        for (int64_t t = 0, left = (n + most - 1) / most, k; t < n; t += k, left--) {
+            ni_act own[NI_DOTS];
+            float *out[NI_DOTS], *tail[NI_DOTS];
+            k = (n - t + left - 1) / left;
+            for (int64_t i = 0; i < k; i++) {
+                own[i] = ni_act_of_token(x, row_of_h(c, op, row[t + i]));
+                out[i] = y + row[t + i] * w->n + g * NI_ROWS, tail[i] = m->tail[i];
+            }
+            if (full > g) ni_dots_of(ni_k, w->type, packed + (size_t)g * bytes, full - g, own, (int)k, out);
             if (full == end) continue;
-            ni_k->dot[w->type](packed + (size_t)full * bytes, 1, &own, m->tail);
-            memcpy(out + full * NI_ROWS, m->tail, (size_t)(w->n - full * NI_ROWS) * sizeof *out);
+            ni_dots_of(ni_k, w->type, packed + (size_t)full * bytes, 1, own, (int)k, tail);
+            for (int64_t i = 0; i < k; i++) memcpy(out[i] + (full - g) * NI_ROWS, tail[i], (size_t)(w->n - full * NI_ROWS) * sizeof *y);
         }
     }
 }
