@@ -145,6 +145,7 @@ def test_workers_begin_with_what_others_wait_for():
                 own = units[units["rank"] == rank]
                 assert own["k1"][0] < 2048 and (own["k1"][1:] == 2048).all() and (own["k0"][:-1] == 0).all()
             assert not ((units["k0"] > 0) & (units["k1"] < 2048)).any(), "a group has three workers"
+            units = units[units["rank"] >= 0]
             if seams:
                 cost = np.bincount(units["rank"], (units["g1"] - units["g0"]) * (units["k1"] - units["k0"]) *
                                    (units["t1"] - units["t0"] + _core.UNPACK), size)  # fmt: skip
@@ -318,7 +319,7 @@ def test_experts_in_several_ops_without_a_barrier_between_them(experts):
 
 @pytest.mark.parametrize("shape", [(1, 5), (2, 3), (3, (2, 1, 3))], ids=str)
 def test_workers_of_experts_do_what_is_counted(experts, shape):
-    """All together, and each but for the ends of groups that another may do for it."""
+    """All together, and each but for pieces and the ends of groups that another may do for it."""
     names, n_nodes, each = ("a", "b"), *shape
     workers = [each] * n_nodes if isinstance(each, int) else list(each)
     shapes, scores = [(experts[f"{name}.weight"].code, experts[f"{name}.weight"].n, 768) for name in names], experts.exact["scores"]
@@ -336,7 +337,7 @@ def test_workers_of_experts_do_what_is_counted(experts, shape):
                     assert done[:, 0].sum() == counted.bytes.sum()
                     assert done[:, 1].sum() == sum(16 * (u["g1"] - u["g0"]) * (u["k1"] - u["k0"]) * (u["t1"] - u["t0"])
                                                    for u in units)  # fmt: skip
-                    if not cut:
+                    if not cut and (units["rank"] >= 0).all():
                         assert (done[:, 0] == counted.bytes).all()
 
 
@@ -381,6 +382,7 @@ def test_experts_are_kept_even_on_big_machines(shape, routing):
     s = balance.SHAPES[shape]
     met = balance.chosen(s.experts, s.used, 512, "even")
     units = _core.grouped_units([(FORMATS["Q4_K"]["code"], s.width, s.expert_width - s.expert_width % 256)], met, 512, workers)
+    units = units[units["rank"] >= 0]  # pieces even out what is left
     macs = (units["g1"] - units["g0"]) * (units["t1"] - units["t0"])
     assert balance.uneven(np.bincount(units["node"] * 96 + units["rank"], macs)) < 1.15
 

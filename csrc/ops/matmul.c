@@ -144,17 +144,6 @@ static void begin_group(const matmul *m, const ni_block *b, ni_seam *seam) {
 
 /* ---- line and grid --------------------------------------------------------------------------------------------- */
 
-/* The next piece that nobody took, -1 if there is none.  Who comes late only reads the counter. */
-static int64_t take(atomic_int *taken, int64_t n) {
-    if (atomic_load_explicit(taken, memory_order_relaxed) >= n) return -1;
-    const int64_t i = atomic_fetch_add_explicit(taken, 1, memory_order_relaxed);
-    return i < n ? i : -1;
-}
-
-static atomic_int *taken_by(const matmul *m, int64_t crew) {
-    return (atomic_int *)((uint8_t *)m->c->taken + (size_t)crew * m->c->taken_stride) + (m->op - m->c->ops);
-}
-
 static void run_line(const matmul *m) {
     const int64_t rank = m->c->me->rank;
     const ni_crew crew = ni_crew_of(&m->run, rank, m->c->sizes);
@@ -165,7 +154,7 @@ static void run_line(const matmul *m) {
         ni_seam *seam = ni_seam_of(m->c, m->op, rank - 1);
         if (ni_comes_second(m->c, m->op, seam, 1)) continue_group(m, &own.head, seam);
     }
-    for (int64_t i; (i = take(taken_by(m, crew.number), crew.n_pieces)) >= 0;) {
+    for (int64_t i; (i = ni_take(m->c, m->op, crew.number, crew.n_pieces)) >= 0;) {
         const ni_block piece = ni_crew_piece(&m->run, &crew, i);
         multiply(m, &piece);
     }
@@ -175,7 +164,7 @@ static void run_grid(const matmul *m) {
     const ni_grid grid = ni_grid_of(&m->run, m->c->sizes);
     const ni_block own = ni_grid_share(&m->run, &grid, m->c->me->rank);
     multiply(m, &own);
-    for (int64_t i; (i = take(taken_by(m, 0), grid.rows * grid.columns)) >= 0;) {
+    for (int64_t i; (i = ni_take(m->c, m->op, 0, grid.rows * grid.columns)) >= 0;) {
         const ni_block piece = ni_grid_piece(&m->run, &grid, i, m->c->sizes);
         multiply(m, &piece);
     }

@@ -7,7 +7,7 @@
 #include "panels.h"
 #include "seam.h"
 
-enum { BLOCK_BYTES = 256 << 10 };   /* as in matmul.c */
+enum { BLOCK_BYTES = 256 << 10, BEGINNING = 4096 };   /* as in matmul.c; what is asked for of the next run of row groups */
 
 typedef struct {
     float tail[NI_DOTS][NI_ROWS];
@@ -51,6 +51,11 @@ static void sort_rows(const ni_ctx *c, const ni_op *op, int64_t experts, int64_t
     /* Each beginning now stands one further on: its own place. */
     for (int64_t e = 0; e < experts; e++) m->first[e] = m->first[e + 1];
     m->first[experts] = (int32_t)n;
+}
+
+/* Row group g of expert e. */
+static const uint8_t *group_at(const ni_ctx *c, const ni_weight *w, int64_t e, int64_t g) {
+    return (const uint8_t *)w->here + (size_t)e * ni_expert_bytes(w, c->copy) + (size_t)g * ni_group_bytes(w->type, w->k);
 }
 
 static int64_t row_of_h(const ni_ctx *c, const ni_op *op, int64_t row) { return c->tensors[op->t[0]].per_token == 1 ? row / used_of(c, op) : row; }
@@ -133,7 +138,7 @@ static void add_bias(const ni_ctx *c, const ni_op *op, int j, int64_t e, const i
 /* Row groups [g0, g1) of matrix j of expert e times n rows. */
 static void multiply(const ni_ctx *c, const ni_op *op, int j, int64_t e, const int32_t *row, int64_t n, int64_t g0, int64_t g1, memory *m) {
     const ni_weight *w = &c->weights[op->w[j]];
-    const uint8_t *packed = (const uint8_t *)w->here + (size_t)e * ni_expert_bytes(w, c->copy);
+    const uint8_t *packed = group_at(c, w, e, 0);
     const ni_act x = ni_act_of(c, op, 0);
     float *y = ni_floats(c, op, 2 + j);
     if (ni_are_few(n, w->type)) few_rows(c, op, w, packed, &x, row, n, g0, g1, y, m);
@@ -154,7 +159,7 @@ static void continue_group(const ni_ctx *c, const ni_op *op, const ni_choice *r,
     const ni_weight *w = &c->weights[op->w[at->matrix]];
     const int32_t *row = m->row + m->first[at->expert];
     const int64_t rows = m->first[at->expert + 1] - m->first[at->expert], g = r->part[at->matrix].first + at->group;
-    const uint8_t *packed = (const uint8_t *)w->here + (size_t)at->expert * ni_expert_bytes(w, c->copy) + (size_t)g * ni_group_bytes(w->type, w->k);
+    const uint8_t *packed = group_at(c, w, at->expert, g);
     const ni_act x = ni_act_of(c, op, 0), near = gather(c, op, &x, row, rows, m);
     float *acc = seam->sums, *accm = acc + rows * NI_ROWS;
     if (k0 == 0) memset(acc, 0, (size_t)(2 * rows * NI_ROWS) * sizeof *acc);
@@ -184,21 +189,37 @@ static void node_groups(const ni_ctx *c, const ni_weight *w, int64_t *own) {
     else ni_node_cut(w->n, c->me->worker - c->me->rank, c->me->size, c->me->n_workers, &own[0], &own[1]);
 }
 
+/* The whole row groups of a span.  What comes next is asked for before a run of groups is begun: its first lines would be waited for. */
+static void run_span(const ni_ctx *c, const ni_op *op, const ni_choice *r, const ni_span *s, memory *m) {
+    struct { int64_t e, g0, g1; int j; } now = {.g1 = 0}, next;
+    for (next.e = s->from.expert; next.e <= s->to.expert && next.e < r->experts; next.e++)
+        for (next.j = 0; next.j < r->n; next.j++) {
+            if (!ni_between(r, s, next.e, next.j, &next.g0, &next.g1)) continue;
+            const ni_weight *w = &c->weights[op->w[next.j]];
+            ni_fetch(group_at(c, w, next.e, next.g0), BEGINNING);
+            if (now.g1) multiply(c, op, now.j, now.e, m->row + m->first[now.e], m->first[now.e + 1] - m->first[now.e], now.g0, now.g1, m);
+            if (ni_hurry(c)) return;
+            now.e = next.e, now.j = next.j, now.g0 = next.g0, now.g1 = next.g1;
+        }
+    if (now.g1) multiply(c, op, now.j, now.e, m->row + m->first[now.e], m->first[now.e + 1] - m->first[now.e], now.g0, now.g1, m);
+}
+
 void ni_op_matmul_grouped(const ni_ctx *c, const ni_op *op) {
     const int64_t experts = c->weights[op->w[0]].experts, used = used_of(c, op);
     memory m = carve(c, op);
     sort_rows(c, op, experts, used, &m);
     const ni_weight *w[NI_MATRICES];
-    int64_t own[NI_MATRICES][2], g0, g1;
+    int64_t own[NI_MATRICES][2], n_pieces;
     int n = 0;
     for (; n < NI_MATRICES && op->w[n] >= 0; n++) w[n] = &c->weights[op->w[n]], node_groups(c, w[n], own[n]);
     const ni_choice r = ni_choice_of(w, n, experts, m.first, ni_rows(c, op), own, c->me->size, c->sizes);
-    const ni_spot from = ni_spot_of(&r, c->me->rank), to = ni_spot_of(&r, c->me->rank + 1);
-    share_group(c, op, &r, &to, 0, &m);
-    for (int64_t e = from.expert; e <= to.expert && e < experts; e++)
-        for (int j = 0; j < n; j++) {
-            if (ni_hurry(c)) return;
-            if (ni_between(&r, &from, &to, e, j, &g0, &g1)) multiply(c, op, j, e, m.row + m.first[e], m.first[e + 1] - m.first[e], g0, g1, &m);
-        }
-    share_group(c, op, &r, &from, 1, &m);
+    const ni_span part = ni_own_of(&r, c->me->rank);
+    share_group(c, op, &r, &part.to, 0, &m);
+    run_span(c, op, &r, &part, &m);
+    share_group(c, op, &r, &part.from, 1, &m);
+    const int64_t crew = ni_pieces_of(&r, c->me->rank, &n_pieces);
+    for (int64_t i; (i = ni_take(c, op, crew, n_pieces)) >= 0;) {
+        const ni_span piece = ni_piece_of(&r, crew, i);
+        run_span(c, op, &r, &piece, &m);
+    }
 }
