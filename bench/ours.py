@@ -70,13 +70,12 @@ class Ours:
         finally:
             for kv in caches:
                 kv.close()
-        costs = {True: [], False: []}
+        plain = []
         for op in ops:
-            if op.name in ("matmul", "matmul_grouped"):
+            if op.name in ("matmul", "score"):
                 cost = op.cost(sequences)
-                costs[op.name == "matmul"].append((cost.n_bytes, cost.macs))
-        plain = np.array(costs[True], float)
-        return {"seconds": seconds / n, "plain": costs[True], "experts": tuple(done - plain.sum(axis=0))}
+                plain.append((cost.n_bytes, cost.macs))
+        return {"seconds": seconds / n, "plain": plain, "experts": tuple(done - np.array(plain, float).sum(axis=0))}
 
     def read_limit(self):
         """Bytes per second that the model's own workers can read now, each from its own node."""

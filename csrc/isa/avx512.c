@@ -6,6 +6,7 @@
 NI_TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c,bmi2")
 #define V16_AVX512
 #include "avx512_dot.h"
+#include "avx512_dots.h"
 #include "avx512_gemm.h"
 #include "avx512_unpack.h"
 #include "avx512_units.h"
@@ -28,7 +29,7 @@ const ni_own_kernels ni_own_avx512 = {
         [NI_Q4_1] = {dot_q4_1, unpack_q4_1, gather_min,  gemm_min,  12, NI_LONG_SLAB},
         [NI_Q5_0] = {dot_q5_0, unpack_q5_0, gather_q5_0, gemm_q5_0, 8, NI_LONG_SLAB},
         [NI_Q5_1] = {dot_q5_1, unpack_q5_1, gather_min,  gemm_min,  12, NI_LONG_SLAB},
-        [NI_Q8_0] = {dot_q8_0, unpack_q8_0, gather_q8_0, gemm_q8_0, 4, NI_LONG_SLAB},
+        [NI_Q8_0] = {dot_q8_0, unpack_q8_0, gather_q8_0, gemm_q8_0, 16, NI_LONG_SLAB},
         [NI_Q4_K] = {dot_q4_k, unpack_q4_k, gather_min,  gemm_min,  12, NI_LONG_SLAB},
         [NI_Q5_K] = {dot_q5_k, unpack_q5_k, gather_min,  gemm_min,  12, NI_LONG_SLAB},
         [NI_Q6_K] = {dot_q6_k, unpack_q6_k, gather_q6_k, gemm_q6_k, 12},
@@ -44,7 +45,7 @@ const ni_own_kernels ni_own_avx512 = {
         [NI_NVFP4] = {dot_nvfp4, unpack_nvfp4, gather_nvfp4, gemm_nvfp4, 4},
     },
     .dots = {
-        [NI_Q4_0] = dots_q4_0, [NI_Q4_1] = dots_q4_1, [NI_Q5_0] = dots_q5_0, [NI_Q5_1] = dots_q5_1,
+        [NI_Q4_0] = dots_q4_0, [NI_Q4_1] = dots_q4_1, [NI_Q5_0] = dots_q5_0, [NI_Q5_1] = dots_q5_1, [NI_Q8_0] = dots_q8_0,
         [NI_Q4_K] = dots_q4_k, [NI_Q5_K] = dots_q5_k, [NI_Q6_K] = dots_q6_k,
     },
     .panel_dots = NI_VEC(panel_dots),
