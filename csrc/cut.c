@@ -233,7 +233,8 @@ int ni_between(const ni_choice *c, const ni_span *s, int64_t expert, int j, int6
 ni_scoring ni_scoring_of(const ni_weight *w, int64_t parts, int64_t n_rows, int64_t size) {
     const int64_t n_groups = ceil_div(w->n, NI_ROWS);
     const int few = ni_are_few(n_rows, w->type);
-    ni_scoring s = {.groups = few ? FLOAT_GROUPS : MOST_GROUPS, .columns = ceil_div(n_rows, MOST_ROWS)};
+    /* Parts are dots of one group each: group after group, so that memory is read in its order. */
+    ni_scoring s = {.groups = !few ? MOST_GROUPS : parts > 1 ? 1 : FLOAT_GROUPS, .columns = ceil_div(n_rows, MOST_ROWS)};
     for (;;) {
         s.blocks = ceil_div(n_groups, s.groups);
         const int64_t units = s.blocks * parts * s.columns, most = ceil_div(units, size);

@@ -7,7 +7,11 @@
 #include "panels.h"
 #include "seam.h"
 
-enum { BLOCK_BYTES = 256 << 10, BEGINNING = 4096 };   /* as in matmul.c; what is asked for of the next run of row groups */
+enum {
+    BLOCK_BYTES = 256 << 10,    /* as in matmul.c */
+    BEGINNING = 5 << 10,        /* what is asked for of the next run of row groups, as far as dots ask ahead */
+    LAST = 2                    /* row groups before its turn: sooner, and it would not be near any more */
+};
 
 typedef struct {
     float tail[NI_DOTS][NI_ROWS];
@@ -15,6 +19,7 @@ typedef struct {
     uint8_t *near;              /* activations of one block of tokens, side by side */
     ni_panel_memory *panels;
     const int32_t *gathered;    /* the rows that are there */
+    const uint8_t *next;        /* the row groups whose turn is after this one's, if they are known */
 } memory;
 
 static size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
@@ -79,14 +84,16 @@ static ni_act gather(const ni_ctx *c, const ni_op *op, const ni_act *x, const in
 }
 
 /* Row groups [g0, g1) of one expert's matrix times n rows: all at once where there is a kernel for so many, else over blocks that stay in
- * L2 meanwhile. */
+ * L2 meanwhile.  Before the last groups the beginning of what comes next is asked for: its first lines would be waited for. */
 static void few_rows(const ni_ctx *c, const ni_op *op, const ni_weight *w, const uint8_t *packed, const ni_act *x, const int32_t *row, int64_t n,
                      int64_t g0, int64_t g1, float *y, memory *m) {
     const size_t bytes = ni_group_bytes(w->type, w->k);
     const int64_t whole = w->n / NI_ROWS, most = ni_k->dots[w->type] ? NI_DOTS : 1;
     const int64_t step = n <= most ? g1 - g0 : ni_max(1, BLOCK_BYTES / (int64_t)bytes);
-    for (int64_t g = g0; g < g1; g += step) {
-        const int64_t end = ni_min(g + step, g1), full = ni_min(end, whole);
+    for (int64_t g = g0, end; g < g1; g = end) {
+        end = g < g1 - LAST ? ni_min(g + step, g1 - LAST) : g1;
+        const int64_t full = ni_min(end, whole);
+        if (end == g1 && m->next) ni_fetch(m->next, BEGINNING);
         for (int64_t t = 0, left = (n + most - 1) / most, k; t < n; t += k, left--) {
             ni_act own[NI_DOTS];
             float *out[NI_DOTS], *tail[NI_DOTS];
@@ -189,19 +196,26 @@ static void node_groups(const ni_ctx *c, const ni_weight *w, int64_t *own) {
     else ni_node_cut(w->n, c->me->worker - c->me->rank, c->me->size, c->me->n_workers, &own[0], &own[1]);
 }
 
-/* The whole row groups of a span.  What comes next is asked for before a run of groups is begun: its first lines would be waited for. */
+typedef struct { int64_t e, g0, g1; int j; } run;
+
+static void run_rows(const ni_ctx *c, const ni_op *op, const run *r, memory *m) {
+    const int32_t *first = m->first + r->e;
+    if (r->g0 < r->g1) multiply(c, op, r->j, r->e, m->row + first[0], first[1] - first[0], r->g0, r->g1, m);
+}
+
+/* The whole row groups of a span; each run of them once it is known which one comes next. */
 static void run_span(const ni_ctx *c, const ni_op *op, const ni_choice *r, const ni_span *s, memory *m) {
-    struct { int64_t e, g0, g1; int j; } now = {.g1 = 0}, next;
+    run now = {.g1 = 0}, next;
     for (next.e = s->from.expert; next.e <= s->to.expert && next.e < r->experts; next.e++)
         for (next.j = 0; next.j < r->n; next.j++) {
             if (!ni_between(r, s, next.e, next.j, &next.g0, &next.g1)) continue;
-            const ni_weight *w = &c->weights[op->w[next.j]];
-            ni_fetch(group_at(c, w, next.e, next.g0), BEGINNING);
-            if (now.g1) multiply(c, op, now.j, now.e, m->row + m->first[now.e], m->first[now.e + 1] - m->first[now.e], now.g0, now.g1, m);
+            m->next = group_at(c, &c->weights[op->w[next.j]], next.e, next.g0);
+            run_rows(c, op, &now, m);
             if (ni_hurry(c)) return;
-            now.e = next.e, now.j = next.j, now.g0 = next.g0, now.g1 = next.g1;
+            now = next;
         }
-    if (now.g1) multiply(c, op, now.j, now.e, m->row + m->first[now.e], m->first[now.e + 1] - m->first[now.e], now.g0, now.g1, m);
+    m->next = NULL;
+    run_rows(c, op, &now, m);
 }
 
 void ni_op_matmul_grouped(const ni_ctx *c, const ni_op *op) {
