@@ -201,37 +201,41 @@ def matmul_load(shapes, tokens, workers, sizes=None):
     part = np.where(units["k1"] == k, group[units["matrix"], 1] - units["k0"] // _core.SLAB * group[units["matrix"], 0],
                     values // _core.SLAB * group[units["matrix"], 0])  # fmt: skip
     unit_bytes, unit_macs = groups * part, groups * _core.ROWS * values * own_tokens
-    first = np.concatenate([[0], np.cumsum(workers)])
-    owner = np.where(units["rank"] >= 0, first[units["node"]] + units["rank"], -1)
-    load = Load(*(np.zeros(first[-1], np.int64) for _ in range(2)), Counter())
-    mine = owner >= 0
-    np.add.at(load.bytes, owner[mine], unit_bytes[mine])
-    np.add.at(load.macs, owner[mine], unit_macs[mine])
-    shared = defaultdict(list)
-    for i in np.flatnonzero(~mine):
-        shared[units["node"][i], units["crew"][i], units["piece"][i]].append(i)
-    crews = defaultdict(list)
-    for node, crew, piece in sorted(shared):
-        crews[node, crew].append(shared[node, crew, piece])
-    for (node, crew), pieces in crews.items():
-        ranks = (np.unique(units["rank"][(units["node"] == node) & (units["crew"] == crew) & mine]) if by_bytes
-                 else range(workers[node]))  # fmt: skip
-        members = [int(first[node] + rank) for rank in ranks]
-        free = [(int((load.bytes if by_bytes else load.macs)[w]), w) for w in members]
-        heapq.heapify(free)
-        for piece in pieces:
-            time, w = heapq.heappop(free)
-            load.bytes[w] += unit_bytes[piece].sum()
-            load.macs[w] += unit_macs[piece].sum()
-            owner[piece] = w
-            heapq.heappush(free, (time + int((unit_bytes if by_bytes else unit_macs)[piece].sum()), w))
-        load.lines[len(members)] += len(members) > 1  # the counter
+    load, owner = _deal(units, unit_bytes, unit_macs, unit_bytes if by_bytes else unit_macs, workers, by_bytes)
+    mine = units["rank"] >= 0
     seams = (units["k1"] < k) & mine
     with_min = np.isin(code, [c["code"] for c in FORMATS.values() if c["kind"] == MINIMUM])
     load.lines[2] += int((seams * (1 + tokens * (1 + with_min))).sum())  # a mark, and sums
     ends = units["k1"] == k
     load.lines += _shared_lines((u, w, rows) for u, w, rows in zip(units[ends], owner[ends], n[ends]) if rows % (LINE // 4))
     return load
+
+
+def _deal(units, n_bytes, macs, time, workers, by_crew):
+    """(Load, owner of each unit): own units, then pieces, taken by whoever of their crew (else of their node) is free first by `time`."""
+    first, mine = np.concatenate([[0], np.cumsum(workers)]), units["rank"] >= 0
+    owner = np.where(mine, first[units["node"]] + units["rank"], -1)
+    load, busy = Load(*(np.zeros(first[-1], np.int64) for _ in range(2)), Counter()), np.zeros(first[-1], np.int64)
+    for total, own in ((load.bytes, n_bytes), (load.macs, macs), (busy, time)):
+        np.add.at(total, owner[mine], own[mine])
+    shared, crews = defaultdict(list), defaultdict(list)
+    for i in np.flatnonzero(~mine):
+        shared[units["node"][i], units["crew"][i], units["piece"][i]].append(i)
+    for node, crew, piece in sorted(shared):
+        crews[node, crew].append(shared[node, crew, piece])
+    for (node, crew), pieces in crews.items():
+        ranks = np.unique(units["rank"][(units["node"] == node) & (units["crew"] == crew) & mine]) if by_crew else range(workers[node])
+        members = [int(first[node] + rank) for rank in ranks]
+        free = [(int(busy[w]), w) for w in members]
+        heapq.heapify(free)
+        for piece in pieces:
+            at, w = heapq.heappop(free)
+            load.bytes[w] += n_bytes[piece].sum()
+            load.macs[w] += macs[piece].sum()
+            owner[piece] = w
+            heapq.heappush(free, (at + int(time[piece].sum()), w))
+        load.lines[len(members)] += len(members) > 1  # the counter
+    return load, owner
 
 
 def _shared_lines(units):
@@ -254,11 +258,9 @@ def grouped_load(shapes, rows, tokens, workers, sizes=None):
     bytes_of = {(j, k1): _core.packed_bytes(shapes[j][0], 1, int(k1)) for j, k1 in {*zip(units["matrix"], units["k0"])} | {
         *zip(units["matrix"], units["k1"])} if k1}  # fmt: skip
     at = [bytes_of[j, k1] - bytes_of.get((j, k0), 0) for j, k0, k1 in zip(units["matrix"], units["k0"], units["k1"])]
-    owner = np.concatenate([[0], np.cumsum(workers)])[units["node"]] + units["rank"]
     groups, met = units["g1"] - units["g0"], units["t1"] - units["t0"]
-    load = Load(*(np.zeros(sum(workers), np.int64) for _ in range(2)), Counter())
-    np.add.at(load.bytes, owner, groups * np.array(at, np.int64))
-    np.add.at(load.macs, owner, groups * _core.ROWS * (units["k1"] - units["k0"]) * (met + _core.UNPACK))
+    macs = groups * _core.ROWS * (units["k1"] - units["k0"]) * (met + _core.UNPACK)
+    load, _ = _deal(units, groups * np.array(at, np.int64), macs, macs, workers, True)
     return load, sum(_core.packed_bytes(code, n, k) for code, n, k in shapes) * np.count_nonzero(rows)
 
 

@@ -40,6 +40,43 @@ class Ours:
 
         return round(bytes_per_token(self._model, Trial(GEN, n)))
 
+    def prompt_macs(self, n):
+        """Multiply-adds of ``time_prefill(n)``."""
+        return sum(op.cost(1 if op.selected else n).macs for op in self._model.plan.ops)
+
+    def together(self, sequences, n):
+        """What a step costs in which so many sequences get a random id each, mean of ``n`` steps.
+
+        Returns
+        -------
+        dict
+            "seconds"; "plain": (bytes, multiply-adds) of each op that multiplies but those of experts; "experts": of all those
+            together, as the workers counted them.
+        """
+        engine = self._model.runtime.engine
+        core, ops = engine.lane.core_plan(), engine.plan.ops
+        caches = [engine.new_kv() for _ in range(sequences)]
+        rng, seconds = np.random.default_rng(0), 0.0
+        try:
+            for at in range(n + 1):
+                ids = rng.integers(3, self._n_vocab, (sequences, 1)).astype(np.int32)
+                if at == 1:  # first touches are over
+                    core.work()
+                    seconds = 0.0
+                start = time.perf_counter()
+                engine.step([(kv, own, at) for kv, own in zip(caches, ids)], range(sequences))
+                seconds += time.perf_counter() - start
+            done = core.work().sum(axis=0) / n
+        finally:
+            for kv in caches:
+                kv.close()
+        plain = []
+        for op in ops:
+            if op.name in ("matmul", "score"):
+                cost = op.cost(sequences)
+                plain.append((cost.n_bytes, cost.macs))
+        return {"seconds": seconds / n, "plain": plain, "experts": tuple(done - np.array(plain, float).sum(axis=0))}
+
     def read_limit(self):
         """Bytes per second that the model's own workers can read now, each from its own node."""
         from numainfer.measure.bandwidth import ReadProbe

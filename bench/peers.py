@@ -29,9 +29,12 @@ def find_peer(name=None):
     raise SystemExit(f"not installed: {', '.join(wanted)}")
 
 
-def open_peer(path, name=None, **options):
-    """A ``Worker`` around the class of ``find_peer(name)``; options as for ``LlamaCpp``."""
-    return Worker(f"peers:{PEERS[find_peer(name)][1]}", str(path), **options)
+def open_peer(path, name=None, python=None, **options):
+    """A ``Worker`` around the class of ``find_peer(name)``, or of the peer that another environment's Python has; options as for
+    ``LlamaCpp``."""
+    if python and name not in PEERS:
+        raise SystemExit(f"{name} is not a known peer; wanted one of: {', '.join(PEERS)}")
+    return Worker(f"peers:{PEERS[name if python else find_peer(name)][1]}", str(path), python=python, **options)
 
 
 def open_llama_cpp(path, **options):

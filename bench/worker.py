@@ -31,16 +31,18 @@ class Worker:
         Environment variables of the child, on top of ours.
     root : path-like, optional
         Another checkout of this project, built in place: the child runs there.
+    python : path-like, optional
+        The interpreter of another environment, which has NumPy and what the target needs.
 
     Notes
     -----
     Arguments and results are pickled. What the child's libraries print goes nowhere.
     """
 
-    def __init__(self, target, *args, env=None, root=None, **kwargs):
+    def __init__(self, target, *args, env=None, root=None, python=None, **kwargs):
         script = Path(root, "bench", "worker.py") if root else __file__
         self._child = subprocess.Popen(
-            [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **(env or {})}
+            [python or sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **(env or {})}
         )
         self._target = target
         try:

@@ -149,8 +149,9 @@ static int64_t rows_of(const ni_choice *c, int64_t e) { return c->first[e + 1] -
 
 ni_choice ni_choice_of(const ni_weight *const *w, int n, int64_t experts, const int32_t *first, int64_t n_tokens,
                        const int64_t (*own)[2], int64_t size, const ni_sizes *s) {
-    ni_choice c = {.n = n, .k = w[0]->k, .slabs = ceil_div(w[0]->k, NI_SLAB), .size = size, .experts = experts, .first = first};
-    int64_t all = 0, chosen = 0, bytes = 0, largest = 0, rows = 0;
+    ni_choice c = {.n = n, .k = w[0]->k, .slabs = ceil_div(w[0]->k, NI_SLAB), .size = size, .crews = ni_crews(size, s), .experts = experts,
+                   .first = first};
+    int64_t all = 0, chosen = 0, bytes = 0, largest = 0, rows = 0, few = 1;
     for (int j = 0; j < n; j++) {
         const ni_type type = (ni_type)w[j]->type;
         c.part[j].first = own[j][0], c.part[j].groups = own[j][1] - own[j][0];
@@ -164,25 +165,64 @@ ni_choice ni_choice_of(const ni_weight *const *w, int n, int64_t experts, const 
         c.cost += bytes * (rows_of(&c, e) + NI_UNPACK);
     }
     c.most = largest * (rows + NI_UNPACK);
+    for (int j = 0; j < n; j++) few &= ni_are_few(rows, w[j]->type);
+    /* As in a line: a piece lasts a while; where panels are multiplied it has the groups that the gathered rows serve. */
+    c.piece = at_least(few ? s->piece_bytes * (rows + NI_UNPACK) : s->tile_groups * c.most, at_least(c.most, c.cost / size / PIECES));
+    if (size > c.crews) c.each = c.cost / size / SHARED / at_least(c.piece, 1);
     /* As in a line: in no group are there three workers.  A seam has room for a row of each token; a token's experts differ. */
-    c.exact = size > 1 && n_tokens <= s->line_tokens && all * chosen / size < s->exact_groups && c.cost / size >= c.most;
+    const int64_t shared = c.each ? all * chosen / SHARED : 0;
+    c.exact = size > 1 && n_tokens <= s->line_tokens && (all * chosen - shared) / size < s->exact_groups
+              && c.cost / size - c.each * c.piece >= c.most;
     return c;
 }
 
-ni_spot ni_spot_of(const ni_choice *c, int64_t rank) {
-    int64_t left = c->cost / c->size * rank + c->cost % c->size * rank / c->size;
+/* The place behind so much of the run's cost; whole: the first row group that begins there or later. */
+static ni_spot spot_at(const ni_choice *c, int64_t cost, int whole) {
     for (int64_t e = 0; e < c->experts; e++)
         for (int j = 0; j < c->n && rows_of(c, e); j++) {
             const int64_t times = rows_of(c, e) + NI_UNPACK, group = c->part[j].group_bytes * times, groups = c->part[j].groups;
-            if (left >= groups * group) { left -= groups * group; continue; }
-            ni_spot at = {e, j, left / group, ceil_div(left % group, c->part[j].slab_bytes * times)};
-            if (at.slab && (!c->exact || at.slab >= c->slabs)) at.group++, at.slab = 0;
+            if (cost >= groups * group) { cost -= groups * group; continue; }
+            ni_spot at = {e, j, cost / group, ceil_div(cost % group, c->part[j].slab_bytes * times)};
+            if (at.slab && (whole || at.slab >= c->slabs)) at.group++, at.slab = 0;
             return at;
         }
     return (ni_spot){.expert = c->experts};
 }
 
-int ni_between(const ni_choice *c, const ni_spot *a, const ni_spot *b, int64_t expert, int j, int64_t *g0, int64_t *g1) {
+/* Cost of the first `rank` workers' stretches. */
+static int64_t cost_before(const ni_choice *c, int64_t rank) { return c->cost / c->size * rank + c->cost % c->size * rank / c->size; }
+
+/* A crew's ranks [*a, *b), and the cost at which its pieces begin. */
+static int64_t crew_at(const ni_choice *c, int64_t crew, int64_t *a, int64_t *b) {
+    ni_cut(c->size, c->crews, crew, a, b);
+    return cost_before(c, *b) - c->each * c->piece * (*b - *a);
+}
+
+static int64_t crew_of(const ni_choice *c, int64_t rank) { return ((rank + 1) * c->crews - 1) / c->size; }  /* as ni_cut deals ranks out */
+
+ni_span ni_own_of(const ni_choice *c, int64_t rank) {
+    int64_t a, b;
+    const int64_t shared = crew_at(c, crew_of(c, rank), &a, &b), first = cost_before(c, a), own = shared - first, i = rank - a, n = b - a;
+    const int whole = !c->exact;    /* own parts do, pieces do not, end within a group */
+    return (ni_span){spot_at(c, first + own / n * i + own % n * i / n, whole || (i == 0 && c->each)),
+                     spot_at(c, first + own / n * (i + 1) + own % n * (i + 1) / n, whole || (i + 1 == n && c->each))};
+}
+
+int64_t ni_pieces_of(const ni_choice *c, int64_t rank, int64_t *n_pieces) {
+    int64_t a, b;
+    crew_at(c, crew_of(c, rank), &a, &b);
+    *n_pieces = c->each * (b - a);
+    return crew_of(c, rank);
+}
+
+ni_span ni_piece_of(const ni_choice *c, int64_t crew, int64_t i) {
+    int64_t a, b;
+    const int64_t from = crew_at(c, crew, &a, &b) + i * c->piece;
+    return (ni_span){spot_at(c, from, 1), spot_at(c, from + c->piece, 1)};
+}
+
+int ni_between(const ni_choice *c, const ni_span *s, int64_t expert, int j, int64_t *g0, int64_t *g1) {
+    const ni_spot *a = &s->from, *b = &s->to;
     const int64_t here = expert * c->n + j, from = a->expert * c->n + a->matrix, to = b->expert * c->n + b->matrix;
     if (!rows_of(c, expert) || here < from || here > to) return 0;
     *g0 = c->part[j].first + (here == from ? a->group + (a->slab > 0) : 0);
@@ -193,7 +233,8 @@ int ni_between(const ni_choice *c, const ni_spot *a, const ni_spot *b, int64_t e
 ni_scoring ni_scoring_of(const ni_weight *w, int64_t parts, int64_t n_rows, int64_t size) {
     const int64_t n_groups = ceil_div(w->n, NI_ROWS);
     const int few = ni_are_few(n_rows, w->type);
-    ni_scoring s = {.groups = few ? FLOAT_GROUPS : MOST_GROUPS, .columns = ceil_div(n_rows, MOST_ROWS)};
+    /* Parts are dots of one group each: group after group, so that memory is read in its order. */
+    ni_scoring s = {.groups = !few ? MOST_GROUPS : parts > 1 ? 1 : FLOAT_GROUPS, .columns = ceil_div(n_rows, MOST_ROWS)};
     for (;;) {
         s.blocks = ceil_div(n_groups, s.groups);
         const int64_t units = s.blocks * parts * s.columns, most = ceil_div(units, size);
@@ -278,31 +319,35 @@ static void list_cut(list *l, const ni_choice *c, const ni_spot *at, int behind)
     l->n++;
 }
 
-static void list_part(list *l, const ni_choice *c, const ni_spot *from, const ni_spot *to) {
-    list_cut(l, c, to, 0);
-    for (int64_t e = from->expert; e <= to->expert && e < c->experts; e++)
+static void list_span(list *l, const ni_choice *c, ni_span s) {
+    list_cut(l, c, &s.to, 0);
+    for (int64_t e = s.from.expert; e <= s.to.expert && e < c->experts; e++)
         for (int j = 0; j < c->n; j++) {
             ni_matmul_unit u = l->as;
             u.matrix = j, u.k1 = c->k, u.t0 = c->first[e], u.t1 = c->first[e + 1];
-            if (!ni_between(c, from, to, e, j, &u.g0, &u.g1)) continue;
+            if (!ni_between(c, &s, e, j, &u.g0, &u.g1)) continue;
             if (l->at < l->end) *l->at++ = u;
             l->n++;
         }
-    list_cut(l, c, from, 1);
+    list_cut(l, c, &s.from, 1);
 }
 
 int64_t ni_grouped_units(const ni_weight *const *w, int n, int64_t experts, const int32_t *first, int64_t n_tokens, const int *workers,
                          int n_nodes, const ni_sizes *s, ni_matmul_unit *units, int64_t most) {
     list l = {.at = units, .end = units + most, .as = {.piece = -1}};
-    int64_t all = 0, before = 0, own[NI_MATRICES][2];
+    int64_t all = 0, before = 0, own[NI_MATRICES][2], n_pieces;
     for (int i = 0; i < n_nodes; i++) all += workers[i];
     for (int i = 0; i < n_nodes; before += workers[i++]) {
         for (int j = 0; j < n; j++) ni_node_cut(w[j]->n, before, workers[i], all, &own[j][0], &own[j][1]);
         const ni_choice c = ni_choice_of(w, n, experts, first, n_tokens, own, workers[i], s);
-        for (int rank = 0; rank < workers[i]; rank++) {
-            const ni_spot from = ni_spot_of(&c, rank), to = ni_spot_of(&c, rank + 1);
-            l.as.node = i, l.as.rank = rank;
-            list_part(&l, &c, &from, &to);
+        l.as.node = i;
+        for (int rank = 0, crew = -1; rank < workers[i]; rank++) {
+            l.as.rank = rank, l.as.crew = (int32_t)ni_pieces_of(&c, rank, &n_pieces);
+            list_span(&l, &c, ni_own_of(&c, rank));
+            if (l.as.crew == crew) continue;
+            crew = l.as.crew, l.as.rank = -1;
+            for (l.as.piece = 0; l.as.piece < n_pieces; l.as.piece++) list_span(&l, &c, ni_piece_of(&c, crew, l.as.piece));
+            l.as.piece = -1;
         }
     }
     return l.n;

@@ -70,12 +70,14 @@ static inline int ni_of_matrix(const ni_run *r, const ni_block *b, int j, int64_
 }
 
 /* Experts, where every row meets one of several matrices: a node's row groups of all that some row meets, one expert after the other, and
- * of each its matrices one after the other, are one run, cut in parts of equal cost: a row group's bytes, as often as rows meet it and
- * what reading it costs besides.  For few tokens parts may end in the midst of a row group, as in a line; there are no pieces. */
+ * of each its matrices one after the other, are one run, cut by cost: a row group's bytes, as often as rows meet it and what reading it
+ * costs besides.  As in a line, workers stand in crews, each with a stretch of the run, own parts first and then pieces that whoever is
+ * free takes; for few tokens parts may end in the midst of a row group. */
 typedef struct {
     int n, exact;                       /* matrices; parts may end within a group */
-    int64_t k, slabs, size, experts;    /* size: the node's workers */
+    int64_t k, slabs, size, crews, experts; /* size: the node's workers */
     int64_t cost, most;                 /* of all; of a row group, at most */
+    int64_t piece, each;                /* a piece's cost; pieces for each worker */
     const int32_t *first;               /* rows first[e] to first[e + 1], in the order of experts, meet expert e */
     struct { int64_t first, groups, group_bytes, slab_bytes; } part[NI_MATRICES];   /* of each expert's matrix */
 } ni_choice;
@@ -83,11 +85,17 @@ typedef struct {
 /* A place in that run: slab `slab` of a matrix's row group, counted from the node's first. */
 typedef struct { int64_t expert, matrix, group, slab; } ni_spot;
 
+/* What lies between two spots. */
+typedef struct { ni_spot from, to; } ni_span;
+
 /* own[j]: the row groups of matrix j, of each expert, that are the node's. */
 ni_choice ni_choice_of(const ni_weight *const *w, int n, int64_t experts, const int32_t *first, int64_t n_tokens,
                        const int64_t (*own)[2], int64_t size, const ni_sizes *s);
-/* Where the part of the worker of that rank begins, which is where that of the one before it ends. */
-ni_spot ni_spot_of(const ni_choice *c, int64_t rank);
-/* The whole row groups [*g0, *g1) of matrix j of an expert between two spots; 0 if there are none. */
-int ni_between(const ni_choice *c, const ni_spot *a, const ni_spot *b, int64_t expert, int j, int64_t *g0, int64_t *g1);
+/* The own part of the worker of that rank; one that begins or ends within a group ends, or begins, its neighbour's. */
+ni_span ni_own_of(const ni_choice *c, int64_t rank);
+/* The crew of the worker of that rank, and how many pieces it has. */
+int64_t ni_pieces_of(const ni_choice *c, int64_t rank, int64_t *n_pieces);
+ni_span ni_piece_of(const ni_choice *c, int64_t crew, int64_t i);
+/* The whole row groups [*g0, *g1) of matrix j of an expert within the span; 0 if there are none. */
+int ni_between(const ni_choice *c, const ni_span *s, int64_t expert, int j, int64_t *g0, int64_t *g1);
 #endif

@@ -160,7 +160,7 @@ void ni_node_cut(int64_t n, int64_t first, int64_t size, int64_t n_workers, int6
 int64_t ni_matmul_units(const ni_weight *const *w, int n, int64_t n_tokens, const int *workers, int n_nodes, const ni_sizes *s,
                         ni_matmul_unit *units, int64_t most);
 /* The same of an op that multiplies rows by experts' matrices of n: rows [first[e], first[e + 1]), which are a unit's "tokens", meet expert e
- * (cut.h).  No crews and no pieces. */
+ * (cut.h). */
 int64_t ni_grouped_units(const ni_weight *const *w, int n, int64_t experts, const int32_t *first, int64_t n_tokens, const int *workers,
                          int n_nodes, const ni_sizes *s, ni_matmul_unit *units, int64_t most);
 /* Bytes of weights, and multiply-adds, of the worker of that rank in a node of `size` in a score (ops/score.c) of a matrix, of so many rows

@@ -18,7 +18,7 @@ CSRC = pathlib.Path(__file__).resolve().parents[1] / "csrc"
 SOURCES = sorted([*CSRC.glob("formats/*.c"), *CSRC.glob("isa/*.c")])
 
 TYPES = tuple(re.findall(r"^NI_FORMAT\((\w+)", (CSRC / "formats" / "formats.def").read_text(), re.MULTILINE))  # order of ni_type
-ROWS, SLAB, LONG_SLAB, SLAB_BYTES = 16, 256, 512, 640
+ROWS, SLAB, LONG_SLAB, SLAB_BYTES, DOTS = 16, 256, 512, 640, 4
 FLOAT, OFFSET, MIN, SIGNED, NESTED, NESTED_MIN = range(6)  # ni_panel_kind
 
 # Completes a table without some slots of the types in a mask: 1 dot, 2 unpack, 4 gather and gemm.
@@ -66,6 +66,7 @@ class Format(ctypes.Structure):
 
 _SLOTS = [
     ("dot", ctypes.CFUNCTYPE(None, _ptr, _i64, ctypes.POINTER(Act), _ptr)),
+    ("dots", ctypes.CFUNCTYPE(None, _ptr, _i64, ctypes.POINTER(Act), _int, ctypes.POINTER(_ptr))),
     ("unpack", ctypes.CFUNCTYPE(None, _ptr, _i64, _i64, ctypes.POINTER(Panel))),
     ("gather", ctypes.CFUNCTYPE(None, ctypes.POINTER(Act), _i64, _i64, _int, _ptr, ctypes.POINTER(Act))),
     ("gemm", ctypes.CFUNCTYPE(None, ctypes.POINTER(Panel), _i64, _i64, ctypes.POINTER(Act), _int, _ptr, _ptr)),

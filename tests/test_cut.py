@@ -111,10 +111,14 @@ def random_choice(rng):
 
 def test_every_expert_meets_its_rows_once():
     """In rows that are its node's; a group that is cut has two workers, side by side, the earlier one's part before the later one's."""
-    rng, cut, whole = np.random.default_rng(4), 0, 0
+    rng, cut, whole, pieces = np.random.default_rng(4), 0, 0, 0
     for _ in range(1500):
         shapes, rows, tokens, workers, sizes = case = random_choice(rng)
         units = _core.grouped_units(shapes, rows, tokens, workers, sizes)
+        shared = units[units["rank"] < 0]
+        assert ((shared["piece"] >= 0) & (shared["k0"] == 0) & (shared["k1"] == shapes[0][2])).all()  # whole row groups
+        assert (units["piece"][units["rank"] >= 0] == -1).all()
+        pieces += len(shared)
         first = np.concatenate([[0], np.cumsum(rows)])
         assert np.isin(units["t0"], first).all()
         experts = np.searchsorted(first, units["t0"], side="right") - 1  # of equal ones the last: the others have no rows
@@ -132,7 +136,29 @@ def test_every_expert_meets_its_rows_once():
             ended = {(*key, u["rank"], u["k0"]) for u, key in of if u["k0"]}
             assert begun == ended, case
             cut, whole = cut + len(begun), whole + int(mine.sum())
-    assert cut > 1000 and whole > 10 * cut
+    assert cut > 1000 and whole > 10 * cut and whole > pieces > 1000
+
+
+def test_a_quarter_of_what_experts_cost_is_shared():
+    """In as many pieces for each worker of a crew, of equal cost, however rows choose; none where one would be too much."""
+    shape, n_bytes = (Q8_0, 768, 2048), _core.packed_bytes(Q8_0, 1, 2048)
+    for rows in ([1] * 8, [1, 3, 2] * 5, [7, 0, 40, 90]):
+        for size in (2, 6, 16, 40):
+            units = _core.grouped_units([shape, shape], rows, sum(rows), [size], {"piece_bytes": 1, "tile_groups": 1})
+            cost = (units["g1"] - units["g0"]) * (units["k1"] - units["k0"]) // 2048 * (units["t1"] - units["t0"] + _core.UNPACK) * n_bytes
+            whole, most = sum((r + _core.UNPACK) * 96 * n_bytes for r in rows if r), (max(rows) + _core.UNPACK) * n_bytes
+            crews = -(-size // _core.SIZES["crew"])
+            for crew in range(crews):
+                mine = (units["crew"] == crew) & (units["rank"] < 0)
+                ranks = np.unique(units["rank"][(units["crew"] == crew) & (units["rank"] >= 0)])
+                if not mine.any():
+                    continue
+                each = np.bincount(units["piece"][mine], cost[mine])
+                assert len(each) % len(ranks) == 0 and each.min() > 0 and abs(each.mean() - each).max() <= 2 * most
+                assert whole / 8 - 2 * most <= each.sum() * size / len(ranks) <= whole / 4 + 2 * most * size / len(ranks)
+            assert (units["rank"] < 0).any() == (whole / size / 4 >= most), (rows, size)
+    assert (_core.grouped_units([shape], [1], 1, [2], {"piece_bytes": 1 << 20})["rank"] >= 0).all()
+    assert (_core.grouped_units([shape] * 2, [1] * 8, 1, [1])["rank"] == 0).all()  # nobody to share with
 
 
 def test_workers_begin_with_what_others_wait_for():
@@ -145,6 +171,7 @@ def test_workers_begin_with_what_others_wait_for():
                 own = units[units["rank"] == rank]
                 assert own["k1"][0] < 2048 and (own["k1"][1:] == 2048).all() and (own["k0"][:-1] == 0).all()
             assert not ((units["k0"] > 0) & (units["k1"] < 2048)).any(), "a group has three workers"
+            units = units[units["rank"] >= 0]
             if seams:
                 cost = np.bincount(units["rank"], (units["g1"] - units["g0"]) * (units["k1"] - units["k0"]) *
                                    (units["t1"] - units["t0"] + _core.UNPACK), size)  # fmt: skip
@@ -263,6 +290,7 @@ def test_workers_do_what_is_counted(sheet, shape, names, x):
 
 
 EXPERTS, USED, CUT = 6, 2, {"exact_groups": 1000, "line_tokens": 32}
+PIECES = CUT | {"crew": 2, "piece_bytes": 1, "tile_groups": 1}
 
 
 @pytest.fixture(scope="module")
@@ -292,7 +320,8 @@ def of_experts(names, which=0):
 @pytest.mark.parametrize("names", [("a", "b"), ("b", "a"), ("f",)], ids=str)
 def test_experts_in_any_order_of_workers_have_the_bits_of_one(experts, shape, names):
     with open_team(*shape) as team:
-        for which, (tokens, sizes) in product(range(len(names)), ((1, CUT), (3, CUT), (30, CUT), (1, {"exact_groups": 0}), (40, None))):
+        for which, (tokens, sizes) in product(range(len(names)), ((1, CUT), (3, CUT), (30, CUT), (1, {"exact_groups": 0}), (40, None),
+                                                                   (1, PIECES), (9, PIECES), (40, PIECES))):  # fmt: skip
             build = of_experts(names, which)
             wanted = by_one_worker(experts, build, tokens)
             with rig(experts, team, build, hidden=True, sizes=sizes) as r:
@@ -318,12 +347,12 @@ def test_experts_in_several_ops_without_a_barrier_between_them(experts):
 
 @pytest.mark.parametrize("shape", [(1, 5), (2, 3), (3, (2, 1, 3))], ids=str)
 def test_workers_of_experts_do_what_is_counted(experts, shape):
-    """All together, and each but for the ends of groups that another may do for it."""
+    """All together, and each but for pieces and the ends of groups that another may do for it."""
     names, n_nodes, each = ("a", "b"), *shape
     workers = [each] * n_nodes if isinstance(each, int) else list(each)
     shapes, scores = [(experts[f"{name}.weight"].code, experts[f"{name}.weight"].n, 768) for name in names], experts.exact["scores"]
     with open_team(*shape) as team:
-        for tokens, sizes in ((1, CUT), (8, CUT), (1, {"exact_groups": 0}), (40, None)):
+        for tokens, sizes in ((1, CUT), (8, CUT), (1, {"exact_groups": 0}), (40, None), (2, PIECES), (40, PIECES)):
             rows = np.bincount(np.argsort(-scores[:tokens], axis=1)[:, :USED].ravel(), minlength=EXPERTS)
             units = _core.grouped_units(shapes, rows, tokens, workers, sizes)
             counted, _ = balance.grouped_load(shapes, rows, tokens, workers, sizes)
@@ -336,7 +365,7 @@ def test_workers_of_experts_do_what_is_counted(experts, shape):
                     assert done[:, 0].sum() == counted.bytes.sum()
                     assert done[:, 1].sum() == sum(16 * (u["g1"] - u["g0"]) * (u["k1"] - u["k0"]) * (u["t1"] - u["t0"])
                                                    for u in units)  # fmt: skip
-                    if not cut:
+                    if not cut and (units["rank"] >= 0).all():
                         assert (done[:, 0] == counted.bytes).all()
 
 
@@ -381,6 +410,7 @@ def test_experts_are_kept_even_on_big_machines(shape, routing):
     s = balance.SHAPES[shape]
     met = balance.chosen(s.experts, s.used, 512, "even")
     units = _core.grouped_units([(FORMATS["Q4_K"]["code"], s.width, s.expert_width - s.expert_width % 256)], met, 512, workers)
+    units = units[units["rank"] >= 0]  # pieces even out what is left
     macs = (units["g1"] - units["g0"]) * (units["t1"] - units["t0"])
     assert balance.uneven(np.bincount(units["node"] * 96 + units["rank"], macs)) < 1.15
 

@@ -23,7 +23,7 @@ from numainfer.measure.capacity import demand
 
 E, D, F, USED, EPS = 12, 256, 273, 3, 1e-6  # F: the last row group has one row; F32 alone takes it
 TEAMS = ((1, 1), (1, 3), (2, 2), (3, 1))
-TOKENS = (1, 2, 5, 40)
+TOKENS = (1, 2, 5, 16, 40)
 TYPES = ("F32", "Q8_0", "Q4_K", "Q6_K", "MXFP4", "IQ4_XS", "NVFP4", "IQ3_XXS", "IQ2_S")
 
 
@@ -264,6 +264,27 @@ def test_a_mixture_of_experts(sheet, team, kind, shared):
             for seed in (1, 2, 3):
                 same_bits(r.run(np.arange(40), seed=seed), found, (policy, "shuffled", seed))
                 same_bits(r.run(np.arange(2), seed=seed), found[:2], (policy, "shuffled", seed))
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_the_bytes_of_an_expert_are_read_once_in_a_step(sheet, team, kind):
+    """However many sequences the rows are of; and no bytes of an expert that none of them chose."""
+    def build(p, s):
+        ids, weights = p.route(p.embed(s["scores"]), USED)
+        gate, up = p.matmul_grouped(p.embed(s["x"]), ids, s[f"{kind} gate.weight"], s[f"{kind} up.weight"])
+        p.logits(p.mix(p.matmul_grouped(p.gated(gate, up, "silu"), ids, s[f"{kind} down.weight"]), weights), None)
+
+    ids, _ = routed(sheet.exact["scores"], USED)
+    matrices = [sheet[f"{kind} {name}.weight"] for name in ("gate", "up", "down")]
+    n_bytes, n_macs = sum(w.packed_bytes for w in matrices) // E, sum(-(-w.n // 16) * 16 * w.k for w in matrices)
+    with rig(sheet, team, build, hidden=True) as r:
+        for tokens in TOKENS:
+            chosen = len(np.unique(ids[:tokens]))
+            assert USED <= chosen < E or tokens > 2
+            for seed in (0, 1):
+                r.core.work()
+                r.run(np.arange(tokens), [(r.new_kv(), 1, 0) for _ in range(tokens)], seed=seed)
+                assert r.core.work().sum(axis=0).tolist() == [n_bytes * chosen, n_macs * tokens * USED]
 
 
 @pytest.mark.parametrize("kind", ["F32", "Q4_K"])

@@ -7,6 +7,7 @@ import gguf
 import numpy as np
 import pytest
 from _ckernels import (
+    DOTS,
     FLOAT,
     LONG_SLAB,
     MIN,
@@ -73,6 +74,19 @@ def dot(isa, name, packed, x, token):
     out = np.full(len(packed) * ROWS, np.nan, np.float32)
     tables()[isa].dot[TYPES.index(name)](address(packed), len(packed), ctypes.byref(x.act(token)), address(out))
     return out
+
+
+def dots(isa, name, packed, x, n_tokens):
+    """The last so many tokens in one call, last first, their rows apart; None where the table has no such kernel."""
+    kernel = tables()[isa].dots[TYPES.index(name)]
+    if not kernel:
+        return None
+    out = np.full((n_tokens, len(packed) * ROWS + 7), np.nan, np.float32)
+    tokens = range(x.n_tokens - 1, x.n_tokens - 1 - n_tokens, -1)
+    acts = (Act * n_tokens)(*(x.act(t) for t in tokens))
+    kernel(address(packed), len(packed), acts, n_tokens, (ctypes.c_void_p * n_tokens)(*(address(row) for row in out)))
+    assert np.isnan(out[:, len(packed) * ROWS :]).all(), f"{isa} dots {name} write too far"
+    return out[::-1, : len(packed) * ROWS]
 
 
 def make_panel(name):
@@ -163,6 +177,10 @@ def check_all(name, rows, x, isas=ISAS):
                 assert_same_bits(found, wanted, f"{isa} gemm {name} K={x.k} T={x.n_tokens} slab={slab}")
         for t in {0, x.n_tokens - 1}:
             assert_same_bits(dot(isa, name, packed, x, t), wanted[t], f"{isa} dot {name} K={x.k} n={len(packed)}")
+        for n in range(2, min(DOTS, x.n_tokens) + 1):
+            found = dots(isa, name, packed, x, n)
+            if found is not None:
+                assert_same_bits(found, wanted[-n:], f"{isa} dots {name} K={x.k} n={len(packed)} of {n} tokens")
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -192,7 +210,7 @@ def where(function):
 
 
 def test_every_slot_is_filled():
-    """What the tables' files leave empty cross/compare.c says, for all tables (_compare.EMPTY)."""
+    """What the tables' files leave empty cross/compare.c says, for all tables (_compare.EMPTY); dots may be."""
     for table in tables().values():
         for kind in (table.dot, table.unpack, table.gather, table.gemm):
             assert all(map(where, kind))

@@ -81,6 +81,7 @@ NI_INLINE void dot_block_q8_0(const uint8_t *w, const ni_act *x, float *y) {
 
 /* The header of a record of Q4_K or Q5_K, blocks b .. b + 7 of x: all minimums; the scales wait in memory. */
 NI_INLINE void use_header(const uint8_t *w, const ni_parts at, const ni_act *x, int64_t b, float scale[8][NI_ROWS], __m256 accm[2]) {
+    ni_ask_ahead(w, at.bytes);
 #pragma GCC unroll 2
     for (int i = 0; i < 2; i++) {
         const __m256 d = load_f16(w + 16 * i), dmin = load_f16(w + at.min + 16 * i);

@@ -6,6 +6,7 @@
 NI_TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c,bmi2")
 #define V16_AVX512
 #include "avx512_dot.h"
+#include "avx512_dots.h"
 #include "avx512_gemm.h"
 #include "avx512_unpack.h"
 #include "avx512_units.h"
@@ -20,19 +21,19 @@ NI_TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c,bmi2")
 const ni_own_kernels ni_own_avx512 = {
     .name = "avx512",
     /* dot, unpack, gather, gemm, few, slab.  Types whose panels are alike share the last two kernels.
-     * few of the types of 1 to 3 bits: measured on Zen 5; of those with tables of 16: estimated. */
+     * few of types with dots, and of those of 1 to 3 bits: measured on Zen 5; of those with tables of 16: estimated. */
     .types = {
         [NI_F32]  = {dot_f32,  unpack_f32,  gather_f32,  gemm_f32,  3},
         [NI_F16]  = {dot_f16,  unpack_f16,  gather_f32,  gemm_f32,  6},
         [NI_BF16] = {dot_bf16, unpack_bf16, gather_f32,  gemm_f32,  4},
-        [NI_Q4_0] = {dot_q4_0, unpack_q4_0, gather_q4_0, gemm_q4_0, 5, NI_LONG_SLAB},
-        [NI_Q4_1] = {dot_q4_1, unpack_q4_1, gather_min,  gemm_min,  4, NI_LONG_SLAB},
-        [NI_Q5_0] = {dot_q5_0, unpack_q5_0, gather_q5_0, gemm_q5_0, 2, NI_LONG_SLAB},
-        [NI_Q5_1] = {dot_q5_1, unpack_q5_1, gather_min,  gemm_min,  2, NI_LONG_SLAB},
-        [NI_Q8_0] = {dot_q8_0, unpack_q8_0, gather_q8_0, gemm_q8_0, 4, NI_LONG_SLAB},
-        [NI_Q4_K] = {dot_q4_k, unpack_q4_k, gather_min,  gemm_min,  6, NI_LONG_SLAB},
-        [NI_Q5_K] = {dot_q5_k, unpack_q5_k, gather_min,  gemm_min,  2, NI_LONG_SLAB},
-        [NI_Q6_K] = {dot_q6_k, unpack_q6_k, gather_q6_k, gemm_q6_k, 3},
+        [NI_Q4_0] = {dot_q4_0, unpack_q4_0, gather_q4_0, gemm_q4_0, 12, NI_LONG_SLAB},
+        [NI_Q4_1] = {dot_q4_1, unpack_q4_1, gather_min,  gemm_min,  12, NI_LONG_SLAB},
+        [NI_Q5_0] = {dot_q5_0, unpack_q5_0, gather_q5_0, gemm_q5_0, 8, NI_LONG_SLAB},
+        [NI_Q5_1] = {dot_q5_1, unpack_q5_1, gather_min,  gemm_min,  12, NI_LONG_SLAB},
+        [NI_Q8_0] = {dot_q8_0, unpack_q8_0, gather_q8_0, gemm_q8_0, 16, NI_LONG_SLAB},
+        [NI_Q4_K] = {dot_q4_k, unpack_q4_k, gather_min,  gemm_min,  12, NI_LONG_SLAB},
+        [NI_Q5_K] = {dot_q5_k, unpack_q5_k, gather_min,  gemm_min,  12, NI_LONG_SLAB},
+        [NI_Q6_K] = {dot_q6_k, unpack_q6_k, gather_q6_k, gemm_q6_k, 12},
         [NI_Q2_K] = {dot_q2_k, unpack_q2_k, gather_q2_k, gemm_q2_k, 10},
         [NI_Q3_K] = {dot_q3_k, unpack_q3_k, gather_q3_k, gemm_q3_k, 8},
         [NI_TQ1_0] = {NULL, unpack_tq1_0, gather_offset1, gemm_offset1, 0, NI_LONG_SLAB},
@@ -50,6 +51,10 @@ const ni_own_kernels ni_own_avx512 = {
         [NI_IQ2_S]   = {dot_iq2_s,   unpack_iq2_s,   gather_seven_nested, gemm_q6_k, 1},
         [NI_IQ1_S]   = {dot_iq1_s,   unpack_iq1_s,   gather_q5_0,  gemm_q5_0,  1, NI_LONG_SLAB},
         [NI_IQ1_M]   = {dot_iq1_m,   unpack_iq1_m,   gather_q6_k,  gemm_q6_k,  1},
+    },
+    .dots = {
+        [NI_Q4_0] = dots_q4_0, [NI_Q4_1] = dots_q4_1, [NI_Q5_0] = dots_q5_0, [NI_Q5_1] = dots_q5_1, [NI_Q8_0] = dots_q8_0,
+        [NI_Q4_K] = dots_q4_k, [NI_Q5_K] = dots_q5_k, [NI_Q6_K] = dots_q6_k,
     },
     .panel_dots = NI_VEC(panel_dots),
     .vec = NI_VEC_TABLE,

@@ -24,6 +24,7 @@ void ni_complete(ni_kernels *table, const ni_own_kernels *own) {
         const int from = gemm_for(own, t);
         const struct ni_own_type *pair = from < NI_N_TYPES ? &own->types[from] : scalar;
         table->dot[t] = mine->dot ? mine->dot : own->panel_dots[t];
+        table->dots[t] = own->dots[t];
         table->few[t] = mine->dot ? mine->few : 0;
         table->unpack[t] = mine->unpack ? mine->unpack : scalar->unpack;
         table->gather[t] = pair->gather, table->gemm[t] = pair->gemm, table->slab[t] = pair->slab;

@@ -3,6 +3,7 @@
 #include <string.h>
 
 const ni_kernels *ni_k = &ni_kernels_scalar;
+int ni_ahead;
 
 #define NI_ISA(name, has) ni_kernels ni_kernels_##name;
 #include "isa.def"
@@ -35,6 +36,18 @@ __attribute__((constructor)) static void complete_all(void) {
 #define NI_ISA(name, has) static int runs_##name(void) { return has; }
 #include "isa.def"
 #undef NI_ISA
+
+/* Measured: on Zen 5 the dots of Q4_K and Q5_K read 1.4 to 2.3 times as fast with two records asked for ahead, whatever the table; on
+ * Zen 4 they read slower. */
+#if NI_X86 && !defined(NI_SIMDE)
+#include <cpuid.h>
+__attribute__((constructor)) static void set_ahead(void) {
+    unsigned most, b, c, d, version;
+    if (!__get_cpuid(0, &most, &b, &c, &d) || b != signature_AMD_ebx || !__get_cpuid(1, &version, &b, &c, &d)) return;
+    const unsigned family = (version >> 8 & 15) + (version >> 20 & 255);
+    if (family == 26) ni_ahead = 4736;
+}
+#endif
 
 /* Best first. */
 static const struct {

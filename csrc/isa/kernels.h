@@ -2,7 +2,7 @@
  *
  * Kernels know no plans, threads or nodes.  They cannot fail and do not allocate.  An instruction set brings the kernels that it does
  * better (ni_own_kernels, below); the slots that it leaves empty are filled at the start of the process (complete.c), so that in a table
- * in use every slot holds a kernel.
+ * in use every slot but those of `dots` holds a kernel.
  *
  * Bits: all tables give the same bits.  The formulas below fix, for each output, one order of float operations, with
  * fused multiply-adds exactly where fma() is written and nowhere else (-ffp-contract=off); integer sums are exact, so
@@ -59,6 +59,11 @@ typedef struct {
  * Float: acc = fma(w, x, acc) for k = 0, 1, 2 ...; y = acc. */
 typedef void ni_dot(const uint8_t *w, int64_t n_groups, const ni_act *x, float *y);
 
+/* The same of 2 to NI_DOTS tokens, each with activations of its own, x[t], and rows of its own, y[t]: bytes are read and unpacked once
+ * for all of them. */
+enum { NI_DOTS = 4 };
+typedef void ni_dots(const uint8_t *w, int64_t n_groups, const ni_act *x, int n_tokens, float *const *y);
+
 /* Unpacks k0 .. k0 + nk of one row group into a panel.  k0 is a multiple of NI_SLAB; nk at most NI_SLAB, or NI_LONG_SLAB with sub-blocks
  * of 32.  A type has one form of panel, whatever the table. */
 typedef void ni_unpack(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p);
@@ -77,6 +82,7 @@ typedef struct ni_kernels {
     const char *name;   /* "scalar", "avx2", ... */
 
     ni_dot *dot[NI_N_TYPES];
+    ni_dots *dots[NI_N_TYPES];  /* NULL: a dot for each token */
     ni_unpack *unpack[NI_N_TYPES];
     ni_gather *gather[NI_N_TYPES];
     ni_gemm *gemm[NI_N_TYPES];
@@ -172,6 +178,7 @@ typedef struct {
         ni_gemm *gemm;
         int few, slab;
     } types[NI_N_TYPES];
+    ni_dots *dots[NI_N_TYPES];      /* where there are any */
     ni_dot *const *panel_dots;      /* for types without a dot: panel_dots.h */
     struct ni_vec_kernels vec;      /* complete */
 } ni_own_kernels;
@@ -190,6 +197,16 @@ void ni_dot_by_panels(const ni_kernels *table, ni_type type, const uint8_t *w, i
 #define NI_ISA(name, has) extern ni_kernels ni_kernels_##name; extern const ni_own_kernels ni_own_##name;
 #include "isa.def"
 #undef NI_ISA
+
+/* How far ahead of the bytes in use dots of long records ask for more; 0: not at all, for the hardware does better alone.  Set when the
+ * library is loaded, by the CPU (isa.c). */
+extern int ni_ahead;
+
+/* Asks for the bytes of a record that lie so far ahead.  Beyond the last row they may be anything: asking does no harm. */
+static inline void ni_ask_ahead(const uint8_t *w, int bytes) {
+    if (ni_ahead)
+        for (int i = 0; i < bytes; i += 64) __builtin_prefetch(w + ni_ahead + i, 0, 3);
+}
 
 /* The table in use.  Set once by ni_isa_select(); scalar before that. */
 extern const ni_kernels *ni_k;

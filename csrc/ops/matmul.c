@@ -10,7 +10,7 @@
 enum { BLOCK_BYTES = 256 << 10 };   /* a part of L2 */
 
 typedef struct {
-    float last[NI_ROWS];        /* of a matrix whose rows end within a group */
+    float last[NI_DOTS][NI_ROWS];   /* of a matrix whose rows end within a group */
     ni_panel_memory panels;     /* and more behind it */
 } matmul_memory;
 
@@ -35,19 +35,24 @@ static void count(const matmul *m, const ni_weight *w, int64_t groups, int64_t v
     m->c->work[1] += groups * NI_ROWS * values * tokens;
 }
 
-/* A block of row groups stays in L2 while every token passes over it. */
+/* All tokens at once where there is a kernel for so many; else a block of row groups stays in L2 while they pass over it. */
 static void few_tokens(const ni_ctx *c, const ni_weight *w, const uint8_t *packed, const ni_act *x, int64_t n_tokens, int64_t g0,
                        int64_t g1, float *y, matmul_memory *p) {
-    size_t group_bytes = ni_group_bytes(w->type, w->k);
-    int64_t whole = ni_min(g1, w->n / NI_ROWS), step = n_tokens == 1 ? g1 - g0 : ni_max(1, BLOCK_BYTES / (int64_t)group_bytes);
+    const size_t group_bytes = ni_group_bytes(w->type, w->k);
+    const int64_t whole = ni_min(g1, w->n / NI_ROWS), most = ni_k->dots[w->type] ? NI_DOTS : 1;
+    const int64_t step = n_tokens <= most ? g1 - g0 : ni_max(1, BLOCK_BYTES / (int64_t)group_bytes);
     for (int64_t g = g0; g < g1 && !ni_hurry(c); g += step) {
-        int64_t end = ni_min(g + step, g1), full = ni_min(end, whole);
-        for (int64_t t = 0; t < n_tokens; t++) {
-            ni_act own = ni_act_of_token(x, t);
-            if (full > g) ni_k->dot[w->type](packed + (size_t)g * group_bytes, full - g, &own, y + t * w->n + g * NI_ROWS);
+        const int64_t end = ni_min(g + step, g1), full = ni_min(end, whole);
+        for (int64_t t = 0, left = (n_tokens + most - 1) / most, k; t < n_tokens; t += k, left--) {
+            ni_act own[NI_DOTS];
+            float *out[NI_DOTS], *last[NI_DOTS];
+            k = (n_tokens - t + left - 1) / left;
+            for (int64_t i = 0; i < k; i++)
+                own[i] = ni_act_of_token(x, t + i), out[i] = y + (t + i) * w->n + g * NI_ROWS, last[i] = p->last[i];
+            if (full > g) ni_dots_of(ni_k, w->type, packed + (size_t)g * group_bytes, full - g, own, (int)k, out);
             if (full == end) continue;
-            ni_k->dot[w->type](packed + (size_t)full * group_bytes, 1, &own, p->last);
-            memcpy(y + t * w->n + full * NI_ROWS, p->last, (size_t)(w->n - full * NI_ROWS) * sizeof *y);
+            ni_dots_of(ni_k, w->type, packed + (size_t)full * group_bytes, 1, own, (int)k, last);
+            for (int64_t i = 0; i < k; i++) memcpy(out[i] + (full - g) * NI_ROWS, last[i], (size_t)(w->n - full * NI_ROWS) * sizeof *y);
         }
     }
 }
@@ -139,17 +144,6 @@ static void begin_group(const matmul *m, const ni_block *b, ni_seam *seam) {
 
 /* ---- line and grid --------------------------------------------------------------------------------------------- */
 
-/* The next piece that nobody took, -1 if there is none.  Who comes late only reads the counter. */
-static int64_t take(atomic_int *taken, int64_t n) {
-    if (atomic_load_explicit(taken, memory_order_relaxed) >= n) return -1;
-    const int64_t i = atomic_fetch_add_explicit(taken, 1, memory_order_relaxed);
-    return i < n ? i : -1;
-}
-
-static atomic_int *taken_by(const matmul *m, int64_t crew) {
-    return (atomic_int *)((uint8_t *)m->c->taken + (size_t)crew * m->c->taken_stride) + (m->op - m->c->ops);
-}
-
 static void run_line(const matmul *m) {
     const int64_t rank = m->c->me->rank;
     const ni_crew crew = ni_crew_of(&m->run, rank, m->c->sizes);
@@ -160,7 +154,7 @@ static void run_line(const matmul *m) {
         ni_seam *seam = ni_seam_of(m->c, m->op, rank - 1);
         if (ni_comes_second(m->c, m->op, seam, 1)) continue_group(m, &own.head, seam);
     }
-    for (int64_t i; (i = take(taken_by(m, crew.number), crew.n_pieces)) >= 0;) {
+    for (int64_t i; (i = ni_take(m->c, m->op, crew.number, crew.n_pieces)) >= 0;) {
         const ni_block piece = ni_crew_piece(&m->run, &crew, i);
         multiply(m, &piece);
     }
@@ -170,7 +164,7 @@ static void run_grid(const matmul *m) {
     const ni_grid grid = ni_grid_of(&m->run, m->c->sizes);
     const ni_block own = ni_grid_share(&m->run, &grid, m->c->me->rank);
     multiply(m, &own);
-    for (int64_t i; (i = take(taken_by(m, 0), grid.rows * grid.columns)) >= 0;) {
+    for (int64_t i; (i = ni_take(m->c, m->op, 0, grid.rows * grid.columns)) >= 0;) {
         const ni_block piece = ni_grid_piece(&m->run, &grid, i, m->c->sizes);
         multiply(m, &piece);
     }

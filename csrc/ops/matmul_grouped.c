@@ -7,14 +7,19 @@
 #include "panels.h"
 #include "seam.h"
 
-enum { BLOCK_BYTES = 256 << 10 };   /* as in matmul.c */
+enum {
+    BLOCK_BYTES = 256 << 10,    /* as in matmul.c */
+    BEGINNING = 5 << 10,        /* what is asked for of the next run of row groups, as far as dots ask ahead */
+    LAST = 2                    /* row groups before its turn: sooner, and it would not be near any more */
+};
 
 typedef struct {
-    float tail[NI_ROWS];
+    float tail[NI_DOTS][NI_ROWS];
     int32_t *first, *row;       /* rows of y that meet expert e: row[first[e] .. first[e + 1]) */
     uint8_t *near;              /* activations of one block of tokens, side by side */
     ni_panel_memory *panels;
     const int32_t *gathered;    /* the rows that are there */
+    const uint8_t *next;        /* the row groups whose turn is after this one's, if they are known */
 } memory;
 
 static size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
@@ -53,6 +58,11 @@ static void sort_rows(const ni_ctx *c, const ni_op *op, int64_t experts, int64_t
     m->first[experts] = (int32_t)n;
 }
 
+/* Row group g of expert e. */
+static const uint8_t *group_at(const ni_ctx *c, const ni_weight *w, int64_t e, int64_t g) {
+    return (const uint8_t *)w->here + (size_t)e * ni_expert_bytes(w, c->copy) + (size_t)g * ni_group_bytes(w->type, w->k);
+}
+
 static int64_t row_of_h(const ni_ctx *c, const ni_op *op, int64_t row) { return c->tensors[op->t[0]].per_token == 1 ? row / used_of(c, op) : row; }
 
 static void copy_row(void *to, const void *from, int64_t i, int64_t row, size_t bytes) {
@@ -73,20 +83,29 @@ static ni_act gather(const ni_ctx *c, const ni_op *op, const ni_act *x, const in
     return (ni_act){.k = x->k, .f = to[0], .q = to[1], .d = to[2], .m = to[3], .s = to[4]};
 }
 
-/* Row groups [g0, g1) of one expert's matrix times n rows. */
+/* Row groups [g0, g1) of one expert's matrix times n rows: all at once where there is a kernel for so many, else over blocks that stay in
+ * L2 meanwhile.  Before the last groups the beginning of what comes next is asked for: its first lines would be waited for. */
 static void few_rows(const ni_ctx *c, const ni_op *op, const ni_weight *w, const uint8_t *packed, const ni_act *x, const int32_t *row, int64_t n,
                      int64_t g0, int64_t g1, float *y, memory *m) {
     const size_t bytes = ni_group_bytes(w->type, w->k);
-    const int64_t whole = w->n / NI_ROWS, step = n == 1 ? g1 - g0 : ni_max(1, BLOCK_BYTES / (int64_t)bytes);
-    for (int64_t g = g0; g < g1; g += step) {
-        const int64_t end = ni_min(g + step, g1), full = ni_min(end, whole);
-        for (int64_t t = 0; t < n; t++) {
-            const ni_act own = ni_act_of_token(x, row_of_h(c, op, row[t]));
-            float *out = y + row[t] * w->n;
-            if (full > g) ni_k->dot[w->type](packed + (size_t)g * bytes, full - g, &own, out + g * NI_ROWS);
+    const int64_t whole = w->n / NI_ROWS, most = ni_k->dots[w->type] ? NI_DOTS : 1;
+    const int64_t step = n <= most ? g1 - g0 : ni_max(1, BLOCK_BYTES / (int64_t)bytes);
+    for (int64_t g = g0, end; g < g1; g = end) {
+        end = g < g1 - LAST ? ni_min(g + step, g1 - LAST) : g1;
+        const int64_t full = ni_min(end, whole);
+        if (end == g1 && m->next) ni_fetch(m->next, BEGINNING);
+        for (int64_t t = 0, left = (n + most - 1) / most, k; t < n; t += k, left--) {
+            ni_act own[NI_DOTS];
+            float *out[NI_DOTS], *tail[NI_DOTS];
+            k = (n - t + left - 1) / left;
+            for (int64_t i = 0; i < k; i++) {
+                own[i] = ni_act_of_token(x, row_of_h(c, op, row[t + i]));
+                out[i] = y + row[t + i] * w->n + g * NI_ROWS, tail[i] = m->tail[i];
+            }
+            if (full > g) ni_dots_of(ni_k, w->type, packed + (size_t)g * bytes, full - g, own, (int)k, out);
             if (full == end) continue;
-            ni_k->dot[w->type](packed + (size_t)full * bytes, 1, &own, m->tail);
-            memcpy(out + full * NI_ROWS, m->tail, (size_t)(w->n - full * NI_ROWS) * sizeof *out);
+            ni_dots_of(ni_k, w->type, packed + (size_t)full * bytes, 1, own, (int)k, tail);
+            for (int64_t i = 0; i < k; i++) memcpy(out[i] + (full - g) * NI_ROWS, tail[i], (size_t)(w->n - full * NI_ROWS) * sizeof *y);
         }
     }
 }
@@ -126,7 +145,7 @@ static void add_bias(const ni_ctx *c, const ni_op *op, int j, int64_t e, const i
 /* Row groups [g0, g1) of matrix j of expert e times n rows. */
 static void multiply(const ni_ctx *c, const ni_op *op, int j, int64_t e, const int32_t *row, int64_t n, int64_t g0, int64_t g1, memory *m) {
     const ni_weight *w = &c->weights[op->w[j]];
-    const uint8_t *packed = (const uint8_t *)w->here + (size_t)e * ni_expert_bytes(w, c->copy);
+    const uint8_t *packed = group_at(c, w, e, 0);
     const ni_act x = ni_act_of(c, op, 0);
     float *y = ni_floats(c, op, 2 + j);
     if (ni_are_few(n, w->type)) few_rows(c, op, w, packed, &x, row, n, g0, g1, y, m);
@@ -147,7 +166,7 @@ static void continue_group(const ni_ctx *c, const ni_op *op, const ni_choice *r,
     const ni_weight *w = &c->weights[op->w[at->matrix]];
     const int32_t *row = m->row + m->first[at->expert];
     const int64_t rows = m->first[at->expert + 1] - m->first[at->expert], g = r->part[at->matrix].first + at->group;
-    const uint8_t *packed = (const uint8_t *)w->here + (size_t)at->expert * ni_expert_bytes(w, c->copy) + (size_t)g * ni_group_bytes(w->type, w->k);
+    const uint8_t *packed = group_at(c, w, at->expert, g);
     const ni_act x = ni_act_of(c, op, 0), near = gather(c, op, &x, row, rows, m);
     float *acc = seam->sums, *accm = acc + rows * NI_ROWS;
     if (k0 == 0) memset(acc, 0, (size_t)(2 * rows * NI_ROWS) * sizeof *acc);
@@ -177,21 +196,44 @@ static void node_groups(const ni_ctx *c, const ni_weight *w, int64_t *own) {
     else ni_node_cut(w->n, c->me->worker - c->me->rank, c->me->size, c->me->n_workers, &own[0], &own[1]);
 }
 
+typedef struct { int64_t e, g0, g1; int j; } run;
+
+static void run_rows(const ni_ctx *c, const ni_op *op, const run *r, memory *m) {
+    const int32_t *first = m->first + r->e;
+    if (r->g0 < r->g1) multiply(c, op, r->j, r->e, m->row + first[0], first[1] - first[0], r->g0, r->g1, m);
+}
+
+/* The whole row groups of a span; each run of them once it is known which one comes next. */
+static void run_span(const ni_ctx *c, const ni_op *op, const ni_choice *r, const ni_span *s, memory *m) {
+    run now = {.g1 = 0}, next;
+    for (next.e = s->from.expert; next.e <= s->to.expert && next.e < r->experts; next.e++)
+        for (next.j = 0; next.j < r->n; next.j++) {
+            if (!ni_between(r, s, next.e, next.j, &next.g0, &next.g1)) continue;
+            m->next = group_at(c, &c->weights[op->w[next.j]], next.e, next.g0);
+            run_rows(c, op, &now, m);
+            if (ni_hurry(c)) return;
+            now = next;
+        }
+    m->next = NULL;
+    run_rows(c, op, &now, m);
+}
+
 void ni_op_matmul_grouped(const ni_ctx *c, const ni_op *op) {
     const int64_t experts = c->weights[op->w[0]].experts, used = used_of(c, op);
     memory m = carve(c, op);
     sort_rows(c, op, experts, used, &m);
     const ni_weight *w[NI_MATRICES];
-    int64_t own[NI_MATRICES][2], g0, g1;
+    int64_t own[NI_MATRICES][2], n_pieces;
     int n = 0;
     for (; n < NI_MATRICES && op->w[n] >= 0; n++) w[n] = &c->weights[op->w[n]], node_groups(c, w[n], own[n]);
     const ni_choice r = ni_choice_of(w, n, experts, m.first, ni_rows(c, op), own, c->me->size, c->sizes);
-    const ni_spot from = ni_spot_of(&r, c->me->rank), to = ni_spot_of(&r, c->me->rank + 1);
-    share_group(c, op, &r, &to, 0, &m);
-    for (int64_t e = from.expert; e <= to.expert && e < experts; e++)
-        for (int j = 0; j < n; j++) {
-            if (ni_hurry(c)) return;
-            if (ni_between(&r, &from, &to, e, j, &g0, &g1)) multiply(c, op, j, e, m.row + m.first[e], m.first[e + 1] - m.first[e], g0, g1, &m);
-        }
-    share_group(c, op, &r, &from, 1, &m);
+    const ni_span part = ni_own_of(&r, c->me->rank);
+    share_group(c, op, &r, &part.to, 0, &m);
+    run_span(c, op, &r, &part, &m);
+    share_group(c, op, &r, &part.from, 1, &m);
+    const int64_t crew = ni_pieces_of(&r, c->me->rank, &n_pieces);
+    for (int64_t i; (i = ni_take(c, op, crew, n_pieces)) >= 0;) {
+        const ni_span piece = ni_piece_of(&r, crew, i);
+        run_span(c, op, &r, &piece, &m);
+    }
 }

@@ -59,6 +59,14 @@ static inline int64_t ni_rows_of(const ni_ctx *c, const ni_op *op, int i) { retu
 
 static inline int ni_hurry(const ni_ctx *c) { return atomic_load_explicit(c->me->cancel, memory_order_relaxed); }
 
+/* The next of a crew's n pieces of this op that nobody took, -1 if there is none.  Who comes late only reads the counter. */
+static inline int64_t ni_take(const ni_ctx *c, const ni_op *op, int64_t crew, int64_t n) {
+    atomic_int *taken = (atomic_int *)((uint8_t *)c->taken + (size_t)crew * c->taken_stride) + (op - c->ops);
+    if (atomic_load_explicit(taken, memory_order_relaxed) >= n) return -1;
+    const int64_t i = atomic_fetch_add_explicit(taken, 1, memory_order_relaxed);
+    return i < n ? i : -1;
+}
+
 static inline void *ni_part(const ni_ctx *c, const ni_tensor *t, int64_t offset) {
     return offset < 0 ? NULL : c->arena[t->storage] + offset;
 }

@@ -41,6 +41,13 @@ static inline void ni_act_from(ni_act *x, int64_t k0, int64_t k1) {
     x->k = k1 - k0;
 }
 
+/* Row groups times 1 to NI_DOTS tokens, more than one only where the table has dots of the type. */
+static inline void ni_dots_of(const ni_kernels *k, ni_type type, const uint8_t *packed, int64_t n_groups, const ni_act *x, int n_tokens,
+                              float *const *y) {
+    if (n_tokens == 1) k->dot[type](packed, n_groups, x, y[0]);
+    else k->dots[type](packed, n_groups, x, n_tokens, y);
+}
+
 /* Values of K in a panel.  A short panel lies in L1 when it has just been unpacked; a long one saves trips of the sums through memory
  * and the run-up of each tile, and pays from some tokens on. */
 static inline int64_t ni_slab_for(const ni_kernels *k, ni_type type, int64_t n_tokens) {

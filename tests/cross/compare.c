@@ -170,6 +170,27 @@ static void check_panels(const ni_kernels *table, ni_type t, const uint8_t *grou
     }
 }
 
+/* Every number of tokens that a kernel takes at once, against a dot for each. */
+static void check_dots(const ni_kernels *table, ni_type t, const uint8_t *packed, int n_groups, int64_t k, int n_tokens, float *one) {
+    static float many[NI_DOTS][MOST_GROUPS * NI_ROWS + 1];
+    ni_act act[NI_DOTS];
+    float *rows[NI_DOTS];
+    const int n = n_groups * NI_ROWS;
+    for (int m = 2; table->dots[t] && m <= NI_DOTS && m <= n_tokens; m++) {
+        for (int i = 0; i < m; i++) {
+            const int64_t at = (n_tokens - 1 - i) * k;
+            act[i] = (ni_act){.k = k, .f = x.f + at, .q = x.q + at, .d = x.d + at / 32, .m = x.m + at / 32, .s = x.s + at / 16};
+            rows[i] = many[i], many[i][n] = GUARD;
+        }
+        table->dots[t](packed, n_groups, act, m, rows);
+        for (int i = 0; i < m; i++) {
+            table->dot[t](packed, n_groups, &act[i], one);
+            same(many[i], one, (size_t)n, 4, table->name, ni_formats[t].name, "dots");
+            bounds(many[i][n], table->name, ni_formats[t].name, "dots");
+        }
+    }
+}
+
 static size_t check_matmul(const ni_kernels *table, ni_type t, int64_t k, int n_groups, int n_tokens, kind how) {
     static uint8_t packed[MOST_GROUPS * NI_ROWS * MOST_K * 4] __attribute__((aligned(64)));
     enum { N = MOST_TOKENS * NI_ROWS };
@@ -200,6 +221,7 @@ static size_t check_matmul(const ni_kernels *table, ni_type t, int64_t k, int n_
     table->dot[t](packed, n_groups, &act, y);
     same(y, want_y, (size_t)(n_groups * NI_ROWS), 4, table->name, name, "dot");
     bounds(y[n_groups * NI_ROWS], table->name, name, "dot");
+    check_dots(table, t, packed, n_groups, k, n_tokens, y);
     return (size_t)n_groups * NI_ROWS * (size_t)(n_tokens + 1);
 }
 
