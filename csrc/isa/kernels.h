@@ -151,6 +151,12 @@ typedef struct ni_kernels {
             void (*attend)(const float *q, int n_q, int64_t e, int64_t ev, const uint8_t *keys, const uint8_t *values,
                            const uint8_t *next, const int *lo, const int *hi, float cap, float *m, float *l, float *acc,
                            float *scratch);
+            /* The same with a chunk of latent rows, whose first ev of e columns are the values.
+             *   s = fma(q[x], k[x], s) for x = 0, 1 ...;  l = p_i + l and acc[x] = fma(p_i, v_i[x], acc[x]) for i = 0, 1, ...; all
+             *   start at +0, s and acc end with + 0; of q8_0 the numbers are the floats d * q.
+             * scratch: NI_LATENT_SCRATCH(e) floats. */
+            void (*attend_latent)(const float *q, int n_q, int64_t e, int64_t ev, const uint8_t *rows, const uint8_t *next,
+                                  const int *lo, const int *hi, float cap, float *m, float *l, float *acc, float *scratch);
         } kv[NI_N_KV_TYPES];
     } vec;
 } ni_kernels;

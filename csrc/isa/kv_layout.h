@@ -8,6 +8,8 @@
  * Two consecutive summands of a sum lie side by side, as pairs: of values of a head (keys) or of positions (values).
  *   keys    [NI_CHUNK/16] of: per block of 32 values: d [16 positions], then q [16 pairs][16 positions][2]
  *   values  per block of 32 values: d [NI_CHUNK], then q [2][NI_CHUNK/2][16 values][2]
+ *
+ * Where a head's values are the first columns of its keys, its chunk is one matrix of latent rows, and these lie like values of width e.
  */
 #ifndef NI_KV_LAYOUT_H
 #define NI_KV_LAYOUT_H
@@ -15,6 +17,9 @@
 #include <stdint.h>
 
 #define NI_CHUNK 256    /* positions of a KV chunk: attention is cut by shape, never by team size */
+
+#define NI_LATENT_TILE 32       /* queries that attend_latent takes at a time: each number of the memory is widened once for them */
+#define NI_LATENT_SCRATCH(e) (NI_LATENT_TILE * ((e) + NI_CHUNK + 16) + 16 * ((e) > NI_CHUNK ? (e) : NI_CHUNK))
 
 typedef enum {
 #define NI_KV(name) NI_KV_##name,

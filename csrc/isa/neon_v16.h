@@ -140,6 +140,12 @@ V16_FN v16 v16_from_i32(v16i a) { V16_RETURN(ONE); }
 #define ONE(i) vmovl_s8(vld1_s8(p + 8 * (i)))
 V16_FN v16p v16p_load_i8(const int8_t *p) { return (v16p)V16_FOUR(ONE); }
 #undef ONE
+#define ONE(i) vshrq_n_s32(vshlq_n_s32(vreinterpretq_s32_s16(a.v[i]), 16), 16)
+V16_FN v16i v16p_even(v16p a) { return (v16i)V16_FOUR(ONE); }
+#undef ONE
+#define ONE(i) vshrq_n_s32(vreinterpretq_s32_s16(a.v[i]), 16)
+V16_FN v16i v16p_odd(v16p a) { return (v16i)V16_FOUR(ONE); }
+#undef ONE
 V16_FN int32x4_t v16_part_madd(int32x4_t sum, int16x8_t a, int16x8_t x) {
     return vaddq_s32(sum, vpaddq_s32(vmull_s16(vget_low_s16(a), vget_low_s16(x)), vmull_high_s16(a, x)));
 }

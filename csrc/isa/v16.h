@@ -112,6 +112,8 @@ V16_FN v16 v16_from_i32(v16i a) { return _mm512_cvtepi32_ps(a); }
 
 typedef __m512i v16p;
 V16_FN v16p v16p_load_i8(const int8_t *p) { return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)p)); }
+V16_FN v16i v16p_even(v16p a) { return _mm512_srai_epi32(_mm512_slli_epi32(a, 16), 16); }
+V16_FN v16i v16p_odd(v16p a) { return _mm512_srai_epi32(a, 16); }
 V16_FN v16i v16i_madd(v16i sum, v16p a, const int16_t *x) {
     int32_t pair;
     memcpy(&pair, x, sizeof pair);
@@ -120,6 +122,28 @@ V16_FN v16i v16i_madd(v16i sum, v16p a, const int16_t *x) {
 #else
     return _mm512_add_epi32(sum, _mm512_madd_epi16(a, _mm512_set1_epi32(pair)));
 #endif
+}
+/* Fours of rows are turned within their quarters, then the quarters. */
+V16_FN void v16_turn(const float *from, int64_t from_stride, float *to, int64_t to_stride) {
+    __m512 a[16], b[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++) a[i] = _mm512_loadu_ps(from + i * from_stride);
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i += 2) b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]), b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++) {
+        const __m512d x = _mm512_castps_pd(b[i / 4 * 4 + i % 4 / 2]), y = _mm512_castps_pd(b[i / 4 * 4 + 2 + i % 4 / 2]);
+        a[i] = _mm512_castpd_ps(i % 2 ? _mm512_unpackhi_pd(x, y) : _mm512_unpacklo_pd(x, y));
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        const __m512 x = _mm512_shuffle_f32x4(a[i], a[4 + i], 0x88), y = _mm512_shuffle_f32x4(a[8 + i], a[12 + i], 0x88);
+        const __m512 z = _mm512_shuffle_f32x4(a[i], a[4 + i], 0xdd), w = _mm512_shuffle_f32x4(a[8 + i], a[12 + i], 0xdd);
+        _mm512_storeu_ps(to + i * to_stride, _mm512_shuffle_f32x4(x, y, 0x88));
+        _mm512_storeu_ps(to + (4 + i) * to_stride, _mm512_shuffle_f32x4(z, w, 0x88));
+        _mm512_storeu_ps(to + (8 + i) * to_stride, _mm512_shuffle_f32x4(x, y, 0xdd));
+        _mm512_storeu_ps(to + (12 + i) * to_stride, _mm512_shuffle_f32x4(z, w, 0xdd));
+    }
 }
 
 #elif defined(V16_AVX2)
@@ -218,11 +242,37 @@ V16_FN v16p v16p_load_i8(const int8_t *p) {
     return (v16p){_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)p)),
                   _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(p + 16)))};
 }
+V16_FN v16i v16p_even(v16p a) {
+    return (v16i){_mm256_srai_epi32(_mm256_slli_epi32(a.lo, 16), 16), _mm256_srai_epi32(_mm256_slli_epi32(a.hi, 16), 16)};
+}
+V16_FN v16i v16p_odd(v16p a) { return (v16i){_mm256_srai_epi32(a.lo, 16), _mm256_srai_epi32(a.hi, 16)}; }
 V16_FN v16i v16i_madd(v16i sum, v16p a, const int16_t *x) {
     int32_t pair;
     memcpy(&pair, x, sizeof pair);
     const __m256i v = _mm256_set1_epi32(pair);
     return (v16i){_mm256_add_epi32(sum.lo, _mm256_madd_epi16(a.lo, v)), _mm256_add_epi32(sum.hi, _mm256_madd_epi16(a.hi, v))};
+}
+/* A quarter: 8 rows of 8. */
+V16_FN void v16_turn_8(const float *from, int64_t from_stride, float *to, int64_t to_stride) {
+    __m256 a[8], b[8];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) a[i] = _mm256_loadu_ps(from + i * from_stride);
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i += 2) b[i] = _mm256_unpacklo_ps(a[i], a[i + 1]), b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) {
+        const __m256d x = _mm256_castps_pd(b[i / 4 * 4 + i % 4 / 2]), y = _mm256_castps_pd(b[i / 4 * 4 + 2 + i % 4 / 2]);
+        a[i] = _mm256_castpd_ps(i % 2 ? _mm256_unpackhi_pd(x, y) : _mm256_unpacklo_pd(x, y));
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        _mm256_storeu_ps(to + i * to_stride, _mm256_permute2f128_ps(a[i], a[4 + i], 0x20));
+        _mm256_storeu_ps(to + (4 + i) * to_stride, _mm256_permute2f128_ps(a[i], a[4 + i], 0x31));
+    }
+}
+V16_FN void v16_turn(const float *from, int64_t from_stride, float *to, int64_t to_stride) {
+    for (int i = 0; i < 4; i++)
+        v16_turn_8(from + i / 2 * 8 * from_stride + i % 2 * 8, from_stride, to + i % 2 * 8 * to_stride + i / 2 * 8, to_stride);
 }
 
 #elif defined(V16_NEON)
@@ -295,8 +345,19 @@ V16_FN v16p v16p_load_i8(const int8_t *p) {
     return r;
 }
 V16_FN v16i v16i_madd(v16i sum, v16p a, const int16_t *x) { V16_EACH(v16i, i, sum.i[l] + a.i[2 * l] * x[0] + a.i[2 * l + 1] * x[1]); }
+/* The first, and the second number of each pair. */
+V16_FN v16i v16p_even(v16p a) { V16_EACH(v16i, i, a.i[2 * l]); }
+V16_FN v16i v16p_odd(v16p a) { V16_EACH(v16i, i, a.i[2 * l + 1]); }
 #undef V16_EACH
 
+#endif
+
+#if !defined(V16_AVX2)
+/* 16 rows of 16 floats, `from_stride` floats apart, become columns. */
+V16_FN void v16_turn(const float *from, int64_t from_stride, float *to, int64_t to_stride) {
+    for (int i = 0; i < 16; i++)
+        for (int j = 0; j < 16; j++) to[i * to_stride + j] = from[j * from_stride + i];
+}
 #endif
 
 /* The first n < 16 lanes; the others read as zero and are not written. */
