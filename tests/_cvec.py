@@ -21,7 +21,7 @@ TABLE = """#pragma weak ni_formats
 #pragma weak ni_dot_by_panels
 #include "isa/{isa}.c"
 """
-CHUNK = 256
+CHUNK, LATENT_TILE = 256, 32
 KV_TYPES = re.findall(r"^NI_KV\((\w+)\)", (CSRC / "isa" / "kv.def").read_text(), re.MULTILINE)
 
 # exp and tanh are inline functions of the kernels; the shims show them to the tests, 16 values at a time.
@@ -68,6 +68,7 @@ KV_SIGNATURES = [  # of struct ni_kv_kernels, of which there is one for each typ
     ("store_key", None, (_P, _N, _P, _I)),
     ("store_value", None, (_P, _N, _P, _I)),
     ("attend", None, (_P, _I, _N, _N, _P, _P, _P, _P, _P, _F, _P, _P, _P, _P)),
+    ("attend_latent", None, (_P, _I, _N, _N, _P, _P, _P, _P, _F, _P, _P, _P, _P)),
 ]
 
 
@@ -236,6 +237,20 @@ class Kernels:
             self._ptr(values, np.uint8, kv_bytes(kv_type, ev)), keys.ctypes.data, self._ptr(lo, np.int32, n),
             self._ptr(hi, np.int32, n), cap, m.ctypes.data, den.ctypes.data, acc.ctypes.data, scratch.ctypes.data)
         assert (acc[n] == 12345.0).all() and scratch[-1] == 12345.0, "attend wrote outside its buffers"
+        return m, den, acc[:n]
+
+    def attend_latent(self, kv_type, q, rows, ev, lo, hi, cap=0.0):
+        """q (n, e), rows as `store` gives values of width e -> m (n,), l (n,), acc (n, ev)."""
+        n, e = q.shape
+        lo, hi = np.ascontiguousarray(lo, np.int32), np.ascontiguousarray(hi, np.int32)
+        m, den, acc = np.empty(n, np.float32), np.empty(n, np.float32), np.full((n + 1, ev), np.float32(12345.0))
+        scratch = np.full(LATENT_TILE * (e + CHUNK + 16) + 16 * max(e, CHUNK) + 1, np.float32(np.nan))
+        scratch[-1] = 12345.0
+        self.table.kv[KV_TYPES.index(kv_type)].attend_latent(
+            self._ptr(q, np.float32), n, e, ev, self._ptr(rows, np.uint8, kv_bytes(kv_type, e)), rows.ctypes.data,
+            self._ptr(lo, np.int32, n), self._ptr(hi, np.int32, n), cap, m.ctypes.data, den.ctypes.data, acc.ctypes.data,
+            scratch.ctypes.data)  # fmt: skip
+        assert (acc[n] == 12345.0).all() and scratch[-1] == 12345.0, "attend_latent wrote outside its buffers"
         return m, den, acc[:n]
 
     def merge(self, part, other):

@@ -15,49 +15,62 @@
 #define NI_LATENT_NV 1
 #endif
 
-/* out[r][v] = 0 + sum over i = 0 .. n - 1, in order, of w[i * along + r * across] * a[i][v], for nr rows and nv vectors of queries; a and
- * out have vectors of `stride` floats. */
-V16_FN void NI_VEC(latent_sums)(const int nr, const int nv, const float *a, int64_t n, const float *w, int64_t along, int64_t across,
+#if defined(V16_AVX2) || defined(V16_NEON)
+#define NI_LATENT_EACH(i, n) _Pragma("GCC unroll 16") for (int i = 0; i < (n); i++)
+#else
+#define NI_LATENT_EACH(i, n) for (int i = 0; i < (n); i++)
+#endif
+
+/* out[r][v] = 0 + sum over i = i0 .. i1 - 1, in order, of w(i, r) * a[i][v], for nr rows and nv vectors of queries; a and out have vectors
+ * of `stride` floats.  w is blocks of [16 positions][16 columns]: r is a column, and i a position, or else r is a position. */
+V16_FN void NI_VEC(latent_sums)(const int nr, const int nv, const int columns, const float *a, int64_t i0, int64_t i1, const float *w,
                                 int64_t stride, float *out) {
     v16 sum[16][NI_LATENT_NV];
-    NI_ATT_EACH(r, nr)
+    NI_LATENT_EACH(r, nr)
         NI_ATT_EACH(v, nv) sum[r][v] = v16_set1(0.0f);
-    for (int64_t i = 0; i < n; i++, a += stride, w += along) {
-        v16 x[NI_LATENT_NV];
-        NI_ATT_EACH(v, nv) x[v] = v16_load(a + 16 * v);
-        NI_ATT_EACH(r, nr) {
-            const v16 y = v16_set1(w[r * across]);
-            NI_ATT_EACH(v, nv) sum[r][v] = v16_fma(x[v], y, sum[r][v]);
+    a += i0 * stride;
+    for (int64_t i = i0; i < i1;) {
+        const float *y = w + (columns ? 16 * i : i / 16 * 256 + i % 16);
+        const int64_t end = columns || i1 - i < 16 ? i1 : i + 16;
+        for (; i < end; i++, a += stride, y += columns ? 16 : 1) {
+            v16 x[NI_LATENT_NV];
+            NI_ATT_EACH(v, nv) x[v] = v16_load(a + 16 * v);
+            NI_LATENT_EACH(r, nr) {
+                const v16 number = v16_set1(y[columns ? r : 16 * r]);
+                NI_ATT_EACH(v, nv) sum[r][v] = v16_fma(x[v], number, sum[r][v]);
+            }
         }
     }
     /* Adding 0 turns a -0 into +0: masked positions, which add +0, then cannot be told from absent ones. */
-    NI_ATT_EACH(r, nr)
+    NI_LATENT_EACH(r, nr)
         NI_ATT_EACH(v, nv) v16_store(out + r * stride + 16 * v, v16_add(sum[r][v], v16_set1(0.0f)));
 }
 
 /* The sums of 16 rows and `stride` queries. */
-V16_FN void NI_VEC(latent_sixteen)(int64_t stride, const float *a, int64_t n, const float *w, int64_t along, int64_t across, float *out) {
-#define NI_LATENT_SUMS(nr, nv) NI_VEC(latent_sums)(nr, nv, a + at, n, w + r * across, along, across, stride, out + r * stride + at)
-    int64_t at = 0, r = 0;
+V16_FN void NI_VEC(latent_sixteen)(const int columns, const float *a, int64_t i0, int64_t i1, const float *w, int64_t stride, float *out) {
+#define NI_LATENT_SUMS(r, nr, nv) \
+    NI_VEC(latent_sums)(nr, nv, columns, a + at, i0, i1, w + (r) * (columns ? 1 : 16), stride, out + (r) * stride + at)
+    int64_t at = 0;
 #if defined(V16_AVX512)
-    for (; at + 32 <= stride; at += 32)
-        for (r = 0; r < 16; r += 8) NI_LATENT_SUMS(8, 2);
-    r = 0;
-    if (at < stride) NI_LATENT_SUMS(16, 1);
+    for (; at + 32 <= stride; at += 32) {
+        NI_LATENT_SUMS(0, 8, 2);
+        NI_LATENT_SUMS(8, 8, 2);
+    }
+    if (at < stride) NI_LATENT_SUMS(0, 16, 1);
 #else
     for (; at < stride; at += 16) {
-        r = 0, NI_LATENT_SUMS(6, 1);
-        r = 6, NI_LATENT_SUMS(5, 1);
-        r = 11, NI_LATENT_SUMS(5, 1);
+        NI_LATENT_SUMS(0, 6, 1);
+        NI_LATENT_SUMS(6, 5, 1);
+        NI_LATENT_SUMS(11, 5, 1);
     }
 #endif
 #undef NI_LATENT_SUMS
 }
 
-/* Columns 16 c .. of positions p .. p + 15 (p is a multiple of 16) as floats, each position `stride` floats after the one before.
+/* Columns 16 c .. of positions p .. p + 15 (p is a multiple of 16) as a block of floats.
  * If `fetch`: what lies `positions` positions and `bytes` bytes behind them will be wanted soon. */
 V16_FN void NI_VEC(latent_widen)(const ni_kv_type type, const int fetch, const uint8_t *rows, int64_t c, int64_t p, int64_t positions,
-                                 int64_t bytes, float *to, int64_t stride) {
+                                 int64_t bytes, float *to) {
     const int64_t row = type == NI_KV_q8_0 ? 16 : ni_kv_bytes(type, 16), ahead = positions * row + bytes;
     if (type == NI_KV_q8_0) {
         rows += c / 2 * NI_CHUNK * (2 + 32);
@@ -68,15 +81,15 @@ V16_FN void NI_VEC(latent_widen)(const ni_kv_type type, const int fetch, const u
         for (int i = 0; i < 16; i += 2, q += 2 * row) {
             if (fetch && i % 4 == 0) NI_ATT_PREFETCH(q, ahead);
             const v16p pair = v16p_load_i8((const int8_t *)q);
-            v16_store(to + i * stride, v16_mul(v16_from_i32(v16p_even(pair)), v16_set1(d[i])));
-            v16_store(to + (i + 1) * stride, v16_mul(v16_from_i32(v16p_odd(pair)), v16_set1(d[i + 1])));
+            v16_store(to + 16 * i, v16_mul(v16_from_i32(v16p_even(pair)), v16_set1(d[i])));
+            v16_store(to + 16 * (i + 1), v16_mul(v16_from_i32(v16p_odd(pair)), v16_set1(d[i + 1])));
         }
         return;
     }
     const uint8_t *from = rows + (c * NI_CHUNK + p) * row;
     for (int i = 0; i < 16; i++, from += row) {
         if (fetch && i * row % 64 == 0) NI_ATT_PREFETCH(from, ahead);
-        v16_store(to + i * stride, NI_VEC(att_load)(type, (const uint16_t *)from));
+        v16_store(to + 16 * i, NI_VEC(att_load)(type, (const uint16_t *)from));
     }
 }
 
@@ -134,15 +147,15 @@ V16_FN void NI_VEC(latent_tile)(const ni_kv_type type, const float *q, int n, in
     for (int b = b0; b < b1; b++) {
         const int last = b + 1 == b1;
         const int64_t positions = last ? -16 * b : 16, bytes = last ? (int64_t)((uintptr_t)next - (uintptr_t)rows) : 0;
-        for (int64_t c = 0; c < e / 16; c++) NI_VEC(latent_widen)(type, 1, rows, c, 16 * b, positions, bytes, wide + 16 * c, e);
-        NI_VEC(latent_sixteen)(stride, turned, e, wide, 1, e, s + 16 * b * stride);
+        for (int64_t c = 0; c < e / 16; c++) NI_VEC(latent_widen)(type, 1, rows, c, 16 * b, positions, bytes, wide + 256 * c);
+        NI_VEC(latent_sixteen)(0, turned, 0, e, wide, stride, s + 16 * b * stride);
     }
     for (int64_t j = 0; j < stride; j += 16)
         NI_VEC(latent_softmax)(s + j, stride, i0, i1, v16_load(ends[0] + j), v16_load(ends[1] + j), cap, ends[2] + j, ends[3] + j);
     memcpy(m, ends[2], (size_t)n * sizeof *m), memcpy(l, ends[3], (size_t)n * sizeof *l);
     for (int64_t c = 0; c < ev / 16; c++) {
-        for (int b = b0; b < b1; b++) NI_VEC(latent_widen)(type, 0, rows, c, 16 * b, 0, 0, wide + 256 * (b - b0), 16);
-        NI_VEC(latent_sixteen)(stride, s + i0 * stride, i1 - i0, wide + 16 * (i0 - 16 * b0), 16, 1, out);
+        for (int b = b0; b < b1; b++) NI_VEC(latent_widen)(type, 0, rows, c, 16 * b, 0, 0, wide + 256 * b);
+        NI_VEC(latent_sixteen)(1, s, i0, i1, wide, stride, out);
         for (int64_t j = 0; j < stride; j += 16)
             NI_VEC(latent_turn)(out + j, stride, 16, acc + j * ev + 16 * c, ev, n - j < 16 ? n - j : 16);
     }
