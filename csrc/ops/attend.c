@@ -18,16 +18,19 @@ typedef struct {
 
 static size_t floats_before(const ni_ctx *c) { return (2 * ((size_t)c->max_tokens + 1) + 15) / 16 * 16; }
 
+/* Of the kernel's own memory. */
+static size_t score_floats(int64_t latent, size_t e) { return latent ? NI_LATENT_SCRATCH(e) : NI_TILE * (NI_CHUNK + e); }
+
 size_t ni_scratch_attend(const ni_ctx *c, const ni_op *op) {
     const size_t e = (size_t)ni_padded(op->i[NI_ATTENTION_e]), ev = (size_t)ni_padded(op->i[NI_ATTENTION_ev]);
-    return (floats_before(c) + NI_TILE * (2 * e + NI_CHUNK + 3 * (ev + 2))) * sizeof(float);
+    return (floats_before(c) + NI_TILE * (e + 3 * (ev + 2)) + score_floats(op->i[NI_ATTENTION_latent], e)) * sizeof(float);
 }
 
 static tile_memory carve(const ni_ctx *c, const ni_attention *n) {
     tile_memory t = {.before = (int64_t *)c->scratch};
     float *at = (float *)c->scratch + floats_before(c);
     t.q = at, at += NI_TILE * ni_padded(n->e);
-    t.score = at, at += NI_TILE * (NI_CHUNK + ni_padded(n->e));
+    t.score = at, at += score_floats(n->latent, (size_t)ni_padded(n->e));
     for (int i = 0; i < 3; i++) {
         sums *s = (sums *[]){&t.chunk, &t.run, &t.all}[i];
         s->acc = at, at += NI_TILE * ni_padded(n->ev);
@@ -80,9 +83,14 @@ static void attend(const ni_ctx *c, const ni_op *op, const ni_attention *n, cons
             if (lo[i] < hi[i]) from = ni_min(from, i), to = i + 1;     /* those in between see it too: positions ascend */
         }
         if (from >= to) continue;
-        n->kv->attend(t->q + from * e, (int)(to - from), e, ev, ni_keys(n, s, u->g, j), ni_values(n, s, u->g, j),
-                      ni_keys(n, s, u->g, ni_min(j + 1, u->j1 - 1)), lo + from, hi + from, op->f[2], t->chunk.m + from,
-                      t->chunk.l + from, t->chunk.acc + from * ev, t->score);
+        const uint8_t *keys = ni_keys(n, s, u->g, j), *next = ni_keys(n, s, u->g, ni_min(j + 1, u->j1 - 1));
+        const float *q = t->q + from * e;
+        float *m = t->chunk.m + from, *l = t->chunk.l + from, *acc = t->chunk.acc + from * ev;
+        if (n->latent)
+            n->kv->attend_latent(q, (int)(to - from), e, ev, keys, next, lo + from, hi + from, op->f[2], m, l, acc, t->score);
+        else
+            n->kv->attend(q, (int)(to - from), e, ev, keys, ni_values(n, s, u->g, j), next, lo + from, hi + from, op->f[2], m, l,
+                          acc, t->score);
         for (int64_t i = from; i < to; i++) {
             const int64_t run = j >> shift[i], first_run = from_chunk[i] >> shift[i];
             const int begins = j == from_chunk[i] || j == run << shift[i], ends = j == last_chunk[i] || j + 1 == (run + 1) << shift[i];

@@ -79,7 +79,7 @@ static inline void ni_rotate(const ni_attention *n, const float *x, const float 
     const float *cosine = table ? table + row * n->n_rot : NULL;
     for (int pass = 0; pass < 2; pass++) {
         if (pass == !n->norm_last) {
-            if (table) (n->neox ? ni_k->vec.rope_neox : ni_k->vec.rope_norm)(out, cosine, cosine + n->n_rot / 2, n->n_rot);
+            if (table) (n->neox ? ni_k->vec.rope_neox : ni_k->vec.rope_norm)(out + n->rot, cosine, cosine + n->n_rot / 2, n->n_rot);
         } else if (w) ni_k->vec.scale_mul(out, 1.0f / sqrtf(ni_k->vec.sum_squares(out, n->e) / (float)n->e + eps), w, n->e, out);
     }
 }

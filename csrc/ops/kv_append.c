@@ -1,5 +1,5 @@
 /* Norms and rotates the new keys and stores keys and values in the KV memory, in its type, by the node that owns the chunk.
- * t: k, v, rope table?.  w: k norm? (floats).  f: eps.  i: attention.def. */
+ * t: k, v? (absent where rows are latent), rope table?.  w: k norm? (floats).  f: eps.  i: attention.def. */
 #include "attention.h"
 
 size_t ni_scratch_kv_append(const ni_ctx *c, const ni_op *op) {
@@ -34,14 +34,18 @@ void ni_op_kv_append(const ni_ctx *c, const ni_op *op) {
             const int64_t count = (to - from + 15) / 16 * h.count;
             for (int64_t u = (c->me->rank + size - units % size) % size; u < count; u += size) {
                 const int64_t g = h.first + u % h.count * h.step, p0 = from + u / h.count * 16, j = p0 / NI_CHUNK;
-                uint8_t *keys = ni_keys(&n, s, g, j), *values = ni_values(&n, s, g, j);
+                uint8_t *keys = ni_keys(&n, s, g, j);
                 for (int64_t p = ni_max(p0, s->pos0); p < ni_min(p0 + 16, to); p++) {
                     int64_t row = s->row0 + p - s->pos0;
                     ni_rotate(&n, k + (row * n.kv_heads + g) * n.e, w, op->f[0], table, row, key);
+                    if (n.latent) {
+                        n.kv->store_value(key, e, keys, (int)(p % NI_CHUNK));
+                        continue;
+                    }
                     n.kv->store_key(key, e, keys, (int)(p % NI_CHUNK));
                     const float *from = v + (row * n.kv_heads + g) * n.ev;
                     if (ev != n.ev) from = memcpy(value, from, (size_t)n.ev * sizeof *value);
-                    n.kv->store_value(from, ev, values, (int)(p % NI_CHUNK));
+                    n.kv->store_value(from, ev, ni_values(&n, s, g, j), (int)(p % NI_CHUNK));
                 }
             }
             units += count;

@@ -47,14 +47,16 @@ static int64_t cost_of_queries(const ni_attention *n, const ni_line *l, int64_t 
 
 /* Cost of the line's units before u; u may be their number. */
 static int64_t cost_before(const ni_attention *n, const ni_line *l, int64_t u) {
-    const int64_t runs = l->runs.end - l->runs.first, g = u / (l->tiles * runs), tile = u / runs % l->tiles;
+    const int64_t runs = l->runs.end - l->runs.first, g = u / (l->tiles * runs), run = u / l->tiles % runs, tile = u % l->tiles;
     if (!l->split) return g * cost_of_queries(n, l, l->s->n * n->group) + cost_of_queries(n, l, tile * NI_TILE);
     /* Of n_nodes kv-heads in a row every node holds as much as there is of one. */
-    const int64_t end = l->s->pos0 + 1, from = ni_max(l->from, (l->runs.first + u % runs) * NI_CHUNK << l->runs.shift);
+    const int64_t end = l->s->pos0 + 1, from = ni_max(l->from, (l->runs.first + run) * NI_CHUNK << l->runs.shift);
+    const int64_t to = ni_min(end, (l->runs.first + run + 1) * NI_CHUNK << l->runs.shift);
     int64_t heads = g / l->n_nodes * (end - l->from) + g * START;
     for (int64_t h = g / l->n_nodes * l->n_nodes; h < g; h++) heads += held_and_seen(n, l, h, end);
-    return heads * (n->group + l->tiles * READING) + tile * (NI_TILE + READING) * (held_and_seen(n, l, g, end) + START)
-           + (tile_size(n, l, tile * NI_TILE) + READING) * (held_and_seen(n, l, g, from) + (u % runs ? START : 0));
+    const int64_t before = held_and_seen(n, l, g, from) + (run ? START : 0);
+    const int64_t here = held_and_seen(n, l, g, to) - held_and_seen(n, l, g, from) + (run ? 0 : START);
+    return (heads + before) * (n->group + l->tiles * READING) + tile * (NI_TILE + READING) * here;
 }
 
 static int64_t units_in(const ni_line *l) { return l->heads * l->tiles * (l->runs.end - l->runs.first); }
@@ -134,7 +136,7 @@ int ni_walk_next(ni_walk *w, ni_unit *u) {
             enter(w, w->place + 1);
             continue;
         }
-        const int64_t unit = w->unit++, runs = l->runs.end - l->runs.first, first = unit / runs % l->tiles * NI_TILE, run = unit % runs;
+        const int64_t unit = w->unit++, runs = l->runs.end - l->runs.first, first = unit % l->tiles * NI_TILE, run = unit / l->tiles % runs;
         const int64_t pos = l->s->pos0 + first / n->group;
         *u = (ni_unit){.segment = w->places[w->place].segment, .g = l->g0 + unit / (l->tiles * runs), .first = first, .count = tile_size(n, l, first),
                        .part = l->split ? run : -1};

@@ -4,7 +4,7 @@
 #define NI_UNITS_H
 #include "attention.h"
 
-enum { NI_TILE = 32 };      /* queries of a unit: enough to make K and V conversions cheap, few enough for L2 */
+enum { NI_TILE = NI_LATENT_TILE };  /* queries of a unit: enough to make K and V conversions cheap, few enough for L2 */
 
 typedef struct {
     int64_t segment;

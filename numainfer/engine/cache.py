@@ -43,6 +43,7 @@ class LayerCache:
     ----------
     kind : BlockKind
     kv_heads, key_length, value_length : int
+        Widths of what is stored: keys none of their own, and values the keys' whole width, where rows are latent.
     chunk_bytes : int
         Of a chunk of one kv-head.
     offset, stride : int

@@ -65,7 +65,7 @@ class Attention:
     key_length, value_length : int
         Head widths; KV memory pads them with zeros to multiples of 16.
     rope_dim : int
-        Leading values of a head that are rotated; 0 for none.
+        Values of a head that are rotated; 0 for none.
     neox : bool
         Pairs (i, i + rope_dim/2) instead of (2i, 2i+1).
     scale : float
@@ -81,6 +81,8 @@ class Attention:
     temperature : float
     floor : int
         Queries at position p are multiplied by 1 + temperature * log(floor(p / floor) + 1); 0 positions: by nothing.
+    rope_first : int
+        The first of them.
     """
 
     heads: int
@@ -96,6 +98,7 @@ class Attention:
     norm_last: bool = False
     temperature: float = 0.0
     floor: int = 0
+    rope_first: int = 0
 
 
 @dataclass(frozen=True)

@@ -173,15 +173,22 @@ class Plan:
     def attend(self, q, k, v, a, rope=None, q_norm=None, k_norm=None, sinks=None):
         """Appends k, v to the sequence's KV memory and attends: o, one copy per node, width H * value_length.
 
+        v : Tensor, optional
+            None: a head's values are the first value_length of its keys, normed and rotated as these, and stored once.
         sinks : Vector, optional
             (H,) a score of each head that takes part in its softmax and adds nothing (arXiv:2309.17453).
         """
         for name, tensor, heads, count, key, width in (("q", q, "head_count", a.heads, "key_length", a.key_length),
                                                        ("k", k, "head_count_kv", a.kv_heads, "key_length", a.key_length),
                                                        ("v", v, "head_count_kv", a.kv_heads, "value_length", a.value_length)):
+            if tensor is None and name == "v":
+                continue
             self._check("attend", name, tensor, count * width, of=f" (attention.{heads} = {count} of {key} {width})")
-        if a.heads % a.kv_heads or a.rope_dim % 2 or a.rope_dim > a.key_length:
-            raise PlanError(f"attend: heads must be a multiple of kv-heads, rope_dim even and at most the key width; found {a}")
+        if a.heads % a.kv_heads or a.rope_dim % 2 or a.rope_first + a.rope_dim > a.key_length:
+            raise PlanError(f"attend: heads must be a multiple of kv-heads, rope_dim even and at most the key width, from rope_first on; "
+                            f"found {a}")
+        if v is None and a.value_length > a.key_length:
+            raise PlanError(f"attend: values that are the first of the keys can be no wider; found {a}")
         if rope is not None:
             self._check("attend", "rope", rope, a.rope_dim)
         for name, norm in (("q_norm", q_norm), ("k_norm", k_norm)):
@@ -192,9 +199,9 @@ class Plan:
         q = self._near(q)
         if self.n_chunks >= 2**31:
             raise PlanError(f"attend: a context of {self.n_ctx} tokens; wanted less than {2**31 * _core.CHUNK}")
-        cache = self.kv.add(a.kv_heads, a.key_length, a.value_length, a.window)
+        cache = self.kv.add(a.kv_heads, *((0, a.key_length) if v is None else (a.key_length, a.value_length)), a.window)
         named = {"heads": a.heads, "kv_heads": a.kv_heads, "e": a.key_length, "ev": a.value_length,
-                 "n_rot": a.rope_dim if rope is not None else 0, "neox": int(a.neox), "window": a.window, "kv_type": self.kv.type,
+                 "latent": int(v is None), "rot": a.rope_first, "n_rot": a.rope_dim if rope is not None else 0, "neox": int(a.neox), "window": a.window, "kv_type": self.kv.type,
                  "most_runs": MOST_RUNS, "part_runs": self._part_runs, "turn": self.kv.turn,
                  "norm_last": int(a.norm_last), "floor": a.floor,
                  "table": 0, "offset": 0, "stride": 0}  # fmt: skip  # these three come with `compile`

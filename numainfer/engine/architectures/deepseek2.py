@@ -1,7 +1,7 @@
 """DeepSeek V2, V3 and R1, Kimi K2, GLM-4.7-Flash, Mistral Large 3 (arXiv:2405.04434, 2412.19437): latent attention, fine experts.
 
 Keys and values of all heads are made of one latent row c per position.  A head's W_k is not multiplied with c but with the head's query,
-and its W_v with what it attended to: so all heads share one key (rotated part, c) and one value, c.  The cache holds both.
+and its W_v with what it attended to: so all heads share one key (c, rotated part) and one value, c, of which the cache holds the key.
 """
 
 import math
@@ -43,7 +43,8 @@ def shape(c, eps):
     if rank % 16 or rotated % 16:
         raise UnsupportedModel(c.prefix + "attention.kv_lora_rank", rank, ["multiples of 16, and so rope.dimension_count"])
     scale = yarn(c) ** 2 / math.sqrt(key)
-    a = Attention(c.int("attention.head_count", high=4096), 1, rank + rotated, rank, rotated, False, scale=scale, eps=eps)
+    a = Attention(c.int("attention.head_count", high=4096), 1, rank + rotated, rank, rotated, False, scale=scale, eps=eps,
+                  rope_first=rank)
     temperature = c.float("attention.temperature_scale", default=0.0, low=0)
     return replace(a, temperature=temperature, floor=c.int("attention.temperature_length")) if temperature else a
 
@@ -80,6 +81,6 @@ def attention(p, h, w, a, rope, c):
         q, latent, turned = p.matmul(h, w.attn_q, *w.rows("attn_kv_a_mqa", rank, rotated))
     q_latent = p.matmul_grouped(p.join(heads, (q, 0, plain), apart=True), None, w.attn_k_b)
     latent = p.normed(latent, w.attn_kv_a_norm, a.eps)
-    q, k = p.join(heads, (q, plain, rotated), (q_latent, 0, rank)), p.join(1, (turned, 0, rotated), (latent, 0, rank))
-    o = p.matmul_grouped(p.join(heads, (p.attend(q, k, latent, a, rope), 0, rank), apart=True), None, w.attn_v_b)
+    q, k = p.join(heads, (q_latent, 0, rank), (q, plain, rotated)), p.join(1, (latent, 0, rank), (turned, 0, rotated))
+    o = p.matmul_grouped(p.join(heads, (p.attend(q, k, None, a, rope), 0, rank), apart=True), None, w.attn_v_b)
     return p.matmul(p.join(heads, (o, 0, o.width)), w.attn_output)
