@@ -18,7 +18,10 @@ SHAPES = {
     "gqa": Attention(4, 2, 16, 32, 0, False, 0.25),
     "window": Attention(6, 3, 16, 16, 0, False, 0.25, window=1200, softcap=3.0),
     "big-group": Attention(40, 1, 16, 16, 0, False, 0.25),  # two tiles of heads
+    "latent": Attention(70, 1, 48, 32, 0, False, 0.25),  # three tiles of heads, whose values are the first columns of the keys
+    "latent-window": Attention(6, 3, 32, 16, 0, False, 0.25, window=1200, softcap=3.0),
 }
+LATENT = {SHAPES["latent"], SHAPES["latent-window"]}
 TEAMS = ((1, 1), (2, 1), (1, 3), (2, 3), (3, 4))  # (nodes, workers on each)
 # Positions where runs begin, end and grow, for the numbers of runs below.
 EDGES = sorted({p for j in (0, 1, 2, 3, 4, 5, 6, 8, 10) for p in (j * CHUNK, j * CHUNK + 255)} | {77, 1199, 1200, 1455, N - 9})
@@ -44,7 +47,8 @@ class Attending(Rig):
 
     def __init__(self, sheet, team):
         def build(p, s):
-            p.logits(p.attend(*(p.embed(s[name]) for name in "qkv"), s.attention), None)
+            q, k = (p.embed(s[name]) for name in "qk")
+            p.logits(p.attend(q, k, None if s.attention in LATENT else p.embed(s["v"]), s.attention), None)
 
         super().__init__(sheet, team, build, hidden=True, n_ctx=N, n_batch=700)
         self.sequences = {}  # name: KV memory, positions in it
@@ -91,9 +95,9 @@ def wanted(sheet):
 
 @functools.cache
 def stored(sheet, vec, g, j):
-    """Chunk j of kv-head g as the KV memory holds it: keys, values."""
+    """Chunk j of kv-head g as the KV memory holds it: keys, values; or latent rows."""
     found = []
-    for name, part in (("k", "key"), ("v", "value")):
+    for name, part in (("k", "value"),) if sheet.attention in LATENT else (("k", "key"), ("v", "value")):
         rows = sheet.exact[name][:N].astype(np.float32).reshape(N, sheet.attention.kv_heads, -1)[j * CHUNK : (j + 1) * CHUNK, g]
         found.append(vec.store("f16", part, np.pad(rows, ((0, CHUNK - len(rows)), (0, 0)))))
     return found
@@ -113,8 +117,9 @@ def twin(sheet, vec, pos, most):
         for j in chunks:
             lo, hi = max(first - j * CHUNK, 0), min(pos + 1 - j * CHUNK, CHUNK)
             count = heads.stop - heads.start
-            parts = vec.attend("f16", q[pos, heads] * np.float32(a.scale), *stored(sheet, vec, g, j), a.value_length, [lo] * count,
-                               [hi] * count, a.softcap)  # fmt: skip
+            attend = vec.attend_latent if a in LATENT else vec.attend
+            parts = attend("f16", q[pos, heads] * np.float32(a.scale), *stored(sheet, vec, g, j), a.value_length, [lo] * count,
+                           [hi] * count, a.softcap)  # fmt: skip
             runs.setdefault(j // length, []).append(list(zip(*parts)))
         for h in range(heads.stop - heads.start):
             total = None

@@ -324,6 +324,33 @@ static void check_storing(const ni_kernels *table) {
     printf("%s storing %zu\n", table->name, count);
 }
 
+static void check_latent(const ni_kernels *table, size_t *sum) {
+    enum { E = 80, MOST_Q = 40 };
+    static float q[MOST_Q * E], x[E], scratch[NI_LATENT_SCRATCH(E)];
+    static uint8_t rows[NI_CHUNK * E * 4];
+    static const int64_t ends[][2] = {{64, 48}, {16, 16}, {80, 32}};
+    size_t count = 0;
+    for (ni_kv_type t = 0; t < NI_N_KV_TYPES; t++)
+        for (int n = 1; n <= MOST_Q; n += n % 16 ? 3 : 1) {
+            const int64_t e = ends[n % 3][0], ev = ends[n % 3][1];
+            const float cap = n % 2 ? 0.0f : 1.5f;
+            int lo[MOST_Q], hi[MOST_Q];
+            for (int i = 0; i < NI_CHUNK; i++) {
+                floats(x, E, 2);
+                ni_kernels_scalar.vec.kv[t].store_value(x, e, rows, i);
+            }
+            floats(q, MOST_Q * E, n % 4 ? 0.3f : 20.0f);
+            for (int j = 0; j < n; j++) {
+                lo[j] = j % 5 ? (int)(draw() % NI_CHUNK) : 0;
+                hi[j] = j % 7 ? lo[j] + 1 + (int)(draw() % (uint64_t)(NI_CHUNK - lo[j])) : NI_CHUNK;
+            }
+            if (n > 3) lo[2] = hi[2] = 50;   /* sees nothing */
+            BOTH("attend_latent", float, n * (ev + 2),
+                 V->kv[t].attend_latent(q, n, e, ev, rows, rows, lo, hi, cap, OUT + n * ev, OUT + n * (ev + 1), OUT, scratch));
+        }
+    *sum += count;
+}
+
 static void check_attention(const ni_kernels *table) {
     enum { E = 80, MOST_Q = 14 };
     static float q[MOST_Q * E], x[E], scratch[MOST_Q * (NI_CHUNK + E)];
@@ -353,6 +380,7 @@ static void check_attention(const ni_kernels *table) {
             BOTH("merge", float, ev + 2, for (int j = 0; j < ev; j++) OUT[j] = q[j]; OUT[ev] = (float)n; OUT[ev + 1] = 2;
                  V->merge(OUT + ev, OUT + ev + 1, OUT, 3.0f, 1.5f, scratch, ev - n));
         }
+    check_latent(table, &count);
     /* The least factor that is not 0, alone. */
     floats(scratch, 16, 0);
     BOTH("merge", float, 18, for (int j = 0; j < 16; j++) OUT[j] = q[j]; OUT[16] = -87.3f; OUT[17] = 2;

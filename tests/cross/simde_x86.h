@@ -47,6 +47,12 @@ SHIM __m512 shim_mm512_permute_ps(__m512 a, int order) {
     for (int i = 0; i < 16; i++) r.f32[i] = v.f32[i / 4 * 4 + (order >> i % 4 * 2 & 3)];
     return simde__m512_from_private(r);
 }
+SHIM __m512 shim_mm512_shuffle_f32x4(__m512 a, __m512 b, int order) {
+    const simde__m512_private v[2] = {simde__m512_to_private(a), simde__m512_to_private(b)};
+    simde__m512_private r;
+    for (int i = 0; i < 16; i++) r.f32[i] = v[i / 8].f32[4 * (order >> i / 4 * 2 & 3) + i % 4];
+    return simde__m512_from_private(r);
+}
 SHIM __m512i shim_mm512_srai_epi32(__m512i a, unsigned n) {
     simde__m512i_private v = simde__m512i_to_private(a);
     for (int i = 0; i < 16; i++) v.i32[i] >>= n;
@@ -87,6 +93,7 @@ SHIM_MASKZ_LOADU(mm256_maskz_loadu_epi16, simde__m256i, i16, int16_t)
 #undef _mm512_cvtps_epi32
 #undef _mm512_cvtps_ph
 #undef _mm512_permute_ps
+#undef _mm512_shuffle_f32x4
 #undef _mm512_srai_epi32
 #undef _mm512_cvtepi32_epi16
 #undef _mm512_reduce_add_epi32
@@ -104,6 +111,7 @@ SHIM_MASKZ_LOADU(mm256_maskz_loadu_epi16, simde__m256i, i16, int16_t)
 #define _mm512_cvtps_epi32 shim_mm512_cvtps_epi32
 #define _mm512_cvtps_ph(a, rounding) shim_mm512_cvtps_ph(a)   /* to nearest, as the kernels have it */
 #define _mm512_permute_ps shim_mm512_permute_ps
+#define _mm512_shuffle_f32x4 shim_mm512_shuffle_f32x4
 #define _mm512_srai_epi32 shim_mm512_srai_epi32
 #define _mm512_cvtepi32_epi16 shim_mm512_cvtepi32_epi16
 #define _mm512_reduce_add_epi32 shim_mm512_reduce_add_epi32
