@@ -72,7 +72,7 @@ def build(folder):
     march = ["-march=x86-64-v2"] if os.uname().machine == "x86_64" else []
     source, program = Path(__file__).resolve().with_suffix(".c"), folder / "peak"
     subprocess.run([os.environ.get("CC", "cc"), *kernels.FLAGS, *march, "-o", program, source, "-lpthread"], check=True)
-    return program, _run(program).split()
+    return program, run(program).split()
 
 
 class Probe:
@@ -93,17 +93,17 @@ class Probe:
 
     def peak(self, isa, kind):
         """(multiply-adds per second, mix of instructions) of the fastest mix for a weight type."""
-        lines = [line.split() for line in _run(self._peak, isa, self._threads, MILLISECONDS, kind).splitlines()]
+        lines = [line.split() for line in run(self._peak, isa, self._threads, MILLISECONDS, kind).splitlines()]
         return max((float(rate), mix) for _, mix, rate in lines)
 
     def kernel(self, isa, kind):
         """Multiply-adds per second of unpack and gemm; NaN where there is no table for the instruction set."""
         if isa not in self.tables:
             return float("nan")
-        return float(_run(self._kernels, isa, self._threads, 1, MIB, self._k, self._tokens, kind).split()[-1])
+        return float(run(self._kernels, isa, self._threads, 1, MIB, self._k, self._tokens, kind).split()[-1])
 
 
-def _run(*command):
+def run(*command):
     return subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True).stdout
 
 

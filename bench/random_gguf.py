@@ -1,6 +1,7 @@
-"""Write random llama models of real shapes, to measure speed without downloading anything.
+"""Write random models of real shapes, dense llamas, mixtures of experts and latent attention, to measure speed without downloading anything.
 
     python bench/random_gguf.py 1b q4_k OUT.gguf
+    python bench/random_gguf.py moe64 q4_k OUT.gguf
 """
 
 import argparse
@@ -16,14 +17,29 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from random_blocks import TYPES, fitting_type, random_weights
 
 
+class Latent(NamedTuple):
+    """Latent attention as in DeepSeek V3: ranks of queries and of the latent rows, of a head's values those that are not rotated and those
+    that are, and the width of what it gives."""
+
+    query_rank: int
+    rank: int
+    plain: int
+    rotated: int
+    value: int
+
+
 class Shape(NamedTuple):
-    """Sizes of a llama model: width, layers, heads, key/value heads, feed-forward width."""
+    """Sizes of a llama model: width, layers, heads, key/value heads, feed-forward width; or, with experts, of a Qwen3 mixture: the width
+    is an expert's, and so many of them meet a token."""
 
     width: int
     layers: int
     heads: int
     kv_heads: int
     feed_forward: int
+    experts: int = 0
+    used: int = 0
+    latent: Latent | None = None
 
 
 SHAPES = {
@@ -31,7 +47,11 @@ SHAPES = {
     "1b": Shape(2048, 16, 32, 8, 8192),
     "3b": Shape(3072, 28, 24, 8, 8192),
     "8b": Shape(4096, 32, 32, 8, 14336),
+    "moe64": Shape(2048, 8, 32, 8, 768, experts=64, used=8),
+    "moe32": Shape(2048, 8, 32, 8, 768, experts=32, used=4),
+    "latent": Shape(2048, 4, 128, 1, 2048, latent=Latent(1536, 512, 128, 64, 128)),
 }
+EXPERTS_ONLY = {"MXFP4": "Q8_0"}  # types that files use for experts alone: what the other matrices have
 
 
 def write(path, shape, weight_type, *, embedding_type="Q8_0", layers=None, tokenizer_from, seed=0):
@@ -57,8 +77,9 @@ def write(path, shape, weight_type, *, embedding_type="Q8_0", layers=None, token
             raise SystemExit(f"{name} is not a known type; wanted one of: {', '.join(TYPES)}")
     rng = np.random.default_rng(seed)
     part = Path(f"{path}.part")
-    writer = gguf.GGUFWriter(part, "llama")
-    writer.add_name(f"random llama {shape.width} x {layers} {weight_type}")
+    architecture = "deepseek2" if shape.latent else "qwen3moe" if shape.experts else "llama"
+    writer = gguf.GGUFWriter(part, architecture)
+    writer.add_name(f"random {architecture} {shape.width} x {layers} {weight_type}")
     writer.add_context_length(8192)
     writer.add_embedding_length(shape.width)
     writer.add_block_count(layers)
@@ -67,47 +88,83 @@ def write(path, shape, weight_type, *, embedding_type="Q8_0", layers=None, token
     writer.add_head_count_kv(shape.kv_heads)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(500000.0)
-    writer.add_rope_dimension_count(shape.width // shape.heads)
+    writer.add_rope_dimension_count(shape.latent.rotated if shape.latent else shape.width // shape.heads)
+    if shape.latent:
+        writer.add_q_lora_rank(shape.latent.query_rank)
+        writer.add_kv_lora_rank(shape.latent.rank)
+        writer.add_key_length(shape.latent.rank + shape.latent.rotated)
+        writer.add_value_length(shape.latent.rank)
+        writer.add_key_length_mla(shape.latent.plain + shape.latent.rotated)
+        writer.add_value_length_mla(shape.latent.value)
+        writer.add_leading_dense_block_count(layers)
+        writer.add_expert_used_count(1)  # wanted, though no layer has experts
+    if shape.experts:
+        writer.add_key_length(shape.width // shape.heads)
+        writer.add_value_length(shape.width // shape.heads)
+        writer.add_expert_count(shape.experts)
+        writer.add_expert_used_count(shape.used)
+        writer.add_expert_feed_forward_length(shape.feed_forward)
     n_vocab = _copy_tokenizer(writer, tokenizer_from)
     tensors = list(_tensors(shape, layers, n_vocab, weight_type, embedding_type))
-    for name, rows, columns, kind in tensors:
+    for name, rows, columns, kind, experts in tensors:
         kind = gguf.GGMLQuantizationType[kind]
         block, size = gguf.GGML_QUANT_SIZES[kind]
-        shape_ = (columns,) if rows is None else (rows, columns)
-        n_bytes = (rows or 1) * columns // block * size
+        shape_ = tuple(n for n in (experts, rows, columns) if n)
+        n_bytes = (experts or 1) * (rows or 1) * columns // block * size
         writer.add_tensor_info(name, shape_, np.dtype(np.float32), n_bytes, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for name, rows, columns, kind in tensors:  # one at a time: a model larger than memory can be written
+    for name, rows, columns, kind, experts in tensors:  # one at a time: a model larger than memory can be written
         if rows is None:
             data = rng.uniform(0.8, 1.2, columns).astype(np.float32)
         else:
-            data = random_weights(rng, rows, columns, kind, std=columns**-0.5)
+            data = random_weights(rng, (experts or 1) * rows, columns, kind, std=columns**-0.5)
         writer.write_tensor_data(data)
     writer.close()
     part.replace(path)
 
 
 def _tensors(shape, layers, n_vocab, weight_type, embedding_type):
-    """(name, rows or None for a vector, columns, type) of every tensor, in the order of the file."""
-    width, kv = shape.width, shape.width // shape.heads * shape.kv_heads
+    """(name, rows or None for a vector, columns, type, experts or None) of every tensor, in the order of the file."""
+    width, head = shape.width, shape.width // shape.heads
 
-    def matrix(name, rows, columns, kind=weight_type):
-        return f"{name}.weight", rows, columns, fitting_type(kind, columns)
+    def matrix(name, rows, columns, kind=None, experts=None):
+        kind = kind or (weight_type if experts else EXPERTS_ONLY.get(weight_type, weight_type))
+        return f"{name}.weight", rows, columns, fitting_type(kind, columns), experts
+
+    def vector(name, n):
+        return f"{name}.weight", None, n, "F32", None
 
     yield matrix("token_embd", n_vocab, width, embedding_type)
-    yield "output_norm.weight", None, width, "F32"
+    yield vector("output_norm", width)
     for i in range(layers):
-        yield f"blk.{i}.attn_norm.weight", None, width, "F32"
-        yield matrix(f"blk.{i}.attn_q", width, width)
-        yield matrix(f"blk.{i}.attn_k", kv, width)
-        yield matrix(f"blk.{i}.attn_v", kv, width)
-        yield matrix(f"blk.{i}.attn_output", width, width)
-        yield f"blk.{i}.ffn_norm.weight", None, width, "F32"
-        yield matrix(f"blk.{i}.ffn_gate", shape.feed_forward, width)
-        yield matrix(f"blk.{i}.ffn_up", shape.feed_forward, width)
-        yield matrix(f"blk.{i}.ffn_down", width, shape.feed_forward)
+        yield vector(f"blk.{i}.attn_norm", width)
+        if shape.latent:
+            heads, (query_rank, rank, plain, rotated, value) = shape.heads, shape.latent
+            yield matrix(f"blk.{i}.attn_q_a", query_rank, width)
+            yield vector(f"blk.{i}.attn_q_a_norm", query_rank)
+            yield matrix(f"blk.{i}.attn_q_b", heads * (plain + rotated), query_rank)
+            yield matrix(f"blk.{i}.attn_kv_a_mqa", rank + rotated, width)
+            yield vector(f"blk.{i}.attn_kv_a_norm", rank)
+            yield matrix(f"blk.{i}.attn_k_b", rank, plain, experts=heads)
+            yield matrix(f"blk.{i}.attn_v_b", value, rank, experts=heads)
+            yield matrix(f"blk.{i}.attn_output", width, heads * value)
+        else:
+            yield matrix(f"blk.{i}.attn_q", width, width)
+            yield matrix(f"blk.{i}.attn_k", shape.kv_heads * head, width)
+            yield matrix(f"blk.{i}.attn_v", shape.kv_heads * head, width)
+            yield matrix(f"blk.{i}.attn_output", width, width)
+        if shape.experts:
+            yield vector(f"blk.{i}.attn_q_norm", head)
+            yield vector(f"blk.{i}.attn_k_norm", head)
+        yield vector(f"blk.{i}.ffn_norm", width)
+        if shape.experts:
+            yield matrix(f"blk.{i}.ffn_gate_inp", shape.experts, width, "F32")
+        of, experts = ("_exps", shape.experts) if shape.experts else ("", None)
+        yield matrix(f"blk.{i}.ffn_gate{of}", shape.feed_forward, width, experts=experts)
+        yield matrix(f"blk.{i}.ffn_up{of}", shape.feed_forward, width, experts=experts)
+        yield matrix(f"blk.{i}.ffn_down{of}", width, shape.feed_forward, experts=experts)
 
 
 def _copy_tokenizer(writer, source):
