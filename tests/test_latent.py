@@ -53,8 +53,8 @@ class Case:
 
 
 @pytest.mark.parametrize("cap", [0.0, 1.5])
-@pytest.mark.parametrize(("e", "ev"), [(64, 64), (16, 16), (80, 48), (576, 512)])
-@pytest.mark.parametrize("n_q", [1, 7, 16, 17, 32, 33, 40, 70])
+@pytest.mark.parametrize(("n_q", "e", "ev"), [(1, 64, 64), (7, 16, 16), (16, 80, 48), (17, 64, 64), (32, 80, 48), (33, 64, 48), (70, 48, 16),
+                                              (20, 576, 512)])  # fmt: skip
 def test_attend_latent(vec, kv_type, n_q, e, ev, cap):
     case = Case(n_q * 1000 + e, n_q, e, ev, kv_type)
     got = case.run(vec, cap)
@@ -81,9 +81,9 @@ def test_the_order_of_the_contract(vec, kv_type):
 
 
 def test_a_query_does_not_depend_on_its_company(vec, kv_type):
-    case = Case(8, 70, 64, 48, kv_type)
+    case = Case(8, 70, 48, 32, kv_type)
     whole = case.run(vec)
-    for part in [slice(j, j + 1) for j in range(70)] + [slice(a, a + n) for n in (2, 15, 16, 17, LATENT_TILE, 33, 60) for a in (0, 7)]:
+    for part in [slice(j, j + 1) for j in range(0, 70, 3)] + [slice(a, a + n) for n in (2, 15, 16, 17, LATENT_TILE, 33, 60) for a in (0, 7)]:
         for g, w in zip(case.run(vec, some=part), whole, strict=True):
             same(g, w[part])
 
