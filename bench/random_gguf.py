@@ -1,4 +1,4 @@
-"""Write random models of real shapes, dense llamas, mixtures of experts and latent attention, to measure speed without downloading anything.
+"""Write random models of real shapes, dense, mixtures of experts or with latent attention, to measure speed without downloading anything.
 
     python bench/random_gguf.py 1b q4_k OUT.gguf
     python bench/random_gguf.py moe64 q4_k OUT.gguf

@@ -89,7 +89,7 @@ V16_FN void NI_VEC(latent_widen)(const ni_kv_type type, const int fetch, const u
     const uint8_t *from = rows + (c * NI_CHUNK + p) * row;
     for (int i = 0; i < 16; i++, from += row) {
         if (fetch && i * row % 64 == 0) NI_ATT_PREFETCH(from, ahead);
-        v16_store(to + 16 * i, NI_VEC(att_load)(type, (const uint16_t *)from));
+        v16_store(to + 16 * i, NI_VEC(att_load)(type, (const void *)from));
     }
 }
 
@@ -169,8 +169,8 @@ V16_FN void NI_VEC(latent_tile)(const ni_kv_type type, const float *q, int n, in
             NI_VEC(latent_tile)(NI_KV_##type, q + at * e, n_q - at < NI_LATENT_TILE ? n_q - at : NI_LATENT_TILE, e, ev, rows, \
                                 next, lo + at, hi + at, cap, m + at, l + at, acc + at * ev, scratch);                         \
     }
-NI_ATTEND_LATENT(f16)
-NI_ATTEND_LATENT(bf16)
-NI_ATTEND_LATENT(q8_0)
+#define NI_KV(type) NI_ATTEND_LATENT(type)
+#include "kv.def"
+#undef NI_KV
 #undef NI_ATTEND_LATENT
 #endif

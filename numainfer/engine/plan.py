@@ -201,7 +201,8 @@ class Plan:
             raise PlanError(f"attend: a context of {self.n_ctx} tokens; wanted less than {2**31 * _core.CHUNK}")
         cache = self.kv.add(a.kv_heads, *((0, a.key_length) if v is None else (a.key_length, a.value_length)), a.window)
         named = {"heads": a.heads, "kv_heads": a.kv_heads, "e": a.key_length, "ev": a.value_length,
-                 "latent": int(v is None), "rot": a.rope_first, "n_rot": a.rope_dim if rope is not None else 0, "neox": int(a.neox), "window": a.window, "kv_type": self.kv.type,
+                 "latent": int(v is None), "rot": a.rope_first, "n_rot": a.rope_dim if rope is not None else 0, "neox": int(a.neox),
+                 "window": a.window, "kv_type": self.kv.type,
                  "most_runs": MOST_RUNS, "part_runs": self._part_runs, "turn": self.kv.turn,
                  "norm_last": int(a.norm_last), "floor": a.floor,
                  "table": 0, "offset": 0, "stride": 0}  # fmt: skip  # these three come with `compile`
