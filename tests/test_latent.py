@@ -233,5 +233,5 @@ def test_bytes_of_a_model(path):
 def test_values_are_no_wider_than_keys():
     with pytest.raises(PlanError, match="first of the keys can be no wider"):
         latent_plan("f16", a=Attention(2, 1, 32, 48, 0, False, 1.0))
-    with pytest.raises(PlanError, match="within the key width"):
+    with pytest.raises(PlanError, match="at most the key width, from rope_first on"):
         latent_plan("f16", a=Attention(2, 1, 48, 32, 16, False, 1.0, rope_first=48))

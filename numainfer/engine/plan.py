@@ -194,7 +194,7 @@ class Plan:
                 continue
             self._check("attend", name, tensor, count * width, of=f" (attention.{heads} = {count} of {key} {width})")
         if a.heads % a.kv_heads or a.rope_dim % 2 or a.rope_first + a.rope_dim > a.key_length:
-            raise PlanError(f"attend: heads must be a multiple of kv-heads, rope_dim even and, from rope_first on, within the key width; "
+            raise PlanError(f"attend: heads must be a multiple of kv-heads, rope_dim even and at most the key width, from rope_first on; "
                             f"found {a}")
         if v is None and a.value_length > a.key_length:
             raise PlanError(f"attend: values that are the first of the keys can be no wider; found {a}")
