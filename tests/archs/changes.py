@@ -102,7 +102,7 @@ def heads(t):
 @case
 def latent_heads(t):
     found = []
-    for heads, nope, value, rank in ((2, 32, 48, 64), (8, 16, 16, 32), (4, 64, 32, 128)):
+    for heads, nope, value, rank in ((2, 32, 48, 64), (8, 16, 16, 32), (4, 64, 32, 128), (3, 20, 24, 40)):
         n = Template(t)
         if not n.latent or "attention.key_length_mla" not in n.kv:
             return []

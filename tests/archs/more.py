@@ -27,6 +27,7 @@ MODELS = {
     "deepseek2-one-piece": ("deepseek2", "old_latent", "one piece"),
     "deepseek2-lite-one-piece": ("deepseek2-lite", "old_latent", "one piece"),
     "deepseek2-heads": ("deepseek2", "latent_heads", "8 heads 16+64, 16, rank 32"),
+    "deepseek2-rank-40": ("deepseek2", "latent_heads", "3 heads 20+64, 24, rank 40"),
     "deepseek2-leading": ("deepseek2", "leading", "2 instead of 1"),
     "deepseek2-further": ("deepseek2", "further", "with tensors"),
     "deepseek32-further": ("deepseek32", "further", "without"),

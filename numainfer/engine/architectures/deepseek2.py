@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ...errors import CorruptModel, UnsupportedModel
+from ...errors import CorruptModel
 from ..ops import Attention
 from .blocks import MIXTURE, Hyperparameters, Residual, embedding_matrix, end, layers, network
 
@@ -41,8 +41,6 @@ def shape(c, eps, neox=False):
     key = key_length(c)
     if rotated % 2 or rotated >= key:
         c.refuse("rope.dimension_count", rotated, f"an even number below the heads' key width of {key}")
-    if rank % 16 or rotated % 16:
-        raise UnsupportedModel(c.prefix + "attention.kv_lora_rank", rank, ["multiples of 16, and so rope.dimension_count"])
     scale = yarn(c) ** 2 / math.sqrt(key)
     a = Attention(c.int("attention.head_count", high=4096), 1, rank + rotated, rank, rotated, neox, scale=scale, eps=eps,
                   rope_first=rank)
