@@ -6,7 +6,8 @@ import gguf
 import numpy as np
 import pytest
 import reference as ref
-from core_tools import GOLDEN, Sheet, logits, open_engine, pretend, same_bits, twin_logits
+from core_tools import GOLDEN, logits, open_engine, pretend, same_bits, twin_logits
+from gguf_tools import GGUF
 from random_blocks import TYPES
 from reference_models import ReferenceModel
 from tiny_models import tiny
@@ -244,13 +245,13 @@ def test_bad_tensors(sound, tmp_path, name, data, error, says):
     refused(rewrite(sound, tmp_path / "bad.gguf", tensors={name: data}), error, says)
 
 
-def test_types_that_we_lack(tmp_path):
-    data = np.zeros((4, 66), np.uint8)
-    sheet = Sheet(tmp_path / "sheet.gguf", {"iq": (data, "IQ2_XXS"), "ternary": (data, "TQ2_0")})
-    for name, kind in (("iq", "IQ2_XXS"), ("ternary", "TQ2_0")):
-        with pytest.raises(UnsupportedModel, match=f"type of tensor {name} = '{kind}' is not supported; supported: F32, F16, BF16, Q4_0"):
-            sheet[name]
-    sheet.close()
+@pytest.mark.parametrize("kind, number, block, n_bytes", [("Q8_K", 15, 256, 292), ("Q8_1", 9, 32, 36), ("F64", 28, 1, 8)])
+def test_types_that_we_lack(tmp_path, kind, number, block, n_bytes):
+    path = tmp_path / "lacking.gguf"
+    path.write_bytes(bytes(GGUF().tensor("w", (block, 4), number, bytes(4 * n_bytes))))
+    with GGUFFile(path) as file:
+        with pytest.raises(UnsupportedModel, match=f"type of tensor w = '{kind}' is not supported; supported: F32, F16, BF16, Q4_0"):
+            Catalog(file)["w"]
 
 
 def test_the_rewriting_itself_changes_nothing(sound, tmp_path):
