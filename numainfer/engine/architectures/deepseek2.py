@@ -83,8 +83,8 @@ def attention(p, h, w, a, rope, c, scale=1.0):
         if found != heads:
             raise CorruptModel(c.gguf.path, f"{matrix.name} has {found} matrices, wanted {heads}, one per head")
     if w.get("attn_q_a"):
-        q = p.matmul(p.normed(p.matmul(h, w.attn_q_a), w.attn_q_a_norm, a.eps), w.attn_q_b)
-        latent, turned = p.matmul(h, *w.rows("attn_kv_a_mqa", rank, rotated))
+        q, latent, turned = p.matmul(h, w.attn_q_a, *w.rows("attn_kv_a_mqa", rank, rotated))
+        q = p.matmul(p.normed(q, w.attn_q_a_norm, a.eps), w.attn_q_b)
     else:
         q, latent, turned = p.matmul(h, w.attn_q, *w.rows("attn_kv_a_mqa", rank, rotated))
     q_latent = p.matmul_grouped(p.join(heads, (q, 0, plain), apart=True), None, of_keys)
