@@ -270,7 +270,6 @@ def test_split_faults(tmp_path):
     for name in ("m-00001-of-00002.gguf", "m-00000-of-00003.gguf", "m-00004-of-00003.gguf", "m-00001-of-99999.gguf"):
         (tmp_path / name).write_bytes(bytes(part(0, 3, 3)))
         refused_with("the name says part", CorruptModel, tmp_path / name)
-    small().write(tmp_path / "one-00001-of-00002.gguf")
-    refused_with("split.count says 0", CorruptModel, tmp_path / "one-00001-of-00002.gguf")
-    with GGUFFile(small().write(tmp_path / "one-00001-of-00001.gguf")) as f:
-        assert len(f.paths) == 1
+    for name in ("one-00001-of-00002.gguf", "one-00001-of-00001.gguf"):  # whole, whatever the name says
+        with GGUFFile(small().write(tmp_path / name)) as f:
+            assert len(f.paths) == 1

@@ -94,7 +94,8 @@ def test_random_weights_spread_as_told(rng, weight_type):
     stored = random_weights(rng, 64, 512, weight_type, std=0.1)
     weights = ref.dequantise(stored, gguf.GGMLQuantizationType[weight_type])
     assert weights.shape == (64, 512) and weights.dtype == np.float64
-    assert 0.08 < weights.std() < 0.125 and abs(weights.mean()) < 0.02
+    # The quants of two types are -1 to 2: blocks of random bits have a mean.
+    assert 0.08 < weights.std() < 0.125 and abs(weights.mean()) < (0.05 if weight_type in ("TQ2_0", "Q2_0") else 0.02)
 
 
 def test_random_weights_refuse_ragged_blocks(rng):

@@ -133,7 +133,7 @@ def test_refused_values(name, value, error, message):
     ],
 )
 def test_unknown_name_names_the_near_miss(name, near):
-    message = f"unknown sampling parameter '{name}': did you mean {near}"
+    message = f"unknown sampling parameter '{name}': (did you mean|it is called) {near}"
     for call in (
         SamplingParams,
         SamplingParams().replace,
