@@ -33,15 +33,17 @@ if TYPE_CHECKING:
     from .machine.placement import NodePlacement as NodePlacement
     from .machine.placement import Placement as Placement
     from .machine.placement import Topology as Topology
-    from .machine.placement import topology as topology
     from .measure.benchmark import Bench as Bench
     from .measure.benchmark import Speed as Speed
     from .measure.benchmark import bench as bench
+    from .measure.links import topology as topology
     from .model import Model as Model
     from .model import load as load
     from .results import Chunk as Chunk
     from .results import Completion as Completion
+    from .results import Completions as Completions
     from .results import Logprob as Logprob
+    from .results import Logprobs as Logprobs
     from .results import Score as Score
     from .results import Timings as Timings
     from .results import Usage as Usage
@@ -60,7 +62,7 @@ _LAZY = {
     "NodePlacement": "machine.placement",
     "Placement": "machine.placement",
     "Topology": "machine.placement",
-    "topology": "machine.placement",
+    "topology": "measure.links",
     "Bench": "measure.benchmark",
     "Speed": "measure.benchmark",
     "bench": "measure.benchmark",
@@ -68,7 +70,9 @@ _LAZY = {
     "load": "model",
     "Chunk": "results",
     "Completion": "results",
+    "Completions": "results",
     "Logprob": "results",
+    "Logprobs": "results",
     "Score": "results",
     "Timings": "results",
     "Usage": "results",
@@ -98,12 +102,14 @@ __all__ = [
     "ChatTemplateWarning",
     "Chunk",
     "Completion",
+    "Completions",
     "ContextOverflow",
     "CorruptModel",
     "ContextWarning",
     "ForkedProcess",
     "Interrupted",
     "Logprob",
+    "Logprobs",
     "Model",
     "ModelClosed",
     "ModelConfig",

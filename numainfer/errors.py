@@ -98,7 +98,7 @@ class Interrupted(KeyboardInterrupt):
 
     def __init__(self, message: str, completions: "Iterable[Completion]" = ()) -> None:
         super().__init__(message)
-        self.completions = list(completions)
+        self.completions = completions if isinstance(completions, list) else list(completions)  # Completions stay what they are
 
     def __reduce__(self) -> tuple[type, tuple[object, ...]]:
         return type(self), (*self.args, self.completions)

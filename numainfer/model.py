@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import html
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from . import verbs
 from .arguments import cpu_numbers, integer, names_near_misses, node_numbers, one_of, progress_way, unknown_attribute
 from .errors import ContextWarning
 from .prompts import split_prompts
-from .results import Completion, Score
+from .results import Completion, Completions, Score
 from .serving.sampling import SamplingParams, check_sampling, resolve_params
 from .serving.runtime import Runtime
 from .serving.scheduler import MODES, ON_INTERRUPT, generate_list
@@ -179,12 +178,12 @@ class Model:
     def generate(
         self, prompt: Prompts, params: SamplingParams | Sequence[SamplingParams] | None = None, *, mode: str = "auto",
         progress: Progress = None, on_interrupt: str = "raise", **sampling: Unpack[SamplingOptions]
-    ) -> list[Completion]: ...  # fmt: skip
+    ) -> Completions: ...  # fmt: skip
 
     def generate(
         self, prompt: Prompt | Prompts, params: SamplingParams | Sequence[SamplingParams] | None = None, *,
         mode: str = "auto", progress: Progress = None, on_interrupt: str = "raise", **sampling: Unpack[SamplingOptions]
-    ) -> Completion | list[Completion]:  # fmt: skip
+    ) -> Completion | Completions:  # fmt: skip
         """Continue a prompt, or each of a list of prompts.
 
         Parameters
@@ -208,7 +207,7 @@ class Model:
         Returns
         -------
         Completion
-            For a list: a list of Completion, in order. What is wrong with one of the prompts (it is empty or too long, of
+            For a list: Completions, a list of them in order. What is wrong with one of the prompts (it is empty or too long, of
             a wrong kind, an id is out of range), and what goes wrong with its answer (a logits processor raises), does not
             lose the others: its ``finish_reason`` is "error" and ``error`` the exception, which names its place.
 
@@ -286,14 +285,14 @@ class Model:
         self, messages: Conversations, params: SamplingParams | Sequence[SamplingParams] | None = None, *, tools: Tools | None = None,
         template: str | None = None, chat_template_kwargs: Mapping[str, Any] | None = None, stream: Literal[False] = False,
         mode: str = "auto", progress: Progress = None, on_interrupt: str = "raise", **sampling: Unpack[SamplingOptions]
-    ) -> list[Completion]: ...  # fmt: skip
+    ) -> Completions: ...  # fmt: skip
 
     def chat(
         self, messages: Messages | Conversations, params: SamplingParams | Sequence[SamplingParams] | None = None, *,
         tools: Tools | None = None, template: str | None = None, chat_template_kwargs: Mapping[str, Any] | None = None,
         stream: bool = False, mode: str = "auto", progress: Progress = None, on_interrupt: str = "raise",
         **sampling: Unpack[SamplingOptions]
-    ) -> Completion | TokenStream | list[Completion]:  # fmt: skip
+    ) -> Completion | TokenStream | Completions:  # fmt: skip
         """Answer a conversation, or each of a list of conversations, with the chat template of the file.
 
         Parameters
@@ -314,7 +313,7 @@ class Model:
 
         Returns
         -------
-        Completion, or TokenStream if ``stream``; a list of Completion for a list of conversations
+        Completion, or TokenStream if ``stream``; Completions, a list of them, for a list of conversations
 
         Raises
         ------
@@ -396,7 +395,8 @@ class Model:
         ids = verbs.ids_of(self.runtime, "text", text)
         if len(ids) < 2:
             raise ValueError("text: found 1 token, wanted at least 2: the first has no probability")
-        return Score(ids, self._once(lambda sequence: sequence.logprobs(ids)))
+        logprobs, decoder = self._once(lambda sequence: sequence.logprobs(ids)), self.tokenizer.stream(skip_special_tokens=False)
+        return Score(ids, logprobs, tuple(decoder.put(int(i)) for i in ids))
 
     def embed(self, texts: Prompt | Prompts, *, pooling: str = "mean") -> FloatArray:
         """The model's last hidden states (after its last norm), pooled over each text.
@@ -485,7 +485,6 @@ class Model:
         return f"<Model {self.runtime.name}: {', '.join(f'{name} {value}' for name, value in self._facts())}>"
 
     def _repr_html_(self) -> str:
-        facts = [(html.escape(name), html.escape(value)) for name, value in self._facts()]
-        rows = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in facts)
-        placement = "" if self.closed else self.runtime.engine.placement._repr_html_()
-        return f"<table><caption>{html.escape(self.runtime.name)}</caption>{rows}</table>{placement}"
+        from . import looks
+
+        return looks.facts(self.runtime.name, self._facts()) + ("" if self.closed else self.placement._repr_html_())

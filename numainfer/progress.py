@@ -19,14 +19,16 @@ def progress_bar(progress, label, unit=None):
 
     Yields
     ------
-    callable(done, total, note="") or None
-        The note stands beside a bar; the caller's own callable does not get it.
+    callable(done, total, note="", part=0.0) or None
+        The note stands beside a bar, which also shows how much of those that are not done is behind them; the caller's own callable
+        gets neither.
     """
     if callable(progress):
-        yield lambda done, total, note="": progress(done, total)
+        yield lambda done, total, note="", part=0.0: progress(done, total)
         return
+    in_notebook = "ipykernel" in sys.modules
     if progress is None:
-        progress = "ipykernel" in sys.modules or bool(sys.stderr and sys.stderr.isatty())
+        progress = in_notebook or bool(sys.stderr and sys.stderr.isatty())
     if not progress:
         yield None
         return
@@ -34,14 +36,17 @@ def progress_bar(progress, label, unit=None):
         warnings.simplefilter("ignore")  # in a notebook without ipywidgets tqdm says that its bar is a plainer one
         from tqdm.auto import tqdm
 
-        scale = {"unit": "B", "unit_scale": True} if unit is None else {"unit": f" {unit}"}
-        bar = tqdm(total=None, desc=label, leave=False, delay=0.2, **scale)
+        if unit is None:
+            bar = tqdm(total=None, desc=label, leave=False, delay=0.2, unit="B", unit_scale=True)
+        else:  # its own n would be a fraction: the counts stand in the note
+            bar = tqdm(total=None, desc=label, leave=in_notebook, delay=0.2, miniters=0,
+                       bar_format="{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}{postfix}]")  # fmt: skip
 
-    def report(done, total, note=""):
+    def report(done, total, note="", part=0.0):
         bar.total = total
         if note:
-            bar.set_postfix_str(note, refresh=done == bar.n)
-        bar.update(done - bar.n)
+            bar.set_postfix_str(f"{done}/{total} {unit}, {note}", refresh=False)
+        bar.update(max(done + part - bar.n, 0))
 
     with bar:
         yield report

@@ -34,10 +34,24 @@ class Logprob:
     rank: int
     top: tuple["Logprob", ...] = ()
 
+    def _repr_html_(self) -> str:
+        return Logprobs([self])._repr_html_()
+
     def to_dict(self) -> dict[str, Any]:
         """A dict that ``json`` can write."""
         plain: dict[str, Any] = {"token_id": self.token_id, "text": self.text, "logprob": self.logprob, "rank": self.rank}
         return plain | ({"top": [t.to_dict() for t in self.top]} if self.top else {})
+
+
+class Logprobs(tuple[Logprob, ...]):
+    """The Logprobs of an answer's tokens: a tuple that a notebook shows as a table."""
+
+    __slots__ = ()
+
+    def _repr_html_(self) -> str:
+        from . import looks
+
+        return looks.logprobs(self)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -163,6 +177,11 @@ class Completion:
         text = self.text if len(self.text) <= 60 else f"{self.text[:57]}..."
         return f"<Completion {text!r}, {counted(len(self.token_ids), 'token')}, {self.finish_reason or 'unfinished'}>"
 
+    def _repr_markdown_(self) -> str:
+        from . import looks
+
+        return looks.answer(self)
+
     def to_dict(self) -> dict[str, Any]:
         """A dict that ``json`` can write, the rates included."""
         timings = dataclasses.asdict(self.timings)
@@ -174,6 +193,15 @@ class Completion:
         if self.error is not None:
             plain["error"] = f"{type(self.error).__name__}: {self.error}"
         return plain | {"usage": dataclasses.asdict(self.usage), "timings": timings}
+
+
+class Completions(list[Completion]):
+    """The answers to a list of prompts, in order: a list that a notebook shows as a table."""
+
+    def _repr_html_(self) -> str:
+        from . import looks
+
+        return looks.answers(self)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -210,10 +238,13 @@ class Score:
     token_ids : int32 array (n,)
     logprobs : float64 array (n - 1,)
         ``logprobs[i]``: natural log-probability of token ``i + 1`` after those before it. The first has none.
+    texts : tuple of str
+        What each token adds to the text: nothing where a character is not complete yet.
     """
 
     token_ids: NDArray[np.int32]
     logprobs: NDArray[np.float64]
+    texts: tuple[str, ...] = ()
 
     @property
     def nll(self) -> float:
@@ -230,3 +261,8 @@ class Score:
 
     def __repr__(self) -> str:
         return f"<Score of {counted(len(self.token_ids), 'token')}: nll {self.nll:.4f}, perplexity {self.perplexity:.4g}>"
+
+    def _repr_html_(self) -> str:
+        from . import looks
+
+        return looks.scored(repr(self).strip("<>"), self.texts, self.logprobs)

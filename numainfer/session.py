@@ -7,7 +7,7 @@ from typing import Any, Literal, NoReturn, Unpack, overload
 
 from . import verbs
 from .arguments import integer
-from .results import Completion
+from .results import Completion, Completions
 from .serving.sampling import SamplingParams, check_sampling, resolve_params
 from .serving.sequence import Sequence
 from .signatures import FloatArray, Messages, Prompt, Prompts, SamplingOptions, Tools
@@ -45,16 +45,16 @@ class Session:
     @overload
     def generate(
         self, prompt: Prompts, params: SamplingParams | None = None, **sampling: Unpack[SamplingOptions]
-    ) -> list[Completion]: ...
+    ) -> Completions: ...
 
     def generate(
         self, prompt: Prompt | Prompts, params: SamplingParams | None = None, **sampling: Unpack[SamplingOptions]
-    ) -> Completion | list[Completion]:
+    ) -> Completion | Completions:
         """As ``Model.generate``, continuing from the common prefix; of a list, each from the one before.
 
         Returns
         -------
-        Completion, or list of Completion
+        Completion, or Completions, a list of them
         """
         verbs.check_generate(sampling, "session")
         return verbs.generate(self._sequence, prompt, resolve_params(params, **sampling), reuse=True)
@@ -165,3 +165,10 @@ class Session:
 
     def __repr__(self) -> str:
         return f"<Session, {counted(len(self._sequence.ids), 'token')}{', closed' if self.closed else ''}>"
+
+    def _repr_html_(self) -> str:
+        from . import looks
+
+        title = f"Session{' (closed)' if self.closed else ''}: {counted(len(self.ids), 'token')}, {self.n_past} of them in the KV cache"
+        text = self._sequence.runtime.tokenizer.decode(self.ids, skip_special_tokens=False)
+        return looks.foldable(title, looks.preformatted(text))

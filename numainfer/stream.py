@@ -10,6 +10,8 @@ from .serving.generation import Clock, Generation
 from .results import Chunk, Completion
 from .summary import counted
 
+_REDRAW = 0.05  # seconds between two updates of what a notebook shows
+
 
 class TokenStream(Iterator[Chunk]):
     """An iterator of `Chunk`; each ``next`` computes as many tokens as it takes to have new text.
@@ -125,6 +127,33 @@ class TokenStream(Iterator[Chunk]):
             for _ in self:
                 pass
         return self.result()
+
+    def display(self) -> None:
+        """Compute the rest and show the answer while it comes: in a notebook as Markdown, in place; elsewhere it is printed.
+
+        ``result()`` has it afterwards; interrupting the cell leaves what came so far there, and on the screen.
+        """
+        from . import looks
+
+        with self:
+            if not looks.in_notebook():
+                for chunk in self:
+                    print(chunk, end="", flush=True)
+                print()
+                return
+            from IPython.display import Markdown, display
+
+            handle, shown = display(Markdown(""), display_id=True), 0.0
+            try:
+                for _ in self:
+                    if time.monotonic() - shown >= _REDRAW:
+                        handle.update(self)
+                        shown = time.monotonic()
+            finally:
+                handle.update(self)
+
+    def _repr_markdown_(self) -> str:
+        return self.result()._repr_markdown_()
 
     @property
     def running(self) -> bool:

@@ -79,6 +79,14 @@ class ModelConfig:
         """A dict that ``json`` can write."""
         return dataclasses.asdict(self)
 
+    def _repr_html_(self) -> str:
+        from . import looks
+
+        shown = {"parameters": short_count(self.parameters), "n_bytes": short_bytes(self.n_bytes),
+                 "types": ", ".join(f"{name} {n / max(self.n_bytes, 1):.1%}" for name, n in self.types.items())}  # fmt: skip
+        pairs = [(f.name, shown.get(f.name, getattr(self, f.name))) for f in dataclasses.fields(self) if f.name != "name"]
+        return looks.facts(self.name or self.architecture, [(name, value) for name, value in pairs if value is not None])
+
 
 def counted(n: int, noun: str, plural: str = "") -> str:
     """(1, "token") -> "1 token"; (2, "token") -> "2 tokens"; (2, "matrix", "matrices") -> "2 matrices"."""

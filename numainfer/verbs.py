@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from .prompts import split_prompts, to_ids
+from .results import Completions
 from .serving.sampling import check_sampling
 from .text.messages import check_messages
 from .stream import TokenStream
@@ -47,7 +48,7 @@ def ids_of(runtime, name, prompt):
 
 
 def generate(sequence, prompt, params, reuse):
-    """Completion of a prompt, or a list of them, each continuing from what the one before has in common with it.
+    """Completion of a prompt, or Completions of a list of them, each continuing from what the one before has in common with it.
 
     Parameters
     ----------
@@ -62,7 +63,7 @@ def generate(sequence, prompt, params, reuse):
     names = [f"prompt[{i}]" if is_list else "prompt" for i in range(len(prompts))]
     batch = [ids_of(sequence.runtime, name, p) for name, p in zip(names, prompts)]
     done = [TokenStream(sequence, ids, params, reuse=reuse).finish() for ids in batch]
-    return done if is_list else done[0]
+    return Completions(done) if is_list else done[0]
 
 
 def stream(sequence, prompt, params, owned):

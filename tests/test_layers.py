@@ -11,7 +11,7 @@ PACKAGE = ROOT / "numainfer"
 
 # The rooms, lowest first: a file imports from its own row and from those below.  Files of the package's top folder are named one by one.
 ROWS = (
-    ("errors", "summary", "signatures", "arguments", "progress", "results"),  # words that every room uses
+    ("errors", "summary", "signatures", "arguments", "progress", "looks", "results"),  # words that every room uses
     ("_core",),
     ("gguf",),
     ("text",),

@@ -380,7 +380,7 @@ def test_one_of_a_kind_and_a_notebook(llama):
     plan = plan_of(llama, 1, n_batch=1)
     text, shown = str(plan), plan._repr_html_()
     assert ", 1 node; barriers" in text and "1 token a step" in text and "1 nodes" not in text
-    assert shown.startswith("<p>") and shown.endswith("</pre>") and shown.count("\n") + 1 == len(plan.ops)
+    assert shown.startswith(f"<details><summary>{text.splitlines()[0]}</summary>") and shown.count("<tr>") == len(plan.ops) + 1
 
 
 def test_bytes_per_token_counts_each_matrix_once(llama):

@@ -1,6 +1,7 @@
 """The engine: packed weights on every node, and lanes of workers that run steps over them.  Internal; `Model` is its user."""
 
 import contextlib
+import functools
 import logging
 import os
 
@@ -50,10 +51,36 @@ class Lane:
 
     def __init__(self, engine, nodes):
         self._engine, self.nodes, self._plans = engine, nodes, {}
-        workers = [(cpu, nodes.index(node)) for cpu, node in zip(engine.cpus, engine.node_of) if node in nodes]
-        self._cpus = {cpu for cpu, _ in workers}
-        cpus = [cpu for cpu, _ in workers]
-        self.team = _core.Team(cpus, [node for _, node in workers], cpus_of.domains(cpus))
+        self._workers = [(cpu, nodes.index(node)) for cpu, node in zip(engine.cpus, engine.node_of) if node in nodes]
+        self._cpus, self.n_workers = {cpu for cpu, _ in self._workers}, len(self._workers)
+        self.team = self._new_team()
+
+    def _new_team(self):
+        cpus = [cpu for cpu, _ in self._workers]
+        return _core.Team(cpus, [node for _, node in self._workers], cpus_of.domains(cpus))
+
+    @functools.cached_property
+    def team(self):
+        """The workers; after `rest` new ones, on the same CPUs."""
+        return self._new_team()
+
+    def rest(self):
+        """End the workers and free the plans, until the next step makes both again; nobody may be in a step."""
+        engine = self._engine
+        while self._plans:
+            _, core = self._plans.popitem()
+            for i in self.nodes:
+                engine.placement.nodes[i].scratch -= core.bytes // len(self.nodes)
+            core.close()
+        team = vars(self).pop("team", None)
+        if team is not None:
+            team.close()
+
+    def cancel(self):
+        """Ask the running step to end; from any thread."""
+        team = vars(self).get("team")  # there is one in a step
+        if team is not None:
+            team.cancel()
 
     def keep_caller(self):
         """Keep the calling thread on the lane's nodes: what it reads and what memory it takes from now on is near then."""
@@ -138,7 +165,9 @@ class Lane:
         for plan in self._plans.values():
             plan.close()
         self._plans = {}
-        self.team.close()
+        team = vars(self).get("team")
+        if team is not None:
+            team.close()
 
 
 class Engine:
@@ -352,7 +381,12 @@ class Engine:
     def cancel(self):
         """Ask the running steps to end; from any thread."""
         for lane in self._lanes():
-            lane.team.cancel()
+            lane.cancel()
+
+    def rest(self):
+        """Keep the weights, but no threads and no memory for activations, until the next step; nobody may be in one."""
+        for lane in self._lanes():
+            lane.rest()
 
     def leave_cpus(self):
         """Let others have the workers' CPUs, for nobody will run a step any more."""

@@ -4,7 +4,6 @@ An architecture calls the methods of `Plan` in the order of the paper's equation
 of csrc/ops/ops.def.  `compile` then computes the barriers and lays tensors out in memory, reusing what is no longer read.
 """
 
-import html
 
 from .. import _core
 from ..errors import CorruptModel, PlanError, UnsupportedModel
@@ -531,20 +530,26 @@ class Plan:
                  f"({team / layers:.1f} and {node / layers:.1f} per layer)",
                  f"activations: {self.arena_bytes[SHARED]:,} bytes shared, {self.arena_bytes[PER_NODE]:,} per node, "
                  f"{counted(self.n_batch, 'token')} a step"]
-        for i, op in enumerate(self.ops):
-            operands = " ".join(
-                f"{operand}={tensor.name}[{_shown(tensor)}]" for (operand, _, _), tensor in zip(OPS[op.name][1], op.tensors) if tensor)
-            weights = " ".join(w.name for w in op.weights if w is not None)
-            lines.append(f"{i:4d} {('', 'node', 'TEAM')[op.barrier]:4} {op.name:10} {operands}  {weights}".rstrip())
+        rows = self._rows()
+        name, operands = (max((len(row[i]) for row in rows), default=0) for i in (2, 3))
+        lines += [f"{i:4d} {barrier:4} {op:{name}}  {what:{operands}}  {weights}".rstrip() for i, barrier, op, what, weights in rows]
         return "\n".join(lines)
+
+    def _rows(self):
+        """Per op: its place, the barrier before it, its name, its operands and its weights."""
+        return [(i, ("", "node", "TEAM")[op.barrier], op.name,
+                 " ".join(f"{operand}={t.name}[{_shown(t)}]" for (operand, _, _), t in zip(OPS[op.name][1], op.tensors) if t),
+                 " ".join(w.name for w in op.weights if w is not None)) for i, op in enumerate(self.ops)]  # fmt: skip
 
     def __repr__(self) -> str:
         return f"<Plan of {counted(len(self.ops), 'op')}, {counted(len(self.kv.layers), 'layer')}>"
 
     def _repr_html_(self) -> str:
-        *head, ops = str(self).split("\n", 2)
-        shown = "<br>".join(map(html.escape, head))
-        return f'<p>{shown}</p><pre style="max-height: 30em; overflow: auto">{html.escape(ops)}</pre>'
+        from .. import looks
+
+        first, second, *_ = str(self).split("\n", 2)
+        ops = looks.table(("", "barrier", "op", "operands", "weights"), self._rows(), second, left=(1, 2, 3, 4))
+        return looks.foldable(first, looks.Html(f'<div style="max-height:30em;overflow:auto">{ops}</div>'))
 
 
 def _shown(tensor):

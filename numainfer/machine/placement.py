@@ -1,6 +1,5 @@
 """Where things are: the machine's nodes and CPUs, and a model's memory on them."""
 
-import html
 import os
 import warnings
 from collections import Counter
@@ -60,11 +59,17 @@ class Topology:
         Number of pretend nodes (NUMAINFER_FAKE_NODES), 0 for real ones.
     limits : Limits
         What the control group allows all nodes together, where it is less than they have.
+    distances : tuple of tuple of int
+        ``distances[i][j]``: the firmware's, of node i's CPUs from node j's memory; 10 is its own. Empty where the system does not tell.
+    bandwidth : tuple of tuple of float
+        ``bandwidth[i][j]``: bytes per second that node i's cores read from node j's memory. Empty: not measured.
     """
 
     nodes: tuple[Node, ...]
     pretend: int = 0
     limits: Limits = Limits()
+    distances: tuple[tuple[int, ...], ...] = ()
+    bandwidth: tuple[tuple[float, ...], ...] = ()
 
     def _head(self):
         return f"{counted(len(self.nodes), 'pretend NUMA node' if self.pretend else 'NUMA node')}, kernels: {_core.isa()}"
@@ -78,8 +83,57 @@ class Topology:
         return "\n".join(lines + [f"  {said}"] * bool(said))
 
     def _repr_html_(self) -> str:
+        from .. import looks
+
         rows = [(str(n.label), str(len(n.cpus)), _ranges(n.cpus), size(n.free), size(n.total)) for n in self.nodes]
-        return _html("; ".join(filter(None, (self._head(), self.limits.describe()))), ("node", "cores", "CPUs", "free", "memory"), rows)
+        title = "; ".join(filter(None, (self._head(), self.limits.describe())))
+        shown = looks.table(("node", "cores", "CPUs", "free", "memory"), rows, title)
+        used = [(n, {"others": max(n.total - n.free, 0)}) for n in self.nodes if n.total is not None and n.free is not None]
+        shown += looks.bars([(f"node {n.label}", parts, n.total, f"{size(n.free)} free") for n, parts in used]) if used else ""
+        for title, values, written, far in self._matrices():
+            shown += looks.matrix(title, [n.label for n in self.nodes], values, written, far)
+        return shown
+
+    def _matrices(self):
+        """What is known from node to node: title, values, how one is written, and whether more is worse."""
+        found = [("distances", self.distances, str, True), ("GB/s read, by row from column", self.bandwidth, _gigabytes, False)]
+        return [each for each in found if each[1]]
+
+    def plot(self, ax: Any = None) -> Any:
+        """A heat map of the distances, or of the bandwidth where it was measured; the numbers of both stand in it.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, optional
+            Where to draw; a new figure's by default.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+
+        Raises
+        ------
+        ImportError
+            matplotlib is missing (``pip install 'numainfer[plot]'``).
+        ValueError
+            The system tells no distances, and nothing was measured.
+        """
+        from .. import looks
+
+        known = self._matrices()
+        if not known:
+            raise ValueError("the system tells no distances between nodes, and no bandwidth was measured: numainfer.topology(measure=True)")
+        n = range(len(self.nodes))
+        texts = [["\n".join(f"{written(values[i][j])}{' GB/s' if values is self.bandwidth else ''}" for _, values, written, _ in known)
+                  for j in n] for i in n]  # fmt: skip
+        _, values, _, far = known[-1]
+        names = " and ".join("read bandwidth" if v is self.bandwidth else "distance" for _, v, _, _ in known)
+        labels = [f"node {node.label}" for node in self.nodes]
+        return looks.draw_matrix(ax, f"{names}: the row's cores, the column's memory", labels, values, texts, far)
+
+
+def _gigabytes(rate):
+    return f"{rate / 1e9:.1f}"
 
 
 def topology() -> Topology:
@@ -107,14 +161,26 @@ def topology() -> Topology:
     nodes = tuple(Node(number, tuple(cpus), *node_memory(number, found.memory)) for number, cpus in sorted(by_node.items()))
     asked = os.environ.get(FAKE_NODES)
     if not asked:
-        return Topology(nodes, limits=found)
+        return Topology(nodes, limits=found, distances=_distances(nodes))
     if not asked.isdecimal() or not 1 <= int(asked) <= 64:
         raise ValueError(f"{FAKE_NODES} = {asked!r}; wanted a number of nodes from 1 to 64")
     count, cpus = int(asked), [cpu for node in nodes for cpu in node.cpus]
     shares = [cpus[i * len(cpus) // count:(i + 1) * len(cpus) // count] or [cpus[i % len(cpus)]] for i in range(count)]
     real = [nodes[i % len(nodes)] for i in range(count)]
     made = tuple(Node(n.number, tuple(share), n.total, n.free, i) for i, (n, share) in enumerate(zip(real, shares)))
-    return Topology(made, count, found)
+    return Topology(made, count, found, _distances(made))
+
+
+def _distances(nodes):
+    """From each node to each, as the firmware has them; () where the system does not tell."""
+    online, rows = online_nodes(), []
+    for node in nodes:
+        told = pages.read(f"/sys/devices/system/node/node{node.number}/distance").split()
+        known = {n: int(d) for n, d in zip(online, told)}
+        if not all(other.number in known for other in nodes):
+            return ()
+        rows.append(tuple(known[other.number] for other in nodes))
+    return tuple(rows)
 
 
 def _allowed_cpus():
@@ -289,11 +355,11 @@ class Placement:
     _caches: Any = field(repr=False, default=None)
     cpus: str = ""
     kv_window_bytes: int = 0
-    _seen: Any = field(repr=False, default=None)  # of a copy, which looks up nothing any more: KV bytes, shares in huge pages
+    _seen: Any = field(repr=False, default=None)  # of a copy, which looks up nothing any more: KV bytes, huge shares, memory
 
     def __getstate__(self):
         """A copy, here or in another process, says what was so when it was made."""
-        seen = self._seen or (self.kv_bytes(), [self.huge_share(node) for node in self.nodes])
+        seen = self._seen or (self.kv_bytes(), [self.huge_share(node) for node in self.nodes], self._memory())
         return vars(self) | {"_replicas": None, "_caches": None, "_seen": seen}
 
     @property
@@ -415,14 +481,47 @@ class Placement:
         table = "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows)
         return f"{self._head()}\n{table}"
 
+    def _memory(self):
+        """(total, free) bytes of each node, None where the system does not tell."""
+        return self._seen[2] if self._seen else [node_memory(n.number, limits().memory) for n in self.nodes]
+
+    def _bars(self):
+        """Per node: label, what holds how much of its memory, all of that, and a word on it."""
+        kv, memory, rows = self.kv_bytes(), self._memory(), []
+        own = [{"weights": n.weights, "KV": kv.get(n.label, 0), "scratch": n.scratch} for n in self.nodes]
+        for n, parts, (total, free) in zip(self.nodes, own, memory):
+            note = "not checked" if n.verified is None else f"{n.verified:.1%} of the weights verified here"
+            if total is not None and free is not None:
+                ours = sum(sum(p.values()) for p, other in zip(own, self.nodes) if other.number == n.number)  # pretend nodes share it
+                parts, note = parts | {"others": max(total - free - ours, 0)}, f"{size(free)} of {size(total)} free; {note}"
+            rows.append((f"node {n.label}", parts, total, note))
+        return rows
+
     def _repr_html_(self) -> str:
-        return _html(self._head(), self._columns(), self.rows())
+        from .. import looks
 
+        return looks.table(self._columns(), self.rows(), self._head()) + looks.bars(self._bars())
 
-def _html(title, head, rows):
-    """A table for a notebook."""
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<p>{html.escape(title)}</p><table><tr>{''.join(f'<th>{name}</th>' for name in head)}</tr>{body}</table>"
+    def plot(self, ax: Any = None) -> Any:
+        """A bar for each node: weights, KV memory, scratch, what others use, and what is free.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, optional
+            Where to draw; a new figure's by default.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+
+        Raises
+        ------
+        ImportError
+            matplotlib is missing (``pip install 'numainfer[plot]'``).
+        """
+        from .. import looks
+
+        return looks.draw_bars(ax, self._bars(), f"{self.policy} on {self.where}")
 
 
 def _bytes_by_node(arena, home, huge):

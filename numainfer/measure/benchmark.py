@@ -173,6 +173,18 @@ class Bench:
             lines += [f"  {why}"] if why else []
         return "\n".join(lines)
 
+    def _repr_html_(self) -> str:
+        from .. import looks
+
+        title, *_ = repr(self).splitlines()
+        rows = []
+        for name, speed in (("prompt", self.prompt), ("decode", self.gen)):
+            if speed is not None:
+                rows.append((name, speed.trial.n, speed.trial.depth, f"{speed.median:.1f}", f"{speed.deviation:.1f}",
+                             *(("", "") if speed.share is None else (f"{speed.gb_per_second:.1f}", f"{speed.share:.0%}"))))  # fmt: skip
+        limit = f"of {self.read_limit / 1e9:.1f} GB/s"
+        return looks.table(("", "tokens", "after", "tokens/s", "±", "GB/s", limit), rows, title)
+
 
 def above_limit(share, n_bytes):
     """What a share of the read limit above 100 % means for a token that reads ``n_bytes``; None for other shares."""

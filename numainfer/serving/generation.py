@@ -4,7 +4,7 @@
 the model (a stream, a batch of prompts) can drive many of them.
 """
 
-from ..results import Chunk, Completion, Logprob, Timings, Usage
+from ..results import Chunk, Completion, Logprob, Logprobs, Timings, Usage
 from .sampling import Sampler
 from ..text.stopping import StopStrings
 
@@ -91,7 +91,7 @@ class Generation:
 
     def _chunk(self):
         start, self._shown = self._shown, len(self.token_ids)
-        logprobs = None if self.params.logprobs is None else tuple(self._logprobs[start : self._shown])
+        logprobs = None if self.params.logprobs is None else Logprobs(self._logprobs[start : self._shown])
         text = "".join(self._pieces[start : self._shown]) + self._tail
         return Chunk(text, tuple(self.token_ids[start : self._shown]), self.finish_reason, logprobs)
 
@@ -118,7 +118,7 @@ class Generation:
         n, n_prompt = len(self.token_ids), len(self.prompt_ids)
         usage = Usage(n_prompt, n, cached_tokens)
         timings = Timings(clock.prompt_tokens, clock.prompt, max(n - 1, 0), clock.generation, clock.first_token, clock.mode)
-        logprobs = None if self.params.logprobs is None else tuple(self._logprobs[:n])
+        logprobs = None if self.params.logprobs is None else Logprobs(self._logprobs[:n])
         text = "".join(self._pieces[:n]) + self._tail
         return Completion(text, tuple(self.token_ids), self.finish_reason, logprobs, usage, timings)
 

@@ -9,6 +9,9 @@ from .._core import Cancelled, Turns
 from ..errors import ForkedProcess, ModelClosed
 
 
+_living = weakref.WeakValueDictionary()  # every Runtime, by its id
+
+
 class Runtime:
     """Whose step runs when, what was cancelled, and whether the model can still be used.
 
@@ -42,7 +45,8 @@ class Runtime:
         self.step_seconds = None
         self.tokenizer, self.name = tokenizer, name
         self.n_ctx, self.n_batch, self.n_vocab, self.n_embd = engine.n_ctx, engine.n_batch, engine.n_vocab, engine.n_embd
-        self._engine = engine  # last: what Ctrl-C leaves half made has nothing to close
+        self._engine = engine  # what Ctrl-C leaves half made before has nothing to close
+        self._let_others_rest()
 
     # ---- may it be used? ---------------------------------------------------------------------------------------------
 
@@ -80,6 +84,29 @@ class Runtime:
     @property
     def closed(self):
         return self._engine is None
+
+    # ---- loaded again ------------------------------------------------------------------------------------------------
+
+    def _let_others_rest(self):
+        """Idle models that share this one's weights keep no threads: a notebook holds one for every time that its cell was run."""
+        for ref in _living.valuerefs():
+            other = ref()
+            if other is not None and other.shares_weights(self._engine):
+                other.rest()
+        _living[id(self)] = self
+
+    def shares_weights(self, engine):
+        """Whether this model's weights are also an engine's."""
+        own = self._engine
+        return own is not None and own.replicas is engine.replicas
+
+    def rest(self):
+        """End threads and free what is only for steps; the next step takes a few milliseconds to make it again. In a step: nothing."""
+        if self.forked or self._turns.holders or self._turns.n_waiting:
+            return
+        with self._turns.of():
+            if self._engine is not None:
+                self._engine.rest()
 
     # ---- steps -------------------------------------------------------------------------------------------------------
 
@@ -126,7 +153,7 @@ class Runtime:
         with self._job_lock:
             for lane, own in self._jobs.items():
                 if own is job:
-                    lane.team.cancel()
+                    lane.cancel()
 
     def new_cache(self, lane=None):
         """A KV cache for one sequence."""

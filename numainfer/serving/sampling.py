@@ -116,6 +116,19 @@ class SamplingParams:
         if self.seed == -1:
             object.__setattr__(self, "seed", None)
 
+    def _changed(self):
+        """What differs from the defaults, by name."""
+        return [(f.name, getattr(self, f.name)) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
+
+    def __repr__(self) -> str:
+        return f"SamplingParams({', '.join(f'{name}={value!r}' for name, value in self._changed())})"
+
+    def _repr_html_(self) -> str:
+        from .. import looks
+
+        changed = [(name, repr(value)) for name, value in self._changed()]
+        return looks.facts("SamplingParams" if changed else "SamplingParams: the defaults", changed)
+
     def replace(self, **changes: Unpack[SamplingOptions]) -> "SamplingParams":
         """A copy with these parameters changed, checked again.
 

@@ -24,7 +24,7 @@ from ..errors import CancelledWarning, ForkedProcess, Interrupted, ModelClosed
 from .generation import Clock, Generation
 from ..machine.limits import limits, node_memory, spare
 from ..progress import progress_bar
-from ..results import Completion, Timings, Usage
+from ..results import Completion, Completions, Logprobs, Timings, Usage
 from .sampling import Sampler, SamplingParams, resolve_params
 from ..summary import counted
 
@@ -55,7 +55,7 @@ def generate_list(runtime, n, ids_of, params, mode, progress, on_interrupt, samp
 
     Returns
     -------
-    list of Completion
+    Completions
     """
     _check_lanes(runtime, mode)
     params = _params_each(runtime, params, n, sampling)
@@ -71,9 +71,9 @@ def generate_list(runtime, n, ids_of, params, mode, progress, on_interrupt, samp
         lost = sum(done.finish_reason == "cancelled" for done in run.results)
         says = f"interrupted: {lost} of {counted(n, 'prompt')} {'was' if lost == 1 else 'were'} cancelled"
         if on_interrupt == "raise":
-            raise Interrupted(says, run.results)
+            raise Interrupted(says, Completions(run.results))
         warnings.warn(says, CancelledWarning, stacklevel=3)
-    return run.results
+    return Completions(run.results)
 
 
 def _check_lanes(runtime, mode):
@@ -118,7 +118,8 @@ class _Sequence:
             return
         self.room = runtime.n_ctx - len(self.ids) + 1  # the last token needs no place: it is never fed back
         answer = self.room if params.max_tokens is None else min(self.room, params.max_tokens)
-        self.n_bytes = runtime.engine.plan.kv.bytes(len(self.ids) + answer - 1)
+        self.most = len(self.ids) + answer - 1  # positions of the longest answer
+        self.n_bytes = runtime.engine.plan.kv.bytes(self.most)
 
     def start(self, runtime, lane, mode):
         """Get what it takes to compute it."""
@@ -140,7 +141,7 @@ class _Sequence:
             kv.close()
         error = error or self.error
         if self.generation is None:
-            reason, logprobs = "error" if error else "cancelled", None if self.params.logprobs is None else ()
+            reason, logprobs = "error" if error else "cancelled", None if self.params.logprobs is None else Logprobs()
             return Completion("", (), reason, logprobs, Usage(len(self.ids), 0), Timings(0, 0.0, 0, 0.0, None), error)
         self.generation.cancel()  # unless it has ended
         done, self.generation = self.generation.completion(self.clock, 0), None
@@ -181,8 +182,8 @@ class _Run:
                 lanes = choose_lanes(self.runtime, mode, len(self._waiting), self.crew)
                 if mode == "auto":
                     mode = "throughput" if len(lanes) > 1 else "latency"
-                workers = sum(len(lane.team) for lane in lanes)
-                works = [_LaneWork(self, lane, mode, len(lane.team) / workers, kv_budget(self.runtime, lane)) for lane in lanes]
+                workers = sum(lane.n_workers for lane in lanes)
+                works = [_LaneWork(self, lane, mode, lane.n_workers / workers, kv_budget(self.runtime, lane)) for lane in lanes]
                 if report is not None:
                     watch.works = works
                 self.crew.run(works, watch)
@@ -250,6 +251,11 @@ class _LaneWork:
         self._lane = lane if lane is not run.runtime.engine.lane else None  # None: all nodes
         self._active, self._most = [], min(MAX_ACTIVE, run.runtime.n_batch)
         self.n_tokens = 0
+
+    @property
+    def part(self):
+        """How many prompts' worth of work the unfinished ones have behind them, had each the longest answer."""
+        return sum(s.at / (s.most + 1) for s in tuple(self._active))
 
     def __call__(self):
         if self._lane is not None:
@@ -338,7 +344,8 @@ class _Watch:
             return
         n_tokens = sum(work.n_tokens for work in self.works)
         self._told, self._when = done, now
-        self._report(done, len(self._run.results), f"{n_tokens / max(now - self._start, 1e-9):.1f} tokens/s")
+        note = f"{counted(n_tokens, 'token')}, {n_tokens / max(now - self._start, 1e-9):.1f} tokens/s"
+        self._report(done, len(self._run.results), note, sum(work.part for work in self.works))
 
 
 # ---- lanes -----------------------------------------------------------------------------------------------------------
