@@ -81,6 +81,6 @@ def test_a_list_s_progress_counts_tokens_and_stays(tmp_path):
     ), tmp_path)  # fmt: skip
     widgets = notebook.metadata.get("widgets", {}).get("application/vnd.jupyter.widget-state+json", {}).get("state", {}).values()
     texts = (widget["state"].get("value", "") for widget in widgets if "HTML" in widget["model_name"])
-    bar = said(notebook.cells[1], "stderr") + "".join(texts)
+    bar = said(notebook.cells[1], "stderr") + "".join(texts).replace("\u2007", " ")  # widgets have wide spaces
     assert "Generating: 100%" in bar and "20/20 prompts, 800 tokens, " in bar and "tokens/s" in bar
     assert not any(widget["state"].get(key) in ("none", "hidden") for widget in widgets for key in ("display", "visibility"))
