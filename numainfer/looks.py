@@ -125,7 +125,7 @@ def answers(done: Sequence[Any]) -> Html:
     """A table of Completions."""
     rows = []
     for i, one in enumerate(done[:_MOST_ROWS]):
-        text = _short(one.text) if one.error is None else f"{type(one.error).__name__}: {one.error}"
+        text = _short(one.text.strip()) if one.error is None else f"{type(one.error).__name__}: {one.error}"
         rows.append((i, text, one.usage.completion_tokens, _rate(one.timings), one.finish_reason or "unfinished"))
     return Html(table(("", "text", "tokens", "tokens/s", "ended by"), rows, left=(1,)) + _more(len(done) - _MOST_ROWS, "answer"))
 
