@@ -6,6 +6,7 @@ import math
 import pickle
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
@@ -196,6 +197,19 @@ def test_a_stream_is_printed_where_no_notebook_is(tiny_model, capsys):
     stream = tiny_model.stream([5], **forced(tiny_model, "hello there"))
     assert stream.display() is None
     assert capsys.readouterr().out == "hello there\n" and stream.result().text == "hello there"
+
+
+@pytest.mark.parametrize(("apart", "last_alone"), [(0, False), (1e12, True)])
+def test_a_notebook_s_display_is_changed_at_most_so_often(tiny_model, monkeypatch, capsys, apart, last_alone):
+    """In a notebook itself: tests/test_notebooks.py."""
+    shown = []
+    handle = SimpleNamespace(update=lambda stream: shown.append(stream._repr_markdown_()))
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: SimpleNamespace(kernel=1)))
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(Markdown=str, display=lambda first, display_id: handle))
+    monkeypatch.setattr("numainfer.stream._REDRAW", apart)
+    stream = tiny_model.stream([5], **forced(tiny_model, "abcd"))
+    assert stream.display() is None and capsys.readouterr().out == ""
+    assert shown[-1].startswith("abcd\n") and len(set(shown)) == (1 if last_alone else len(stream.result().token_ids))
 
 
 def test_looks_are_loaded_when_something_is_shown():
