@@ -92,7 +92,7 @@ class Interrupted(KeyboardInterrupt):
 
     Attributes
     ----------
-    completions : list of Completion
+    completions : Completions
         One for each prompt, in order; those that had not ended have the finish_reason "cancelled" and their text so far.
     """
 

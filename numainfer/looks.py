@@ -6,6 +6,7 @@ Colours are half transparent backgrounds; text keeps the theme's colour. What co
 import html
 import math
 import re
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -114,11 +115,12 @@ def _rate(timings):
 def answer(done: Any) -> str:
     """Markdown of a Completion, with a line on it."""
     speed = _rate(done.timings)
-    facts = [counted(done.usage.completion_tokens, "token"), f"{speed} tokens/s" if speed else "", done.finish_reason or "unfinished"]
+    said = [counted(done.usage.completion_tokens, "token"), f"{speed} tokens/s" if speed else "", done.finish_reason or "unfinished"]
     if done.error is not None:
-        facts[-1] = f"error: {type(done.error).__name__}: {done.error}"
+        said[-1] = f"error: {type(done.error).__name__}: {done.error}"
     text = markdown(done.text) if done.text.strip() else "*(no text)*"
-    return f"{text}\n\n<small style=\"opacity:0.6\">{escaped(' · '.join(filter(None, facts)))}</small>".replace("\u2028", " ")
+    line = markdown(escaped(" · ".join(filter(None, said)).replace("\n", " ")))  # an error may quote a prompt
+    return f'{text}\n\n<small style="opacity:0.6">{line}</small>'
 
 
 def answers(done: Sequence[Any]) -> Html:
@@ -286,8 +288,6 @@ def draw_matrix(ax: Any, title: str, labels: Sequence[object], values: Sequence[
 
 def in_notebook() -> bool:
     """Whether a kernel runs this, so that a display can be changed in place."""
-    import sys
-
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     return getattr(shell, "kernel", None) is not None

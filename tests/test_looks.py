@@ -57,8 +57,8 @@ def test_an_answer_is_markdown_and_a_quiet_line():
     shown = completion("| a | b |\n|---|---|\n| 1 | **2** |")._repr_markdown_()
     assert shown.startswith("| a | b |\n|---|---|\n| 1 | **2** |\n\n") and shown.endswith(">3 tokens · 40.0 tokens/s · stop</small>")
     assert "(no text)" in completion(" ")._repr_markdown_()
-    error = completion("", "error", error=ValueError("<b>bad</b>"))._repr_markdown_()
-    assert "error: ValueError: &lt;b&gt;bad&lt;/b&gt;</small>" in error
+    error = completion("", "error", error=ValueError("<b>bad</b>\n![x](y)"))._repr_markdown_()
+    assert f"error: ValueError: &lt;b&gt;bad&lt;/b&gt; !{JOINER}[x](y)</small>" in error
     assert not hasattr(completion("x"), "_repr_html_")  # notebooks would prefer it
 
 
