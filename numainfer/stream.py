@@ -150,6 +150,7 @@ class TokenStream(Iterator[Chunk]):
                         handle.update(self)
                         shown = time.monotonic()
             finally:
+                self.cancel()  # unless it has ended: so that what stays says how it did
                 handle.update(self)
 
     def _repr_markdown_(self) -> str:

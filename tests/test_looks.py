@@ -199,13 +199,34 @@ def test_a_stream_is_printed_where_no_notebook_is(tiny_model, capsys):
     assert capsys.readouterr().out == "hello there\n" and stream.result().text == "hello there"
 
 
-@pytest.mark.parametrize(("apart", "last_alone"), [(0, False), (1e12, True)])
-def test_a_notebook_s_display_is_changed_at_most_so_often(tiny_model, monkeypatch, capsys, apart, last_alone):
-    """In a notebook itself: tests/test_notebooks.py."""
-    shown = []
-    handle = SimpleNamespace(update=lambda stream: shown.append(stream._repr_markdown_()))
+@pytest.fixture
+def notebook(monkeypatch):
+    """A notebook's display handle, whose ``update`` a test may set. The real one: tests/test_notebooks.py."""
+    handle = SimpleNamespace()
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: SimpleNamespace(kernel=1)))
     monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(Markdown=str, display=lambda first, display_id: handle))
+    return handle
+
+
+def test_ctrl_c_while_a_notebook_draws(tiny_model, notebook):
+    shown = []
+
+    def update(stream):
+        shown.append(stream._repr_markdown_())
+        if len(shown) == 1:
+            raise KeyboardInterrupt
+
+    notebook.update = update
+    stream = tiny_model.stream([5], **forced(tiny_model, "abcd"))
+    with pytest.raises(KeyboardInterrupt):
+        stream.display()
+    assert "unfinished" in shown[0] and "cancelled" in shown[1] and len(shown) == 2 and stream.result().text == "a"
+
+
+@pytest.mark.parametrize(("apart", "last_alone"), [(0, False), (1e12, True)])
+def test_a_notebook_s_display_is_changed_at_most_so_often(tiny_model, notebook, monkeypatch, capsys, apart, last_alone):
+    shown = []
+    notebook.update = lambda stream: shown.append(stream._repr_markdown_())
     monkeypatch.setattr("numainfer.stream._REDRAW", apart)
     stream = tiny_model.stream([5], **forced(tiny_model, "abcd"))
     assert stream.display() is None and capsys.readouterr().out == ""
