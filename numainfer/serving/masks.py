@@ -7,7 +7,9 @@ allowed, the most probable one of those that are.)
 """
 
 import collections
+import json
 import queue
+import re
 import threading
 import weakref
 
@@ -20,6 +22,9 @@ _KEPT = 32  # compiled forms for each tokenizer: some KB each
 _THREADS = 4
 # White space between the parts of a JSON answer. Without a bound a small model may write line feeds until max_tokens.
 _WHITE_SPACE = r"[ ]?|\n[ \t]{0,40}"
+# Where only one text can follow, llguidance would allow only the tokens that a tokenizer makes of it; models know others, and a
+# tokenizer that puts a space before a text makes wrong ones.
+_ALL_SPELLINGS = '\n%llguidance {"no_forcing": true}\n'
 
 
 def make_form(tokenizer, n_vocab, params, ends):
@@ -184,7 +189,7 @@ class _Language:
 
     def _compile(self, name, source):
         """A matcher at the beginning, and the mask of the first token."""
-        matcher = self._llguidance.LLMatcher(self._tokenizer, self._grammar(name, source), log_level=0)
+        matcher = self._llguidance.LLMatcher(self._tokenizer, self._lark(name, source), log_level=0)
         if matcher.is_error():
             raise ValueError(f"{name}: cannot be compiled: {_message(matcher)}")
         mask = np.zeros(self._n_vocab // 32 + 1, np.uint32)  # with a bit for the end
@@ -193,16 +198,18 @@ class _Language:
             raise ValueError(f"{name}: no text of this model's tokens has this form ({_message(matcher)})")
         return matcher, mask
 
-    def _grammar(self, name, source):
-        make = self._llguidance.LLMatcher
+    def _lark(self, name, source):
+        """The form in llguidance's kind of Lark."""
+        if name == "grammar":
+            return source + _ALL_SPELLINGS
         if name == "json_schema":
-            try:
-                return make.grammar_from_json_schema(source, defaults={"whitespace_pattern": _WHITE_SPACE})
-            except ValueError as e:
-                raise ValueError(f"{name}: cannot be compiled: {e}") from None
+            schema = json.loads(source)
+            if isinstance(schema.get("x-guidance", {}), dict):
+                schema["x-guidance"] = {"whitespace_pattern": _WHITE_SPACE, **schema.get("x-guidance", {})}
+            return f"start: %json {json.dumps(schema, ensure_ascii=False)}{_ALL_SPELLINGS}"
         if name == "choice":
-            return make.grammar_from_regex("|".join("".join(map(_literal, text)) for text in source))
-        return make.grammar_from_regex(source) if name == "regex" else make.grammar_from_lark(source)
+            source = "|".join("".join(map(_literal, text)) for text in source)
+        return f"start: /{self._llguidance.regex_to_lark(source, use_ascii='')}/{_ALL_SPELLINGS}"
 
 
 class _Vocabulary:
@@ -217,10 +224,10 @@ class _Vocabulary:
         self.tokens = [*map(tokenizer.token_bytes, range(n_vocab)), b"<end of the answer>"]
         self.eos_token_id, self.bos_token_id = n_vocab, None
         self.special_token_ids = [*(i for i in tokenizer.control_token_ids if i < n_vocab), n_vocab]
-        self._encode = tokenizer.encode
 
     def __call__(self, text):
-        return self._encode(text, add_special_tokens=False, parse_special=False)
+        """Would make tokens of texts that must follow: not asked for, see `_ALL_SPELLINGS`."""
+        raise NotImplementedError
 
 
 _languages: "weakref.WeakKeyDictionary[object, _Language]" = weakref.WeakKeyDictionary()
@@ -268,5 +275,9 @@ def _literal(character):
 
 
 def _message(matcher):
-    """What llguidance says, without its parser's state."""
-    return " ".join(matcher.get_error().partition("<state>")[0].split()) or matcher.stop_reason()
+    """What llguidance says, without its parser's state, in one line."""
+    text = matcher.get_error().partition("<state>")[0].replace(_ALL_SPELLINGS.strip(), "")
+    text = " ".join(text.split()).removesuffix(" 2 |") or matcher.stop_reason()
+    of_schema = re.search(r"failed to compile JSON schema: (.*?) 1 \| start: %json", text)
+    text = of_schema[1] if of_schema else text  # the line would show the schema as we wrote it
+    return text if len(text) <= 500 else f"{text[:300]} ... {text[-190:]}"
