@@ -80,8 +80,8 @@ def main():
                     formed += b[1:]
                 median, quiet = statistics.median, lambda times: sorted(times)[len(times) // 10]
                 pairs = median(b / a for a, b in zip(plain, formed))
-                print(f"temperature {temperature:g}, {name}: {1e3 * median(plain):.2f} ms a token without; with it "
-                      f"{pairs:.3f} times as long (median of {len(plain)} pairs), {quiet(formed) / quiet(plain):.3f} by the 10th percentiles")  # fmt: skip
+                print(f"temperature {temperature:g}, {name}: {1e3 * median(plain):.2f} ms a token without; with it {pairs:.3f} times "
+                      f"as long (median of {len(plain)} pairs), {quiet(formed) / quiet(plain):.3f} by the 10th percentiles")
 
 
 if __name__ == "__main__":
