@@ -10,6 +10,8 @@ from numainfer.serving.forms import response_form
 
 SCHEMA = {"type": "object", "properties": {"é": {"type": "integer"}}}
 
+CLOSED = SCHEMA | {"additionalProperties": False}
+
 
 class Shape:
     """As pydantic's classes are, for those who only ask for the schema."""
@@ -20,12 +22,26 @@ class Shape:
 
 
 def test_fields_are_kept_in_one_form():
-    for given in (SCHEMA, json.dumps(SCHEMA), Shape):
+    for given, wanted in ((SCHEMA, SCHEMA), (json.dumps(SCHEMA), SCHEMA), (Shape, CLOSED)):
         params = SamplingParams(json_schema=given)
-        assert json.loads(params.json_schema) == SCHEMA and list(json.loads(params.json_schema)) == ["type", "properties"]
+        assert json.loads(params.json_schema) == wanted and list(json.loads(params.json_schema)) == list(wanted)
         assert params.replace(max_tokens=3).json_schema == params.json_schema
     assert SamplingParams(choice=["b", "a", "b"]).choice == ("b", "a")
     assert SamplingParams(regex="a+").regex == "a+" and SamplingParams(grammar='start: "a"').grammar == 'start: "a"'
+
+
+def test_objects_of_a_class_have_the_named_properties():
+    class Nested:
+        model_json_schema = staticmethod(lambda: {
+            "$defs": {"a": SCHEMA, "b": SCHEMA | {"additionalProperties": True}},
+            "type": "object", "properties": {"properties": {"anyOf": [SCHEMA, {"type": "null"}]}, "type": {"type": "string"}},
+        })  # fmt: skip
+
+    assert json.loads(SamplingParams(json_schema=Nested).json_schema) == {
+        "$defs": {"a": CLOSED, "b": SCHEMA | {"additionalProperties": True}},
+        "type": "object", "properties": {"properties": {"anyOf": [CLOSED, {"type": "null"}]}, "type": {"type": "string"}},
+        "additionalProperties": False,
+    }  # fmt: skip
 
 
 def test_a_schema_changed_later_changes_nothing():
@@ -82,7 +98,7 @@ def schema_of(response_format):
 def test_response_formats():
     assert response_form(None, {"regex": "a"}) == {"regex": "a"}
     assert schema_of({"type": "text"}) is None
-    assert schema_of(Shape) == schema_of(SCHEMA) == SCHEMA
+    assert schema_of(SCHEMA) == SCHEMA and schema_of(Shape) == CLOSED
     assert schema_of({"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": SCHEMA}}) == SCHEMA
     assert schema_of({"type": "json_object"}) == {"type": "object"}
     assert schema_of({"enum": [1, 2]}) == {"enum": [1, 2]}

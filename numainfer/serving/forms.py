@@ -18,7 +18,8 @@ def json_schema_text(name, value):
     name : str
         What errors call it.
     value : dict, str or pydantic class, or None
-        A str is JSON already; a class is asked for its ``model_json_schema()``.
+        A str is JSON already; a class is asked for its ``model_json_schema()``, and an object of it has no properties but those
+        that the class names, unless it says otherwise: else a model that likes to go on makes up others.
 
     Returns
     -------
@@ -34,7 +35,7 @@ def json_schema_text(name, value):
     if value is None:
         return None
     if isinstance(value, type) and callable(getattr(value, "model_json_schema", None)):
-        value = value.model_json_schema()
+        value = _closed(value.model_json_schema())
     elif hasattr(value, "model_json_schema"):
         raise TypeError(f"{name}: found an object of the class {type(value).__name__}, wanted the class itself")
     try:
@@ -170,6 +171,18 @@ def _response_schema(given):
     if isinstance(kind, str) and kind not in known:
         raise ValueError(f"response_format: found the type {kind!r}; {did_you_mean(kind, known)}")
     return json_schema_text("response_format", given)
+
+
+def _closed(schema):
+    """A schema whose objects have no properties but the named, unless it says otherwise."""
+    if isinstance(schema, list):
+        return [_closed(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {key: _closed(value) for key, value in schema.items()}
+    if closed.get("type") == "object" and isinstance(closed.get("properties"), dict):
+        closed.setdefault("additionalProperties", False)
+    return closed
 
 
 def _unicode(name, text):
