@@ -5,6 +5,7 @@ import json
 import re
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from test_tokenizer import SPM
 import numainfer as ni
 from numainfer import NumaInferError, SamplingParams, Tokenizer
 from numainfer.serving.generation import Generation
-from numainfer.serving.masks import make_form
+from numainfer.serving.masks import Form, make_form
 from numainfer.serving.sampling import Sampler
 
 PERSON = {
@@ -72,9 +73,11 @@ def ids_of(form, n):
 # ---- the bits --------------------------------------------------------------------------------------------------------
 
 
-def test_bits_are_those_of_an_exhaustive_search(tiny_model):
-    """Every token whose bytes keep the text a beginning of a choice, and the ends where it is one."""
-    tok, n, ends = tiny_model.tokenizer, tiny_model.n_vocab, {5, 280}
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_bits_are_those_of_an_exhaustive_search(tiny_pair, name):
+    """Every token whose bytes keep the text a beginning of a choice, and the ends where it is one; byte tokens too."""
+    tok = Tokenizer.from_gguf(tiny_pair[name])
+    n, ends = tok.n_vocab, {5, 280}
     known = [tok.token_bytes(i) for i in range(n)]
     banned = tok.control_token_ids | tok.stop_token_ids | ends
     assert banned > ends
@@ -146,6 +149,24 @@ def test_answers_of_the_same_form_are_apart(smollm2):
     first = ids_of(a, n)
     a.accept(first[0])
     assert ids_of(b, n) == first == ids_of(make(), n)
+
+
+def test_masks_are_computed_in_other_threads_and_waited_for(smollm2, monkeypatch):
+    compute, where = Form.compute, []
+
+    def slow(form):
+        where.append(threading.current_thread().name)
+        time.sleep(0.02)
+        compute(form)
+
+    own = {"regex": "[a-z]{8}", "max_tokens": 4, "seed": 5}
+    quick = smollm2.generate(PROMPT, temperature=1.0, **own)
+    monkeypatch.setattr(Form, "compute", slow)
+    assert smollm2.generate(PROMPT, temperature=1.0, **own).token_ids == quick.token_ids
+    assert len(where) >= 2 and set(where) == {"numainfer-masks"}
+    where.clear()
+    smollm2.generate("aaaa", **own)  # greedy: at most where the most probable token is not allowed
+    assert len(where) < 4 and set(where) <= {threading.current_thread().name}
 
 
 # ---- answers ---------------------------------------------------------------------------------------------------------
