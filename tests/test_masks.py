@@ -143,12 +143,14 @@ def test_nan_is_not_hidden(smollm2):
 
 
 def test_answers_of_the_same_form_are_apart(smollm2):
-    params = SamplingParams(regex="[a-z]{1,9}x")
-    make = lambda: make_form(smollm2.tokenizer, smollm2.n_vocab, params, {2})  # noqa: E731
-    a, b, n = make(), make(), smollm2.n_vocab
+    tok, n, params = smollm2.tokenizer, smollm2.n_vocab, SamplingParams(choice=["7q", "9x"])
+    a, b, c = (make_form(tok, n, params, {2}) for _ in range(3))
     first = ids_of(a, n)
-    a.accept(first[0])
-    assert ids_of(b, n) == first == ids_of(make(), n)
+    for form, start, then in ((a, "7", "q"), (b, "9", "x")):
+        assert ids_of(form, n) == first
+        form.accept(*tok.encode(start))
+        assert ids_of(form, n) == tok.encode(then)
+    assert ids_of(c, n) == ids_of(make_form(tok, n, params, {2}), n) == first
 
 
 def test_masks_are_computed_in_other_threads_and_waited_for(smollm2, monkeypatch):
@@ -250,10 +252,10 @@ def test_ignore_eos_and_min_tokens(smollm2):
 
 def test_stop_tokens_end_the_form_and_are_no_text(smollm2):
     (letter,) = smollm2.tokenizer.encode("b")
-    for bias, length in ((100.0, 2), (-100.0, 5)):
-        done = smollm2.generate(PROMPT, regex="7{2}[b-d]{0,3}", stop_token_ids=[letter], temperature=1.0, seed=1,
+    for bias, length in ((100.0, 4), (-100.0, 7)):
+        done = smollm2.generate(PROMPT, regex="7[bc]{2}7[b-d]{0,3}", stop_token_ids=[letter], temperature=1.0, seed=1,
                                 logit_bias=dict.fromkeys(smollm2.tokenizer.stop_token_ids, -100.0) | {letter: bias})  # fmt: skip
-        assert re.fullmatch("7{2}[b-d]{0,3}", done.text) and len(done.text) == length and done.finish_reason == "stop"
+        assert re.fullmatch("7[bc]{2}7[b-d]{0,3}", done.text) and len(done.text) == length and done.finish_reason == "stop"
         assert (done.token_ids[-1] == letter) is (bias > 0) and letter not in done.token_ids[:-1]
 
 
@@ -465,3 +467,8 @@ def test_white_space_is_bounded(smollm2):
     feed = smollm2.tokenizer.encode("\n")[0]
     done = smollm2.generate(PROMPT, json_schema=PERSON, logit_bias={feed: 100.0}, max_tokens=200)
     assert done.finish_reason == "stop" and is_person(done.text) and "\n" in done.text and "\n\n" not in done.text
+    schema = {"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"], "additionalProperties": False}
+    for options, space in (({}, "\n\t"), ({"whitespace_flexible": False}, ""), ({"whitespace_pattern": "\\t"}, "\t")):
+        bias = dict.fromkeys([feed, *smollm2.tokenizer.encode("\t")], 100.0)
+        text = smollm2.generate(PROMPT, json_schema=schema | {"x-guidance": options}, logit_bias=bias).text
+        assert json.loads(text) == {"a": 1} and set(text) == set(f'{{"a":1}}{space}')

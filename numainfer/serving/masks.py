@@ -204,8 +204,9 @@ class _Language:
             return source + _ALL_SPELLINGS
         if name == "json_schema":
             schema = json.loads(source)
-            if isinstance(schema.get("x-guidance", {}), dict):
-                schema["x-guidance"] = {"whitespace_pattern": _WHITE_SPACE, **schema.get("x-guidance", {})}
+            options = schema.get("x-guidance", {})
+            if isinstance(options, dict) and not options.keys() & {"whitespace_pattern", "whitespace_flexible"}:
+                schema["x-guidance"] = {"whitespace_pattern": _WHITE_SPACE, **options}
             return f"start: %json {json.dumps(schema, ensure_ascii=False)}{_ALL_SPELLINGS}"
         if name == "choice":
             source = "|".join("".join(map(_literal, text)) for text in source)
