@@ -213,6 +213,26 @@ static int32_t candidates(const ni_sampler *s, const float *logits, scratch *t, 
     return count;
 }
 
+/* On the bits, by comparisons with constants, so that gcc makes SIMD of it: masks have no pattern to predict. */
+static void mask_word(const float *logits, uint32_t word, int n, float *restrict out) {
+    static const int32_t bit[32] = {1 << 0,  1 << 1,  1 << 2,  1 << 3,  1 << 4,  1 << 5,  1 << 6,  1 << 7,
+                                    1 << 8,  1 << 9,  1 << 10, 1 << 11, 1 << 12, 1 << 13, 1 << 14, 1 << 15,
+                                    1 << 16, 1 << 17, 1 << 18, 1 << 19, 1 << 20, 1 << 21, 1 << 22, 1 << 23,
+                                    1 << 24, 1 << 25, 1 << 26, 1 << 27, 1 << 28, 1 << 29, 1 << 30, INT32_MIN};
+    const int32_t minus_inf = KEY_INF | INT32_MIN;
+    for (int j = 0; j < n; j++) {
+        int32_t l = (int32_t)ni_f32_bits(logits[j]);
+        int32_t keep = -(((int32_t)word & bit[j]) == bit[j]) | -((l & INT32_MAX) > KEY_INF);
+        out[j] = ni_bits_f32((uint32_t)((l & keep) | (minus_inf & ~keep)));
+    }
+}
+
+void ni_mask_logits(const float *logits, const uint32_t *mask, int32_t n, float *out) {
+    int32_t i = 0;
+    for (; i <= n - 32; i += 32) mask_word(logits + i, mask[i / 32], 32, out + i);
+    if (i < n) mask_word(logits + i, mask[i / 32], n - i, out + i);
+}
+
 int32_t ni_sample(ni_sampler *s, float *logits, void *memory) {
     scratch t = lay_out(memory, s->n_vocab);
     const int32_t *ids;

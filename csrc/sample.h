@@ -65,6 +65,10 @@ ni_sampler *ni_sampler_new(const ni_sampler_params *params, int32_t n_vocab, con
                            int32_t n_stop, int *status);
 void ni_sampler_free(ni_sampler *s); /* NULL is fine */
 
+/* Copies logits to out, those whose bit in the mask is 0 as -inf; a NaN stays one, so that a mask hides no broken model.
+ * mask: bit i % 32 of word i / 32 is token i's; at least n bits. n >= 1; out does not overlap the others. */
+void ni_mask_logits(const float *logits, const uint32_t *mask, int32_t n, float *out);
+
 /* Chooses a token: its id, or NI_SAMPLE_NAN or NI_SAMPLE_EMPTY. Does not count it: call ni_sampler_accept.
  * logits (n_vocab floats) are changed while this runs and have their old bits again when it returns. */
 int32_t ni_sample(ni_sampler *s, float *logits, void *scratch);

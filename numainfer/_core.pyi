@@ -137,6 +137,7 @@ SAMPLE_EMPTY: int
 LOGPROBS_MAX: int
 
 def sample_uniform(seed: int, position: int) -> float: ...
+def mask_logits(logits: np.ndarray, mask: np.ndarray, out: np.ndarray) -> None: ...
 
 class SampleScratch:
     n_vocab: int

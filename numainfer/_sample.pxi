@@ -1,6 +1,6 @@
 # Binds csrc/sample.h. Results below zero are the header's codes; numainfer/sampling.py turns them into exceptions.
 
-from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 
 cdef extern from "../csrc/sample.h":
@@ -27,6 +27,7 @@ cdef extern from "../csrc/sample.h":
                                int64_t n_prompt, const int32_t *bias_ids, const float *bias, int32_t n_bias,
                                const int32_t *stop_ids, int32_t n_stop, int *status) nogil
     void ni_sampler_free(ni_sampler *s) nogil
+    void ni_mask_logits(const float *logits, const uint32_t *mask, int32_t n, float *out) nogil
     int32_t ni_sample(ni_sampler *s, float *logits, void *scratch) nogil
     int32_t ni_sampler_distribution(ni_sampler *s, float *logits, void *scratch, int32_t *ids, double *probs) nogil
     int ni_sampler_accept(ni_sampler *s, int32_t id) nogil
@@ -42,6 +43,15 @@ LOGPROBS_MAX = NI_LOGPROBS_MAX
 def sample_uniform(uint64_t seed, uint64_t position):
     """The number in [0, 1) that a sampler with this seed draws at this position of the output."""
     return ni_sample_uniform(seed, position)
+
+
+def mask_logits(const float[::1] logits, const uint32_t[::1] mask, float[::1] out):
+    """Copies logits to out, as -inf where the mask's bit is 0: bit i % 32 of word i / 32 is that of token i."""
+    cdef int32_t n = <int32_t>logits.shape[0]
+    if n < 1 or out.shape[0] != n or mask.shape[0] != (n + 31) // 32:
+        raise ValueError(f"{n} logits, {mask.shape[0]} words of mask and room for {out.shape[0]}: they do not fit")
+    with nogil:
+        ni_mask_logits(&logits[0], &mask[0], n, &out[0])
 
 
 cdef class SampleScratch:

@@ -16,12 +16,13 @@ from .arguments import cpu_numbers, integer, names_near_misses, node_numbers, on
 from .errors import ContextWarning
 from .prompts import split_prompts
 from .results import Completion, Completions, Score
+from .serving.forms import response_form
 from .serving.sampling import SamplingParams, check_sampling, resolve_params
 from .serving.runtime import Runtime
 from .serving.scheduler import MODES, ON_INTERRUPT, generate_list
 from .serving.sequence import Sequence as KeptSequence
 from .session import Session
-from .signatures import Conversations, FloatArray, Messages, Progress, Prompt, Prompts, SamplingOptions, Tools
+from .signatures import Conversations, FloatArray, Messages, Progress, Prompt, Prompts, ResponseFormat, SamplingOptions, Tools
 from .text.messages import split_conversations
 from .summary import ModelConfig, short_bytes, short_count
 
@@ -262,36 +263,40 @@ class Model:
     @overload
     def chat(  # type: ignore[overload-overlap]
         self, messages: Messages, params: SamplingParams | None = None, *, tools: Tools | None = None,
-        template: str | None = None, chat_template_kwargs: Mapping[str, Any] | None = None, stream: Literal[False] = False,
+        template: str | None = None, chat_template_kwargs: Mapping[str, Any] | None = None,
+        response_format: ResponseFormat | None = None, stream: Literal[False] = False,
         mode: str = "auto", progress: Progress = None, on_interrupt: str = "raise", **sampling: Unpack[SamplingOptions]
     ) -> Completion: ...  # fmt: skip
 
     @overload
     def chat(
         self, messages: Messages, params: SamplingParams | None = None, *, tools: Tools | None = None,
-        template: str | None = None, chat_template_kwargs: Mapping[str, Any] | None = None, stream: Literal[True],
+        template: str | None = None, chat_template_kwargs: Mapping[str, Any] | None = None,
+        response_format: ResponseFormat | None = None, stream: Literal[True],
         **sampling: Unpack[SamplingOptions]
     ) -> TokenStream: ...  # fmt: skip
 
     @overload
     def chat(
         self, messages: Messages, params: SamplingParams | None = None, *, tools: Tools | None = None,
-        template: str | None = None, chat_template_kwargs: Mapping[str, Any] | None = None, stream: bool,
+        template: str | None = None, chat_template_kwargs: Mapping[str, Any] | None = None,
+        response_format: ResponseFormat | None = None, stream: bool,
         **sampling: Unpack[SamplingOptions]
     ) -> Completion | TokenStream: ...  # fmt: skip
 
     @overload
     def chat(
         self, messages: Conversations, params: SamplingParams | Sequence[SamplingParams] | None = None, *, tools: Tools | None = None,
-        template: str | None = None, chat_template_kwargs: Mapping[str, Any] | None = None, stream: Literal[False] = False,
+        template: str | None = None, chat_template_kwargs: Mapping[str, Any] | None = None,
+        response_format: ResponseFormat | None = None, stream: Literal[False] = False,
         mode: str = "auto", progress: Progress = None, on_interrupt: str = "raise", **sampling: Unpack[SamplingOptions]
     ) -> Completions: ...  # fmt: skip
 
     def chat(
         self, messages: Messages | Conversations, params: SamplingParams | Sequence[SamplingParams] | None = None, *,
         tools: Tools | None = None, template: str | None = None, chat_template_kwargs: Mapping[str, Any] | None = None,
-        stream: bool = False, mode: str = "auto", progress: Progress = None, on_interrupt: str = "raise",
-        **sampling: Unpack[SamplingOptions]
+        response_format: ResponseFormat | None = None, stream: bool = False, mode: str = "auto", progress: Progress = None,
+        on_interrupt: str = "raise", **sampling: Unpack[SamplingOptions]
     ) -> Completion | TokenStream | Completions:  # fmt: skip
         """Answer a conversation, or each of a list of conversations, with the chat template of the file.
 
@@ -308,6 +313,9 @@ class Model:
             Another template: the name of one of the file's (``tokenizer.chat_templates``), or its source.
         chat_template_kwargs : dict or None
             Variables of the template, such as ``{"enable_thinking": False}``.
+        response_format : pydantic class, dict or None
+            The form of the answer: a class, a JSON schema, or as OpenAI's clients write it (``{"type": "json_schema",
+            "json_schema": {"schema": ...}}``, ``{"type": "json_object"}``). The same as ``json_schema`` of SamplingParams.
         stream : bool
             Of one conversation.
 
@@ -334,6 +342,7 @@ class Model:
         one_of("on_interrupt", on_interrupt, ON_INTERRUPT)
         progress_way("progress", progress)
         written = {"tools": tools, "template": template, "chat_template_kwargs": chat_template_kwargs}
+        sampling = response_form(response_format, sampling)
         conversations, is_list = split_conversations(messages)
         if not is_list:
             own = resolve_params(params, **sampling)  # type: ignore[arg-type]  # it refuses a list

@@ -8,9 +8,10 @@ from typing import Any, Literal, NoReturn, Unpack, overload
 from . import verbs
 from .arguments import integer
 from .results import Completion, Completions
+from .serving.forms import response_form
 from .serving.sampling import SamplingParams, check_sampling, resolve_params
 from .serving.sequence import Sequence
-from .signatures import FloatArray, Messages, Prompt, Prompts, SamplingOptions, Tools
+from .signatures import FloatArray, Messages, Prompt, Prompts, ResponseFormat, SamplingOptions, Tools
 from .stream import TokenStream
 from .summary import counted
 
@@ -73,27 +74,31 @@ class Session:
     @overload
     def chat(
         self, messages: Messages, params: SamplingParams | None = None, *, tools: Tools | None = None,
-        template: str | None = None, chat_template_kwargs: Mapping[str, Any] | None = None, stream: Literal[False] = False,
+        template: str | None = None, chat_template_kwargs: Mapping[str, Any] | None = None,
+        response_format: ResponseFormat | None = None, stream: Literal[False] = False,
         **sampling: Unpack[SamplingOptions]
     ) -> Completion: ...  # fmt: skip
 
     @overload
     def chat(
         self, messages: Messages, params: SamplingParams | None = None, *, tools: Tools | None = None,
-        template: str | None = None, chat_template_kwargs: Mapping[str, Any] | None = None, stream: Literal[True],
+        template: str | None = None, chat_template_kwargs: Mapping[str, Any] | None = None,
+        response_format: ResponseFormat | None = None, stream: Literal[True],
         **sampling: Unpack[SamplingOptions]
     ) -> TokenStream: ...  # fmt: skip
 
     @overload
     def chat(
         self, messages: Messages, params: SamplingParams | None = None, *, tools: Tools | None = None,
-        template: str | None = None, chat_template_kwargs: Mapping[str, Any] | None = None, stream: bool,
+        template: str | None = None, chat_template_kwargs: Mapping[str, Any] | None = None,
+        response_format: ResponseFormat | None = None, stream: bool,
         **sampling: Unpack[SamplingOptions]
     ) -> Completion | TokenStream: ...  # fmt: skip
 
     def chat(
         self, messages: Messages, params: SamplingParams | None = None, *, tools: Tools | None = None,
-        template: str | None = None, chat_template_kwargs: Mapping[str, Any] | None = None, stream: bool = False,
+        template: str | None = None, chat_template_kwargs: Mapping[str, Any] | None = None,
+        response_format: ResponseFormat | None = None, stream: bool = False,
         **sampling: Unpack[SamplingOptions]
     ) -> Completion | TokenStream:  # fmt: skip
         """As ``Model.chat``: give all messages so far; only what is new is computed.
@@ -104,7 +109,8 @@ class Session:
         """
         check_sampling(sampling, verbs.CHAT_PARAMETERS)
         written = {"tools": tools, "template": template, "chat_template_kwargs": chat_template_kwargs}
-        return verbs.chat(self._sequence, messages, resolve_params(params, **sampling), stream, owned=False, written=written)
+        own = resolve_params(params, **response_form(response_format, sampling))
+        return verbs.chat(self._sequence, messages, own, stream, owned=False, written=written)
 
     def logits(self, ids: Prompt, *, all: bool = False) -> FloatArray:
         """As ``Model.logits``. With ``all`` every position is computed again.

@@ -18,6 +18,8 @@ Conversations: TypeAlias = Sequence[str] | Sequence[Conversation]
 Tools: TypeAlias = Sequence[Mapping[str, Any]]
 Progress: TypeAlias = bool | Callable[[int, int], object] | None
 LogitsProcessor: TypeAlias = Callable[[tuple[int, ...], FloatArray], FloatArray]
+JsonSchema: TypeAlias = Mapping[str, Any] | str | type[Any]
+ResponseFormat: TypeAlias = type[Any] | Mapping[str, Any]
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -39,3 +41,7 @@ class SamplingOptions(TypedDict, total=False):
     logprobs: int | None
     logit_bias: Mapping[int, float] | None
     logits_processor: LogitsProcessor | None
+    json_schema: JsonSchema | None
+    regex: str | None
+    choice: Sequence[str] | None
+    grammar: str | None

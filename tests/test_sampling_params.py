@@ -26,6 +26,10 @@ DEFAULTS = {
     "logprobs": None,
     "logit_bias": None,
     "logits_processor": None,
+    "json_schema": None,
+    "regex": None,
+    "choice": None,
+    "grammar": None,
 }
 
 

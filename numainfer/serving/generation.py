@@ -5,6 +5,7 @@ the model (a stream, a batch of prompts) can drive many of them.
 """
 
 from ..results import Chunk, Completion, Logprob, Logprobs, Timings, Usage
+from .masks import make_form
 from .sampling import Sampler
 from ..text.stopping import StopStrings
 
@@ -31,7 +32,7 @@ class Generation:
     Raises
     ------
     ValueError
-        A token id in the parameters that is not in the vocabulary.
+        A token id in the parameters that is not in the vocabulary; a form that cannot be compiled.
     """
 
     def __init__(self, tokenizer, n_vocab, prompt_ids, params, room):
@@ -41,8 +42,9 @@ class Generation:
         own = () if params.ignore_eos else (i for i in tokenizer.stop_token_ids if i < self._n_vocab)
         self._ends = frozenset(own).union(params.stop_token_ids, _special_stops(params.stop, tokenizer))
         self._limit = room if params.max_tokens is None else min(room, params.max_tokens)
-        self._sampler = Sampler(params, self._n_vocab, prompt_ids, sorted(self._ends))
-        self._decoder = tokenizer.stream(after=int(prompt_ids[-1]))
+        self._form = make_form(tokenizer, self._n_vocab, params, self._ends)
+        self._sampler = Sampler(params, self._n_vocab, prompt_ids, sorted(self._ends), self._form)
+        self._decoder = tokenizer.stream(after=int(prompt_ids[-1]), exact=self._form is not None)
         self._stops = StopStrings(params.stop)
         self._pieces, self._logprobs, self._tail = [], [], ""
         self._shown = 0  # tokens and pieces that chunks have told already
@@ -67,7 +69,7 @@ class Generation:
         else:
             text = self._stops.feed(piece)
         reason = None
-        if ended or self._stops.matched is not None:
+        if ended or self._stops.matched is not None or self._form is not None and self._form.complete:
             reason = "stop"
         elif len(self.token_ids) + 1 >= self._limit:
             reason = "length"

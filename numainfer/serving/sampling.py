@@ -14,7 +14,9 @@ import numpy as np
 from .. import _core
 from ..arguments import check_names, integer
 from ..errors import NumaInferError
-from ..signatures import FloatArray, LogitsProcessor, SamplingOptions, TokenIds
+from .forms import choices, form_of, json_schema_text, source_text
+from .masks import Form
+from ..signatures import FloatArray, JsonSchema, LogitsProcessor, SamplingOptions, TokenIds
 
 MAX_LOGPROBS = 20
 """Most alternatives per token that ``logprobs`` may ask for (vLLM's default limit)."""
@@ -60,6 +62,12 @@ class SamplingParams:
     logits_processor : callable or None
         ``f(token_ids, logits) -> logits``: token_ids is the tuple of ids produced so far, logits a float32 array
         (n_vocab,) that may be changed; it must return such an array. Runs before bias, penalties and temperature.
+    json_schema, regex, choice, grammar :
+        The form of the answer, one of them at most: a JSON schema (dict, JSON text, or a pydantic class; kept as JSON
+        text); a regular expression (Rust's, for the whole answer); a list of str, one of which is the answer; a grammar in
+        llguidance's kind of Lark. End tokens come only where the form may end, and an answer that is whole and that nothing can
+        follow ends at once, whatever ``min_tokens`` and ``ignore_eos`` say, with finish_reason "stop". All else keeps its
+        meaning: ``max_tokens`` may cut the answer short. Needs ``pip install 'numainfer[grammar]'``.
 
     Raises
     ------
@@ -85,6 +93,10 @@ class SamplingParams:
     logprobs: int | None = None
     logit_bias: Mapping[int, float] | None = None
     logits_processor: LogitsProcessor | None = None
+    json_schema: JsonSchema | None = None
+    regex: str | None = None
+    choice: Sequence[str] | None = None
+    grammar: str | None = None
 
     def __post_init__(self) -> None:
         def put(name, check, *limits):
@@ -106,6 +118,11 @@ class SamplingParams:
         put("logprobs", _optional_integer, 0, MAX_LOGPROBS)
         put("logit_bias", _logit_bias)
         put("logits_processor", _optional_callable)
+        put("json_schema", json_schema_text)
+        put("regex", source_text)
+        put("choice", choices)
+        put("grammar", source_text)
+        form_of(self)
         for name in ("top_p", "repetition_penalty"):
             if getattr(self, name) == 0:
                 raise ValueError(f"{name} = 0.0: must be above 0")
@@ -200,6 +217,15 @@ _ELSEWHERE = {
     "eos_token_id": "stop_token_ids",
     "logits_processors": "logits_processor",
     "top_logprobs": "logprobs",
+    "guided_json": "json_schema",
+    "guided_regex": "regex",
+    "guided_choice": "choice",
+    "guided_grammar": "grammar",
+    "structured_outputs": "json_schema, regex, choice and grammar ask for a form",
+    "guided_decoding": "json_schema, regex, choice and grammar ask for a form",
+    "response_format": "chat takes it; elsewhere json_schema does the same",
+    "response_model": "json_schema takes a pydantic class",
+    "choices": "choice",
     "use_tqdm": "progress",
     "system": 'a message {"role": "system", "content": ...} before the others',
     "system_prompt": 'a message {"role": "system", "content": ...} before the others',
@@ -321,11 +347,11 @@ class TokenLogprob:
 class _PerThread(threading.local):
     """Scratch memory for the vocabulary used last: samplers of one thread never run at the same time."""
 
-    scratch = None
+    scratch = masked = None
 
     def for_vocab(self, n_vocab):
         if self.scratch is None or self.scratch.n_vocab != n_vocab:
-            self.scratch = _core.SampleScratch(n_vocab)
+            self.scratch, self.masked = _core.SampleScratch(n_vocab), np.empty(n_vocab, np.float32)
         return self.scratch
 
 
@@ -345,6 +371,8 @@ class Sampler:
     stop_ids : sequence of int
         Every id that ends this sequence (the model's own, unless ``ignore_eos``, and ``stop_token_ids``): not chosen
         before ``min_tokens``.
+    form : Form or None
+        What else the tokens must fit.
 
     Attributes
     ----------
@@ -361,9 +389,9 @@ class Sampler:
 
     @_core.in_default_floats
     def __init__(
-        self, params: SamplingParams, n_vocab: int, prompt_ids: TokenIds = (), stop_ids: Sequence[int] = ()
+        self, params: SamplingParams, n_vocab: int, prompt_ids: TokenIds = (), stop_ids: Sequence[int] = (), form: Form | None = None
     ) -> None:
-        self.params, self.n_vocab = params, n_vocab
+        self.params, self.n_vocab, self._form = params, n_vocab, form
         self.token_ids: list[int] = []
         self.seed = secrets.randbits(64) if params.seed is None else params.seed
         bias = params.logit_bias or {}
@@ -401,13 +429,13 @@ class Sampler:
         Raises
         ------
         NumaInferError
-            A logit is NaN, or all are -inf.
+            A logit is NaN, or all are -inf, or the form allows nothing.
         TypeError, ValueError
             ``logits``, or what the logits processor returned, is not such an array.
         """
         self._check("logits", logits)
         scratch = _per_thread.for_vocab(self.n_vocab)
-        token = self._sampler.sample(self._processed(logits), scratch)
+        token = self._choose(self._processed(logits), scratch)
         if token < 0:
             raise self._error(token)
         logprob = None if self.params.logprobs is None else self._logprob(logits, token, scratch)
@@ -416,6 +444,8 @@ class Sampler:
 
     def accept(self, token_id: int) -> None:
         """Counts a token that was chosen elsewhere."""
+        if self._form is not None:
+            self._form.accept(token_id, ahead=self.params.temperature > 0)
         self._sampler.accept(token_id)
         self.token_ids.append(token_id)
 
@@ -437,10 +467,25 @@ class Sampler:
         self._check("logits", logits)
         ids, probs = np.empty(self.n_vocab, np.int32), np.empty(self.n_vocab)
         scratch = _per_thread.for_vocab(self.n_vocab)
-        n = self._sampler.distribution(self._processed(logits), scratch, ids, probs)
+        n = self._sampler.distribution(self._masked(self._processed(logits)), scratch, ids, probs)
         if n < 0:
             raise self._error(n)
         return ids[:n].copy(), probs[:n].copy()
+
+    def _choose(self, logits, scratch):
+        if self._form is not None and self.params.temperature == 0:
+            token = self._sampler.sample(logits, scratch)
+            if token < 0 or self._form.allows(token):  # of equal ones it is the lowest among those that are allowed, too
+                return token
+        return self._sampler.sample(self._masked(logits), scratch)
+
+    def _masked(self, logits):
+        """The logits, those of tokens that the form does not allow as -inf."""
+        if self._form is None:
+            return logits
+        masked = _per_thread.masked
+        _core.mask_logits(logits, self._form.mask(), masked)
+        return masked
 
     def _processed(self, logits):
         process = self.params.logits_processor
@@ -470,7 +515,8 @@ class Sampler:
         position = len(self.token_ids)
         if code == _core.SAMPLE_NAN:
             return NumaInferError(f"logits of output token {position}: found NaN, wanted numbers")
-        return NumaInferError(f"logits of output token {position}: all are -inf, so no token can be chosen")
+        whose = "all" if self._form is None else "all that the answer's form allows"
+        return NumaInferError(f"logits of output token {position}: {whose} are -inf, so no token can be chosen")
 
 
 def _id_array(name, ids, n_vocab):

@@ -25,6 +25,7 @@ from .generation import Clock, Generation
 from ..machine.limits import limits, node_memory, spare
 from ..progress import progress_bar
 from ..results import Completion, Completions, Logprobs, Timings, Usage
+from .masks import make_form
 from .sampling import Sampler, SamplingParams, resolve_params
 from ..summary import counted
 
@@ -98,8 +99,10 @@ def _params_each(runtime, params, n, sampling):
         each = [resolve_params(own, **sampling) for own in params]
     else:
         each = [resolve_params(params, **sampling)] * n
-    for own in {id(own): own for own in each}.values():  # refuses token ids that do not exist
-        Sampler(own, min(runtime.n_vocab, runtime.tokenizer.n_vocab), (), own.stop_token_ids)
+    for own in {id(own): own for own in each}.values():  # refuses token ids that do not exist, and forms
+        n_vocab = min(runtime.n_vocab, runtime.tokenizer.n_vocab)
+        Sampler(own, n_vocab, (), own.stop_token_ids)
+        make_form(runtime.tokenizer, n_vocab, own, own.stop_token_ids)
     return each
 
 

@@ -97,6 +97,8 @@ class Tokenizer:
         Whether `encode` puts them around a text.
     stop_token_ids : frozenset of int
         Every token that ends generation.
+    control_token_ids : frozenset of int
+        Tokens that are no text: `decode` leaves them out.
     chat_templates : dict of str to str
         ``"default"`` and the file's named ones.
 
@@ -116,6 +118,7 @@ class Tokenizer:
     add_bos: bool
     add_eos: bool
     stop_token_ids: frozenset[int]
+    control_token_ids: frozenset[int]
     chat_templates: dict[str, str]
 
     def __init__(self, metadata: Mapping[str, Any], path: str | os.PathLike[str] = "tokenizer metadata") -> None:
@@ -172,7 +175,7 @@ class Tokenizer:
                 by_type[kind].append(i)
         control = by_type[CONTROL] + by_type[UNKNOWN]
         text_of = {i: vocab.tokens[i] for ids in by_type.values() for i in ids}
-        self._control = frozenset(control)
+        self.control_token_ids = frozenset(control)
         self._special = frozenset(text_of)
         stop = {vocab.id_of(name) for name in _END_KEYS} | {vocab.eos_id}
         stop |= {i for i in by_type[CONTROL] if text_of[i] in _END_TEXTS}
@@ -248,7 +251,7 @@ class Tokenizer:
             Ids of the tokens and the texts between them.
         """
         parts = list(self._find_all.split(text))
-        return parts if any(isinstance(part, int) and part in self._control for part in parts) else []
+        return parts if any(isinstance(part, int) and part in self.control_token_ids for part in parts) else []
 
     # Ids to text
 
@@ -307,9 +310,15 @@ class Tokenizer:
         stream = self.stream(skip_special_tokens=skip_special_tokens, after=after)
         return "".join([*map(stream.put, ids), stream.flush()])
 
-    def stream(self, *, skip_special_tokens: bool = True, after: int | None = None) -> TokenDecoder:
-        """An incremental decoder; parameters as for `decode`, whose text its pieces add up to."""
-        return TokenDecoder(self, skip_special_tokens, after)
+    def stream(self, *, skip_special_tokens: bool = True, after: int | None = None, exact: bool = False) -> TokenDecoder:
+        """An incremental decoder; parameters as for `decode`, whose text its pieces add up to.
+
+        Parameters
+        ----------
+        exact : bool
+            Take no space away: the text is the tokens' own bytes.
+        """
+        return TokenDecoder(self, skip_special_tokens, after, exact)
 
     # Chat
 
@@ -406,10 +415,10 @@ class Tokenizer:
 class TokenDecoder:
     """Turns ids into text one by one, holding back bytes until they make a whole character."""
 
-    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool, after: int | None) -> None:
+    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool, after: int | None, exact: bool = False) -> None:
         self._tokenizer, self._skip = tokenizer, skip_special_tokens
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        self._strips = tokenizer._space_prefix
+        self._strips = tokenizer._space_prefix and not exact
         self._at_start = after is None or tokenizer._check(after) in tokenizer._special
 
     def put(self, token_id: int) -> str:
@@ -417,7 +426,7 @@ class TokenDecoder:
         piece = self._tokenizer.token_bytes(token_id)
         if token_id in self._tokenizer._special:
             self._at_start = True
-            if self._skip and token_id in self._tokenizer._control:
+            if self._skip and token_id in self._tokenizer.control_token_ids:
                 return ""
         elif piece:
             if self._at_start and self._strips:
