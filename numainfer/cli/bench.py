@@ -3,9 +3,9 @@
 import argparse
 import csv
 import itertools
-import json
 import sys
 
+from .answering import print_json
 from .load import add_load, load
 
 _CSV = ("model", "isa", "threads", "nodes", "placement", "test", "n", "depth", "repeats", "tokens_per_second", "mean", "stdev",
@@ -213,7 +213,7 @@ def _profile(args, lists, trials, form):
 def _finish(form, objects, notes, asked):
     """Print the objects, as a list if more than one was asked for, or the notes; nothing where nothing was measured."""
     if form == "json" and objects:
-        print(json.dumps(objects[0] if asked == 1 else objects))
+        print_json(objects[0] if asked == 1 else objects)
     elif form == "table" and objects:
         print("\n" + "\n".join(dict.fromkeys(filter(None, notes))))
 

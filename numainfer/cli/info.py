@@ -1,8 +1,8 @@
 """The commands that look without loading: ``numainfer info`` and ``numainfer topology``."""
 
-import json
 import re
 
+from .answering import print_json
 
 def add_topology(parser):
     """Arguments of ``topology``."""
@@ -25,7 +25,7 @@ def topology(args):
     except ValueError as e:
         args.parser.error(str(e))
     if args.json:
-        print(json.dumps(machine.to_dict()))
+        print_json(machine.to_dict())
         return 0
     print(topology())
     if args.measure:
@@ -79,7 +79,7 @@ def info(args):
     if args.json:
         more = {"plan": None, "unsupported": why, "unsupported_types": strange} if plan is None else {"plan": _plan_dict(*plan)}
         parts = {"parts": [{"layers": where, "n_bytes": sizes} for where, sizes in layers]}
-        print(json.dumps({"path": str(path)} | config.to_dict() | parts | more, ensure_ascii=False))
+        print_json({"path": str(path)} | config.to_dict() | parts | more)
         return 0
     types = ", ".join(f"{name} {short_bytes(n)}" for name, n in config.types.items())
     rows = [

