@@ -144,10 +144,11 @@ def _add_tokenize(parser):
 
 
 def _tokenize(args):
-    from ..gguf.sources import resolve
+    from ..gguf.sources import open_model
     from ..text.tokenizer import Tokenizer
 
-    tokenizer = Tokenizer.from_gguf(resolve(args.model))
+    with open_model(args.model) as gguf:
+        tokenizer = Tokenizer(gguf.metadata, gguf.path)
     text = answering.read_stdin() if args.text == "-" else args.text
     ids = tokenizer.encode(text, add_special_tokens=not args.no_special)
     if args.json:

@@ -9,15 +9,15 @@ import importlib.util
 import json
 import os
 import re
-import sys
 import tempfile
 from collections import namedtuple
 from pathlib import Path
 
 from ..arguments import nearest
 from ..errors import CorruptModel, ModelNotFound, UnsupportedModel
+from .hub import HubModel, of_the_network, why
 
-__all__ = ["KnownSource", "known_sources", "present", "resolve"]
+__all__ = ["KnownSource", "find", "known_sources", "open_model", "present", "resolve"]
 
 KnownSource = namedtuple("KnownSource", "name kind where")
 KnownSource.__doc__ = """A name that ``resolve`` takes: kind is "package", "hub" or "ollama"; where is the path of the
@@ -37,7 +37,7 @@ _FIRST_PART = re.compile(r"-00001(-of-(\d{5})\.gguf)$", re.IGNORECASE)
 _NO_MODEL = re.compile(r"(^|[-_.])(mmproj|imatrix)([-_.]|$)", re.IGNORECASE)  # companions of a model
 
 
-def resolve(source):
+def resolve(source, check=None):
     """Path of the GGUF file that ``source`` names.
 
     Parameters
@@ -48,6 +48,8 @@ def resolve(source):
         * ``org/repo``, ``org/repo:Q4_K_M``, ``org/repo/file.gguf``: the Hugging Face hub; what is not yet in its
           local cache is downloaded;
         * ``name:tag``, ``ollama:name[:tag]``: a model that Ollama has pulled.
+    check : callable, optional
+        ``check(gguf)`` is called before a download, with the open model as `open_model` gives it; what it raises ends it.
 
     Returns
     -------
@@ -59,8 +61,25 @@ def resolve(source):
     ModelNotFound
         Nothing fits, or several files do; lists the places looked at, the choices and near misses.
     CorruptModel, UnsupportedModel
-        An Ollama manifest that cannot be read, or that asks for an adapter.
+        An Ollama manifest that cannot be read, or that asks for an adapter; a header on the hub that says as much.
     """
+    found = find(source)
+    return found.download(check) if isinstance(found, HubModel) else found
+
+
+def open_model(source):
+    """The GGUFFile that ``source`` names; one of the hub that is not here is read over the network, and not downloaded.
+
+    Parameters and errors as those of `resolve` and `GGUFFile`.
+    """
+    from .file import GGUFFile
+
+    found = find(source)
+    return found.open() if isinstance(found, HubModel) else GGUFFile(found)
+
+
+def find(source):
+    """As `resolve`, but downloads nothing: the path, or the HubModel that would have to be downloaded."""
     text = os.fsdecode(source)
     path = Path(text).expanduser() if text.startswith("~") else Path(text)
     if not text or "\0" in text:
@@ -258,36 +277,20 @@ def _hub(text, looked):
     if name and all(part in cached for part in _parts(name)):
         return cached[name]
     looked.append(f"the hub's cache has {f'only {sorted(cached)}' if cached else 'nothing'} of {repo}")
-    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub import HfApi
 
     try:  # asks once before downloading: hf_hub_download alone would retry for half a minute without a network
         names = [s.rfilename for s in HfApi().model_info(repo, timeout=10).siblings]
-        name = _choose(repo, names, m["file"], m["tag"])
-        if name:
-            paths = [hf_hub_download(repo, part) for part in _parts(name)]
-            return Path(paths[0])
-    except ModelNotFound:
-        raise
-    except Exception as e:  # noqa: BLE001 - the client changed its HTTP library twice, each with its own exceptions
-        if not _of_the_network(e):
+    except Exception as e:  # noqa: BLE001 - see of_the_network
+        if not of_the_network(e):
             raise
-        why = (str(e).strip() or repr(e)).splitlines()[0].rstrip(".")
-        looked.append(f"the hub could not be asked for {repo}: {why}")
+        looked.append(f"the hub could not be asked for {repo}: {why(e)}")
         return None
+    name = _choose(repo, names, m["file"], m["tag"])
+    if name:
+        return HubModel(repo, _parts(name))
     looked.append(f"the repository {repo} has {', '.join(_models(names)) or 'no GGUF file'}")
     return None
-
-
-def _of_the_network(error):
-    """Whether the hub's client raised it, or a library below it; not a signal handler in the midst of them."""
-    if type(error).__module__ != "builtins":
-        return True
-    trace = error.__traceback__
-    while trace.tb_next is not None:
-        trace = trace.tb_next
-    module = trace.tb_frame.f_globals.get("__name__", "").partition(".")[0]
-    return module in sys.stdlib_module_names or module in ("huggingface_hub", "httpx", "httpx2", "httpcore", "httpcore2", "requests",
-                                                           "urllib3", "anyio", "h11", "hf_xet", "certifi")  # fmt: skip
 
 
 def _choose(repo, names, file, tag):
