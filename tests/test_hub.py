@@ -125,8 +125,7 @@ def test_only_the_header_and_vectors_are_read(hub, files, monkeypatch):
     from numainfer.gguf.hub import HubModel
     from numainfer.gguf.sources import resolve
 
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
-    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr("huggingface_hub.hf_hub_url", lambda repo, name: f"{hub.endpoint}/{repo}/resolve/main/{name}")
     files["big/big.gguf"] = resolve("smollm2").read_bytes()
     with HubModel("org/big", ["big.gguf"]).open() as gguf:
         header = len(hub.asked)
@@ -161,8 +160,7 @@ def test_what_is_too_large_is_not_downloaded(hub, files, monkeypatch):
     here = placement.topology()
     small = [SimpleNamespace(total=10_000, number=0)]
     monkeypatch.setattr(placement, "topology", lambda: SimpleNamespace(nodes=small, limits=here.limits))
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
-    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr("huggingface_hub.hf_hub_url", lambda repo, name: f"{hub.endpoint}/{repo}/resolve/main/{name}")
     monkeypatch.setattr("huggingface_hub.hf_api.HfApi.model_info", lambda *_, **__: SimpleNamespace(siblings=[
         SimpleNamespace(rfilename="w-Q8_0.gguf")]))  # fmt: skip
     with pytest.raises(ni.OutOfNodeMemory, match="org/whole/w-Q8_0.gguf: the weights take .* 10.0 KB of memory; nothing was downloaded"):
