@@ -59,7 +59,8 @@ def load(
     ----------
     source : str or os.PathLike
         A path of a file or folder; ``"smollm2"``, ``"gemma3"`` (models of installed packages); ``"org/repo"``,
-        ``"org/repo:Q4_K_M"``, ``"org/repo/file.gguf"`` (Hugging Face hub); ``"name:tag"`` (Ollama).
+        ``"org/repo:Q4_K_M"``, ``"org/repo/file.gguf"`` (Hugging Face hub; before a download the header is read alone, and what cannot
+        be loaded is refused); ``"name:tag"`` (Ollama).
     n_ctx : int or None
         Most tokens of a sequence, prompt and answer together; None: the context that the model was trained with. Memory
         for it is used only as it fills, but a number given here must fit: OutOfNodeMemory names the largest that does.

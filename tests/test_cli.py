@@ -220,6 +220,15 @@ def test_letters_that_the_terminal_lacks(words):
         json.loads(done.stdout)
 
 
+def test_json_in_a_terminal_of_few_letters(tiny_path, tmp_path):
+    path = tmp_path / "é名🙂.gguf"
+    os.link(tiny_path, path)
+    done = run("info", path, "--json", "--no-measure", env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert json.loads(done.stdout)["path"] == str(path) and "é名🙂".encode("ascii", "backslashreplace").decode() not in done.stdout
+    done = run("info", path, "--json", "--no-measure", env=os.environ | {"PYTHONIOENCODING": "utf-8"}, encoding="utf-8")
+    assert "é名🙂" in done.stdout
+
+
 def test_json_of_names_that_are_no_text(tiny_path, tmp_path):
     path = os.fsencode(tmp_path) + b"/\xff.gguf"
     os.link(tiny_path, path)

@@ -214,7 +214,7 @@ def test_ctrl_c_forgets_the_line(state, tmp_path, tiny_path):
 def test_what_is_pasted_is_one_turn(state, tmp_path, tiny_path):
     path = tmp_path / "said.json"
     with Terminal(tiny_path, "-q", "-n", 1, "--ignore-eos") as chat:
-        chat.prompt()
+        assert "\x1b[?2004h" in chat.prompt()  # the terminal is asked to mark what is pasted
         chat.type("\x1b[200~/one two\nthree\n\nfour\x1b[201~\r")
         chat.prompt()
         chat.type(f"/save {path}\n")

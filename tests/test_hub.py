@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,8 +36,9 @@ def files(tmp_path_factory):
 
 @pytest.fixture
 def hub(files):
-    """A hub; ``asked`` has (file, first byte, last byte) of each request for weights, None for a whole file; ``ranges``: it knows them."""
-    state = SimpleNamespace(asked=[], ranges=True, status=None)
+    """A hub; ``asked`` has (file, first byte, last byte) of each request for a file, None for a whole one; ``ranges``: it knows them;
+    ``status``: what it answers instead; ``slow``: seconds it takes; ``most``: answers under way at once."""
+    state = SimpleNamespace(asked=[], ranges=True, status=None, slow=0, now=0, most=0)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
@@ -57,6 +59,10 @@ def hub(files):
                 if self.command == "GET":
                     state.asked.append((file[2], *((int(part[1]), int(part[2])) if part and state.ranges else (None, None))))
                 if part and state.ranges:
+                    state.now += 1
+                    state.most = max(state.most, state.now)
+                    time.sleep(state.slow)
+                    state.now -= 1
                     a, b = int(part[1]), min(int(part[2]), len(data) - 1)
                     self.answer(206, data[a : b + 1], data, **{"Content-Range": f"bytes {a}-{b}/{len(data)}"})
                 else:
@@ -131,7 +137,9 @@ def test_only_the_header_and_vectors_are_read(hub, files, monkeypatch):
         header = len(hub.asked)
         end = min(t.offset for t in gguf.tensors.values())
         assert all(first < end for _, first, _ in hub.asked)
+        hub.slow = 0.01
         build(Plan(1, 512, 8192), Catalog(gguf))
+        assert hub.most > 4  # at once: one after the other they take a minute far from the hub
         vectors = {(t.offset, t.offset + t.n_bytes - 1) for t in gguf.tensors.values() if len(t.shape) == 1}
         assert {(first, last) for _, first, last in hub.asked[header:]} == vectors and len(vectors) == 61
         t = gguf.tensors["output_norm.weight"]

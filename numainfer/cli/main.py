@@ -58,7 +58,8 @@ def _command(argv):
         prog="numainfer",
         description="GGUF language models on the CPUs of multi-socket servers.",
         epilog="commands:\n" + "\n".join(f"  {name:9} {help_}" for name, (help_, _, _) in _COMMANDS.items())
-        + "\n\nnumainfer COMMAND --help tells more.",
+        + "\n\nnumainfer COMMAND --help tells more. Exit status: 0; 1 after an error; 2 for wrong usage; 130 after Ctrl-C; 141 if whoever "
+        "read the output has gone.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"numainfer {__version__}")
