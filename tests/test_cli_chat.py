@@ -112,11 +112,11 @@ def test_the_files_own_sampling(tiny_path, tmp_path):
 
 def test_lines_that_are_one_turn(tiny_path, tmp_path):
     path = tmp_path / "said.json"
-    text = 'one\\\ntwo\n"""\nthree\n\\\n/reset\n"""\n"""four"""\n/etc/fstab\n\n  \n/save ' + f'{path}\n"""five\nsix'
+    text = 'one\\\ntwo\n"""\nthree\n\\\n/reset\n"""\n"""/reset"""\n/etc/fstab\n /undo\n\n  \n/save ' + f'{path}\n"""five\nsix'
     done = pipe(text, tiny_path, "-n", 1, "--ignore-eos", "-q", "-c", 200)
-    assert done.returncode == 0 and len(done.stdout.splitlines()) == 5, done
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == 6, done
     said = [m["content"] for m in json.loads(path.read_text()) if m["role"] == "user"]
-    assert said == ["one\ntwo", "three\n\\\n/reset", "four", "/etc/fstab"]
+    assert said == ["one\ntwo", "three\n\\\n/reset", "/reset", "/etc/fstab", " /undo"]
 
 
 def test_commands(tiny_path, tmp_path):

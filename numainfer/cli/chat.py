@@ -96,8 +96,10 @@ class Conversation:
             word = text.split(None, 1)[0] if text.strip() else ""
             if not word:
                 continue
-            if word in COMMANDS or word.startswith("/") and "\n" not in text and "/" not in word[1:]:  # /etc/fstab is no command
-                self.command(word, text.strip()[len(word) :].strip())
+            # A command begins its line; /etc/fstab is none, nor what stands between quotes.
+            called = text.startswith("/") and not self.prompter.quoted
+            if called and (word in COMMANDS or "\n" not in text and "/" not in word[1:]):
+                self.command(word, text[len(word) :].strip())
             else:
                 self.ask(text)
 

@@ -17,10 +17,12 @@ class Prompter:
     ----------
     asks : bool
         Whether somebody sits there.
+    quoted : bool
+        Whether the last turn stood between quotes: it is a text, whatever it looks like.
     """
 
     def __init__(self):
-        self.asks = sys.stdin.isatty()
+        self.asks, self.quoted = sys.stdin.isatty(), False
         self._readline, self._path = None, None
         if self.asks:
             try:
@@ -52,7 +54,8 @@ class Prompter:
                 continue
             if text.strip():
                 self._remember(text)
-            return _unquoted(text)
+            self.quoted = text.lstrip().startswith(_QUOTES)
+            return _unquoted(text) if self.quoted else text
 
     def answer(self, question):
         """The answer to a question between turns; None where there is none."""
@@ -67,7 +70,7 @@ class Prompter:
         quoted = text.lstrip().startswith(_QUOTES)
 
         def goes_on():
-            return not _ends(text.strip()) if quoted else text.endswith("\\")
+            return not _closed(text.strip()) if quoted else text.endswith("\\")
 
         while goes_on():
             try:
@@ -93,15 +96,13 @@ class Prompter:
         _append(self._path, text)
 
 
-def _ends(text):
+def _closed(text):
     return len(text) >= 2 * len(_QUOTES) and text.endswith(_QUOTES)
 
 
 def _unquoted(text):
     inner = text.strip()
-    if not inner.startswith(_QUOTES):
-        return text
-    return (inner[3:-3] if _ends(inner) else inner[3:]).strip("\n")
+    return inner[3 : -3 if _closed(inner) else None].strip("\n")
 
 
 # ---- history: a JSON string per line, since a turn may have several ----------------------------------------------------
