@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -64,6 +65,23 @@ def test_threads_and_what_does_not_run(tiny_path, tmp_path, monkeypatch):
     (speeds,) = (table for table in tables(page) if "tokens/s" in table[0])
     assert [row[2:4] for row in speeds[1:]] == [["2", "pp8"], ["2", "tg4"]] and "GB/s that the workers" not in page
     assert "* auto on all nodes, 1 threads: node 0 has no room" in page
+
+
+@pytest.mark.parametrize("nodes, cores, more, wanted", [
+    (1, 8, {}, [("auto", None, None), ("auto", None, 4), ("auto", None, 2)]),
+    (1, 1, {}, [("auto", None, None)]),
+    (2, 32, {}, [("replicate", None, None), ("shard", None, None), ("replicate", None, 32), ("replicate", None, 16), ("local", [0], None)]),
+    (8, 2, {}, [("replicate", None, None), ("shard", None, None), ("replicate", None, 8), ("replicate", [0, 1, 2, 3], None),
+                ("local", [0], None)]),
+    (2, 32, {"placement": "shard"}, [("shard", None, None), ("shard", None, 32), ("shard", None, 16)]),
+    (2, 32, {"threads": [64, 8], "nodes": "0,1"}, [("replicate", [0, 1], 64), ("shard", [0, 1], 64), ("replicate", [0, 1], 8),
+                                                   ("local", [0], None)]),
+])  # fmt: skip
+def test_what_is_run(nodes, cores, more, wanted):
+    there = [SimpleNamespace(label=i, cpus=range(cores)) for i in range(nodes)]
+    args = SimpleNamespace(placement=more.get("placement", "auto"), nodes=more.get("nodes"))
+    need = SimpleNamespace(policies=lambda: ("replicate", "shard", "local"))
+    assert report._plan(args, {"threads": more.get("threads", [None])}, need, there) == wanted
 
 
 @pytest.mark.parametrize("more, says", [

@@ -87,7 +87,7 @@ def _demand(args, gguf, n_nodes):
 
 
 def _plan(args, lists, need, nodes):
-    """[(placement, nodes or None, threads or None)]: every placement on all nodes; fewer threads; one node alone."""
+    """[(placement, nodes, threads)], None for all: every placement on all nodes; fewer threads; half of the nodes (a socket?); one node."""
     given = None if args.nodes is None else [node.label for node in nodes]
     policies = [args.placement]
     if args.placement == "auto" and len(nodes) > 1:
@@ -97,8 +97,9 @@ def _plan(args, lists, need, nodes):
         cores = sum(len(node.cpus) for node in nodes)
         threads = [None, *sorted({max(cores // 2, len(nodes)), max(cores // 4, len(nodes))} - {cores}, reverse=True)]
     plan = [(policy, given, n) for i, n in enumerate(threads) for policy in (policies if i == 0 else policies[:1])]
-    if len(nodes) > 1 and args.placement in ("auto", "local"):
-        plan.append(("local", [nodes[0].label], None))
+    if args.placement == "auto":
+        labels, counts = [node.label for node in nodes], {len(nodes) // 2, 1} - {len(nodes), 0}
+        plan += [(policies[0] if n > 1 else "local", labels[:n], None) for n in sorted(counts, reverse=True)]
     return plan
 
 
