@@ -13,7 +13,7 @@ import numpy as np
 
 from . import verbs
 from .arguments import cpu_numbers, integer, names_near_misses, node_numbers, one_of, progress_way, unknown_attribute
-from .errors import ContextWarning
+from .errors import ContextWarning, OutOfNodeMemory
 from .prompts import split_prompts
 from .results import Completion, Completions, Score
 from .serving.forms import response_form
@@ -59,7 +59,8 @@ def load(
     ----------
     source : str or os.PathLike
         A path of a file or folder; ``"smollm2"``, ``"gemma3"`` (models of installed packages); ``"org/repo"``,
-        ``"org/repo:Q4_K_M"``, ``"org/repo/file.gguf"`` (Hugging Face hub); ``"name:tag"`` (Ollama).
+        ``"org/repo:Q4_K_M"``, ``"org/repo/file.gguf"`` (Hugging Face hub; before a download the header is read alone, and what cannot
+        be loaded is refused); ``"name:tag"`` (Ollama).
     n_ctx : int or None
         Most tokens of a sequence, prompt and answer together; None: the context that the model was trained with. Memory
         for it is used only as it fills, but a number given here must fit: OutOfNodeMemory names the largest that does.
@@ -128,7 +129,7 @@ def load(
 
     placement = canonical(placement)
     one_of("kv_type", kv_type, KV_TYPES)
-    path = resolve(source)
+    path = resolve(source, lambda gguf: _refuse_before_download(gguf, n_ctx, n_batch, kv_type))
     with GGUFFile(path) as gguf:
         config = ModelConfig.from_gguf(gguf)
         tokenizer = Tokenizer(gguf.metadata, path)
@@ -139,6 +140,23 @@ def load(
             engine = Engine(gguf, n_ctx=n_ctx, n_batch=n_batch, threads=threads, nodes=nodes, cpus=cpus, placement=placement,
                             kv_type=kv_type, progress=report, verify=verify)  # fmt: skip
         return Model(Runtime(engine, tokenizer, config.name or path.name), config, gguf.metadata, path)
+
+
+def _refuse_before_download(gguf, n_ctx, n_batch, kv_type):
+    """Raise what loading would raise for a model whose header is all that is here, as far as the header tells."""
+    from .engine.architectures import build, context_length
+    from .engine.plan import Plan
+    from .engine.weights import Catalog
+    from .machine.placement import topology
+    from .text.tokenizer import Tokenizer
+
+    Tokenizer(gguf.metadata, gguf.path)
+    n_ctx = n_ctx or context_length(gguf)
+    plan = build(Plan(1, min(n_batch, n_ctx), n_ctx, kv_type=kv_type), Catalog(gguf))
+    need, memory = sum(weight.packed_bytes for weight in plan.weights), [node.total for node in topology().nodes]
+    if None not in memory and need > sum(memory):
+        raise OutOfNodeMemory(f"{gguf.path}: the weights take {short_bytes(need)}, but this machine has {short_bytes(sum(memory))} of "
+                              "memory; nothing was downloaded")  # fmt: skip
 
 
 class Model:

@@ -7,12 +7,13 @@ import pty
 import signal
 import subprocess
 import sys
-import time
+from pathlib import Path
 
 import pytest
 
 from numainfer.cli import main as cli
 from numainfer.cli.main import main
+from numainfer.gguf.sources import resolve
 
 COMMAND = [sys.executable, "-m", "numainfer"]
 
@@ -120,7 +121,6 @@ def test_a_model_alone_in_a_terminal_lacks_a_prompt(tiny_path):
 
 
 @pytest.mark.parametrize("args, status, says", [
-    ([], 2, "COMMAND"),
     (["rum"], 2, "did you mean run?"),
     (["run"], 2, "PROMPT"),
     (["run", "a", "b", "c"], 2, "quotes"),
@@ -171,10 +171,82 @@ def test_help_and_version(capsys):
     assert capsys.readouterr().out.startswith("numainfer 0.")
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
-    for name in ("run", "chat", "bench", "topology", "info", "tokenize"):
+    for name in ("run", "chat", "models", "bench", "topology", "info", "tokenize"):
         assert name in text
         assert main([name, "--help"]) == 0
         assert f"numainfer {name}" in capsys.readouterr().out
+
+
+def test_alone_it_lists_its_commands(capsys):
+    assert main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name, (help_, _, _) in cli._COMMANDS.items():
+        assert f"  {name:9} {help_}" in lines
+
+
+def test_models(tmp_path, monkeypatch, capsys):
+    """Every name that it lists loads; what is broken or not here is said, and ends nothing."""
+    folder = tmp_path / "ollama/manifests/registry.ollama.ai/library"
+    layers = {"layers": [{"mediaType": "application/vnd.ollama.image.model", "digest": f"sha256:{'0' * 64}"}]}
+    for name in ("fine", "broken", "gone"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "latest").write_text(json.dumps(layers).replace("0" * 64, {"fine": "0", "broken": "1", "gone": "2"}[name] * 64))
+    blobs = tmp_path / "ollama/blobs"
+    blobs.mkdir()
+    (blobs / f"sha256-{'0' * 64}").write_bytes(resolve("smollm2").read_bytes()[: 40 << 20] + bytes(60 << 20))
+    (blobs / f"sha256-{'1' * 64}").write_bytes(b"no model")
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "ollama"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # where gemma3's parts have not been put together
+    assert main(["models", "--json"]) == 0
+    found = {m["name"]: m for m in json.loads(capsys.readouterr().out)}
+    assert found["smollm2"] == {"name": "smollm2", "kind": "package", "path": str(resolve("smollm2")), "architecture": "llama",
+                                "type": "Q4_1", "n_bytes": 96576768, "parameters": 134515008, "context_length": 8192}  # fmt: skip
+    assert found["ollama:fine:latest"]["type"] == "Q4_1" and resolve("ollama:fine:latest") == Path(found["ollama:fine:latest"]["path"])
+    assert "not a GGUF file" in found["ollama:broken:latest"]["error"] and "missing" in found["ollama:gone:latest"]["error"]
+    assert "first use" in found["gemma3"]["missing"] and not (tmp_path / "cache").exists()
+    assert main(["models"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["smollm2", "Q4_1", "llama", "package", "96.6", "MB"] and lines[0].split()[-1] == "size"
+    assert any(line.startswith("ollama:broken:latest: ") for line in lines)
+
+
+@pytest.mark.parametrize("words", [["tokenize", "smollm2", "名 é"], ["tokenize", "smollm2", "名 é", "--json"], ["models"],
+                                   ["run", "smollm2", "Say 你好 €", "-n", "12", "-q"],
+                                   ["run", "smollm2", "€", "--raw", "--json", "-n", "12", "-q", "--logprobs", "3"]])  # fmt: skip
+def test_letters_that_the_terminal_lacks(words):
+    done = run(*words, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0 and done.stdout and "Error" not in done.stderr
+    if "--json" in words:
+        json.loads(done.stdout)
+
+
+def test_json_in_a_terminal_of_few_letters(tiny_path, tmp_path):
+    path = tmp_path / "é名🙂.gguf"
+    os.link(tiny_path, path)
+    done = run("info", path, "--json", "--no-measure", env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert json.loads(done.stdout)["path"] == str(path) and "é名🙂".encode("ascii", "backslashreplace").decode() not in done.stdout
+    done = run("info", path, "--json", "--no-measure", env=os.environ | {"PYTHONIOENCODING": "utf-8"}, encoding="utf-8")
+    assert "é名🙂" in done.stdout
+
+
+def test_json_of_names_that_are_no_text(tiny_path, tmp_path):
+    path = os.fsencode(tmp_path) + b"/\xff.gguf"
+    os.link(tiny_path, path)
+    done = subprocess.run([*COMMAND, "info", path, "--json", "--no-measure"], capture_output=True, timeout=120, check=True)
+    assert os.fsencode(json.loads(done.stdout)["path"]) == path
+    assert subprocess.run([*COMMAND, "info", path, "--no-measure"], capture_output=True, timeout=120, check=True).stdout
+
+
+def test_a_question_from_a_pipe(tiny_path):
+    """As ``echo "..." | numainfer run MODEL -`` in a script: the answer alone on stdout."""
+    done = subprocess.run(f'echo "Hello there" | {sys.executable} -m numainfer run {tiny_path} - -n 5 --ignore-eos | cat', shell=True,
+                          capture_output=True, text=True, timeout=120, check=True)  # fmt: skip
+    assert done.stdout.strip() and "tokens/s" in done.stderr and "tokens/s" not in done.stdout
+
+
+def test_a_pipe_of_no_text(tiny_path):
+    done = subprocess.run([*COMMAND, "run", tiny_path, "-"], input=b"ab\xff", capture_output=True, timeout=120, check=False)
+    assert done.returncode == 1 and done.stderr.startswith(b"numainfer: error: standard input is no text in utf-8, from index 2 on")
 
 
 def test_topology(capsys):
@@ -218,40 +290,3 @@ def test_ctrl_c_ends_a_run():
     out, err = process.communicate(timeout=30)
     assert process.returncode == 130 and b"Traceback" not in err
     assert out.endswith(b"\n")
-
-
-def test_chat_from_a_pipe(capsys):
-    done = run("chat", "-n", 20, "-q", input="My name is Ada.\n\nWhat is my name?\n")
-    assert done.returncode == 0 and len(done.stdout.strip()) > 10 and done.stderr == ""
-
-
-def test_chat_in_a_terminal():
-    """Ctrl-C stops the answer and no more; Ctrl-D leaves."""
-    parent, child = pty.openpty()
-    process = subprocess.Popen([*COMMAND, "chat", "-q", "--ignore-eos"], stdin=child, stdout=child, stderr=child,
-                               start_new_session=True)  # fmt: skip
-    os.close(child)
-    text = b""
-
-    def read_until(done, seconds=60):
-        nonlocal text
-        end = time.monotonic() + seconds
-        while not done(text):
-            assert time.monotonic() < end and process.poll() is None, text
-            text += os.read(parent, 4096)
-
-    try:
-        read_until(lambda t: t.endswith(b"> "))
-        os.write(parent, b"Tell me a very long story.\n")
-        start = len(text)
-        read_until(lambda t: len(t) > start + 60)
-        process.send_signal(signal.SIGINT)
-        read_until(lambda t: t.endswith(b"> "))
-        assert process.poll() is None
-        os.write(parent, b"\x04")
-        assert process.wait(30) == 0
-    finally:
-        process.kill()
-        process.wait()
-        os.close(parent)
-    assert b"Traceback" not in text

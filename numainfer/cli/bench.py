@@ -3,10 +3,11 @@
 import argparse
 import csv
 import itertools
-import json
 import sys
 
+from .answering import print_json
 from .load import add_load, load
+from .report import report
 
 _CSV = ("model", "isa", "threads", "nodes", "placement", "test", "n", "depth", "repeats", "tokens_per_second", "mean", "stdev",
         "bytes_per_token", "gb_per_second", "share_of_read_limit", "read_limit_gb_per_second")  # fmt: skip
@@ -25,6 +26,8 @@ def add_bench(parser):
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print one JSON object, or a list of them")
     form.add_argument("--csv", action="store_true", help="print comma-separated values, a line per test")
+    help_ = "write a page about this machine and one model on it, to post: nodes, links, speed by threads, nodes and placement, forecasts"
+    form.add_argument("--report", metavar="FILE", help=help_)
     parser.add_argument("--profile", action="store_true", help="show where the time goes: per op and stage, barriers apart")
     parser.add_argument("--trace", metavar="FILE", help="with --profile: write what each worker did, for ui.perfetto.dev")
     add_load(parser, listed | {"help": "worker threads, such as 1,2 (default: one per core)"})
@@ -57,6 +60,10 @@ def bench(args):
         args.parser.error(f"argument -r/--repeats: found {args.repeats}, wanted 1 or more")
     if args.trace is not None and not args.profile:
         args.parser.error("--trace goes with --profile")
+    if args.report is not None:
+        if args.profile or len(args.models) > 1:
+            args.parser.error("--report is of one model, and without --profile")
+        open(args.report, "a").close()  # a path that cannot be written is told of before anything is measured
     kinds = ((PROMPT, lists["n_prompt"]), (GEN, lists["n_gen"]))
     trials = [Trial(kind, n, depth) for depth in lists["depth"] for kind, sizes in kinds for n in sizes if n]
     if not trials:
@@ -64,6 +71,9 @@ def bench(args):
     args.models = [resolve(source) for source in args.models]  # one that is missing is told of before others are measured
     if args.trace is not None:
         open(args.trace, "w").close()  # and so is a path that cannot be written
+    if args.report is not None:
+        report(args, lists, trials)
+        return 0
     run = _profile if args.profile else _measure
     run(args, lists, trials, "json" if args.json else "csv" if args.csv else "table")
     return 0
@@ -213,7 +223,7 @@ def _profile(args, lists, trials, form):
 def _finish(form, objects, notes, asked):
     """Print the objects, as a list if more than one was asked for, or the notes; nothing where nothing was measured."""
     if form == "json" and objects:
-        print(json.dumps(objects[0] if asked == 1 else objects))
+        print_json(objects[0] if asked == 1 else objects)
     elif form == "table" and objects:
         print("\n" + "\n".join(dict.fromkeys(filter(None, notes))))
 

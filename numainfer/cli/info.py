@@ -1,8 +1,8 @@
 """The commands that look without loading: ``numainfer info`` and ``numainfer topology``."""
 
-import json
 import re
 
+from .answering import print_json
 
 def add_topology(parser):
     """Arguments of ``topology``."""
@@ -25,7 +25,7 @@ def topology(args):
     except ValueError as e:
         args.parser.error(str(e))
     if args.json:
-        print(json.dumps(machine.to_dict()))
+        print_json(machine.to_dict())
         return 0
     print(topology())
     if args.measure:
@@ -57,10 +57,9 @@ def info(args):
     """Show a model file and what it needs and gives on a machine."""
     from ..arguments import one_of
     from ..errors import UnsupportedModel
-    from ..gguf.file import GGUFFile
     from ..engine.weights import FORMATS
     from ..engine.cache import KV_TYPES
-    from ..gguf.sources import resolve
+    from ..gguf.sources import open_model
     from ..summary import ModelConfig, counted, short_bytes, short_count
 
     try:
@@ -68,8 +67,7 @@ def info(args):
     except ValueError as e:
         args.parser.error(str(e))
     machine = _machine(args)
-    path = resolve(args.model)
-    with GGUFFile(path) as gguf:
+    with open_model(args.model) as gguf:
         config, n_tensors, n_files = ModelConfig.from_gguf(gguf), len(gguf.tensors), len(gguf.paths)
         layers, strange = _layer_bytes(gguf), [name for name in config.types if name not in FORMATS]
         try:
@@ -79,11 +77,11 @@ def info(args):
     if args.json:
         more = {"plan": None, "unsupported": why, "unsupported_types": strange} if plan is None else {"plan": _plan_dict(*plan)}
         parts = {"parts": [{"layers": where, "n_bytes": sizes} for where, sizes in layers]}
-        print(json.dumps({"path": str(path)} | config.to_dict() | parts | more, ensure_ascii=False))
+        print_json({"path": gguf.path} | config.to_dict() | parts | more)
         return 0
     types = ", ".join(f"{name} {short_bytes(n)}" for name, n in config.types.items())
     rows = [
-        ("file", f"{path}{f' and {n_files - 1} more' if n_files > 1 else ''}"),
+        ("file", f"{gguf.path}{f' and {n_files - 1} more' if n_files > 1 else ''}{'' if gguf.on_disk else ', on the hub, not downloaded'}"),
         ("name", config.name),
         ("architecture", config.architecture),
         ("parameters", short_count(config.parameters)),

@@ -9,7 +9,7 @@ import os
 import re
 import stat
 from dataclasses import dataclass, field
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 
 import numpy as np
 
@@ -110,6 +110,8 @@ class GGUFFile:
     ----------
     path : str or os.PathLike
         The file, or any part ``NAME-00001-of-00003.gguf`` of a split model.
+    source : object, optional
+        Where it lies, if not on a disk (`hub.HubModel`): ``open(path)`` gives what reads as `_Part` does, ``exists(path)`` a bool.
 
     Attributes
     ----------
@@ -127,6 +129,8 @@ class GGUFFile:
         Of each part, as it was when it was opened: device, inode, bytes, times of the last change of its data and of its inode.
     n_bytes : int
         Bytes of all tensors' data.
+    on_disk : bool
+        Whether it is here, and not read over a network.
 
     Raises
     ------
@@ -138,8 +142,10 @@ class GGUFFile:
         Another version or byte order, an unknown tensor type, a nested array, sizes beyond this reader's limits.
     """
 
-    def __init__(self, path):
+    def __init__(self, path, source=None):
         self._parts, self.files, self.paths, self.tensors = [], [], [], {}
+        self.on_disk = source is None
+        self._source = source or SimpleNamespace(open=_Part, exists=os.path.exists)
         try:
             self._open(os.fsdecode(path))
         except BaseException:
@@ -148,7 +154,7 @@ class GGUFFile:
 
     def _open(self, path):
         first = self._read(path)
-        paths = _parts(path, first.get("split.count", int, default=0))
+        paths = _parts(path, first.get("split.count", int, default=0), self._source.exists)
         if path == paths[0]:
             headers = [first] + [self._read(p) for p in paths[1:]]
         else:  # that was a later part, read for its split.count alone
@@ -170,7 +176,7 @@ class GGUFFile:
         self.architecture = self.get("general.architecture", str)
 
     def _read(self, path):
-        part = _Part(path)
+        part = self._source.open(path)
         self._parts.append(part)
         status = part.status
         self.files.append((status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
@@ -249,7 +255,7 @@ class GGUFFile:
         return f"<GGUFFile {self.path}: {self.architecture}, {len(self.tensors)} tensors, {self.n_bytes} bytes{parts}>"
 
 
-def _parts(path, count):
+def _parts(path, count, exists):
     """Paths of all parts of the model of which ``path`` is one and whose split.count is ``count``."""
     if count <= 1:
         return [path]  # whole, whatever its name says: parts that were merged into one often keep the first one's
@@ -261,7 +267,7 @@ def _parts(path, count):
     if named != count or not 1 <= no <= named:
         raise CorruptModel(path, f"the name says part {no} of {named}, the metadata key split.count says {count}")
     paths = [f"{name['stem']}{i:05}{name['of']}{name['count']}{name['end']}" for i in range(1, named + 1)]
-    missing = [p for p in paths if not os.path.exists(p)]
+    missing = [p for p in paths if not exists(p)]
     if missing:
         more = ", ..." if len(missing) > 5 else ""
         raise ModelNotFound(f"missing parts of a model of {named}: {', '.join(missing[:5])}{more}")

