@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from .results import Logprob as Logprob
     from .results import Score as Score
     from .results import Timings as Timings
+    from .results import ToolCall as ToolCall
     from .results import Usage as Usage
     from .serving.sampling import SamplingParams as SamplingParams
     from .session import Session as Session
@@ -71,6 +72,7 @@ _LAZY = {
     "Logprob": "results",
     "Score": "results",
     "Timings": "results",
+    "ToolCall": "results",
     "Usage": "results",
     "SamplingParams": "serving.sampling",
     "Session": "session",
@@ -124,6 +126,7 @@ __all__ = [
     "TokenDecoder",
     "TokenStream",
     "Tokenizer",
+    "ToolCall",
     "Topology",
     "UnsupportedModel",
     "Usage",

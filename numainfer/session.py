@@ -103,8 +103,9 @@ class Session:
         Completion or TokenStream
         """
         check_sampling(sampling, verbs.CHAT_PARAMETERS)
+        own = resolve_params(params, **verbs.chat_sampling(self._sequence.runtime, params, sampling))
         written = {"tools": tools, "template": template, "chat_template_kwargs": chat_template_kwargs}
-        return verbs.chat(self._sequence, messages, resolve_params(params, **sampling), stream, owned=False, written=written)
+        return verbs.chat(self._sequence, messages, own, stream, owned=False, written=written)
 
     def logits(self, ids: Prompt, *, all: bool = False) -> FloatArray:
         """As ``Model.logits``. With ``all`` every position is computed again.

@@ -185,10 +185,16 @@ def _system(args):
 
 
 def _show(stream, quiet=False):
-    """Print a stream as it comes, a line feed at its end (after Ctrl-C, too)."""
-    text = "\n"
+    """Print a stream as it comes, a line feed at its end (after Ctrl-C, too); the model's thinking on stderr."""
+    text, thinking = "\n", ""
     try:
         for chunk in stream:
+            if chunk.reasoning and not quiet:
+                thinking = chunk.reasoning
+                print(thinking, end="", file=sys.stderr, flush=True)
+            if thinking and chunk.text:
+                print("\n", file=sys.stderr, flush=True)
+                thinking = ""
             if chunk.text and not quiet:
                 text = chunk.text
                 print(text, end="", flush=True)
@@ -256,7 +262,7 @@ def _chat(args):
                 _show(stream)
             except KeyboardInterrupt:
                 pass
-            messages.append({"role": "assistant", "content": stream.result().text})
+            messages.append(stream.result().to_message())
 
 
 def _add_tokenize(parser):
