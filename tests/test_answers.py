@@ -270,8 +270,8 @@ def test_any_cutting_of_anything(template, fragments, random, thinks):
 
 
 NONSENSE = [(HERMES, "<tool_call>{"), (HERMES, '<tool_call>{"'), (HERMES, '<tool_call>{"":"'), (HERMES, "<tool_call>[ "),
-            (HERMES, "<tool_cal"), (CODER, "<function=f><parameter=x>"), (GLM, "<tool_call>f<arg_key>"), (LLAMA, "<|python_tag|>f.call("), (DEEPSEEK, DS[1]),
-            (KIMI, KM[0] + KM[1]), (HARMONY, "<|start|>")]  # fmt: skip
+            (HERMES, "<tool_cal"), (CODER, "<function=f><parameter=x>"), (GLM, "<tool_call>f<arg_key>"),
+            (LLAMA, "<|python_tag|>f.call("), (DEEPSEEK, DS[1]), (KIMI, KM[0] + KM[1]), (HARMONY, "<|start|>")]  # fmt: skip
 
 
 @pytest.mark.parametrize("template, unit", NONSENSE)
