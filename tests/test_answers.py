@@ -281,6 +281,13 @@ def test_long_nonsense_takes_no_time(template, unit):
     assert time.process_time() - began < 10  # a bound far above what it takes
 
 
+def test_a_long_call_is_read_once():
+    began = time.process_time()
+    answer = ['<tool_call>{"name": "f", "arguments": {"s": [', *['1, "a", {"b": []},'] * 5000, "2]}}</tool_call>"]
+    assert len(read(HERMES, answer)[2][0][1]["s"]) == 15001
+    assert time.process_time() - began < 5  # it took 35 s when each token read it from its start
+
+
 # ---- through a model ---------------------------------------------------------------------------------------------------
 
 CALLING = '<tool_call>\n{"name": "f", "arguments": {"n": 1}}\n</tool_call>'

@@ -158,7 +158,8 @@ def public_values(model):
     called = dataclasses.replace(done[0], reasoning="Hm", tool_calls=(ni.ToolCall("1", "f", {"x": [1]}),))
     top = ni.topology()
     found = [*done, failed, chunk, called, called.tool_calls[0], done[0].usage, done[0].timings, done[0].logprobs[0],
-             model.score([1, 2, 3]), model.config, ni.SamplingParams(stop="x", logit_bias={1: 2.0}), model.placement, model.placement.nodes[0], top, top.nodes[0]]  # fmt: skip
+             model.score([1, 2, 3]), model.config, ni.SamplingParams(stop="x", logit_bias={1: 2.0}), model.placement,
+             model.placement.nodes[0], top, top.nodes[0]]  # fmt: skip
     found += [errors.CorruptModel("a.gguf", "is broken", 7), errors.UnsupportedModel("key", 1, [2], "why"),
               errors.Interrupted("2 of 3", done)]  # fmt: skip
     simple = [cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, (Exception, Warning))]

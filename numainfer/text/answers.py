@@ -158,6 +158,7 @@ class TaggedReader(Reader):
     def __init__(self, thinking, form, prompt, tools, seed):
         super().__init__(tools, seed)
         self._open, self._close = thinking or (None, None)
+        self._seen = {}  # of the call that the rest begins with
         self._form, self._openings = form, form.openings if form else ()
         self.marks = (*(thinking or ()), *(form.marks if form else ()))
         opened = thinking is not None and prompt.rstrip(SPACE).endswith(self._open)
@@ -222,7 +223,7 @@ class TaggedReader(Reader):
 
     def _call(self, mark, space, end):
         """Read the call that the rest begins with, after white space; else its mark is text."""
-        cursor = Cursor(self._rest, len(space) + len(mark))
+        cursor = Cursor(self._rest, len(space) + len(mark), self._seen)
         try:
             calls = self._form.read(cursor, mark, self._types)
         except More:
@@ -231,6 +232,7 @@ class TaggedReader(Reader):
             calls = None
         except Broken:
             calls = None
+        self._seen = {}
         if calls is None:
             first = len(space) + (len(mark) or 1)
             self._text.put(self._rest[:first])

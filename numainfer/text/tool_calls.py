@@ -31,10 +31,12 @@ class Cursor:
     ----------
     text : str
     at : int
+    seen : dict
+        How far JSON was read when the text was shorter: given again with a longer text, it is not read from its start.
     """
 
-    def __init__(self, text, at):
-        self.text, self.at = text, at
+    def __init__(self, text, at, seen=None):
+        self.text, self.at, self.seen = text, at, {} if seen is None else seen
 
     def space(self):
         """Skip white space."""
@@ -70,10 +72,12 @@ class Cursor:
         """The JSON object or list that comes next; ``last``: nothing but white space may follow it."""
         if self.peek() not in "{[":
             raise Broken
-        start, depth = self.at, 0
+        start = self.at
+        self.at, depth = self.seen.get(start, (start, 0))
         while True:
             piece = _PIECE.match(self.text, self.at)
             if piece is None:
+                self.seen[start] = self.at, depth
                 raise More if self.at == len(self.text) or self.text[self.at] == '"' else Broken
             self.at = piece.end()
             depth += {"{": 1, "[": 1, "}": -1, "]": -1}.get(piece[0], 0)
