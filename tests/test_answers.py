@@ -158,6 +158,7 @@ BROKEN = [
     (HERMES, '<tool_call>{"name": "f", "arguments": {"n": 1' + "0" * 5000 + "}}</tool_call>"),
     (HERMES, "<tool_call>[]</tool_call>"),
     (HERMES, "<tool_call>" + "[" * 100),
+    (HERMES, '<tool_call>{"name": "f", "arguments": {"n": ' + "[" * 9999 + "]" * 9999 + "}}</tool_call>"),
     (HERMES, "The mark <tool_call> begins a call, </tool_call> ends it. "),
     (CODER, "<tool_call>\n<function=f>\n<parameter=n>1</parameter>\n"),
     (CODER, "<tool_call>\n<function=f>\n<parameter=n>1"),
@@ -247,6 +248,8 @@ def test_text_and_thinking_come_at_once():
     reader = reader_for(HERMES + THINK, "", TOOLS, b"")
     assert [reader.feed(piece)[:2] for piece in ("<thi", "nk>", "\nI t", "hink </t", "hin", "</think>\n", "\nYes", " <", "b")] == [
         ("", ""), ("", ""), ("", "I t"), ("", "hink"), ("", ""), ("", " </thin"), ("Yes", ""), ("", ""), (" <b", "")]  # fmt: skip
+    reader = reader_for(MISTRAL, "", TOOLS, b"")  # no name is that long
+    assert not reader.feed("[TOOL_CALLS]" + "w" * 200).text and reader.feed("w" * 99).text == "[TOOL_CALLS]" + "w" * 299
     reader = reader_for(DEEPSEEK, "", TOOLS, b"")
     seen = [len(reader.feed(character).calls) for character in CALLS["deepseek-v3.1"][1]]
     assert sum(seen) == 2 and seen.index(1) < len(seen) // 2  # the first call before the second
@@ -421,9 +424,9 @@ def test_marks_that_are_control_tokens(marked):
     assert marked.chat("Hi", template=template, tools=TOOLS, **forced(marked, broken)).text == "Ok [TOOL_CALLS]f[ARGS]{<|file_sep|>"
     assert marked.generate("Hi", **forced(marked, answer)).text == 'hmOkf{"n": 1}'
     # A stop string may lie before a mark, but not across it; a mark may be one.
-    for stop, text in (("Ok", ""), ("kf", "Ok"), ("hmO", "Ok"), ("[TOOL_CALLS]", "Ok"), ("f", "Ok[TOOL_CALLS]")):
+    for stop, text in (("Ok", ""), ("kf", "Ok"), ("hmO", "Ok"), ("k[TOOL", "Ok"), ("[TOOL_CALLS]", "Ok"), ("f", "Ok[TOOL_CALLS]")):
         done = marked.chat("Hi", template=template, tools=TOOLS, stop=stop, **forced(marked, answer))
-        assert (done.text, len(done.tool_calls)) == (text, stop in ("kf", "hmO")), stop
+        assert (done.text, len(done.tool_calls)) == (text, stop in ("kf", "hmO", "k[TOOL")), stop
     early = marked.chat("Hi", template=template, tools=TOOLS, stop="hm", min_tokens=2, **forced(marked, answer))
     assert (early.text, early.reasoning) == ("Ok", "hm")
 

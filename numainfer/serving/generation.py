@@ -46,7 +46,7 @@ class Generation:
         self._limit = room if params.max_tokens is None else min(room, params.max_tokens)
         self._sampler = Sampler(params, self._n_vocab, prompt_ids, sorted(self._ends))
         self._reader, self._found = reader, []  # of each token, what it brought besides text
-        self._marks = frozenset() if reader is None else tokenizer.control_ids(reader.marks) - self._ends
+        self._marks = frozenset() if reader is None else tokenizer.control_ids(reader.marks)
         self._decoder = tokenizer.stream(after=int(prompt_ids[-1]), keep=self._marks)
         self._stops = StopStrings(params.stop)
         self._pieces, self._logprobs, self._tail, self._last = [], [], "", NOTHING

@@ -157,7 +157,7 @@ def _call_of(call, strict=False):
         call = {"id": call.get("id"), **call["function"]}
     name = next((call[key] for key in ("name", "tool_name", "function") if key in call), None)
     keys = [key for key in ("arguments", "parameters") if key in call]
-    if strict and (not keys or not call.keys() <= {"id", "name", "function", "type", *keys}):
+    if strict and not call.keys() <= {"id", "name", "function", "type", *keys}:
         raise Broken
     arguments = call[keys[0]] if keys else None
     return make_call(name, {} if arguments is None and not strict else arguments, call.get("id") or call.get("tool_call_id"))
@@ -229,8 +229,6 @@ def _read_glm(cursor, mark, types):
     found = _NAME.match(cursor.text, cursor.at)
     if found is None:
         raise Broken
-    if found.end() == len(cursor.text):
-        raise More
     name, cursor.at = found[0], found.end()
     arguments = {}
     while cursor.expect("<arg_key>", "</tool_call>") == "<arg_key>":
