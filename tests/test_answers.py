@@ -12,6 +12,7 @@ from tiny_models import tiny
 from vectors import tokenizer
 
 import numainfer as ni
+import numainfer.cli.main
 from numainfer.serving.sampling import sampling_of_file
 from numainfer.text.answers import reader_for
 from numainfer.text.chat_template import ChatTemplate
@@ -23,6 +24,7 @@ THINK = "<think></think>"
 HERMES, CODER, GLM = "<tool_call>", "<tool_call><function=<parameter=", "<tool_call><arg_key>"
 LLAMA, MISTRAL, KIMI = "<|start_header_id|>ipython", "[TOOL_CALLS]", "<|tool_calls_section_begin|>"
 DEEPSEEK, HARMONY = "<｜tool▁calls▁begin｜>", "<|start|><|channel|><|message|>"
+DSML = "｜DSML｜invoke name="
 ASSISTANT = "<|start|>assistant"
 F1, G = ("f", {"n": 1}), ("g", {})
 
@@ -70,6 +72,11 @@ CALLS = {
     "deepseek-r1": (DEEPSEEK, '{0}{1}{5}{2}f{6}{{"n": 1}}{7}{3}\n{1}{5}{2}g{6}{{}}{7}{3}{4}'.format(*DS, *R1)),
     "deepseek-v3.1": (DEEPSEEK, '{0}{1}f{2}{{"n": 1}}{3}{1}g{2}{{}}{3}{4}'.format(*DS)),
     "kimi": (KIMI, '{0}{1}functions.f:0{2}{{"n": 1}}{3}{1}functions.g:1{2}{{}}{3}{4}'.format(*KM)),
+    "minimax": ("<minimax:tool_call>", '<minimax:tool_call>\n<invoke name="f">\n<parameter name="n">1</parameter>\n</invoke>\n'
+                '<invoke name="g">\n</invoke>\n</minimax:tool_call>'),
+    "deepseek-v3.2": (DSML, '<｜DSML｜function_calls>\n<｜DSML｜invoke name="f">\n'
+                      '<｜DSML｜parameter name="n" string="false">1</｜DSML｜parameter>\n'
+                      '</｜DSML｜invoke>\n<｜DSML｜invoke name="g">\n</｜DSML｜invoke>\n</｜DSML｜function_calls>'),
     "list": ("<tool_calls>", f"<tool_calls>\n{J1}\n{J0}\n</tool_calls>"),
     "nemotron": ("<TOOLCALL>", f"<TOOLCALL>[{J1}, {J0}]</TOOLCALL>"),
     "cohere": ("<|START_ACTION|>", '<|START_ACTION|>[{"tool_call_id": "0", "tool_name": "f", "parameters": {"n": 1}}, '
@@ -186,6 +193,9 @@ BROKEN = [
     (DEEPSEEK, "<｜tool▁call▁begin｜>f<｜tool▁sep｜>{"),
     (DEEPSEEK, "<｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n```json\n{}\n"),
     (KIMI, "<|tool_calls_section_begin|><|tool_call_begin|>functions.f:0"),
+    (DSML, '<｜DSML｜tool_calls>\n<｜DSML｜invoke name="f">\n<｜DSML｜parameter name="n" string="false">1'),
+    ("<minimax:tool_call>", '<invoke name="f">\nno'),
+    ("<minimax:tool_call>", "<minimax:tool_call> none </minimax:tool_call>"),
     (KIMI, "<|tool_calls_section_begin|> none <|tool_calls_section_end|>"),
 ]
 
@@ -209,6 +219,8 @@ def test_values_without_quotes_are_typed_by_the_schema():
     coder = "".join(f"<parameter={k}>\n{v}\n</parameter>\n" for k, v in values.items())
     assert whole(CODER, f"<tool_call>\n<function=f>\n{coder}</function>\n</tool_call>")[2] == [("f", wanted)]
     assert read(GLM, [f"<tool_call>other\n{glm}</tool_call>"])[2] == [("other", wanted | {"s": 12})]
+    dsml = "".join(f'<｜DSML｜parameter name="{k}" string="{str(k in "ny").lower()}">{v}</｜DSML｜parameter>\n' for k, v in values.items())
+    assert whole(DSML, f'<｜DSML｜invoke name="f">{dsml}</｜DSML｜invoke>')[2] == [("f", wanted | {"n": "12"})]
     code = "<parameter=s>\nif a:\n    </parameter> is text\n\n</parameter>\n"
     assert whole(CODER, f"<tool_call><function=f>{code}</function>")[2] == [("f", {"s": "if a:\n    </parameter> is text\n"})]
     odd = [{"x": 1}, {"name": 3}, {"name": "f", "parameters": []}, {"name": "f", "parameters": {"properties": {"s": 5}}}]
@@ -444,6 +456,16 @@ def test_harmony_with_control_tokens(marked):
     done = stream.result()
     assert (done.text, done.reasoning, done.finish_reason) == ("Yes, I do.", "Hm.", "stop")
     assert len([c for c in chunks if c.text]) > 2 and len([c for c in chunks if c.reasoning]) > 1
+
+
+def test_the_command_shows_thinking_beside_the_answer(capsys):
+    chunks = [ni.Chunk("", (1,), reasoning="Hm"), ni.Chunk("", (2,), reasoning=", so"), ni.Chunk("Yes", (3,)), ni.Chunk(".", (4,), "stop")]
+    numainfer.cli.main._show(chunks)
+    assert capsys.readouterr() == ("Yes.\n", "Hm, so\n\n")
+    numainfer.cli.main._show(chunks, quiet=True)
+    assert capsys.readouterr() == ("", "")
+    numainfer.cli.main._show(chunks[:2])
+    assert capsys.readouterr() == ("", "Hm, so\n")
 
 
 # ---- sampling that the file recommends ---------------------------------------------------------------------------------

@@ -199,6 +199,8 @@ def _show(stream, quiet=False):
                 text = chunk.text
                 print(text, end="", flush=True)
     finally:
+        if thinking:  # and no answer came
+            print(file=sys.stderr, flush=True)
         if not text.endswith("\n") and not isinstance(sys.exc_info()[1], BrokenPipeError):
             print(flush=True)
 

@@ -255,23 +255,43 @@ def _read_function(cursor, mark, types):
     return [make_call(name, arguments)]
 
 
-def _parameter(cursor):
+def _parameter(cursor, mark="</parameter>", follow=("<parameter=", "</function>")):
     """The text of a parameter: up to the mark that closes it, which a value may quote, but not before another mark."""
     start = cursor.at
     while True:
-        cursor.until("</parameter>")
+        cursor.until(mark)
         stop = cursor.at
         try:
-            cursor.expect("<parameter=", "</function>")
+            cursor.expect(*follow)
         except Broken:
             continue
-        text, cursor.at = cursor.text[start : stop - len("</parameter>")], stop
+        text, cursor.at = cursor.text[start : stop - len(mark)], stop
         return text.removeprefix("\n").removesuffix("\n")
+
+
+def _invoke(prefix):
+    """The reader of calls like ``<invoke name="f"><parameter name="x">1</parameter></invoke>``, their marks with a prefix."""
+    begin, end = f"<{prefix}invoke name=", f"</{prefix}invoke>"
+    parameter, closing = f"<{prefix}parameter name=", f"</{prefix}parameter>"
+
+    def read(cursor, mark, types):
+        if mark != begin:
+            cursor.expect(begin)
+        name = cursor.until(">", MOST_NAME).strip().strip('"')
+        arguments = {}
+        while cursor.expect(parameter, end) == parameter:
+            key, _, more = cursor.until(">", MOST_NAME).strip().removeprefix('"').partition('"')
+            value = _parameter(cursor, closing, (parameter, end))
+            arguments[key] = value if 'string="true"' in more else _typed(value, types.get(name, {}).get(key))
+        return [make_call(name, arguments)]
+
+    return read
 
 
 # ---- the formats -------------------------------------------------------------------------------------------------------
 
 _KIMI = ("<|tool_calls_section_begin|>", "<|tool_call_begin|>")
+_DSML = "｜DSML｜"  # of DeepSeek V3.2 and V4
 _DEEPSEEK = ("<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>")
 
 
@@ -315,6 +335,9 @@ FORMATS = (
     Format(("[TOOL_CALLS]",), ("[TOOL_CALLS]",), (), _read_mistral, ("[ARGS]", "[CALL_ID]")),
     Format(("<arg_key>",), ("<tool_call>",), ("</tool_call>",), _read_glm,
            ("<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")),
+    Format(("<minimax:tool_call>",), ("<minimax:tool_call>", "<invoke name="), ("</minimax:tool_call>",), _invoke("")),
+    Format((_DSML, "invoke name="), (f"<{_DSML}function_calls>", f"<{_DSML}tool_calls>", f"<{_DSML}invoke name="),
+           (f"</{_DSML}function_calls>", f"</{_DSML}tool_calls>"), _invoke(_DSML), (_DSML,)),
     Format(("<seed:tool_call>",), ("<seed:tool_call>", "<function="), ("</seed:tool_call>",), _read_function),
     Format(("<function=",), ("<tool_call>", "<function="), ("</tool_call>",), _read_function),
     Format(("<tool_calls>",), ("<tool_calls>",), ("</tool_calls>",), _read_json, more=True),
