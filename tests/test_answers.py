@@ -126,6 +126,8 @@ def test_messages_of_harmony():
         message = f"<|channel|>commentary to=functions.f<|message|>{broken}"
         assert whole(HARMONY, message, ASSISTANT)[:3] == (message, "", [])
         assert whole(HARMONY, f"{message}<|end|><|start|>assistant<|channel|>final<|message|>Oh", ASSISTANT)[0] == f"{message}\n\nOh"
+        said = "<|channel|>commentary<|message|>I look.<|end|><|start|>assistant"
+        assert whole(HARMONY, said + message, ASSISTANT)[0] == f"I look.\n\n<|start|>assistant{message}"
     asked = '<|channel|>commentary to=functions.f<|message|>{"n": 1}'
     assert whole(HARMONY, asked, ASSISTANT, None)[:3] == (asked, "", [])  # nobody gave tools
     assert whole(HARMONY, "<|channel|>analysis", ASSISTANT)[0] == "<|channel|>analysis"

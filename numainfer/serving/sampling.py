@@ -25,7 +25,8 @@ MAX_LOGPROBS = 20
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """How tokens are chosen and when to stop. Names, meanings and ranges are vLLM's; the default is greedy.
+    """How tokens are chosen and when to stop. Names, meanings and ranges are vLLM's; the default is greedy (but `chat` without ``params``
+    begins with what the file recommends).
 
     Parameters
     ----------
