@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from .results import Logprobs as Logprobs
     from .results import Score as Score
     from .results import Timings as Timings
+    from .results import ToolCall as ToolCall
     from .results import Usage as Usage
     from .serving.sampling import SamplingParams as SamplingParams
     from .session import Session as Session
@@ -75,6 +76,7 @@ _LAZY = {
     "Logprobs": "results",
     "Score": "results",
     "Timings": "results",
+    "ToolCall": "results",
     "Usage": "results",
     "SamplingParams": "serving.sampling",
     "Session": "session",
@@ -130,6 +132,7 @@ __all__ = [
     "TokenDecoder",
     "TokenStream",
     "Tokenizer",
+    "ToolCall",
     "Topology",
     "UnsupportedModel",
     "Usage",

@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Unpack, overload
 
 import numpy as np
@@ -17,7 +18,7 @@ from .errors import ContextWarning, OutOfNodeMemory
 from .prompts import split_prompts
 from .results import Completion, Completions, Score
 from .serving.forms import response_form
-from .serving.sampling import SamplingParams, check_sampling, resolve_params
+from .serving.sampling import SamplingParams, check_sampling, resolve_params, sampling_of_file
 from .serving.runtime import Runtime
 from .serving.scheduler import MODES, ON_INTERRUPT, generate_list
 from .serving.sequence import Sequence as KeptSequence
@@ -139,7 +140,7 @@ def load(
                               "answers may make no sense", ContextWarning, stacklevel=3)  # fmt: skip
             engine = Engine(gguf, n_ctx=n_ctx, n_batch=n_batch, threads=threads, nodes=nodes, cpus=cpus, placement=placement,
                             kv_type=kv_type, progress=report, verify=verify)  # fmt: skip
-        return Model(Runtime(engine, tokenizer, config.name or path.name), config, gguf.metadata, path)
+        return Model(Runtime(engine, tokenizer, config.name or path.name, sampling_of_file(gguf.metadata)), config, gguf.metadata, path)
 
 
 def _refuse_before_download(gguf, n_ctx, n_batch, kv_type):
@@ -174,6 +175,8 @@ class Model:
         All of the file's key-value pairs.
     path : pathlib.Path
     n_ctx, n_vocab, n_batch : int
+    chat_sampling : mapping
+        Sampling that the file recommends, fields of SamplingParams; `chat` uses it, `generate` does not.
     runtime : Runtime
         Its steps, for tools that measure or drive them one by one.
     """
@@ -184,6 +187,7 @@ class Model:
         self.n_ctx: int = runtime.n_ctx
         self.n_vocab: int = runtime.n_vocab
         self.n_batch: int = runtime.n_batch
+        self.chat_sampling: Mapping[str, Any] = MappingProxyType(runtime.chat_sampling)
 
     # ---- verbs -----------------------------------------------------------------------------------
 
@@ -261,8 +265,11 @@ class Model:
         self.runtime.check()
         prompts, is_list = split_prompts("prompt", prompt)
         if is_list:
-            return generate_list(self.runtime, len(prompts), lambda i: verbs.ids_of(self.runtime, f"prompt[{i}]", prompts[i]), params,
-                                 mode, progress, on_interrupt, sampling)  # fmt: skip
+
+            def prompt_of(i):
+                return verbs.ids_of(self.runtime, f"prompt[{i}]", prompts[i]), None
+
+            return generate_list(self.runtime, len(prompts), prompt_of, params, mode, progress, on_interrupt, sampling)
         own = resolve_params(params, **sampling)  # type: ignore[arg-type]  # it refuses a list
         return self._once(lambda sequence: verbs.generate(sequence, prompts[0], own, reuse=False))
 
@@ -324,9 +331,11 @@ class Model:
             Each message with ``role`` and ``content``: a str, or a list of text parts as OpenAI's clients send them, which are
             joined by line feeds where the template reads no parts. A str is one message of the user.
         params, mode, progress, on_interrupt, **sampling
-            As for `generate`.
+            As for `generate`; but without ``params`` the file's own recommendation is the default of what no keyword says
+            (``chat_sampling``; keys ``general.sampling.*``). ``params=SamplingParams()`` is greedy in any case.
         tools : list of dict, or None
-            JSON schemas for the template.
+            JSON schemas for the template. With them, calls that the answer makes are ``tool_calls`` of the result; what does not
+            parse as a call stays in its text.
         template : str or None
             Another template: the name of one of the file's (``tokenizer.chat_templates``), or its source.
         chat_template_kwargs : dict or None
@@ -340,6 +349,8 @@ class Model:
         Returns
         -------
         Completion, or TokenStream if ``stream``; Completions, a list of them, for a list of conversations
+            ``text`` is what the user reads, ``reasoning`` what the model thought before, where its template has marks for that.
+            ``to_message()`` makes a message of it for the next call.
 
         Raises
         ------
@@ -359,6 +370,7 @@ class Model:
         one_of("mode", mode, MODES)
         one_of("on_interrupt", on_interrupt, ON_INTERRUPT)
         progress_way("progress", progress)
+        sampling = verbs.chat_sampling(self.runtime, params, sampling)
         written = {"tools": tools, "template": template, "chat_template_kwargs": chat_template_kwargs}
         sampling = response_form(response_format, sampling)
         conversations, is_list = split_conversations(messages)
@@ -369,10 +381,10 @@ class Model:
             raise TypeError("stream: found a list of conversations, wanted one; a list gives a list of Completion")
         self.runtime.check()
 
-        def ids_of(i):
-            return verbs.conversation_ids(self.runtime, conversations[i], name=f"messages[{i}]", **written)
+        def prompt_of(i):
+            return verbs.conversation(self.runtime, conversations[i], name=f"messages[{i}]", **written)
 
-        return generate_list(self.runtime, len(conversations), ids_of, params, mode, progress, on_interrupt, sampling)
+        return generate_list(self.runtime, len(conversations), prompt_of, params, mode, progress, on_interrupt, sampling)
 
     def _stream(self, make):
         """A result of ``make(sequence)``; the sequence lives as long as the stream, if it is one."""

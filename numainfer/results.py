@@ -1,6 +1,7 @@
 """What the verbs of a model give back: plain values that outlive the model."""
 
 import dataclasses
+import json
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -121,10 +122,33 @@ def _rate(n, seconds):
     return n / seconds if n and seconds > 0 else None
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A tool that the model wants called.
+
+    Attributes
+    ----------
+    id : str
+        The model's own, if it gave one; else nine characters, the same for the same prompt and the same place in its answer.
+    name : str
+        As the model wrote it: whether there is such a tool is the caller's to see.
+    arguments : dict
+    """
+
+    id: str
+    name: str
+    arguments: dict[str, Any] = dataclasses.field(hash=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in OpenAI's messages: the arguments are JSON in a str."""
+        function = {"name": self.name, "arguments": json.dumps(self.arguments, ensure_ascii=False)}
+        return {"id": self.id, "type": "function", "function": function}
+
+
 _ELSEWHERE = {  # attributes of other packages' answers, and what stands for them here
     "choices": "a Completion is one answer; its text is .text",
     "outputs": "a Completion is one answer; its text is .text",
-    "message": "the answer's text is .text",
+    "message": "the answer's text is .text; to_message() makes a message of it",
     "content": "the answer's text is .text",
     "prompt_token_ids": "the number of the prompt's tokens is .usage.prompt_tokens",
     "cumulative_logprob": "sum(p.logprob for p in completion.logprobs)",
@@ -141,18 +165,22 @@ class Completion:
     Attributes
     ----------
     text : str
-        Without end tokens and without the stop string.
+        Without end tokens and without the stop string; of ``chat`` what is for the user, without thinking and calls of tools.
     token_ids : tuple of int
-        Everything that was produced: also the end token, also tokens of the stop string.
+        Everything that was produced: also the end token, also tokens of the stop string, of thinking and of calls.
     finish_reason : str or None
-        "stop": an end token or a stop string; "length": max_tokens are reached or the context is full; "cancelled";
-        "error": of a list of prompts, the one that failed; None: a stream that still runs.
+        "stop": an end token or a stop string; "tool_calls": the same, and there are some; "length": max_tokens are reached or
+        the context is full; "cancelled"; "error": of a list of prompts, the one that failed; None: a stream that still runs.
     logprobs : tuple of Logprob, or None
         One for each of ``token_ids``, if ``logprobs`` was asked for.
     usage : Usage
     timings : Timings
     error : Exception or None
         With finish_reason "error": what a call with this prompt alone would have raised.
+    reasoning : str or None
+        Of ``chat``: what the model thought before it answered.
+    tool_calls : tuple of ToolCall
+        Of ``chat`` with ``tools``.
     """
 
     text: str
@@ -162,6 +190,8 @@ class Completion:
     usage: Usage
     timings: Timings
     error: Exception | None = None
+    reasoning: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
 
     def __str__(self) -> str:
         return self.text
@@ -175,7 +205,18 @@ class Completion:
         if self.error is not None:
             return f"<Completion, error: {type(self.error).__name__}: {self.error}>"
         text = self.text if len(self.text) <= 60 else f"{self.text[:57]}..."
-        return f"<Completion {text!r}, {counted(len(self.token_ids), 'token')}, {self.finish_reason or 'unfinished'}>"
+        calls = "".join(f", calls {call.name}" for call in self.tool_calls)
+        return f"<Completion {text!r}{calls}, {counted(len(self.token_ids), 'token')}, {self.finish_reason or 'unfinished'}>"
+
+    def to_message(self) -> dict[str, Any]:
+        """The answer as a message of a conversation, for the next ``chat``: ``role``, ``content`` and, where there are such,
+        ``reasoning_content`` and ``tool_calls`` in OpenAI's form."""
+        message: dict[str, Any] = {"role": "assistant", "content": self.text}
+        if self.reasoning is not None:
+            message["reasoning_content"] = self.reasoning
+        if self.tool_calls:
+            message["tool_calls"] = [call.to_dict() for call in self.tool_calls]
+        return message
 
     def _repr_markdown_(self) -> str:
         from . import looks
@@ -188,6 +229,10 @@ class Completion:
         timings["prompt_tokens_per_second"] = self.timings.prompt_tokens_per_second
         timings["generation_tokens_per_second"] = self.timings.generation_tokens_per_second
         plain: dict[str, Any] = {"text": self.text, "token_ids": list(self.token_ids), "finish_reason": self.finish_reason}
+        if self.reasoning is not None:
+            plain["reasoning"] = self.reasoning
+        if self.tool_calls:
+            plain["tool_calls"] = [call.to_dict() for call in self.tool_calls]
         if self.logprobs is not None:
             plain["logprobs"] = [p.to_dict() for p in self.logprobs]
         if self.error is not None:
@@ -206,24 +251,30 @@ class Completions(list[Completion]):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of a stream; ``str()`` is its text. All chunks but the last have some text.
+    """A piece of a stream; ``str()`` is its text. All chunks but the last have some text, thinking or call.
 
     Attributes
     ----------
     text : str
-        Whole characters that no stop string can claim any more.
+        Whole characters that no stop string, thinking or call can claim any more.
     token_ids : tuple of int
         Tokens produced since the previous chunk.
     finish_reason : str or None
         In the last chunk, as in Completion; else None.
     logprobs : tuple of Logprob, or None
         One for each of ``token_ids``, if asked for.
+    reasoning : str
+        The next piece of the model's thinking, as text.
+    tool_calls : tuple of ToolCall
+        Those that became complete.
     """
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: str | None = None
     logprobs: tuple[Logprob, ...] | None = None
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
 
     def __str__(self) -> str:
         return self.text

@@ -108,6 +108,7 @@ class Session:
         Completion or TokenStream
         """
         check_sampling(sampling, verbs.CHAT_PARAMETERS)
+        sampling = verbs.chat_sampling(self._sequence.runtime, params, sampling)
         written = {"tools": tools, "template": template, "chat_template_kwargs": chat_template_kwargs}
         own = resolve_params(params, **response_form(response_format, sampling))
         return verbs.chat(self._sequence, messages, own, stream, owned=False, written=written)

@@ -21,10 +21,10 @@ class TokenStream(Iterator[Chunk]):
     Made by ``Model.stream``, ``Session.stream`` and ``chat(..., stream=True)``.
     """
 
-    def __init__(self, sequence, ids, params, *, owns_sequence=False, reuse=True):
+    def __init__(self, sequence, ids, params, *, owns_sequence=False, reuse=True, reader=None):
         runtime = sequence.runtime
         room = runtime.n_ctx - len(ids) + 1  # the last token needs no place: it is never fed back
-        self._generation = Generation(runtime.tokenizer, runtime.n_vocab, ids, params, room)
+        self._generation = Generation(runtime.tokenizer, runtime.n_vocab, ids, params, room, reader)
         self._sequence, self._owns_sequence, self._runtime = sequence, owns_sequence, runtime
         self._ids, self._clock = ids, Clock()
         self._started = self._cancelled = False

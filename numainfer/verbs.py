@@ -7,6 +7,7 @@ import numpy as np
 from .prompts import split_prompts, to_ids
 from .results import Completions
 from .serving.sampling import check_sampling
+from .text.answers import reader_for
 from .text.messages import check_messages
 from .stream import TokenStream
 
@@ -76,24 +77,37 @@ def stream(sequence, prompt, params, owned):
 
 
 def chat(sequence, messages, params, stream, owned, written):
-    """Completion of a conversation, or TokenStream if ``stream``; ``written``: keywords of `conversation_ids`."""
+    """Completion of a conversation, or TokenStream if ``stream``; ``written``: keywords of `conversation`."""
     sequence.check()
     if not isinstance(stream, bool):
         raise TypeError(f"stream = {stream!r}: found {type(stream).__name__}, wanted True or False")
-    answer = TokenStream(sequence, conversation_ids(sequence.runtime, messages, **written), params, owns_sequence=owned)
+    ids, reader = conversation(sequence.runtime, messages, **written)
+    answer = TokenStream(sequence, ids, params, owns_sequence=owned, reader=reader)
     return answer if stream else answer.finish()
 
 
-def conversation_ids(runtime, messages, *, name="messages", tools=None, template=None, chat_template_kwargs=None):
-    """Ids of a conversation as the chat template writes it, int32 (n,); parameters and errors as those of ``Model.chat``."""
+def chat_sampling(runtime, params, sampling):
+    """Keywords of sampling with, below them, what the file recommends if the caller gave no ``params``."""
+    return runtime.chat_sampling | sampling if params is None else sampling
+
+
+def conversation(runtime, messages, *, name="messages", tools=None, template=None, chat_template_kwargs=None):
+    """What to compute for a conversation; parameters and errors as those of ``Model.chat``.
+
+    Returns
+    -------
+    int32 array (n,), Reader or None
+        Its ids as the chat template writes it, and who reads the answer.
+    """
     messages = check_messages(messages, tools, name)
     if chat_template_kwargs is None:
         chat_template_kwargs = {}
     if not isinstance(chat_template_kwargs, Mapping):
         raise TypeError(f"chat_template_kwargs: found {type(chat_template_kwargs).__name__}, wanted a dict such as "
                         '{"enable_thinking": False}')  # fmt: skip
-    ids = runtime.tokenizer.apply_chat_template(messages, tools=tools, template=template, tokenize=True, **chat_template_kwargs)
-    return ids_of(runtime, name, ids)
+    ids, text, source = runtime.tokenizer.chat_prompt(messages, tools=tools, template=template, **chat_template_kwargs)
+    ids = ids_of(runtime, name, ids)
+    return ids, reader_for(source, text, tools, ids.tobytes())
 
 
 def logits(sequence, ids, all):

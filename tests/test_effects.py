@@ -1,6 +1,7 @@
 """No request without effect: what is asked for is done, warned of or refused."""
 
 import copy
+import dataclasses
 import os
 import pickle
 import signal
@@ -154,9 +155,11 @@ def public_values(model):
     done = model.generate([[1], [2]], max_tokens=2, logprobs=2)
     failed = model.generate([[1], []])[1]
     chunk = next(model.stream([1], max_tokens=1, logprobs=1))
+    called = dataclasses.replace(done[0], reasoning="Hm", tool_calls=(ni.ToolCall("1", "f", {"x": [1]}),))
     top = ni.topology()
-    found = [*done, failed, chunk, done[0].usage, done[0].timings, done[0].logprobs[0], model.score([1, 2, 3]), model.config,
-             ni.SamplingParams(stop="x", logit_bias={1: 2.0}), model.placement, model.placement.nodes[0], top, top.nodes[0]]  # fmt: skip
+    found = [*done, failed, chunk, called, called.tool_calls[0], done[0].usage, done[0].timings, done[0].logprobs[0],
+             model.score([1, 2, 3]), model.config, ni.SamplingParams(stop="x", logit_bias={1: 2.0}), model.placement,
+             model.placement.nodes[0], top, top.nodes[0]]  # fmt: skip
     found += [errors.CorruptModel("a.gguf", "is broken", 7), errors.UnsupportedModel("key", 1, [2], "why"),
               errors.Interrupted("2 of 3", done)]  # fmt: skip
     simple = [cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, (Exception, Warning))]

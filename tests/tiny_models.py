@@ -22,7 +22,7 @@ _NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6
 
 def tiny(folder, arch="llama", weight_type="F32", *, tied=True, rope_freqs=False, rope_scale=1.0, biases=False,
          chat_template=True, parts=1, layers=2, width=256, heads=3, kv_heads=1, head_width=32, feed_forward=None,
-         window=None, context=256, seed=0, name=None):
+         window=None, context=256, seed=0, name=None, sampling=None):
     """Write a tiny model.
 
     Parameters
@@ -49,6 +49,8 @@ def tiny(folder, arch="llama", weight_type="F32", *, tied=True, rope_freqs=False
         By default 256 for K types and 160 for the others.
     window : int, optional
         Sliding window: of every second layer of a gemma3 (8 by default), of all of a llama (none by default; Mistral 7B has one).
+    sampling : dict, optional
+        What the file recommends: keys below ``general.sampling.``, such as ``{"top_k": 20, "temp": 0.5}``.
 
     Returns
     -------
@@ -62,6 +64,8 @@ def tiny(folder, arch="llama", weight_type="F32", *, tied=True, rope_freqs=False
     path = Path(folder) / f"{name or f'tiny-{arch}-{weight_type}'}.gguf"
     writer = gguf.GGUFWriter(path, arch)
     writer.add_name(f"tiny {arch}")
+    for key, value in (sampling or {}).items():
+        (writer.add_int32 if isinstance(value, int) else writer.add_float32)(f"general.sampling.{key}", value)
     writer.add_context_length(context)
     writer.add_embedding_length(width)
     writer.add_block_count(layers)

@@ -29,7 +29,10 @@ def chat(model: ni.Model) -> None:
     messages = [{"role": "user", "content": "Hello"}]
     print(model.chat(messages).text, model.chat("Hello", max_tokens=3).text)
     for chunk in model.chat(messages, stream=True):
-        print(chunk.text)
+        print(chunk.text, chunk.reasoning)
+    done = model.chat(messages, tools=[{"type": "function", "function": {"name": "f"}}], max_tokens=3)
+    calls: tuple[ni.ToolCall, ...] = done.tool_calls
+    print([(call.id, call.name, call.arguments) for call in calls], done.to_message())
 
 
 def rest(model: ni.Model, session: Session) -> None:

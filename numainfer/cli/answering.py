@@ -52,14 +52,22 @@ def system(args):
 
 
 def show(stream, quiet=False):
-    """Print a stream as it comes, a line feed at its end (after Ctrl-C, too)."""
-    text = "\n"
+    """Print a stream as it comes, a line feed at its end (after Ctrl-C, too); the model's thinking on stderr."""
+    text, thinking = "\n", ""
     try:
         for chunk in stream:
+            if chunk.reasoning and not quiet:
+                thinking = chunk.reasoning
+                print(thinking, end="", file=sys.stderr, flush=True)
+            if thinking and chunk.text:
+                print("\n", file=sys.stderr, flush=True)
+                thinking = ""
             if chunk.text and not quiet:
                 text = chunk.text
                 print(text, end="", flush=True)
     finally:
+        if thinking:  # and no answer came
+            print(file=sys.stderr, flush=True)
         if not text.endswith("\n") and not isinstance(sys.exc_info()[1], BrokenPipeError):
             print(flush=True)
 

@@ -13,8 +13,6 @@ from ..summary import counted
 
 # Where the file has no wishes: greedy small models repeat themselves for ever.
 DEFAULTS = {"temperature": 0.7, "top_p": 0.95, "min_p": 0.05, "repetition_penalty": 1.05}
-# Key of the file (source: llama.cpp's src/llama-arch.cpp), field of SamplingParams.
-_KEYS = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "penalty_repeat": "repetition_penalty"}
 
 _SETTABLE = {flag[2:].replace("-", "_"): kind for flag, kind, _ in answering.SAMPLING if flag != "--logprobs"} | {"max_tokens": int}
 _KEEP = ("on", "off", "ask")
@@ -32,6 +30,7 @@ def add_chat(parser):
 def chat(args):
     """Talk."""
     from ..errors import ChatTemplateMissing
+    from ..serving.sampling import sampling_of_file
 
     answering.params(args)  # wrong flags are told of before the model is loaded
     if sys.stdin is None:
@@ -39,27 +38,11 @@ def chat(args):
     with load(args, args.model) as model, model.session() as session:
         if model.tokenizer.chat_template is None:
             raise ChatTemplateMissing(f"{model.path} has no chat template; numainfer run --raw continues plain text")
-        wishes = of_file(model.metadata)
+        wishes = sampling_of_file(model.metadata)
         conversation = Conversation(model, session, answering.params(args, **wishes or DEFAULTS), answering.system(args), args.quiet)
         conversation.greet("the file's" if wishes else "chat's own")
         conversation.run()
     return 0
-
-
-def of_file(metadata):
-    """Fields of SamplingParams that the file's ``general.sampling.*`` asks for; numbers out of range count for nothing."""
-    from ..serving.sampling import SamplingParams
-
-    found = {}
-    for key, name in _KEYS.items():
-        value = metadata.get(f"general.sampling.{key}")
-        if value is not None:
-            try:
-                SamplingParams(**{name: value})
-            except (TypeError, ValueError):
-                continue
-            found[name] = round(value, 6) if isinstance(value, float) else value  # of float32: 0.7, not 0.699999988079071
-    return found
 
 
 class Conversation:
@@ -135,7 +118,7 @@ class Conversation:
             del self.messages[before:]
             tell("[stopped; question and answer are forgotten]")
             return
-        self.messages.append({"role": "assistant", "content": done.text})
+        self.messages.append(done.to_message())
         if stopped:
             tell("[stopped; what came so far is kept: /undo takes it back, /set keep off drops such answers]")
         full = len(self.session.ids) >= self.model.n_ctx

@@ -7,6 +7,7 @@ the model (a stream, a batch of prompts) can drive many of them.
 from ..results import Chunk, Completion, Logprob, Logprobs, Timings, Usage
 from .masks import make_form
 from .sampling import Sampler
+from ..text.answers import NOTHING
 from ..text.stopping import StopStrings
 
 
@@ -22,6 +23,8 @@ class Generation:
     params : SamplingParams
     room : int
         Most tokens that the context leaves space for.
+    reader : Reader or None
+        Of a chat's answer: takes thinking and calls of tools out of the text.
 
     Attributes
     ----------
@@ -35,7 +38,7 @@ class Generation:
         A token id in the parameters that is not in the vocabulary; a form that cannot be compiled.
     """
 
-    def __init__(self, tokenizer, n_vocab, prompt_ids, params, room):
+    def __init__(self, tokenizer, n_vocab, prompt_ids, params, room, reader=None):
         self.params, self.prompt_ids = params, prompt_ids
         self.token_ids, self.finish_reason = [], None
         self._tokenizer, self._n_vocab = tokenizer, min(n_vocab, tokenizer.n_vocab)
@@ -44,9 +47,11 @@ class Generation:
         self._limit = room if params.max_tokens is None else min(room, params.max_tokens)
         self._form = make_form(tokenizer, self._n_vocab, params, self._ends)
         self._sampler = Sampler(params, self._n_vocab, prompt_ids, sorted(self._ends), self._form)
-        self._decoder = tokenizer.stream(after=int(prompt_ids[-1]), exact=self._form is not None)
+        self._reader, self._found = reader, []  # of each token, what it brought besides text
+        self._marks = frozenset() if reader is None else tokenizer.control_ids(reader.marks)
+        self._decoder = tokenizer.stream(after=int(prompt_ids[-1]), exact=self._form is not None, keep=self._marks)
         self._stops = StopStrings(params.stop)
-        self._pieces, self._logprobs, self._tail = [], [], ""
+        self._pieces, self._logprobs, self._tail, self._last = [], [], "", NOTHING
         self._shown = 0  # tokens and pieces that chunks have told already
 
     def choose(self, logits):
@@ -64,7 +69,9 @@ class Generation:
         token, logprob = self._sampler.sample(logits[: self._n_vocab])
         ended = token in self._ends
         piece = "" if ended else self._decoder.put(token)
-        if len(self.token_ids) < self.params.min_tokens:
+        if token in self._marks:
+            text = self._stops.flush() + piece  # stop strings are looked for between marks
+        elif len(self.token_ids) < self.params.min_tokens:
             text = piece  # no stop string counts yet
         else:
             text = self._stops.feed(piece)
@@ -75,19 +82,33 @@ class Generation:
             reason = "length"
         if reason and self._stops.matched is None:
             text += self._stops.feed(self._decoder.flush()) + self._stops.flush()
+        found = NOTHING
+        if self._reader is not None:
+            found = self._read(text, reason is not None)
+            text = found.text
+            self._found.append(found)
+            if reason == "stop" and self._reader.n_calls:
+                reason = "tool_calls"
         # Ctrl-C may come between any two lines, so what a token brings goes in at once: the token last.
         self._pieces.append(text)
         if logprob is not None:
             self._logprobs.append(self._named(logprob))
         self.token_ids.append(token)
         self.finish_reason = reason
-        return self._chunk() if text or reason else None
+        return self._chunk() if text or reason or found.reasoning or found.calls else None
+
+    def _read(self, text, last):
+        found = self._reader.feed(text)
+        return found.plus(self._reader.flush()) if last else found
 
     def cancel(self):
         """End it here, unless it has ended; text that was held back is let go. Returns the last Chunk, or None."""
         if self.finish_reason is not None:
             return None
         self._tail = self._stops.flush()
+        if self._reader is not None:
+            self._last = self._read(self._tail, True)
+            self._tail = self._last.text
         self.finish_reason = "cancelled"
         return self._chunk()
 
@@ -95,7 +116,15 @@ class Generation:
         start, self._shown = self._shown, len(self.token_ids)
         logprobs = None if self.params.logprobs is None else Logprobs(self._logprobs[start : self._shown])
         text = "".join(self._pieces[start : self._shown]) + self._tail
-        return Chunk(text, tuple(self.token_ids[start : self._shown]), self.finish_reason, logprobs)
+        reasoning, calls = self._besides(start, self._shown)
+        return Chunk(text, tuple(self.token_ids[start : self._shown]), self.finish_reason, logprobs, reasoning, calls)
+
+    def _besides(self, start, stop):
+        """Thinking and calls that tokens brought, and the end."""
+        if self._reader is None:
+            return "", ()
+        found = [*self._found[start:stop], self._last]
+        return "".join(f.reasoning for f in found), tuple(call for f in found for call in f.calls)
 
     def _named(self, p):
         top = tuple(Logprob(i, self._text(i), value, rank) for rank, (i, value) in enumerate(p.top, 1))
@@ -122,7 +151,8 @@ class Generation:
         timings = Timings(clock.prompt_tokens, clock.prompt, max(n - 1, 0), clock.generation, clock.first_token, clock.mode)
         logprobs = None if self.params.logprobs is None else Logprobs(self._logprobs[:n])
         text = "".join(self._pieces[:n]) + self._tail
-        return Completion(text, tuple(self.token_ids), self.finish_reason, logprobs, usage, timings)
+        reasoning, calls = self._besides(0, n)
+        return Completion(text, tuple(self.token_ids), self.finish_reason, logprobs, usage, timings, None, reasoning or None, calls)
 
 
 def _special_stops(stops, tokenizer):

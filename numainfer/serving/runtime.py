@@ -23,11 +23,14 @@ class Runtime:
     tokenizer : Tokenizer
     name : str
         What errors call the model.
+    chat_sampling : dict
+        Sampling that the file recommends, fields of SamplingParams: for `chat` where the caller says nothing.
 
     Attributes
     ----------
     tokenizer : Tokenizer
     name : str
+    chat_sampling : dict
     n_ctx, n_batch : int
         Most tokens of a sequence, and of a step.
     n_vocab, n_embd : int
@@ -36,14 +39,14 @@ class Runtime:
         What a step takes in each mode; the scheduler measures it once.
     """
 
-    def __init__(self, engine, tokenizer, name):
+    def __init__(self, engine, tokenizer, name, chat_sampling=None):
         self._pid, self._closing = os.getpid(), False
         self._users = weakref.WeakSet()  # closed with the model
         self._turns = Turns()  # around each step
         self._jobs = {}  # whose step each lane runs
         self._job_lock = threading.RLock()  # cancel() may come in a signal handler
         self.step_seconds = None
-        self.tokenizer, self.name = tokenizer, name
+        self.tokenizer, self.name, self.chat_sampling = tokenizer, name, chat_sampling or {}
         self.n_ctx, self.n_batch, self.n_vocab, self.n_embd = engine.n_ctx, engine.n_batch, engine.n_vocab, engine.n_embd
         self._engine = engine  # what Ctrl-C leaves half made before has nothing to close
         self._let_others_rest()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 import math
 import numbers
 import secrets
@@ -18,13 +19,16 @@ from .forms import choices, form_of, json_schema_text, source_text
 from .masks import Form
 from ..signatures import FloatArray, JsonSchema, LogitsProcessor, SamplingOptions, TokenIds
 
+log = logging.getLogger("numainfer")
+
 MAX_LOGPROBS = 20
 """Most alternatives per token that ``logprobs`` may ask for (vLLM's default limit)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """How tokens are chosen and when to stop. Names, meanings and ranges are vLLM's; the default is greedy.
+    """How tokens are chosen and when to stop. Names, meanings and ranges are vLLM's; the default is greedy (but `chat` without ``params``
+    begins with what the file recommends).
 
     Parameters
     ----------
@@ -195,6 +199,43 @@ def resolve_params(
     if not isinstance(params, SamplingParams):
         raise TypeError(f"params: found {type(params).__name__}, wanted SamplingParams or None")
     return params.replace(**sampling) if sampling else params
+
+
+# Keys of GGUF, those of llama.cpp's samplers that are ours, too.
+_OF_FILES = {
+    "temperature": "general.sampling.temp",
+    "top_k": "general.sampling.top_k",
+    "top_p": "general.sampling.top_p",
+    "min_p": "general.sampling.min_p",
+    "repetition_penalty": "general.sampling.penalty_repeat",
+}
+
+
+def sampling_of_file(metadata: Mapping[str, object]) -> dict[str, float]:
+    """The sampling that a file recommends.
+
+    Parameters
+    ----------
+    metadata : mapping
+        The file's key-value pairs.
+
+    Returns
+    -------
+    dict
+        Fields of SamplingParams. A value that is out of their range is left out, with a line in the log.
+    """
+    found = {}
+    for field, key in _OF_FILES.items():
+        value = metadata.get(key)
+        if value is None:
+            continue
+        if isinstance(value, (float, np.floating)):
+            value = float(f"{value:.7g}")  # 0.6, which the file holds as 0.60000002
+        try:
+            found[field] = getattr(SamplingParams(**{field: value}), field)  # type: ignore[arg-type]  # it checks them
+        except (TypeError, ValueError) as e:
+            log.warning("%s of the file is left out: %s", key, e)
+    return found
 
 
 # Names that other packages have for parameters of `generate` and `chat`.

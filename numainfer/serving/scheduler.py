@@ -39,7 +39,7 @@ _REPORT = 0.25  # seconds between two reports of progress
 _CALIBRATION_ROWS = 16
 
 
-def generate_list(runtime, n, ids_of, params, mode, progress, on_interrupt, sampling):
+def generate_list(runtime, n, prompt_of, params, mode, progress, on_interrupt, sampling):
     """``Model.generate`` of a list of prompts.
 
     Parameters
@@ -47,8 +47,9 @@ def generate_list(runtime, n, ids_of, params, mode, progress, on_interrupt, samp
     runtime : Runtime
     n : int
         Number of prompts.
-    ids_of : callable
-        ``ids_of(i)``: ids of prompt i, int32; what it raises of TypeError and ValueError ends that answer alone.
+    prompt_of : callable
+        ``prompt_of(i)``: ids of prompt i, int32, and the Reader of its answer or None; what it raises of TypeError and ValueError
+        ends that answer alone.
     params, mode, progress, sampling
         As for ``Model.generate``.
     on_interrupt : str
@@ -60,7 +61,7 @@ def generate_list(runtime, n, ids_of, params, mode, progress, on_interrupt, samp
     """
     _check_lanes(runtime, mode)
     params = _params_each(runtime, params, n, sampling)
-    sequences = [_Sequence(runtime, i, ids_of, own) for i, own in enumerate(params)]
+    sequences = [_Sequence(runtime, i, prompt_of, own) for i, own in enumerate(params)]
     run = _Run(runtime, sequences)
     with progress_bar(progress, "Generating", unit="prompts") as report:
         run.run(mode, report)
@@ -109,13 +110,13 @@ def _params_each(runtime, params, n, sampling):
 class _Sequence:
     """One of the prompts and what becomes of it."""
 
-    def __init__(self, runtime, index, ids_of, params):
+    def __init__(self, runtime, index, prompt_of, params):
         self.index, self.params, self.clock = index, params, Clock(mode=None)
         self.ids, self.error, self.n_bytes = np.empty(0, np.int32), None, 0
-        self.generation = self.kv = None
+        self.reader = self.generation = self.kv = None
         self.at = 0  # positions computed
         try:
-            self.ids = ids_of(index)
+            self.ids, self.reader = prompt_of(index)
         except (TypeError, ValueError) as e:
             self.error = e
             return
@@ -127,7 +128,7 @@ class _Sequence:
     def start(self, runtime, lane, mode):
         """Get what it takes to compute it."""
         self.clock.mode = mode
-        self.generation = Generation(runtime.tokenizer, runtime.n_vocab, self.ids, self.params, self.room)
+        self.generation = Generation(runtime.tokenizer, runtime.n_vocab, self.ids, self.params, self.room, self.reader)
         self.kv = runtime.new_cache(lane)
 
     def next_rows(self, most):

@@ -89,7 +89,7 @@ def _check_part(name, part):
     check_unicode(f"{name}['text']", part["text"])
 
 
-def plain_messages(messages, parts):
+def plain_messages(messages, parts, thinking=False):
     """Messages as a template reads them, where clients of OpenAI's interface send other forms.
 
     Parameters
@@ -98,6 +98,9 @@ def plain_messages(messages, parts):
         As `check_messages` gives them.
     parts : bool
         Whether the template reads contents that are lists of parts; else their texts are joined, a line each.
+    thinking : bool
+        Whether it calls ``thinking`` what others call ``reasoning_content`` (gpt-oss, which takes it beside calls only if there
+        is no content).
 
     Returns
     -------
@@ -113,6 +116,8 @@ def plain_messages(messages, parts):
             content = [{"type": "text", "text": part} if isinstance(part, str) else part for part in content]
             content = content if parts else "\n".join(part["text"] for part in content)
         message = message | {"content": content}
+        if thinking and message.get("reasoning_content") and not (content and message.get("tool_calls")):
+            message = {"thinking": message["reasoning_content"]} | message
         if isinstance(message.get("tool_calls"), (list, tuple)):
             message["tool_calls"] = [_with_arguments(call) for call in message["tool_calls"]]
         plain.append(message)

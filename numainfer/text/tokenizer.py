@@ -51,6 +51,10 @@ class _SpecialFinder:
         starts = sorted(self._lengths, key=len, reverse=True)
         self._start = re.compile("|".join(map(re.escape, starts))) if starts else None
 
+    def id_of(self, text):
+        """The token that is just this text, or None."""
+        return self._ids.get(text)
+
     def split(self, text):
         """Yields pieces of plain text (str, never empty) and ids of special tokens (int), in order."""
         begin = at = 0
@@ -253,6 +257,15 @@ class Tokenizer:
         parts = list(self._find_all.split(text))
         return parts if any(isinstance(part, int) and part in self.control_token_ids for part in parts) else []
 
+    def control_ids(self, texts: Iterable[str]) -> frozenset[int]:
+        """Ids of the control tokens, which `decode` leaves out, among these texts.
+
+        Returns
+        -------
+        frozenset of int
+        """
+        return frozenset(i for text in texts if (i := self._find_all.id_of(text)) in self.control_token_ids)
+
     # Ids to text
 
     def token_text(self, token_id: int) -> str:
@@ -310,15 +323,20 @@ class Tokenizer:
         stream = self.stream(skip_special_tokens=skip_special_tokens, after=after)
         return "".join([*map(stream.put, ids), stream.flush()])
 
-    def stream(self, *, skip_special_tokens: bool = True, after: int | None = None, exact: bool = False) -> TokenDecoder:
+    def stream(
+        self, *, skip_special_tokens: bool = True, after: int | None = None, exact: bool = False,
+        keep: frozenset[int] = frozenset()
+    ) -> TokenDecoder:
         """An incremental decoder; parameters as for `decode`, whose text its pieces add up to.
 
         Parameters
         ----------
         exact : bool
             Take no space away: the text is the tokens' own bytes.
+        keep : frozenset of int
+            Control tokens that it does not leave out.
         """
-        return TokenDecoder(self, skip_special_tokens, after, exact)
+        return TokenDecoder(self, skip_special_tokens, after, exact, keep)
 
     # Chat
 
@@ -378,6 +396,23 @@ class Tokenizer:
         ChatTemplateWarning
             Tools or a variable that the template does not use.
         """
+        text, _ = self._rendered(messages, tools, add_generation_prompt, template, kw)
+        return self._ids_of_chat(text) if tokenize else text
+
+    def chat_prompt(
+        self, messages: Conversation, *, tools: Tools | None = None, template: str | None = None, **kw: Any
+    ) -> tuple[list[int], str, str]:
+        """The prompt that is to be answered; parameters and errors as for `apply_chat_template`.
+
+        Returns
+        -------
+        list of int, str, str
+            Its ids, its text, and the source of the template that wrote it.
+        """
+        text, source = self._rendered(messages, tools, True, template, kw)
+        return self._ids_of_chat(text), text, source
+
+    def _rendered(self, messages, tools, add_generation_prompt, template, kw):
         for name in kw:
             if name in _NOT_HERE:
                 raise TypeError(f"unknown parameter {name!r} of apply_chat_template: {_NOT_HERE[name]}")
@@ -400,12 +435,13 @@ class Tokenizer:
             ("bos_token", self.bos_token_id), ("eos_token", self.eos_token_id), ("unk_token", self.unk_token_id),
             ("pad_token", self.pad_token_id)) if i is not None}
         compiled = self._compiled[source]
-        text = compiled.render(plain_messages(check_messages(messages, tools), compiled.reads_parts), tools=tools,
-                               add_generation_prompt=add_generation_prompt, **(names | kw))
+        plain = plain_messages(check_messages(messages, tools), compiled.reads_parts, thinking="message.thinking" in source)
+        text = compiled.render(plain, tools=tools, add_generation_prompt=add_generation_prompt, **(names | kw))
         if not text:
             raise ValueError("the chat template makes no text of these messages: nothing for the model to answer")
-        if not tokenize:
-            return text
+        return text, source
+
+    def _ids_of_chat(self, text):
         ids = self.encode(text, add_special_tokens=False)
         if self.add_bos and ids[:1] != [self.bos_token_id]:
             ids.insert(0, self.bos_token_id)
@@ -415,8 +451,9 @@ class Tokenizer:
 class TokenDecoder:
     """Turns ids into text one by one, holding back bytes until they make a whole character."""
 
-    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool, after: int | None, exact: bool = False) -> None:
-        self._tokenizer, self._skip = tokenizer, skip_special_tokens
+    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool, after: int | None, exact: bool = False,
+                 keep: frozenset[int] = frozenset()) -> None:  # fmt: skip
+        self._tokenizer, self._skip, self._keep = tokenizer, skip_special_tokens, keep
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._strips = tokenizer._space_prefix and not exact
         self._at_start = after is None or tokenizer._check(after) in tokenizer._special
@@ -426,7 +463,7 @@ class TokenDecoder:
         piece = self._tokenizer.token_bytes(token_id)
         if token_id in self._tokenizer._special:
             self._at_start = True
-            if self._skip and token_id in self._tokenizer.control_token_ids:
+            if self._skip and token_id in self._tokenizer.control_token_ids and token_id not in self._keep:
                 return ""
         elif piece:
             if self._at_start and self._strips:
