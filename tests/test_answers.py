@@ -12,7 +12,7 @@ from tiny_models import tiny
 from vectors import tokenizer
 
 import numainfer as ni
-import numainfer.cli.main
+from numainfer.cli import answering
 from numainfer.serving.sampling import sampling_of_file
 from numainfer.text.answers import reader_for
 from numainfer.text.chat_template import ChatTemplate
@@ -462,11 +462,11 @@ def test_harmony_with_control_tokens(marked):
 
 def test_the_command_shows_thinking_beside_the_answer(capsys):
     chunks = [ni.Chunk("", (1,), reasoning="Hm"), ni.Chunk("", (2,), reasoning=", so"), ni.Chunk("Yes", (3,)), ni.Chunk(".", (4,), "stop")]
-    numainfer.cli.main._show(chunks)
+    answering.show(chunks)
     assert capsys.readouterr() == ("Yes.\n", "Hm, so\n\n")
-    numainfer.cli.main._show(chunks, quiet=True)
+    answering.show(chunks, quiet=True)
     assert capsys.readouterr() == ("", "")
-    numainfer.cli.main._show(chunks[:2])
+    answering.show(chunks[:2])
     assert capsys.readouterr() == ("", "Hm, so\n")
 
 
