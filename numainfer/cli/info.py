@@ -67,6 +67,8 @@ def info(args):
         one_of("--kv-type", args.kv_type, KV_TYPES)
     except ValueError as e:
         args.parser.error(str(e))
+    from .keep import kept_of
+
     machine = _machine(args)
     path = resolve(args.model)
     with GGUFFile(path) as gguf:
@@ -76,10 +78,11 @@ def info(args):
             plan, why = _plan(args, gguf, machine), None
         except UnsupportedModel as e:  # the file can be told about all the same
             plan, why = None, str(e)
+    here = kept_of(path)
     if args.json:
         more = {"plan": None, "unsupported": why, "unsupported_types": strange} if plan is None else {"plan": _plan_dict(*plan)}
         parts = {"parts": [{"layers": where, "n_bytes": sizes} for where, sizes in layers]}
-        print(json.dumps({"path": str(path)} | config.to_dict() | parts | more, ensure_ascii=False))
+        print(json.dumps({"path": str(path)} | config.to_dict() | parts | {"kept": [kept.to_dict() for kept in here]} | more, ensure_ascii=False))
         return 0
     types = ", ".join(f"{name} {short_bytes(n)}" for name, n in config.types.items())
     rows = [
@@ -97,6 +100,7 @@ def info(args):
         ("kv-heads", config.head_count_kv),
         ("vocabulary", config.vocab_size),
         ("unsupported", why),
+        ("kept", "; ".join(kept.describe() for kept in here) or None),
         ("", f"types that it cannot multiply by: {', '.join(strange)}" if strange and plan is None else None),
     ]
     for name, value in rows:
