@@ -87,8 +87,9 @@ def load(
     verify : bool or "warn"
         Look up the node of each page, move those that lie elsewhere, and raise (or only warn) if that fails.
     keep : str or None
-        A name: the packed weights lie in shared memory under it, and stay there when this process ends. Whoever loads the same file
-        with that name next attaches to them, at once and without a copy. ``numainfer keep --list`` shows them, ``--drop NAME`` removes them.
+        A name: the packed weights lie in shared memory under it, and stay there when this process ends. Whoever of this user loads the
+        same file with that name next attaches to them, at once and without a copy. ``numainfer keep --list`` shows what is kept,
+        ``--drop NAME`` removes it.
 
     Returns
     -------

@@ -82,7 +82,8 @@ def info(args):
     if args.json:
         more = {"plan": None, "unsupported": why, "unsupported_types": strange} if plan is None else {"plan": _plan_dict(*plan)}
         parts = {"parts": [{"layers": where, "n_bytes": sizes} for where, sizes in layers]}
-        print(json.dumps({"path": str(path)} | config.to_dict() | parts | {"kept": [kept.to_dict() for kept in here]} | more, ensure_ascii=False))
+        parts["kept"] = [kept.to_dict() for kept in here]
+        print(json.dumps({"path": str(path)} | config.to_dict() | parts | more, ensure_ascii=False))
         return 0
     types = ", ".join(f"{name} {short_bytes(n)}" for name, n in config.types.items())
     rows = [

@@ -342,7 +342,8 @@ class Placement:
         """Look up the node of every resident page of the weights; move those that stray.  Returns self.
 
         A huge page is asked about once, where all of a node's weights lie in such pages.  Ctrl-C ends it between two slices of 32 MiB.
-        Of weights that are kept (``load(..., keep=)``) every page was looked up when they were filled; of each copy `SAMPLES` pages are now.
+        Of weights that are kept (``load(..., keep=)``) every page was looked up when they were filled; now `SAMPLES` pages of each
+        copy are.
 
         Where the kernel refuses ``move_pages``, ``/proc/self/numa_maps`` tells instead, and strays stay where they are.
 
@@ -378,8 +379,8 @@ class Placement:
             if stray or node.verified < 1:
                 message = f"{stray} bytes of node {node.label}'s weights lie on other nodes and could not be moved"
                 if kept is not None:
-                    message = (f"{1 - node.verified:.1%} of node {node.label}'s weights, kept as {kept.name!r}, lie on other nodes; fill them "
-                               f"again: numainfer keep --drop {kept.name}")  # fmt: skip
+                    message = (f"{1 - node.verified:.1%} of node {node.label}'s weights, kept as {kept.name!r}, lie on other nodes; "
+                               f"drop them and load again: numainfer keep --drop {kept.name}")  # fmt: skip
                 if strict:
                     raise PlacementError(message)
                 notes.append(message)

@@ -1,9 +1,10 @@
 """Models that stay in shared memory: a folder per user, in it a folder per model, which is complete or not there.
 
 ``/dev/shm/numainfer-keep-UID`` (mode 0700) holds, for a model kept as NAME, the folder ``NAME`` with a file for each node's copy
-(mode 0600) and ``about.json``. While it is filled the folder is called ``NAME.filling``; renaming it is the last thing that is done. Whoever
-fills, attaches or drops holds a lock (flock(2)) on ``NAME.lock``, which goes with its process, however that ends: a ``NAME.filling`` whose
-lock is free is what a dead process left, and is removed. Users need no lock: memory that is dropped lives until the last one has gone.
+(mode 0600) and ``about.json``. While it is filled the folder is called ``NAME.filling``; renaming it is the last thing that is done.
+Whoever fills, attaches or drops holds a lock (flock(2)) on ``NAME.lock``, which goes with its process, however that ends: a
+``NAME.filling`` whose lock is free is what a dead process left, and is removed. Users need no lock: memory that is dropped lives until
+the last one has gone.
 """
 
 import contextlib
@@ -49,8 +50,8 @@ def check_name(value):
     if not isinstance(value, str):
         raise TypeError(f"keep: found {type(value).__name__}, wanted a name (a str), such as 'llama'")
     if not _NAME.fullmatch(value) or value.endswith((_FILLING, _LOCK)):
-        raise ValueError(f"keep = {value!r}: wanted a name of 1 to 64 letters, digits, '.', '_' and '-' that begins with a letter or a digit "
-                         f"and ends neither in {_FILLING} nor in {_LOCK}")  # fmt: skip
+        raise ValueError(f"keep = {value!r}: wanted a name of 1 to 64 letters, digits, '.', '_' and '-' that begins with a letter or a "
+                         f"digit and ends neither in {_FILLING} nor in {_LOCK}")  # fmt: skip
     return value
 
 
@@ -94,11 +95,22 @@ def check_room(name, n_bytes):
                               "in a container docker run --shm-size SIZE")  # fmt: skip
 
 
-def _check_own(status, what, kind, mode):
-    """Raise KeepError unless this is a file of that kind and mode, and of this user."""
-    if not kind(status.st_mode) or status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) != mode:
+def _open_own(folder, name, folder_fd, kind=0):
+    """Descriptor of a file, or with O_DIRECTORY of a folder, that is this user's alone; else KeepError, or FileNotFoundError."""
+    what, mode, is_kind = f"{folder}/{name}", 0o700 if kind else 0o600, stat.S_ISDIR if kind else stat.S_ISREG
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | kind
+    try:
+        fd = os.open(what if folder_fd is None else name, flags, dir_fd=folder_fd)
+    except FileNotFoundError:
+        raise
+    except OSError as e:  # a symbolic link, for one
+        raise KeepError(f"{what} cannot be opened: {e.strerror}; it is not what numainfer made: remove it") from e
+    status = os.fstat(fd)
+    if not is_kind(status.st_mode) or status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) != mode:
+        os.close(fd)
         raise KeepError(f"{what} is {stat.filemode(status.st_mode)} of user {status.st_uid}, wanted {mode:04o} of user {os.geteuid()}: "
                         "it is not used, for somebody else could read or write it; remove it")  # fmt: skip
+    return fd
 
 
 @dataclass(frozen=True)
@@ -169,20 +181,14 @@ class Folder:
             raise KeepError(f"there is no {SHM}: nothing can be kept; mount it: mount -t tmpfs tmpfs {SHM}")
         if create and mount()[0] not in ("tmpfs", "none"):  # none: /proc is hidden
             raise KeepError(f"{SHM} is of type {mount()[0]}, wanted tmpfs: what is kept must lie in memory; mount -t tmpfs tmpfs {SHM}")
-        try:
-            if create:
+        if create:
+            try:
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(path(), 0o700)
-            self.fd = os.open(path(), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return
-        except OSError as e:
-            raise KeepError(f"{path()} cannot be {'made or ' * create}opened: {e.strerror}") from e
-        try:
-            _check_own(os.fstat(self.fd), path(), stat.S_ISDIR, 0o700)
-        except BaseException:
-            self.close()
-            raise
+            except OSError as e:
+                raise KeepError(f"{path()} cannot be made: {e.strerror}") from e
+        with contextlib.suppress(FileNotFoundError):
+            self.fd = _open_own(*os.path.split(path()), None, os.O_DIRECTORY)
 
     def close(self):
         if self.fd is not None:
@@ -204,9 +210,7 @@ class Folder:
         except FileNotFoundError:
             return None
         try:
-            fd = os.open(ABOUT, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=inside)
-            with open(fd) as file:
-                _check_own(os.fstat(fd), f"{path()}/{name}/{ABOUT}", stat.S_ISREG, 0o600)
+            with open(_open_own(f"{path()}/{name}", ABOUT, inside)) as file:
                 return Kept(name, json.load(file))
         except (FileNotFoundError, ValueError):
             return Kept(name, {"version": None, "files": [], "sizes": [], "model": "unknown", "policy": "unknown", "labels": [], "huge": [],
@@ -227,12 +231,11 @@ class Folder:
         inside, fds = self._open(name), []
         try:
             for i, size in enumerate(sizes):
-                fds.append(os.open(f"copy-{i}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=inside))
+                fds.append(_open_own(f"{path()}/{name}", f"copy-{i}", inside))
                 status, what = os.fstat(fds[-1]), f"{path()}/{name}/copy-{i}"
-                _check_own(status, what, stat.S_ISREG, 0o600)
                 if status.st_size != size or status.st_blocks * 512 < size:  # whoever read there would get SIGBUS, or zeros
-                    raise KeepError(f"{what} has {status.st_size} bytes, {status.st_blocks * 512} of them in memory, wanted {size}: somebody "
-                                    f"cut it; numainfer keep --drop {name}")  # fmt: skip
+                    raise KeepError(f"{what} has {status.st_size} bytes, {status.st_blocks * 512} of them in memory, wanted {size}: "
+                                    f"somebody cut it; numainfer keep --drop {name}")  # fmt: skip
             return fds
         except BaseException:
             close_all(fds)
@@ -241,13 +244,7 @@ class Folder:
             os.close(inside)
 
     def _open(self, name):
-        inside = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd)
-        try:
-            _check_own(os.fstat(inside), f"{path()}/{name}", stat.S_ISDIR, 0o700)
-        except BaseException:
-            os.close(inside)
-            raise
-        return inside
+        return _open_own(path(), name, self.fd, os.O_DIRECTORY)
 
     # ---- changing --------------------------------------------------------------------------------
 
@@ -259,8 +256,8 @@ class Folder:
         """
         key, told = (path(), name), False
         if (key, threading.get_ident()) in _held.values():
-            raise RuntimeError("this thread is in the midst of loading the same kept model: neither the progress callback nor a signal handler "
-                               "can load it too")  # fmt: skip
+            raise RuntimeError("this thread is in the midst of loading the same kept model: neither the progress callback nor a signal "
+                               "handler can load it too")  # fmt: skip
         while True:
             fd = os.open(name + _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self.fd)
             _held[fd] = None  # of nobody yet, but a forked child closes it
@@ -304,13 +301,13 @@ class Folder:
 
     def sweep(self):
         """Remove what processes left that died while they filled."""
-        for entry in os.listdir(self.fd):
-            if entry.endswith(_FILLING):
-                name = entry.removesuffix(_FILLING)
-                with contextlib.suppress(BlockingIOError, RuntimeError), self.locked(name, wait=False):
-                    if self._there(entry):
+        entries = os.listdir(self.fd)
+        for name in sorted({entry.removesuffix(end) for entry in entries for end in (_FILLING, _LOCK) if entry.endswith(end)}):
+            if name + _FILLING in entries or name not in entries:
+                with contextlib.suppress(BlockingIOError, RuntimeError), self.locked(name, wait=False):  # at its end a lock of nothing goes
+                    if self._there(name + _FILLING):
                         log.info("keep = %r: a process died while it filled it; what it left is removed", name)
-                        self._remove(entry)
+                        self._remove(name + _FILLING)
 
     def create(self, name, sizes):
         """Files for a model's copies, not published yet: their descriptors.  The name is locked."""
