@@ -129,8 +129,10 @@ def test_auto_takes_what_is_kept(shm, paths, monkeypatch):
 def test_what_is_kept_needs_no_room_again(shm, paths, monkeypatch):
     """Neither on the nodes nor in the file system: it is there."""
     ni.load(paths["llama"], keep="a").close()
+    with ni.load(paths["llama"]) as own:
+        free = sum(arena.bytes for arena in own.runtime.engine.replicas.arenas)  # less what stays free, and what is beside the weights
     monkeypatch.setattr(shared, "room", lambda: 0)
-    monkeypatch.setattr(placement, "node_memory", lambda *_: (6_000_000, 6_000_000))
+    monkeypatch.setattr(placement, "node_memory", lambda *_: (free, free))
     with pytest.raises(OutOfNodeMemory):
         ni.load(paths["llama"], n_ctx=64, n_batch=16)
     with ni.load(paths["llama"], keep="a", n_ctx=64, n_batch=16) as model:
@@ -369,9 +371,10 @@ def test_a_name_that_holds_another_form(shm, paths, monkeypatch):
         ni.load(paths["llama"], placement="shard", keep="a")
 
 
-@pytest.mark.parametrize(("name", "error"), [("", ValueError), ("../a", ValueError), ("a/b", ValueError), (".a", ValueError),
-                                             ("a b", ValueError), ("a.lock", ValueError), ("a.filling", ValueError), ("a" * 65, ValueError), ("ä", ValueError),
-                                             ("a\n", ValueError), (True, TypeError), (b"a", TypeError)])  # fmt: skip
+NAMES = ("", "../a", "a/b", ".a", "a b", "a.lock", "a.filling", "a" * 65, "\u00e4", "a\n")
+
+
+@pytest.mark.parametrize(("name", "error"), [*((name, ValueError) for name in NAMES), (True, TypeError), (b"a", TypeError)])
 def test_names(shm, paths, name, error):
     with pytest.raises(error, match="keep"):
         ni.load(paths["llama"], keep=name)
@@ -657,7 +660,7 @@ def test_packing_has_not_changed():
 
 
 def test_attaching_takes_no_time(shm):
-    """Under 0.1 s beside the tokenizer and the plan, which do not depend on its size; here of a model of 97 MB, twice over."""
+    """Under 0.1 s beside the tokenizer, the plan included; in the thread's own time, for the machine may be busy."""
     with ni.load("smollm2", keep="a", n_ctx=64):
         pass
     from numainfer.engine.engine import Engine
@@ -667,8 +670,8 @@ def test_attaching_takes_no_time(shm):
     times = []
     for _ in range(5):
         with GGUFFile(resolve("smollm2")) as gguf:
-            before = time.perf_counter()
+            before = time.thread_time()
             engine = Engine(gguf, n_ctx=64, keep="a")
-            times.append(time.perf_counter() - before)
+            times.append(time.thread_time() - before)
             engine.close()
     assert min(times) < 0.1, times

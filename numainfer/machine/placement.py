@@ -361,7 +361,8 @@ class Placement:
             raise PlacementError("this placement is a copy: it tells what was so when it was made; verify model.placement itself")
         notes, refused, kept = [], 0, self._replicas.kept
         arenas, spread = self._replicas.arenas, self.policy == "interleave"
-        for i, (node, arena, huge) in enumerate(zip(self.nodes, arenas, pages.all_huge(arenas))):
+        all_huge = pages.all_huge(arenas) if kept is None else [True] * len(arenas)  # a sample needs not know
+        for i, (node, arena, huge) in enumerate(zip(self.nodes, arenas, all_huge)):
             found, errno = look_up(arena, -1 if spread else node.number, huge, kept is not None)
             refused = refused or errno
             if found is None:
