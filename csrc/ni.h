@@ -38,8 +38,9 @@ int ni_arena_open(ni_arena *a, size_t bytes, const int *os_nodes, int n, int hug
 /* The same over a file in shared memory that has at least so many bytes, from its beginning; write: 0 to read only. */
 int ni_arena_map(ni_arena *a, int fd, size_t bytes, const int *os_nodes, int n, int write, ni_status *st);
 /* Takes the pages of bytes [at, at + bytes) of a mapped file, so that nobody meets SIGBUS there later; huge ones, where `at` is a multiple
- * of 2 MiB, as far as the kernel has them.  Several threads may do so at once.  Returns 0, or an errno: ENOSPC, the file system is full. */
-int ni_arena_populate(const ni_arena *a, int fd, size_t at, size_t bytes);
+ * of 2 MiB, as far as the kernel has them.  spread: over how many nodes the arena is interleaved, else 1.  Several threads may do so at
+ * once.  Returns 0, or an errno: ENOSPC, the file system is full. */
+int ni_arena_populate(const ni_arena *a, int fd, size_t at, size_t bytes, int spread);
 /* Nobody writes through this mapping any more.  Returns 0 or an errno. */
 int ni_arena_seal(const ni_arena *a);
 void ni_arena_close(ni_arena *a);

@@ -99,11 +99,18 @@ int ni_arena_map(ni_arena *a, int fd, size_t bytes, const int *os_nodes, int n, 
     return bind_to(a, os_nodes, n, st);
 }
 
-int ni_arena_populate(const ni_arena *a, int fd, size_t at, size_t bytes) {
+int ni_arena_populate(const ni_arena *a, int fd, size_t at, size_t bytes, int spread) {
     const size_t page = (size_t)sysconf(_SC_PAGESIZE);
     uint8_t *first = (uint8_t *)a->base + at;
-    for (size_t i = 0; i + HUGE_BYTES <= bytes; i += HUGE_BYTES)
-        if (!madvise(first + i, page, MADV_POPULATE_WRITE)) madvise(first + i, HUGE_BYTES, MADV_COLLAPSE);  /* refused: small pages */
+    /* One small page of each huge one, which then grows around it, whatever the file system's own option says.  One call for all: each
+     * has every CPU empty its lists of pages.  Refused, they stay small.  The first pages of all huge ones would be of one node under
+     * MPOL_INTERLEAVE, which goes by their numbers: so page s of huge page b is taken, where 512 b + s = b modulo the nodes. */
+    const size_t most = (size_t)spread;
+    for (size_t i = 0; i + HUGE_BYTES <= bytes; i += HUGE_BYTES) {
+        const size_t b = (at + i) / HUGE_BYTES, over = (HUGE_BYTES / page - 1) * b % most;
+        madvise(first + i + (over ? most - over : 0) * page, page, MADV_POPULATE_WRITE);
+    }
+    if (bytes >= HUGE_BYTES) madvise(first, bytes / HUGE_BYTES * HUGE_BYTES, MADV_COLLAPSE);
     if (!madvise(first, bytes, MADV_POPULATE_WRITE)) return 0;
     return errno == EINVAL ? posix_fallocate(fd, (off_t)at, (off_t)bytes) : errno == EFAULT ? ENOSPC : errno;
 }

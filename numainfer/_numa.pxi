@@ -80,13 +80,18 @@ cdef class Arena:
             PyErr_CheckSignals()
         return counts
 
-    def populate(self, int fd, size_t at, size_t n_bytes):
-        """Take the pages of some bytes of the mapped file; 0 or an errno.  For several threads at once."""
+    def populate(self, int fd, size_t at, size_t n_bytes, int spread=1):
+        """Take the pages of some bytes of the mapped file; 0 or an errno.  For several threads at once.
+
+        spread: over how many nodes it is interleaved, at most 512, else 1.
+        """
         cdef int e
         if at + n_bytes > self.a.bytes:
             raise ValueError(f"bytes {at} to {at + n_bytes} of an arena of {self.a.bytes}")
+        if not 1 <= spread <= 512:
+            raise ValueError(f"spread = {spread}, wanted 1 to 512 nodes")
         with nogil:
-            e = ni_arena_populate(&self.a, fd, at, n_bytes)
+            e = ni_arena_populate(&self.a, fd, at, n_bytes, spread)
         return e
 
     def seal(self):

@@ -460,7 +460,7 @@ def test_a_file_system_that_fills_up_meanwhile(shm, paths, monkeypatch):
 
 
 class _Full(_core.Arena):
-    def populate(self, fd, at, n_bytes):
+    def populate(self, fd, at, n_bytes, spread=1):
         return errno.ENOSPC
 
 

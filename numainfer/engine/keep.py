@@ -198,7 +198,8 @@ class Keeper:
             fds = self._folder.create(self.name, sizes)
             replicas = Replicas(weights, layout["nodes"], policy, bounds,
                                 lambda copy, size, on: _core.Arena(sizes[copy], on, fd=fds[copy]))  # fmt: skip
-            _populate(self.name, replicas.arenas, fds, [sum(cpus, [])] if policy == "interleave" else cpus)
+            spread = len(cpus) if policy == "interleave" else 1
+            _populate(self.name, replicas.arenas, fds, [sum(cpus, [])] if policy == "interleave" else cpus, spread)
             fill(replicas)
             verified = _verify(replicas.arenas, layout["nodes"], policy, strict)
             huge = [share / max(total, 1) for total, share in pages.resident(replicas.arenas)]
@@ -241,7 +242,7 @@ def _verify(arenas, nodes, policy, strict):
     return shares
 
 
-def _populate(name, arenas, fds, cpus):
+def _populate(name, arenas, fds, cpus, spread):
     """Take all pages, by threads on the CPUs of each copy's node: what does not fit is told here, and by no SIGBUS later."""
     errors, stop = [], threading.Event()
 
@@ -251,7 +252,7 @@ def _populate(name, arenas, fds, cpus):
         for at in slices:
             if errors or stop.is_set():
                 return
-            error = arena.populate(fd, at, min(_STEP, arena.bytes - at))
+            error = arena.populate(fd, at, min(_STEP, arena.bytes - at), spread)
             if error:
                 errors.append(error)
 

@@ -134,6 +134,31 @@ def placements(settings):
 
 
 @check
+def kept(settings):
+    """Weights in shared memory lie as others do, for whoever filled them and for whoever attaches, with the host's bits."""
+    said = {}
+    for policy in ("replicate", "shard", "interleave"):
+        for time_ in ("filled", "attached"):
+            engine = open_engine(settings["model"], placement=policy, keep=f"kept-{policy}")
+            copies = engine.replicas.kept
+            assert copies.filled == (time_ == "filled"), time_
+            said[f"{policy} {time_}"] = {"huge": copies.huge, "bound": copies.bound}
+            for arena in engine.replicas.arenas:
+                arena.read(0, arena.bytes)  # of a mapped file, a process has but the pages that it touched
+            if policy == "interleave" and len(engine.nodes) > 1:
+                expect_pages(engine.replicas.arenas[0], {node: 1 / len(engine.nodes) for node in engine.nodes})
+            else:
+                for node, arena in zip(engine.nodes, engine.replicas.arenas, strict=True):
+                    expect_pages(arena, node)
+            assert all(node.verified == 1.0 for node in engine.placement.nodes)
+            kv = engine.new_kv()
+            assert bits(engine, kv) == settings["bits"]["model"], f"{policy}: bits differ"
+            kv.close()
+            engine.close()
+    return said
+
+
+@check
 def mixtures(settings):
     """Experts cut or copied, with the rest or apart from it: each node's part lies in its own memory; the host's bits."""
     said, held = {}, {}
