@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ import numainfer as ni
 from numainfer import _core
 from numainfer.cli.main import main
 from numainfer.engine import keep
+from numainfer.engine.weights import Matrix, Vector
 from numainfer.errors import KeepError, OutOfNodeMemory, PlacementError
 from numainfer.machine import pages, placement, shared
 
@@ -117,6 +119,18 @@ def test_kept_weights_give_the_same_bits_in_every_process(shm, paths, monkeypatc
         for arena, packed in zip(again.runtime.engine.replicas.arenas, bytes_, strict=True):
             assert arena.read(0, len(packed)) == packed
         assert all(node.verified == 1 for node in again.placement.nodes)
+
+
+def test_a_layout_knows_all_that_is_packed():
+    """Constants, which may depend on the context; types, cuts and nodes."""
+    ones, matrix = np.ones(4), Matrix("m", "Q8_0", 64, 64)
+
+    def layout(values=ones, other=matrix, nodes=(0, 1), policy="shard", cut=2):
+        return keep.Keeper.layout(None, [Vector("v", values), other], nodes, policy, {"m": [0, cut, 4]})
+
+    others = [layout(2 * ones), layout(other=replace(matrix, type="F32")), layout(other=replace(matrix, first=16)), layout(nodes=(0, 0)),
+              layout(policy="replicate"), layout(cut=3), layout(other=replace(matrix, tensor="n"))]  # fmt: skip
+    assert layout() == layout(ones.copy()) and layout() not in others
 
 
 def test_auto_takes_what_is_kept(shm, paths, monkeypatch):
@@ -280,6 +294,24 @@ ni.load(path, keep="a", progress=progress)
     finally:
         os.kill(forked, signal.SIGKILL)
         first.communicate()
+
+
+def test_who_waited_for_a_lock_that_was_taken_away_holds_one(shm):
+    """A filler that fails takes its lock's file away; who waits for that one must not share the name with who makes the next."""
+    seen = []
+
+    def wait():
+        with shared.Folder() as folder, folder.locked("a"):
+            seen.append("a.lock" in os.listdir(folder.fd))
+
+    with shared.Folder(create=True) as folder:
+        with folder.locked("a"):
+            thread = threading.Thread(target=wait)
+            thread.start()
+            time.sleep(0.1)
+            assert seen == []
+        thread.join()
+        assert seen == [True] and os.listdir(folder.fd) == []
 
 
 def test_loading_it_within_its_own_progress_is_refused(shm, paths):

@@ -18,6 +18,7 @@ import stat
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from . import pages
 from ..errors import KeepError, OutOfNodeMemory
@@ -134,7 +135,8 @@ class Kept:
         found, inside = [], f"{path()}/{self.name}/"
         for process in filter(str.isdecimal, os.listdir("/proc")):
             with contextlib.suppress(OSError):
-                if os.stat(f"/proc/{process}").st_uid == os.geteuid() and inside in open(f"/proc/{process}/maps", errors="replace").read():
+                own = Path("/proc", process)
+                if own.stat().st_uid == os.geteuid() and inside in own.joinpath("maps").read_text(errors="replace"):
                     found.append(int(process))
         return sorted(found)
 
@@ -318,7 +320,6 @@ class Folder:
         try:
             for i, size in enumerate(sizes):
                 fds.append(os.open(f"copy-{i}", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=inside))
-                os.fchmod(fds[-1], 0o600)  # whatever the umask
                 os.ftruncate(fds[-1], size)
             return fds
         except BaseException:
@@ -334,7 +335,6 @@ class Folder:
         try:
             fd = os.open(ABOUT, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=inside)
             with open(fd, "w") as file:
-                os.fchmod(fd, 0o600)
                 json.dump(about, file)
         finally:
             os.close(inside)
