@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,8 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from _ckernels import TYPES, formats
-from core_tools import TESTS, python
+from core_tools import TESTS, open_team, python
 from tiny_mixture import tiny_mixture
 from tiny_models import tiny
 
@@ -27,7 +27,7 @@ import numainfer as ni
 from numainfer import _core
 from numainfer.cli.main import main
 from numainfer.engine import keep
-from numainfer.engine.weights import Matrix, Vector
+from numainfer.engine.weights import FORMATS, Matrix, Vector
 from numainfer.errors import KeepError, OutOfNodeMemory, PlacementError
 from numainfer.machine import pages, placement, shared
 
@@ -296,9 +296,10 @@ ni.load(path, keep="a", progress=progress)
         first.communicate()
 
 
-def test_who_waited_for_a_lock_that_was_taken_away_holds_one(shm):
+def test_who_waited_for_a_lock_that_was_taken_away_holds_one(shm, monkeypatch, caplog):
     """A filler that fails takes its lock's file away; who waits for that one must not share the name with who makes the next."""
     seen = []
+    monkeypatch.setattr(shared, "_PATIENCE", 0.05)
 
     def wait():
         with shared.Folder() as folder, folder.locked("a"):
@@ -308,9 +309,10 @@ def test_who_waited_for_a_lock_that_was_taken_away_holds_one(shm):
         with folder.locked("a"):
             thread = threading.Thread(target=wait)
             thread.start()
-            time.sleep(0.1)
+            time.sleep(0.2)
             assert seen == []
         thread.join()
+        assert caplog.text.count(f"keep = 'a': waiting for process {os.getpid()}, which fills it") == 1
         assert seen == [True] and os.listdir(folder.fd) == []
 
 
@@ -618,6 +620,17 @@ def test_placement_says_how_it_is_kept(shm, paths):
         assert "kept as 'a', attached to; filled 20" in str(model.placement) and "attached to; filled" in model.placement._repr_html_()
 
 
+@pytest.mark.parametrize(("setting", "options", "said"), [
+    ("always within_size advise [never] deny force", "rw,size=1k", "shmem_enabled is never, {} has huge=never; .* remount,huge=advise"),
+    ("always within_size advise never [deny] force", "rw,huge=always", "shmem_enabled is deny, {} has huge=always; .* echo advise > /sys"),
+    ("", "rw", "shmem_enabled is missing"),
+])  # fmt: skip
+def test_why_there_are_no_huge_pages(shm, monkeypatch, setting, options, said):
+    mounts = f"1 1 0:1 / / rw - ext4 /dev/x rw\n2 1 0:2 / /dev/shm rw - tmpfs t {options}\n3 1 0:2 / /dev/shmoo rw - ext4 t rw"
+    monkeypatch.setattr(pages, "read", lambda path: mounts if "mountinfo" in path else setting)
+    assert re.search(said.format(shm), shared.huge_story()) and shared.mount() == ("tmpfs", options)
+
+
 def test_a_page_on_another_node_is_told(shm, paths, monkeypatch):
     """Of those that an attaching process samples, and of those that were looked up when it was filled."""
     path = paths["llama"]
@@ -677,18 +690,31 @@ def test_populating_takes_every_page_of_its_part(shm):
     os.close(fd)
 
 
-def test_packing_has_not_changed():
-    """Bytes of every format's packed rows, of fixed blocks.  Whoever changes them raises `keep.PACKING`, and writes the digest anew."""
-    what = hashlib.blake2b(digest_size=8)
-    for name in TYPES:
-        kind = formats()[name]
-        k = 2 * kind.block if kind.block > 1 else 64
-        row_bytes = k // kind.block * kind.block_bytes
-        rows = np.frombuffer(hashlib.shake_128(name.encode()).digest(16 * row_bytes), np.uint8).copy()
-        packed = np.zeros(_core.packed_bytes(TYPES.index(name), 16, k), np.uint8)
-        kind.pack(rows.ctypes.data, row_bytes, 16, k, packed.ctypes.data)
-        what.update(packed)
-    assert (keep.PACKING, what.hexdigest()) == (1, "413c765e5eab236e")
+PACKED = {
+    "F32": "9106966a", "F16": "557da14e", "BF16": "600e15df", "Q4_0": "e2fd271d", "Q4_1": "eeca0ca8", "Q5_0": "2756291f",
+    "Q5_1": "3a8adf03", "Q8_0": "d8a83b8d", "Q4_K": "465c2e10", "Q5_K": "eb9644ec", "Q6_K": "679c8488", "Q2_K": "6d41a247",
+    "Q3_K": "25a0d63d", "TQ1_0": "394fac09", "TQ2_0": "128162b1", "Q1_0": "723c0f00", "Q2_0": "4de43850", "IQ4_NL": "2432a69c",
+    "IQ4_XS": "c4749c56", "MXFP4": "28984ea5", "NVFP4": "a2672fec", "IQ3_XXS": "92bbd4e8", "IQ3_S": "88bcb5ea", "IQ2_XXS": "ecf77524",
+    "IQ2_XS": "dfb9a95b", "IQ2_S": "bb9f8220", "IQ1_S": "e20c1284", "IQ1_M": "63628638",
+}  # fmt: skip
+
+
+def test_packing_has_not_changed(tmp_path):
+    """Of every format, what becomes of fixed bytes.  Whoever changes that raises `keep.PACKING`; a new format has a line here."""
+    found = {}
+    with open_team() as team, open(tmp_path / "rows", "w+b", buffering=0) as file:
+        for name, kind in FORMATS.items():
+            k = 2 * kind["block"] if kind["block"] > 1 else 64
+            row_bytes = k // kind["block"] * kind["block_bytes"]
+            file.seek(0)
+            file.write(hashlib.shake_128(name.encode()).digest(16 * row_bytes))
+            arena = _core.Arena(_core.packed_bytes(kind["code"], 16, k))
+            piece = (kind["code"], 16, k, [arena.address], None, 1), (file.fileno(), 0), row_bytes
+            assert team.fill([piece], np.zeros(1, np.uint8)) == -1
+            packed = arena.read(0, _core.packed_bytes(kind["code"], 16, k))
+            found[name] = hashlib.blake2b(packed, digest_size=4).hexdigest()
+            arena.close()
+    assert (keep.PACKING, found) == (1, PACKED)
 
 
 def test_attaching_takes_no_time(shm):

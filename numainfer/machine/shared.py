@@ -12,6 +12,7 @@ import errno
 import fcntl
 import json
 import logging
+import math
 import os
 import re
 import stat
@@ -29,6 +30,7 @@ ABOUT = "about.json"
 _FILLING, _LOCK = ".filling", ".lock"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _WAIT = 0.02  # seconds between two looks at a lock
+_PATIENCE = 1.0  # seconds until that is worth a word
 _THP = "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
 
 log = logging.getLogger("numainfer")
@@ -77,8 +79,9 @@ def huge_story():
     """Why shared memory may have no huge pages, and how to have them."""
     chosen = re.search(r"\[(\w+)\]", pages.read(_THP))
     option = re.search(r"huge=\w+", mount()[1])
+    cure = f"echo advise > {_THP}" if chosen and chosen[1] == "deny" else f"mount -o remount,huge=advise {SHM}"
     return (f"shmem_enabled is {chosen[1] if chosen else 'missing'}, {SHM} has {option[0] if option else 'huge=never'}; "
-            f"to have huge pages: mount -o remount,huge=advise {SHM}")  # fmt: skip
+            f"to have huge pages: {cure}")  # fmt: skip
 
 
 def room():
@@ -256,7 +259,7 @@ class Folder:
 
         Raises BlockingIOError where somebody does and `wait` is False, RuntimeError where this thread does.
         """
-        key, told = (path(), name), False
+        key, tell = (path(), name), time.monotonic() + _PATIENCE
         if (key, threading.get_ident()) in _held.values():
             raise RuntimeError("this thread is in the midst of loading the same kept model: neither the progress callback nor a signal "
                                "handler can load it too")  # fmt: skip
@@ -267,9 +270,9 @@ class Folder:
                 while not _try_lock(fd):
                     if not wait:
                         raise BlockingIOError(errno.EAGAIN, f"{name} is being filled or attached to by process {_owner(fd)}")
-                    if not told:
-                        log.info("keep = %r: waiting for process %s, which fills it", name, _owner(fd))
-                    told = True
+                    if time.monotonic() > tell:
+                        log.warning("keep = %r: waiting for process %s, which fills it", name, _owner(fd))
+                        tell = math.inf
                     time.sleep(_WAIT)
                 if self._is_lock(fd, name):  # else who had it took it away
                     _held[fd] = key, threading.get_ident()
