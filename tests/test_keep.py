@@ -30,6 +30,7 @@ from numainfer.engine import keep
 from numainfer.engine.weights import FORMATS, Matrix, Vector
 from numainfer.errors import KeepError, OutOfNodeMemory, PlacementError
 from numainfer.machine import pages, placement, shared
+from numainfer.machine.limits import Allowance, Limits
 
 PROMPT = [5, 9, 14, 3, 60, 61, 62, 7]
 pytestmark = pytest.mark.skipif(not os.path.isdir(shared.SHM), reason="no /dev/shm here")
@@ -483,6 +484,31 @@ def test_a_full_file_system_is_told_before_anything_begins(shm, paths, monkeypat
     with pytest.raises(OutOfNodeMemory, match=r"keep = 'a': .* has 1.0 MB free \(1000000 bytes\), need .* MB \(\d+ bytes\); drop what"):
         ni.load(paths["llama"], keep="a")
     assert os.listdir(shared.path()) == []
+
+
+def test_a_control_groups_limit_counts(shm, paths, monkeypatch):
+    """Shared memory is its memory, too."""
+    monkeypatch.setattr(placement, "limits", lambda: Limits(None, Allowance(1_000_000, 1_000_000, "memory.max")))
+    with pytest.raises(OutOfNodeMemory, match=r"control group allows 1.0 MB \(memory.max\): need"):
+        ni.load(paths["llama"], keep="a")
+    assert os.listdir(shared.path()) == []
+
+
+def test_ctrl_c_while_pages_are_taken(shm, paths, monkeypatch):
+    """It is heard at once, and no thread goes on."""
+    monkeypatch.setattr(_core, "Arena", _Interrupted)
+    monkeypatch.setattr(keep, "_STEP", 1 << 21)
+    with pytest.raises(KeyboardInterrupt):
+        ni.load(paths["llama"], keep="a")
+    assert os.listdir(shared.path()) == [] and not [t for t in threading.enumerate() if t.name == "numainfer-keep"]
+
+
+class _Interrupted(_core.Arena):
+    def populate(self, fd, at, n_bytes, spread=1):
+        if at == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.2)
+        return 0
 
 
 def test_a_file_system_that_fills_up_meanwhile(shm, paths, monkeypatch):
