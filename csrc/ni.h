@@ -35,6 +35,14 @@ typedef struct {
 /* Reserves zeroed address space; no page is used before it is touched.  os_nodes[n]: bind the pages to that node (n = 1), interleave
  * them over the nodes (n > 1), or leave them to first touch (n = 0).  huge: ask for transparent huge pages. */
 int ni_arena_open(ni_arena *a, size_t bytes, const int *os_nodes, int n, int huge, ni_status *st);
+/* The same over a file in shared memory that has at least so many bytes, from its beginning; write: 0 to read only. */
+int ni_arena_map(ni_arena *a, int fd, size_t bytes, const int *os_nodes, int n, int write, ni_status *st);
+/* Takes the pages of bytes [at, at + bytes) of a mapped file, so that nobody meets SIGBUS there later; huge ones, where `at` is a multiple
+ * of 2 MiB, as far as the kernel has them.  spread: over how many nodes the arena is interleaved, else 1.  Several threads may do so at
+ * once.  Returns 0, or an errno: ENOSPC, the file system is full. */
+int ni_arena_populate(const ni_arena *a, int fd, size_t at, size_t bytes, int spread);
+/* Nobody writes through this mapping any more.  Returns 0 or an errno. */
+int ni_arena_seal(const ni_arena *a);
 void ni_arena_close(ni_arena *a);
 /* Adds the resident bytes of a slice of the arena to bytes[0 .. n_nodes-1], by node.  *at: where the slice begins (0 at first), and then
  * where the next one does; at a->bytes all is counted.  A slice takes milliseconds, so that the caller can look at signals between them.
@@ -42,6 +50,8 @@ void ni_arena_close(ni_arena *a);
  * home >= 0: pages that lie elsewhere are moved to that node first, if the kernel lets them.
  * Returns 0, or the errno of a kernel that refuses to tell. */
 int ni_arena_count(const ni_arena *a, size_t *at, int huge, int home, int64_t *bytes, int n_nodes);
+/* Touches so many pages of an arena, evenly spread from the first to the last, and adds their bytes by node.  Returns as ni_arena_count. */
+int ni_arena_sample(const ni_arena *a, int samples, int64_t *bytes, int n_nodes);
 
 /* ---- team.c: worker threads ---------------------------------------------------------------------------------- */
 

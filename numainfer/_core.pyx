@@ -45,6 +45,10 @@ cdef extern from "../csrc/ni.h":
         size_t bytes
         int bound
     int ni_arena_open(ni_arena *, size_t, const int *, int, int, ni_status *) nogil
+    int ni_arena_map(ni_arena *, int, size_t, const int *, int, int, ni_status *) nogil
+    int ni_arena_populate(const ni_arena *, int, size_t, size_t, int) nogil
+    int ni_arena_seal(const ni_arena *) nogil
+    int ni_arena_sample(const ni_arena *, int, int64_t *, int) nogil
     void ni_arena_close(ni_arena *) nogil
     int ni_arena_count(const ni_arena *, size_t *, int, int, int64_t *, int) nogil
 

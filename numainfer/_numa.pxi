@@ -29,14 +29,19 @@ def omp_places():
 cdef class Arena:
     """Zeroed memory bound to a node, interleaved over several, or left to first touch; freed by close().
 
+    fd: of a file in shared memory that is mapped instead, on huge pages where there are any; write: or to read only.
+
     Attributes: address, bytes, bound (whether the kernel accepted the binding).
     """
     cdef ni_arena a
 
-    def __init__(self, size_t n_bytes, nodes=(), bint huge=False):
+    def __init__(self, size_t n_bytes, nodes=(), bint huge=False, int fd=-1, bint write=True):
         cdef ni_status st
         cdef list keep = []
-        if ni_arena_open(&self.a, n_bytes, _ints(nodes, keep), len(nodes), huge, &st):
+        if fd >= 0:
+            if ni_arena_map(&self.a, fd, n_bytes, _ints(nodes, keep), len(nodes), write, &st):
+                _fail(&st)
+        elif ni_arena_open(&self.a, n_bytes, _ints(nodes, keep), len(nodes), huge, &st):
             _fail(&st)
 
     def __dealloc__(self):
@@ -74,6 +79,31 @@ cdef class Arena:
                 return e
             PyErr_CheckSignals()
         return counts
+
+    def populate(self, int fd, size_t at, size_t n_bytes, int spread=1):
+        """Take the pages of some bytes of the mapped file; 0 or an errno.  For several threads at once.
+
+        spread: over how many nodes it is interleaved, at most 512, else 1.
+        """
+        cdef int e
+        if at + n_bytes > self.a.bytes:
+            raise ValueError(f"bytes {at} to {at + n_bytes} of an arena of {self.a.bytes}")
+        if not 1 <= spread <= 512:
+            raise ValueError(f"spread = {spread}, wanted 1 to 512 nodes")
+        with nogil:
+            e = ni_arena_populate(&self.a, fd, at, n_bytes, spread)
+        return e
+
+    def seal(self):
+        """Nobody writes here any more; 0 or an errno."""
+        return ni_arena_seal(&self.a)
+
+    def sample(self, int n_nodes, int samples):
+        """As `count`, of so many pages, evenly spread, which are touched: of a file's, a process has but those that it touched."""
+        counts = np.zeros(n_nodes, np.int64)
+        cdef int64_t[::1] view = counts
+        cdef int e = ni_arena_sample(&self.a, samples, &view[0], n_nodes)
+        return e if e else counts
 
     def read(self, size_t offset, size_t n_bytes):
         """A copy of some bytes, for tests."""

@@ -79,6 +79,10 @@ class OutOfNodeMemory(NumaInferError, MemoryError):
     """A NUMA node has too little free memory, or the control group allows too little; the message tells need and free bytes of each."""
 
 
+class KeepError(NumaInferError, RuntimeError):
+    """A model cannot be kept in shared memory: the name holds another one, or what lies there is not this user's alone."""
+
+
 class ModelClosed(NumaInferError, RuntimeError):
     """The model was closed."""
 

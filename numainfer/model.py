@@ -53,6 +53,7 @@ def load(
     kv_type: str = "f16",
     progress: Progress = None,
     verify: bool | Literal["warn"] = True,
+    keep: str | None = None,
 ) -> Model:
     """Open a GGUF model and place its weights on the NUMA nodes.
 
@@ -87,6 +88,10 @@ def load(
         A progress bar: None decides by whether someone is watching; a callable gets (done_bytes, total_bytes).
     verify : bool or "warn"
         Look up the node of each page, move those that lie elsewhere, and raise (or only warn) if that fails.
+    keep : str or None
+        A name: the packed weights lie in shared memory under it, and stay there when this process ends. Whoever of this user loads the
+        same file with that name next attaches to them, at once and without a copy. ``numainfer keep --list`` shows what is kept,
+        ``--drop NAME`` removes it.
 
     Returns
     -------
@@ -100,6 +105,8 @@ def load(
         The file.
     OutOfNodeMemory, PlacementError
         The machine.
+    KeepError
+        The name holds another model, or this one in another placement; or there is no shared memory of this user's own.
 
     Warns
     -----
@@ -124,11 +131,13 @@ def load(
     from .engine.engine import KV_TYPES, Engine
     from .gguf.file import GGUFFile
     from .machine.policies import canonical
+    from .machine.shared import check_name
     from .progress import progress_bar
     from .gguf.sources import resolve
     from .text.tokenizer import Tokenizer
 
     placement = canonical(placement)
+    keep = None if keep is None else check_name(keep)
     one_of("kv_type", kv_type, KV_TYPES)
     path = resolve(source, lambda gguf: _refuse_before_download(gguf, n_ctx, n_batch, kv_type))
     with GGUFFile(path) as gguf:
@@ -139,7 +148,7 @@ def load(
                 warnings.warn(f"n_ctx = {n_ctx}: beyond the {config.context_length} positions that the model was trained with, where its "
                               "answers may make no sense", ContextWarning, stacklevel=3)  # fmt: skip
             engine = Engine(gguf, n_ctx=n_ctx, n_batch=n_batch, threads=threads, nodes=nodes, cpus=cpus, placement=placement,
-                            kv_type=kv_type, progress=report, verify=verify)  # fmt: skip
+                            kv_type=kv_type, progress=report, verify=verify, keep=keep)  # fmt: skip
         return Model(Runtime(engine, tokenizer, config.name or path.name, sampling_of_file(gguf.metadata)), config, gguf.metadata, path)
 
 

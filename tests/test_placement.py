@@ -308,7 +308,7 @@ class Replica:
 
 def placed(*arenas, policy="replicate"):
     shares = [NodePlacement(i, (i,), 10 * 4096, 0) for i in range(2)]
-    return Placement(policy, "", shares, 0, SimpleNamespace(arenas=list(arenas)))
+    return Placement(policy, "", shares, 0, SimpleNamespace(arenas=list(arenas), kept=None))
 
 
 def test_strays_are_moved():
@@ -392,7 +392,7 @@ def test_kv_memory_is_shown_as_it_fills(tmp_path):
 def test_real_nodes_are_not_called_pretend():
     real = [NodePlacement(0, (0,), 5, 5), NodePlacement(3, (1,), 5, 5)]
     arena = SimpleNamespace(address=0, bytes=0)
-    found = Placement("replicate", "", real, 100, SimpleNamespace(arenas=[arena, arena]), Caches(Layout("f16", 8, 2)))
+    found = Placement("replicate", "", real, 100, SimpleNamespace(arenas=[arena, arena], kept=None), Caches(Layout("f16", 8, 2)))
     assert found.where == "2 nodes" and "pretend" not in str(found) + found._repr_html_()
     assert str(found).startswith("replicate on 2 nodes; KV cache 100 B per token\nnode  cores")
 

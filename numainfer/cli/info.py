@@ -66,6 +66,8 @@ def info(args):
         one_of("--kv-type", args.kv_type, KV_TYPES)
     except ValueError as e:
         args.parser.error(str(e))
+    from .keep import kept_of
+
     machine = _machine(args)
     with open_model(args.model) as gguf:
         config, n_tensors, n_files = ModelConfig.from_gguf(gguf), len(gguf.tensors), len(gguf.paths)
@@ -74,9 +76,11 @@ def info(args):
             plan, why = _plan(args, gguf, machine), None
         except UnsupportedModel as e:  # the file can be told about all the same
             plan, why = None, str(e)
+    here = kept_of(gguf.path) if gguf.on_disk else []
     if args.json:
         more = {"plan": None, "unsupported": why, "unsupported_types": strange} if plan is None else {"plan": _plan_dict(*plan)}
         parts = {"parts": [{"layers": where, "n_bytes": sizes} for where, sizes in layers]}
+        parts["kept"] = [kept.to_dict() for kept in here]
         print_json({"path": gguf.path} | config.to_dict() | parts | more)
         return 0
     types = ", ".join(f"{name} {short_bytes(n)}" for name, n in config.types.items())
@@ -95,6 +99,7 @@ def info(args):
         ("kv-heads", config.head_count_kv),
         ("vocabulary", config.vocab_size),
         ("unsupported", why),
+        ("kept", "; ".join(kept.describe() for kept in here) or None),
         ("", f"types that it cannot multiply by: {', '.join(strange)}" if strange and plan is None else None),
     ]
     for name, value in rows:

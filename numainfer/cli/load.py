@@ -15,6 +15,7 @@ def add_load(parser, threads=None):
     group.add_argument("--cpus", metavar="LIST", help="exactly these CPUs, such as 0-3,8 (default: cores that no other model holds)")
     help_ = "auto, replicate, shard, interleave or local; or for groups of weights, 'experts=shard,*=replicate'"
     group.add_argument("--placement", default="auto", metavar="POLICY", help=help_)
+    group.add_argument("--keep", metavar="NAME", help="weights that stay in shared memory under this name, or lie there already")
     group.add_argument("--no-verify", action="store_true", help="do not look up where the pages lie")
     group.add_argument("-q", "--quiet", action="store_true", help="no progress bar, no line about speed")
 
@@ -85,6 +86,7 @@ def load(args, source, **more):
         "cpus": _numbers(args, "--cpus", args.cpus, cpu_numbers),
         "placement": args.placement,
         "verify": not args.no_verify,
+        "keep": args.keep,
         "progress": False if args.quiet else None,
     }
     try:

@@ -9,7 +9,7 @@ import warnings
 
 from .. import __version__
 from ..arguments import did_you_mean, nearest
-from . import answering, bench, chat, info, models
+from . import answering, bench, chat, info, keep, models
 from .load import add_load, load, names_model
 
 
@@ -172,5 +172,6 @@ _COMMANDS = {
     "bench": ("measure prefill and decode beside the memory's read limit", bench.add_bench, bench.bench),
     "topology": ("show NUMA nodes, cores and memory", info.add_topology, info.topology),
     "info": ("show a model file, and what it needs and gives on a machine, without loading it", info.add_info, info.info),
+    "keep": ("keep a model's weights in shared memory, for processes to come; list or drop what is kept", keep.add_keep, keep.keep),
     "tokenize": ("show the tokens of a text", _add_tokenize, _tokenize),
 }

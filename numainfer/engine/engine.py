@@ -8,7 +8,7 @@ import os
 import numpy as np
 
 from .. import _core
-from . import store
+from . import keep as keeping, store
 from ..machine import cpus as cpus_of, placement
 from ..machine.limits import RESERVE
 from ..machine.policies import EXPERTS, HYBRID, REST, canonical, choose_policy, of_group, without
@@ -191,6 +191,8 @@ class Engine:
         ``progress(done_bytes, total_bytes)``.
     verify : bool or "warn"
         Check every page after loading: raise PlacementError, or only warn, if pages lie wrong.
+    keep : str, optional
+        Name under which the weights lie in shared memory: there already, or from now on.
 
     Attributes
     ----------
@@ -200,19 +202,24 @@ class Engine:
 
     @_core.in_default_floats
     def __init__(self, gguf, *, n_ctx=None, n_batch=512, threads=None, nodes=None, placement="auto", kv_type="f16",
-                 progress=None, verify=True, cpus=None):
+                 progress=None, verify=True, cpus=None, keep=None):
         self.lane = self.replicas = self.caches = self._node_lanes = self._share = None
         self._hold = cpus_of.Hold()
         if kv_type not in KV_TYPES:
             raise ValueError(f"kv_type = {kv_type!r}; wanted one of {', '.join(KV_TYPES)}")
         self.kv_type = kv_type
         try:
-            self._open(gguf, n_ctx, n_batch, threads, nodes, cpus, placement, progress, verify)
+            with contextlib.ExitStack() as stack:
+                if keep is not None:
+                    name = gguf.get("general.name", object, default=None)
+                    model = name if isinstance(name, str) and name.isprintable() else os.path.basename(gguf.path)
+                    keep = stack.enter_context(contextlib.closing(keeping.Keeper(keep, gguf, model)))
+                self._open(gguf, n_ctx, n_batch, threads, nodes, cpus, placement, progress, verify, keep)
         except BaseException:
             self.close()
             raise
 
-    def _open(self, gguf, n_ctx, n_batch, threads, nodes, named, policy, progress, verify):
+    def _open(self, gguf, n_ctx, n_batch, threads, nodes, named, policy, progress, verify, keeper):
         asked = canonical(policy)
         machine = placement.topology()
         chosen, cpus, node_of, story = self._choose_workers(machine, threads, nodes, named, asked == "local")
@@ -220,7 +227,7 @@ class Engine:
         self.nodes, self.isa = [n.number for n in chosen], _core.isa()
         trained = context_length(gguf)
         self._catalog = Catalog(gguf)
-        wanted, bounds, keys, need = n_ctx, {}, {}, {}
+        wanted, bounds, keys, need, layouts = n_ctx, {}, {}, {}, {}
 
         def fit(n_ctx):
             """Plan for a context of so many tokens; policy and reason if it fits."""
@@ -232,7 +239,14 @@ class Engine:
                 bounds[policy] = self._bounds(policy)
                 keys[policy] = self._store_key(gguf, policy, bounds[policy])
                 need[policy] = bytes_on_nodes(self.plan.weights, len(chosen), policy, bounds[policy])
-            standing = {policy for policy, key in keys.items() if store.stands(key)}
+            if keeper is None:
+                standing = {policy for policy, key in keys.items() if store.stands(key)}
+            else:
+                layouts.update((p, keeper.layout(self.plan.weights, self.nodes, p, bounds[p])) for p in keys)
+                standing = {policy for policy, layout in layouts.items() if keeper.holds(layout)}
+                if standing and asked == "auto":
+                    (policy,) = standing
+                    return choose_policy(policy, chosen, need, others, standing, machine.limits.memory)[0], "such copies are kept"
             return choose_policy(self._settled(asked), chosen, need, others, standing, machine.limits.memory)
 
         try:
@@ -247,7 +261,12 @@ class Engine:
         self.n_embd = gguf.get(f"{gguf.architecture}.embedding_length", int)
         self.bytes_per_token = self.plan.bytes_per_token
         self.lane = Lane(self, list(range(len(chosen))))
-        self._share = store.Share(keys[policy], lambda: self._fill(gguf, policy, bounds[policy], progress))
+        if keeper is None:
+            self._share = store.Share(keys[policy], lambda: self._fill(gguf, policy, bounds[policy], progress))
+        else:
+            on = [[cpu for cpu, i in zip(cpus, node_of) if i == j] for j in range(len(chosen))]
+            self._share = keeper.share(layouts[policy], self.plan.weights, bounds[policy], [n.label for n in chosen], on,
+                                       lambda replicas: replicas.fill(self.lane.team, gguf, progress), verify is True)  # fmt: skip
         self.replicas = self._share.replicas
         sizes = [arena.bytes for arena in self.replicas.arenas]
         if policy == "interleave":
@@ -260,7 +279,8 @@ class Engine:
             [placement.NodePlacement(n.number, tuple(c for c, i in zip(cpus, node_of) if i == j), sizes[j], 0, pretend=n.pretend,
                                      experts=experts[j])
              for j, n in enumerate(chosen)],
-            self.plan.kv.bytes_per_token, self.replicas, self.caches, story, self.plan.kv.window_bytes(self.n_ctx))
+            self.plan.kv.bytes_per_token, self.replicas, self.caches, story, self.plan.kv.window_bytes(self.n_ctx),
+            self.replicas.kept.describe() if self.replicas.kept else "")
         log.info("%s: placement %s%s", gguf.path, policy, f": {reason}" if reason else "")
         self.lane.core_plan()
         if verify:

@@ -361,6 +361,11 @@ def bytes_on_nodes(weights, n_nodes, policy, bounds=None):
     return [_lay_out(weights, bounds or {}, node)[1] for node in range(n_nodes)]
 
 
+def copies_of(weights, n_nodes, policy, bounds=None):
+    """Of each copy: where each weight's row group 0 would lie behind its beginning, {name: bytes}, and its size."""
+    return [_lay_out(weights, bounds or {}, copy) for copy in range(1 if policy == "interleave" else n_nodes)]
+
+
 def _lay_out(weights, bounds, node):
     """Of a node's copy: where each weight's row group 0 would lie behind its beginning, and its size; bounds: as of `Replicas`."""
     at, offsets = 0, {}
@@ -389,18 +394,27 @@ class Replicas:
     bounds : dict
         Matrices of which a node holds its own rows alone: row groups (of each expert) where each node's rows begin and the last end,
         (n_nodes + 1,) by name of the matrix.
+    open_arena : callable, optional
+        ``open_arena(copy, bytes, nodes)`` returns the memory of a copy; by default an Arena of this process's own.
+
+    Attributes
+    ----------
+    kept : KeptCopies or None
+        Where they lie in shared memory, what is known of them (`keep`).
     """
 
-    def __init__(self, weights, os_nodes, policy, bounds=None):
+    kept = None
+
+    def __init__(self, weights, os_nodes, policy, bounds=None, open_arena=None):
         self.weights, self.n_nodes, self.policy = list(weights), len(os_nodes), policy
         self._bounds = bounds or {}
-        copies = 1 if policy == "interleave" else self.n_nodes
-        laid_out = [_lay_out(self.weights, self._bounds, copy) for copy in range(copies)]
+        laid_out = copies_of(self.weights, self.n_nodes, policy, bounds)
         self.offsets = [offsets for offsets, _ in laid_out]  # per copy: from the arena's start to the weight's row group 0
         self.arenas = []
         try:
             for copy, (_, size) in enumerate(laid_out):
-                self.arenas.append(_core.Arena(size, os_nodes if copies < self.n_nodes else [os_nodes[copy]], huge=True))
+                on = os_nodes if len(laid_out) < self.n_nodes else [os_nodes[copy]]
+                self.arenas.append(open_arena(copy, size, on) if open_arena else _core.Arena(size, on, huge=True))
         except BaseException:
             self.close()
             raise

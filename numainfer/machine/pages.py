@@ -8,6 +8,7 @@ from pathlib import Path
 ROOT = "/"
 """What the paths of the kernel's files begin with; tests make up a system in a folder of their own."""
 HUGE = 2 << 20  # bytes: what the core asks the kernel for, and where arenas begin
+_HUGE = ("AnonHugePages", "ShmemPmdMapped")
 _HEADER = re.compile(r"([0-9a-f]+)-[0-9a-f]+ ")
 
 
@@ -52,8 +53,8 @@ def resident(arenas):
             own = next((sizes for sizes, arena in zip(found, arenas) if _within(start, [arena])), None)
         elif own is not None:
             name, _, value = line.partition(":")
-            if name in ("Rss", "AnonHugePages"):
-                own[name == "AnonHugePages"] += int(value.split()[0]) * 1024
+            if name in ("Rss", *_HUGE):
+                own[name in _HUGE] += int(value.split()[0]) * 1024
     return found
 
 

@@ -16,6 +16,7 @@ from .limits import Limits, limits, listed, node_memory, online_nodes
 from .policies import EXPERTS, by_group, size
 from ..summary import counted
 
+SAMPLES = 4096  # pages of each kept copy that are looked up
 FAKE_NODES = "NUMAINFER_FAKE_NODES"
 
 
@@ -345,6 +346,8 @@ class Placement:
         Which CPUs the workers have and why, if others hold some: ``"CPU 1 (0 is held by another model of this process)"``.
     kv_window_bytes : int
         Most KV memory of a sequence's layers with windows.
+    kept : str
+        Of weights in shared memory: under which name, since when, and why not in huge pages.
     """
 
     policy: str
@@ -355,6 +358,7 @@ class Placement:
     _caches: Any = field(repr=False, default=None)
     cpus: str = ""
     kv_window_bytes: int = 0
+    kept: str = ""
     _seen: Any = field(repr=False, default=None)  # of a copy, which looks up nothing any more: KV bytes, huge shares, memory
 
     def __getstate__(self):
@@ -404,6 +408,8 @@ class Placement:
         """Look up the node of every resident page of the weights; move those that stray.  Returns self.
 
         A huge page is asked about once, where all of a node's weights lie in such pages.  Ctrl-C ends it between two slices of 32 MiB.
+        Of weights that are kept (``load(..., keep=)``) every page was looked up when they were filled; now `SAMPLES` pages of each
+        copy are.
 
         Where the kernel refuses ``move_pages``, ``/proc/self/numa_maps`` tells instead, and strays stay where they are.
 
@@ -419,10 +425,11 @@ class Placement:
         """
         if self._seen:
             raise PlacementError("this placement is a copy: it tells what was so when it was made; verify model.placement itself")
-        notes, refused = [], 0
+        notes, refused, kept = [], 0, self._replicas.kept
         arenas, spread = self._replicas.arenas, self.policy == "interleave"
-        for node, arena, huge in zip(self.nodes, arenas, pages.all_huge(arenas)):
-            found, errno = _bytes_by_node(arena, -1 if spread else node.number, huge)
+        all_huge = pages.all_huge(arenas) if kept is None else [True] * len(arenas)  # a sample needs not know
+        for i, (node, arena, huge) in enumerate(zip(self.nodes, arenas, all_huge)):
+            found, errno = look_up(arena, -1 if spread else node.number, huge, kept is not None)
             refused = refused or errno
             if found is None:
                 notes.append(f"the kernel does not tell where pages lie ({os.strerror(errno)}); in a container add the SYS_NICE "
@@ -431,15 +438,20 @@ class Placement:
             if spread:  # one copy, on all of the nodes
                 for each in self.nodes:
                     each.verified = float(sum(found[n] for n in {n.number for n in self.nodes}) / max(found.sum(), 1))
+                    each.verified = _least(each.verified, kept and kept.verified[0])
                 break
             stray = int(found.sum() - found[node.number])
             node.verified = float(found[node.number] / max(found.sum(), 1))
-            if stray:
+            node.verified = _least(node.verified, kept and kept.verified[i])
+            if stray or node.verified < 1:
                 message = f"{stray} bytes of node {node.label}'s weights lie on other nodes and could not be moved"
+                if kept is not None:
+                    message = (f"{1 - node.verified:.1%} of node {node.label}'s weights, kept as {kept.name!r}, lie on other nodes; "
+                               f"drop them and load again: numainfer keep --drop {kept.name}")  # fmt: skip
                 if strict:
                     raise PlacementError(message)
                 notes.append(message)
-        unbound = _core.numa_available() and not all(arena.bound for arena in self._replicas.arenas)
+        unbound = _core.numa_available() and not all(kept.bound if kept else (arena.bound for arena in arenas))
         if unbound or refused:
             done = ["the threads' first touch placed the pages"] * unbound
             done += ["/proc/self/numa_maps told where they lie"] * bool(refused)
@@ -466,7 +478,8 @@ class Placement:
         sizes = [f"{size(self.kv_bytes_per_token)} per token"] * bool(self.kv_bytes_per_token or not self.kv_window_bytes)
         sizes += [f"at most {size(self.kv_window_bytes)} for windows"] * bool(self.kv_window_bytes)
         cpus = f"; {self.cpus}" if self.cpus else ""
-        return f"{self.policy} on {self.where}{reason}; KV cache {' and '.join(sizes)}{cpus}"
+        kept = f"; {self.kept}" if self.kept else ""
+        return f"{self.policy} on {self.where}{reason}; KV cache {' and '.join(sizes)}{cpus}{kept}"
 
     def _columns(self):
         return ("pretend node" if self._pretend else "node", *(name for name in _COLUMNS if name != EXPERTS or self._has_experts))
@@ -524,10 +537,18 @@ class Placement:
         return looks.draw_bars(ax, self._bars(), f"{self.policy} on {self.where}")
 
 
-def _bytes_by_node(arena, home, huge):
-    """Resident bytes by node (None if nothing tells), strays moved `home` first; and the errno if move_pages was refused."""
+def _least(*shares):
+    """Of those that are known."""
+    return min(share for share in shares if share is not None)
+
+
+def look_up(arena, home, huge, sample=False):
+    """Resident bytes by node (None if nothing tells), strays moved `home` first; and the errno if move_pages was refused.
+
+    ``sample``: of `SAMPLES` pages, which are moved nowhere.
+    """
     n_nodes = _core.numa_max_node() + 1
-    found = arena.count(n_nodes, home, huge)
+    found = arena.sample(n_nodes, SAMPLES) if sample else arena.count(n_nodes, home, huge)
     if not isinstance(found, int):
         return found, 0
     counts = np.zeros(n_nodes, np.int64)

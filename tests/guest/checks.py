@@ -134,6 +134,35 @@ def placements(settings):
 
 
 @check
+def kept(settings):
+    """Weights in shared memory lie as others do, for whoever filled them and for whoever attaches, with the host's bits."""
+    from numainfer.machine import shared
+
+    said = {}
+    for model, policy in (("model", "replicate"), ("model", "shard"), ("mixture", "interleave"), ("mixture", "experts=shard,*=replicate")):
+        for turn in ("filled", "attached"):
+            engine = open_engine(settings[model], placement=policy, keep="kept")
+            copies = engine.replicas.kept
+            assert copies.filled == (turn == "filled"), turn
+            for arena in engine.replicas.arenas:
+                arena.read(0, arena.bytes)  # of a mapped file, a process has but the pages that it touched
+            if policy == "interleave":
+                found = pages_by_node(engine.replicas.arenas[0].address, engine.replicas.arenas[0].bytes)
+                assert set(found) == set(engine.nodes) and max(found.values()) - min(found.values()) <= 512, f"pages on nodes {found}"
+            else:
+                for node, arena in zip(engine.nodes, engine.replicas.arenas, strict=True):
+                    expect_pages(arena, node)
+            said[f"{policy} {turn}"] = {"huge": copies.huge, "bound": copies.bound}
+            assert all(node.verified == 1.0 for node in engine.placement.nodes)
+            kv = engine.new_kv()
+            assert bits(engine, kv) == settings["bits"][model], f"{policy}: bits differ"
+            kv.close()
+            engine.close()
+        shared.drop("kept")
+    return said
+
+
+@check
 def mixtures(settings):
     """Experts cut or copied, with the rest or apart from it: each node's part lies in its own memory; the host's bits."""
     said, held = {}, {}

@@ -17,7 +17,7 @@ MACHINES = {
         Machine([(2, 640), (2, 640)]),
         {0: [0, 1], 1: [2, 3]},
         [["topology", "placements", "mixtures", "subset", "strays", "balancing", "too_big"], ["affinity"], ["cpuset_of_one_node"],
-         ["cpuset_memory"], ["interleaved"], ["without_mbind"], ["as_in_docker"], ["memory"], ["memory_limit"], ["cpu_limit"]],
+         ["cpuset_memory"], ["interleaved"], ["without_mbind"], ["as_in_docker"], ["kept"], ["memory"], ["memory_limit"], ["cpu_limit"]],
     ),
     "four nodes": (
         Machine([(1, 384)] * 4),
