@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include "team.h"
 #include <errno.h>
+#include <fcntl.h>
 #include <numa.h>
 #include <numaif.h>
 #include <stdio.h>

@@ -15,7 +15,8 @@ import llm
 from pydantic import Field
 
 from .arguments import integer
-from .cli.chat import DEFAULTS, of_file
+from .cli.chat import DEFAULTS
+from .serving.sampling import sampling_of_file
 from .errors import UnsupportedModel
 from .gguf.sources import known_sources, present
 from .model import Model, load
@@ -64,7 +65,7 @@ class NumaInfer(llm.Model):
         sampling = {"max_tokens": None} | {name: value for name, value in given.items() if name not in _OURS}
         SamplingParams(**sampling)  # what is wrong is told of before the model is loaded
         model, session = self._load({name: integer(name, given[name], 1) for name in _OURS if name in given})
-        params = SamplingParams(**(of_file(model.metadata) or DEFAULTS) | sampling)
+        params = SamplingParams(**(sampling_of_file(model.metadata) or DEFAULTS) | sampling)
         messages = [_message(message) for message in prompt.messages]
         if model.tokenizer.chat_template is None:
             if len(messages) > 1:
