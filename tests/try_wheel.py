@@ -27,6 +27,10 @@ libraries = {line.split()[-1] for line in open("/proc/self/maps") if "libnuma" i
 assert text.startswith(" Paris"), text
 assert len(libraries) == 2 and all("numainfer.libs" in name for name in libraries), libraries
 assert took < 0.25, f"import took {took:.2f} s"
+from numainfer.engine.weights import FORMATS
+from numainfer.gguf.header import tables
+lacking = set(FORMATS) - {name for name, *_ in tables().tensors.values()}
+assert not lacking, lacking  # whatever release of gguf is here
 print(f"{sys.version.split()[0]}: imported in {took:.3f} s, says {text!r}")
 """
 

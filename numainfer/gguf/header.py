@@ -38,7 +38,7 @@ TensorInfo = namedtuple("TensorInfo", "name shape type offset n_bytes")
 
 
 # Types that ggml has and releases of the gguf package may lack: number -> name, values and bytes of a block.
-_LATER_TENSORS = {41: ("Q1_0", 128, 18), 42: ("Q2_0", 64, 18)}
+_LATER_TENSORS = {39: ("MXFP4", 32, 17), 40: ("NVFP4", 64, 36), 41: ("Q1_0", 128, 18), 42: ("Q2_0", 64, 18)}
 
 
 @functools.cache
