@@ -9,10 +9,12 @@ import subprocess
 import sys
 import time
 
+import gguf
 import numpy as np
 import pytest
 from gguf_tools import GGUF, info, part, small
 
+from numainfer.engine.weights import FORMATS
 from numainfer.errors import CorruptModel, ModelClosed, ModelNotFound
 from numainfer.gguf import header
 from numainfer.gguf.file import GGUFFile, Strings
@@ -273,3 +275,9 @@ def test_split_faults(tmp_path):
     for name in ("one-00001-of-00002.gguf", "one-00001-of-00001.gguf"):  # whole, whatever the name says
         with GGUFFile(small().write(tmp_path / name)) as f:
             assert len(f.paths) == 1
+
+
+def test_types_that_an_old_gguf_package_lacks_are_known_as_the_core_has_them():
+    for number, (name, block, n_bytes) in header._LATER_TENSORS.items():
+        assert (FORMATS[name]["block"], FORMATS[name]["block_bytes"]) == (block, n_bytes), name
+        assert number not in set(gguf.GGMLQuantizationType) or gguf.GGMLQuantizationType(number).name == name
