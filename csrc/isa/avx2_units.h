@@ -254,8 +254,15 @@ NI_INLINE void unit1_values(const uint8_t *p, __m256i v[8]) {
     for (int g = 0; g < 4; g++) v[g] = move_bits(q, g, 0, 1), v[g + 4] = move_bits(q, g + 4, 4, 1);
 }
 
+/* Sums of a unit's values with 32 activations, as words; kg 4-7 of v stand `scaled` bits too high. */
+typedef __m256i sums_of_unit(const __m256i v[8], const int8_t *x, int scaled);
+
+NI_INLINE __m256i word_sums(const __m256i v[8], const int8_t *x, int scaled) {
+    return _mm256_add_epi16(unit_sum(v, x), _mm256_srai_epi16(unit_sum(v + 4, x + 16), scaled));
+}
+
 /* Units of 1 or 2 bits, `units` to a record, behind its d. */
-NI_INLINE void dot_units(const uint8_t *w, int units, int bits, const ni_act *x, float *y) {
+NI_INLINE void dot_units(const uint8_t *w, int units, int bits, sums_of_unit *sums, const ni_act *x, float *y) {
     __m256 acc[2];
     acc[0] = acc[1] = _mm256_setzero_ps();
     for (int64_t b = 0; b < x->k / 32;) {
@@ -269,8 +276,7 @@ NI_INLINE void dot_units(const uint8_t *w, int units, int bits, const ni_act *x,
                 __m256i v[8];
                 if (bits == 1) unit1_values(w + 32 * i, v);
                 else unit2_values(w + 32 * i, v);
-                const __m256i second = _mm256_srai_epi16(unit_sum(v + 4, x->q + 32 * b + 16), bits == 1 ? 4 : 2);
-                const __m256i both = _mm256_add_epi16(unit_sum(v, x->q + 32 * b), second);
+                const __m256i both = sums(v, x->q + 32 * b, bits == 1 ? 4 : 2);
                 const __m256i s = _mm256_madd_epi16(both, _mm256_set1_epi16(bits == 1 ? 2 : 1));
                 acc[i] = add_product(_mm256_sub_epi32(s, less), _mm256_mul_ps(scale[i], d), acc[i]);
             }
@@ -280,9 +286,9 @@ NI_INLINE void dot_units(const uint8_t *w, int units, int bits, const ni_act *x,
     _mm256_storeu_ps(y + 8, acc[1]);
 }
 
-NI_DOT(tq2_0, tq2_0, dot_units, 8, 2)
-NI_DOT(q1_0, q1_0, dot_units, 4, 1)
-NI_DOT(q2_0, q2_0, dot_units, 2, 2)
+NI_DOT(tq2_0, tq2_0, dot_units, 8, 2, word_sums)
+NI_DOT(q1_0, q1_0, dot_units, 4, 1, word_sums)
+NI_DOT(q2_0, q2_0, dot_units, 2, 2, word_sums)
 
 NI_INLINE void unpack_units(const uint8_t *group, int64_t k0, int64_t nk, int units, int bits, ni_panel *p) {
     const uint8_t *w = group + k0 / (32 * units) * (2 * NI_ROWS + 64 * bits * units);

@@ -79,34 +79,9 @@ NI_INLINE void vnni_block_q3_k(const uint8_t *w, const ni_act *x, float *y) {
 NI_DOT(vnni_q2_k, q2_k, vnni_block_q2_k)
 NI_DOT(vnni_q3_k, q3_k, vnni_block_q3_k)
 
-/* Units of 1 or 2 bits, `units` to a record, behind its d. */
-NI_INLINE void vnni_units(const uint8_t *w, int units, int bits, const ni_act *x, float *y) {
-    __m256 acc[2];
-    acc[0] = acc[1] = _mm256_setzero_ps();
-    for (int64_t b = 0; b < x->k / 32;) {
-        const __m256 scale[2] = {load_f16(w), load_f16(w + NI_ROWS)};
-        w += 2 * NI_ROWS;
-        for (int u = 0; u < units; u++, b++, w += 64 * bits) {
-            const __m256 d = _mm256_broadcast_ss(x->d + b);
-            const __m256i less = offset32(x->s + 2 * b, 1);
-#pragma GCC unroll 2
-            for (int i = 0; i < 2; i++) {
-                __m256i v[8];
-                if (bits == 1) unit1_values(w + 32 * i, v);
-                else unit2_values(w + 32 * i, v);
-                const __m256i pair = vnni_pair_sums(v, x->q + 32 * b, bits == 1 ? 4 : 2);
-                const __m256i s = _mm256_madd_epi16(pair, _mm256_set1_epi16(bits == 1 ? 2 : 1));
-                acc[i] = add_product(_mm256_sub_epi32(s, less), _mm256_mul_ps(scale[i], d), acc[i]);
-            }
-        }
-    }
-    _mm256_storeu_ps(y, acc[0]);
-    _mm256_storeu_ps(y + 8, acc[1]);
-}
-
-NI_DOT(vnni_tq2_0, tq2_0, vnni_units, 8, 2)
-NI_DOT(vnni_q1_0, q1_0, vnni_units, 4, 1)
-NI_DOT(vnni_q2_0, q2_0, vnni_units, 2, 2)
+NI_DOT(vnni_tq2_0, tq2_0, dot_units, 8, 2, vnni_pair_sums)
+NI_DOT(vnni_q1_0, q1_0, dot_units, 4, 1, vnni_pair_sums)
+NI_DOT(vnni_q2_0, q2_0, dot_units, 2, 2, vnni_pair_sums)
 
 /* Prefill, as avx512_units.h has it: a quant times its scale fits a byte, 3 * 15 of Q2_K, and of Q3_K -124 to 128, with 124 added. */
 enum { WHOLE = 124 };
