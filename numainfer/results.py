@@ -109,12 +109,12 @@ class Timings:
 
     @property
     def prompt_tokens_per_second(self) -> float | None:
-        """float, or None where nothing was computed."""
+        """None where nothing was computed."""
         return _rate(self.prompt_tokens, self.prompt_seconds)
 
     @property
     def generation_tokens_per_second(self) -> float | None:
-        """float, or None where nothing was generated after the first token."""
+        """None where nothing was generated after the first token."""
         return _rate(self.generated_tokens, self.generation_seconds)
 
 
@@ -299,12 +299,12 @@ class Score:
 
     @property
     def nll(self) -> float:
-        """Mean negative log-likelihood in nats per token, float."""
+        """Mean negative log-likelihood in nats per token."""
         return -float(self.logprobs.mean())
 
     @property
     def perplexity(self) -> float:
-        """exp(nll), float; inf where that overflows."""
+        """exp(nll); inf where that overflows."""
         try:
             return math.exp(self.nll)
         except OverflowError:

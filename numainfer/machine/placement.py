@@ -306,10 +306,22 @@ def _named_workers(topology, threads, nodes, cpus):
 
 @dataclass
 class NodePlacement:
-    """One node's share: bytes of weights, and of activations and scratch; share of weight pages found on it (None: not checked).
+    """One node's share of a model.
 
-    ``number`` is the system's; ``pretend`` the index of a pretend node, None for a real one; ``experts`` are those bytes of the weights
-    that are experts', of which a token reads a few.
+    Attributes
+    ----------
+    number : int
+        The system's number of the node.
+    cpus : tuple of int
+        Where its workers run.
+    weights, scratch : int
+        Bytes of weights, and of activations and scratch memory.
+    verified : float or None
+        Share of the weights' pages that was found on the node, 0 to 1; None: not checked.
+    pretend : int or None
+        Index of a pretend node.
+    experts : int
+        Of the weights, the bytes that are experts', of which a token reads a few.
     """
 
     number: int

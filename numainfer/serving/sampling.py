@@ -151,7 +151,7 @@ class SamplingParams:
         return looks.facts("SamplingParams" if changed else "SamplingParams: the defaults", changed)
 
     def replace(self, **changes: Unpack[SamplingOptions]) -> "SamplingParams":
-        """A copy with these parameters changed, checked again.
+        """A copy with these ``changes``, checked again.
 
         Returns
         -------
