@@ -8,6 +8,7 @@ import pickle
 import re
 import subprocess
 import sys
+import threading
 import warnings
 
 import gguf
@@ -260,13 +261,8 @@ def _(tools):
 
 @provokes("prompts were cancelled")
 def _(tools):
-    pressed = []
-
-    def press(done, total):  # once: a second time would be a plain KeyboardInterrupt
-        if not pressed:
-            pressed.append(_thread.interrupt_main())
-
-    tools.model.generate(["a", "b", "c"], max_tokens=200, ignore_eos=True, progress=press)
+    timer = threading.Timer(0.1, _thread.interrupt_main)
+    tools.model.generate(["a", "b", "c"] * 300, max_tokens=200, ignore_eos=True, progress=lambda *_: timer.ident or timer.start())
 
 
 # ---- the tests ------------------------------------------------------------------------------------------------------------
