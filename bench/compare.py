@@ -178,9 +178,9 @@ def short_table(path=RESULTS):
         for i, (_, kernels, name) in enumerate(COLUMNS):
             if threads == "2" and isa == kernels and name in peer:
                 found.setdefault(model.removesuffix(".gguf"), {})[i] = row
-    heads = [f"{kind}, {title}" for title, _, _ in COLUMNS for kind in ("prompt", "decode")]
-    lines = [f"| model | {' | '.join(heads)} | decode, of what memory gives |", "|---|" + "---:|" * (len(heads) + 1)]
-    for model, rows in found.items():
+    heads = [f"{title}: {kind}" for title, _, _ in COLUMNS for kind in ("prompt", "decode")]
+    lines = [f"| model | {' | '.join(heads)} | of the memory's limit |", "|---|" + "---:|" * (len(heads) + 1)]
+    for model, rows in sorted(found.items(), key=lambda item: item[0].startswith("1b-")):  # real ones first
         cells = [f"{float(rows[i][kind]):.1f} x" if i in rows else "" for i in range(len(COLUMNS)) for kind in ("pp_ratio", "tg_ratio")]
         lines.append(f"| {model} | {' | '.join(cells)} | {_limit(rows[min(rows)])} |")
     return "\n".join(lines)

@@ -19,7 +19,7 @@ import numainfer as ni
 from numainfer.cli.main import main
 from numainfer.machine import shared
 
-RUN_ELSEWHERE = {"structured.md": "test_structured_doc.py"}  # whose answers are looked at there
+RUN_ELSEWHERE = {"structured.md": "test_structured_doc.py", "server.md": "test_server_doc.py"}  # with what they need, and a look at answers
 NOT_RUN = {  # commands that install, build, or want another machine; each stands on some page
     "make demo",
     "make test",
@@ -123,8 +123,9 @@ def test_what_does_not_run_stands_on_some_page():
 
 
 def test_code_that_runs_elsewhere_does():
-    for page, test in RUN_ELSEWHERE.items():
-        assert page in (ROOT / "tests" / test).read_text()
+    for page in PAGES:
+        if page.name in RUN_ELSEWHERE:
+            assert page.name in (ROOT / "tests" / RUN_ELSEWHERE[page.name]).read_text()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=ids)
@@ -139,15 +140,18 @@ def test_blocks_say_what_they_are(page):
 # ---- words ------------------------------------------------------------------------------------------------------------
 
 
+def printed(*arguments):
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
+        main([*arguments, "--help"])
+    return out.getvalue()
+
+
 @pytest.fixture(scope="module")
 def helps():
     """{command: its help}."""
-    found = {}
-    for command in ("run", "chat", "models", "bench", "topology", "info", "keep", "tokenize"):
-        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
-            main([command, "--help"])
-        found[command] = out.getvalue()
-    return found
+    found = re.findall(r"^  ([a-z]+) +\w", printed().partition("commands:")[2], re.MULTILINE)
+    assert {"run", "chat", "info"} <= set(found)
+    return {command: printed(command) for command in found}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=ids)
