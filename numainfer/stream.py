@@ -1,5 +1,6 @@
 """TokenStream: one answer, piece by piece."""
 
+import dataclasses
 import time
 from collections.abc import Iterator
 from typing import NoReturn
@@ -22,7 +23,7 @@ class TokenStream(Iterator[Chunk]):
 
     def __init__(self, runtime, ids, params, *, sequence=None, reader=None):
         self._request = Answer(runtime, ids, params, sequence=sequence, reader=reader, ahead=AHEAD)
-        self._runtime, self._began = runtime, False
+        self._runtime, self._began, self._over = runtime, False, False
 
     def __iter__(self) -> "TokenStream":
         return self
@@ -35,24 +36,31 @@ class TokenStream(Iterator[Chunk]):
         except StopIteration:
             raise
         except BaseException:
+            self._over = True
             self._request.cancel()
+            self._request.wait_for_end()
             raise
         finally:
             self._request.in_use.release()
 
     def _next(self):
         request = self._request
+        if self._over:
+            raise StopIteration
         if not self._began and not request.cancelled:
             self._began = True
             self._runtime.submit(request)
         while True:
             ended = request.ended  # before the look: what comes between the two is found at the next
             chunk = request.take()
+            if ended and request.error is not None:
+                if chunk is None or not (chunk.text or chunk.reasoning or chunk.tool_calls):
+                    raise request.error
+                return dataclasses.replace(chunk, finish_reason=None)
             if chunk is not None:
                 return chunk
             if ended:
-                error, request.error = request.error, None
-                raise StopIteration if error is None else error
+                raise StopIteration
             self._runtime.check()
             request.wait()
 
@@ -130,7 +138,7 @@ class TokenStream(Iterator[Chunk]):
         self.cancel()
 
     def __del__(self):
-        if hasattr(self, "_began"):  # else the constructor raised
+        if hasattr(self, "_over"):  # else the constructor raised
             self._request.drop()
 
     def __repr__(self) -> str:

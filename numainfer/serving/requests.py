@@ -131,10 +131,14 @@ class Request:
 
     def join(self):
         """Wait until it has ended; in the loop's own thread, which would have to end it, not at all."""
+        with self.in_use:
+            self.wait_for_end()
+
+    def wait_for_end(self):
+        """The same, for who has ``in_use``."""
         if not self.runtime.loop.is_mine():
-            with self.in_use:
-                while not self.ended:
-                    self.wait()
+            while not self.ended:
+                self.wait()
 
     def finish(self):
         """Have it computed, and wait for its end.
