@@ -2,7 +2,7 @@
 # the ``try`` that would give it back, or in the midst of a Condition's own ``__enter__``.  Here signals are looked at in one place,
 # where a thread waits.
 
-cdef double _LOOK = 0.02  # seconds between two looks at whether a job that waits was cancelled
+cdef double _LOOK = 0.02  # seconds between two looks at whether waiting still makes sense
 
 
 cdef class Turns:
@@ -34,26 +34,26 @@ cdef class Turns:
             raise RuntimeError("this thread is in the midst of a step of the model: a signal handler can neither use nor close it "
                                "(TokenStream.cancel is fine)")
 
-    def of(self, lane=None, job=None):
+    def of(self, lane=None, look=None):
         """A turn of one lane, or of all, for one ``with``.
 
         Parameters
         ----------
         lane : Lane or None
-        job : object with ``cancelled``, or None
-            Once it is cancelled, waiting ends with Cancelled.
+        look : callable, or None
+            Asked every 20 ms; once it says True, waiting ends with Cancelled.
         """
-        return _Turn(self, lane, job)
+        return _Turn(self, lane, look)
 
 
 @cython.no_gc_clear
 cdef class _Turn:
     cdef Turns turns
-    cdef object lane, job, thread, wake
+    cdef object lane, look, thread, wake
     cdef bint held
 
-    def __init__(self, Turns turns, lane, job):
-        self.turns, self.lane, self.job, self.thread = turns, lane, job, get_ident()
+    def __init__(self, Turns turns, lane, look):
+        self.turns, self.lane, self.look, self.thread = turns, lane, look, get_ident()
 
     cdef bint excludes(self, lane):
         return self.lane is None or lane is None or lane is self.lane
@@ -84,9 +84,9 @@ cdef class _Turn:
         self.turns._waiting.append(self)
         try:
             while not self.is_next():
-                self.wake.acquire(True, -1 if self.job is None else _LOOK)  # signal handlers run here and may raise
-                if self.job is not None and self.job.cancelled:
-                    raise Cancelled("the job was cancelled while it waited for its turn")
+                self.wake.acquire(True, -1 if self.look is None else _LOOK)  # signal handlers run here and may raise
+                if self.look is not None and self.look():
+                    raise Cancelled("the step was cancelled while it waited for its turn")
             self.turns._holders[self.lane], self.held = self.thread, True
         finally:
             self.turns._waiting.remove(self)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Unpack, overload
 
-import numpy as np
 
 from . import verbs
 from .arguments import cpu_numbers, integer, names_near_misses, node_numbers, one_of, progress_way, unknown_attribute
@@ -20,7 +18,8 @@ from .results import Completion, Completions, Score
 from .serving.forms import response_form
 from .serving.sampling import SamplingParams, check_sampling, resolve_params, sampling_of_file
 from .serving.runtime import Runtime
-from .serving.scheduler import MODES, ON_INTERRUPT, generate_list
+from .serving.lists import ON_INTERRUPT, generate_list
+from .serving.modes import MODES
 from .serving.sequence import Sequence as KeptSequence
 from .session import Session
 from .signatures import Conversations, FloatArray, Messages, Progress, Prompt, Prompts, ResponseFormat, SamplingOptions, Tools
@@ -173,7 +172,7 @@ class Model:
     """A loaded model. Made by `load`; close it, or use it in a ``with`` block, to free its memory at once.
 
     A prompt is a str (the model's special tokens, such as BOS, are put around it) or a sequence of token ids (taken as
-    they are). Methods may be called from several threads: their steps take turns.
+    they are). Methods may be called from several threads: what they compute shares the steps.
 
     Attributes
     ----------
@@ -280,7 +279,7 @@ class Model:
 
             return generate_list(self.runtime, len(prompts), prompt_of, params, mode, progress, on_interrupt, sampling)
         own = resolve_params(params, **sampling)  # type: ignore[arg-type]  # it refuses a list
-        return self._once(lambda sequence: verbs.generate(sequence, prompts[0], own, reuse=False))
+        return verbs.generate(self.runtime, prompt, own)
 
     def stream(
         self, prompt: Prompt, params: SamplingParams | None = None, **sampling: Unpack[SamplingOptions]
@@ -292,7 +291,9 @@ class Model:
         TokenStream
             Iterates Chunk. Several streams may be used in turns.
         """
-        return self._stream(lambda sequence: verbs.stream(sequence, prompt, resolve_params(params, **sampling), owned=True))
+        own = resolve_params(params, **sampling)
+        self.runtime.check()
+        return verbs.stream(self.runtime, prompt, own)
 
     @overload
     def chat(  # type: ignore[overload-overlap]
@@ -385,7 +386,8 @@ class Model:
         conversations, is_list = split_conversations(messages)
         if not is_list:
             own = resolve_params(params, **sampling)  # type: ignore[arg-type]  # it refuses a list
-            return self._stream(lambda sequence: verbs.chat(sequence, messages, own, stream, owned=True, written=written))
+            self.runtime.check()
+            return verbs.chat(self.runtime, messages, own, stream, written)
         if stream is not False:
             raise TypeError("stream: found a list of conversations, wanted one; a list gives a list of Completion")
         self.runtime.check()
@@ -394,20 +396,6 @@ class Model:
             return verbs.conversation(self.runtime, conversations[i], name=f"messages[{i}]", **written)
 
         return generate_list(self.runtime, len(conversations), prompt_of, params, mode, progress, on_interrupt, sampling)
-
-    def _stream(self, make):
-        """A result of ``make(sequence)``; the sequence lives as long as the stream, if it is one."""
-        sequence = KeptSequence(self.runtime)
-        try:
-            return make(sequence)
-        except BaseException:
-            sequence.close()
-            raise
-
-    def _once(self, compute):
-        """``compute(sequence)``, of a sequence that ends with it."""
-        with contextlib.closing(KeptSequence(self.runtime)) as sequence:
-            return compute(sequence)
 
     def logits(self, ids: Prompt, *, all: bool = False) -> FloatArray:
         """Logits of the token after ``ids``.
@@ -422,7 +410,8 @@ class Model:
         -------
         float32 array (n_vocab,), or (n, n_vocab)
         """
-        return self._once(lambda sequence: verbs.logits(sequence, ids, all))
+        self.runtime.check()
+        return verbs.logits(self.runtime, ids, all)
 
     def score(self, text: Prompt) -> Score:
         """How probable a text is.
@@ -443,7 +432,7 @@ class Model:
         ids = verbs.ids_of(self.runtime, "text", text)
         if len(ids) < 2:
             raise ValueError("text: found 1 token, wanted at least 2: the first has no probability")
-        logprobs, decoder = self._once(lambda sequence: sequence.logprobs(ids)), self.tokenizer.stream(skip_special_tokens=False)
+        logprobs, decoder = verbs.logprobs(self.runtime, ids), self.tokenizer.stream(skip_special_tokens=False)
         return Score(ids, logprobs, tuple(decoder.put(int(i)) for i in ids))
 
     def embed(self, texts: Prompt | Prompts, *, pooling: str = "mean") -> FloatArray:
@@ -465,10 +454,7 @@ class Model:
         texts, is_list = split_prompts("texts", texts)
         names = [f"texts[{i}]" if is_list else "texts" for i in range(len(texts))]
         batch = [verbs.ids_of(self.runtime, name, t) for name, t in zip(names, texts)]
-        out = np.empty((len(batch), self.runtime.n_embd), np.float32)
-        with contextlib.closing(KeptSequence(self.runtime)) as sequence:
-            for i, ids in enumerate(batch):
-                out[i] = sequence.pooled(ids, pooling)
+        out = verbs.embeddings(self.runtime, batch, pooling)
         return out if is_list else out[0]
 
     def session(self) -> Session:

@@ -58,7 +58,9 @@ class Session:
         Completion, or Completions, a list of them
         """
         verbs.check_generate(sampling, "session")
-        return verbs.generate(self._sequence, prompt, resolve_params(params, **sampling), reuse=True)
+        own = resolve_params(params, **sampling)
+        self._sequence.check()
+        return verbs.generate(self._sequence.runtime, prompt, own, self._sequence)
 
     def stream(
         self, prompt: Prompt, params: SamplingParams | None = None, **sampling: Unpack[SamplingOptions]
@@ -69,7 +71,9 @@ class Session:
         -------
         TokenStream
         """
-        return verbs.stream(self._sequence, prompt, resolve_params(params, **sampling), owned=False)
+        own = resolve_params(params, **sampling)
+        self._sequence.check()
+        return verbs.stream(self._sequence.runtime, prompt, own, self._sequence)
 
     @overload
     def chat(
@@ -111,7 +115,8 @@ class Session:
         sampling = verbs.chat_sampling(self._sequence.runtime, params, sampling)
         written = {"tools": tools, "template": template, "chat_template_kwargs": chat_template_kwargs}
         own = resolve_params(params, **response_form(response_format, sampling))
-        return verbs.chat(self._sequence, messages, own, stream, owned=False, written=written)
+        self._sequence.check()
+        return verbs.chat(self._sequence.runtime, messages, own, stream, written, self._sequence)
 
     def logits(self, ids: Prompt, *, all: bool = False) -> FloatArray:
         """As ``Model.logits``. With ``all`` every position is computed again.
@@ -120,7 +125,8 @@ class Session:
         -------
         float32 array (n_vocab,) or (n, n_vocab)
         """
-        return verbs.logits(self._sequence, ids, all)
+        self._sequence.check()
+        return verbs.logits(self._sequence.runtime, ids, all, self._sequence)
 
     def fork(self) -> Session:
         """A second session that starts where this one stands; the two go on independently.

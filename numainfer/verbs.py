@@ -1,11 +1,13 @@
-"""What a model and a session both do with a sequence: the checks of a call's arguments, then the steps."""
+"""What a model and a session both do: the checks of a call's arguments, then its requests."""
 
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from ._core import in_default_floats
 from .prompts import split_prompts, to_ids
 from .results import Completions
+from .serving.requests import Answer, Rows
 from .serving.sampling import check_sampling
 from .text.answers import reader_for
 from .text.messages import check_messages
@@ -48,42 +50,47 @@ def ids_of(runtime, name, prompt):
     return to_ids(name, prompt, runtime.tokenizer, runtime.n_vocab, runtime.n_ctx)
 
 
-def generate(sequence, prompt, params, reuse):
+def generate(runtime, prompt, params, sequence=None):
     """Completion of a prompt, or Completions of a list of them, each continuing from what the one before has in common with it.
 
     Parameters
     ----------
-    sequence : Sequence
+    runtime : Runtime
     prompt : str, token ids, or a list of those
+        A list only for a sequence.
     params : SamplingParams
-    reuse : bool
-        Whether what the cache holds counts.
+    sequence : Sequence, optional
     """
-    sequence.check()
     prompts, is_list = split_prompts("prompt", prompt)
     names = [f"prompt[{i}]" if is_list else "prompt" for i in range(len(prompts))]
-    batch = [ids_of(sequence.runtime, name, p) for name, p in zip(names, prompts)]
-    done = [TokenStream(sequence, ids, params, reuse=reuse).finish() for ids in batch]
+    batch = [ids_of(runtime, name, p) for name, p in zip(names, prompts)]
+    done = [answer(runtime, ids, params, sequence) for ids in batch]
     return Completions(done) if is_list else done[0]
 
 
-def stream(sequence, prompt, params, owned):
-    """TokenStream of one prompt; ``owned``: the sequence ends with it."""
-    sequence.check()
+def answer(runtime, ids, params, sequence=None, reader=None):
+    """Completion of ids."""
+    request = Answer(runtime, ids, params, sequence=sequence, reader=reader)
+    request.finish()
+    return request.completion()
+
+
+def stream(runtime, prompt, params, sequence=None):
+    """TokenStream of one prompt."""
     prompts, is_list = split_prompts("prompt", prompt)
     if is_list:
         raise TypeError("prompt: found a list of prompts, wanted one: a str or token ids (generate takes lists)")
-    return TokenStream(sequence, ids_of(sequence.runtime, "prompt", prompts[0]), params, owns_sequence=owned)
+    return TokenStream(runtime, ids_of(runtime, "prompt", prompts[0]), params, sequence=sequence)
 
 
-def chat(sequence, messages, params, stream, owned, written):
+def chat(runtime, messages, params, stream, written, sequence=None):
     """Completion of a conversation, or TokenStream if ``stream``; ``written``: keywords of `conversation`."""
-    sequence.check()
     if not isinstance(stream, bool):
         raise TypeError(f"stream = {stream!r}: found {type(stream).__name__}, wanted True or False")
-    ids, reader = conversation(sequence.runtime, messages, **written)
-    answer = TokenStream(sequence, ids, params, owns_sequence=owned, reader=reader)
-    return answer if stream else answer.finish()
+    ids, reader = conversation(runtime, messages, **written)
+    if stream:
+        return TokenStream(runtime, ids, params, sequence=sequence, reader=reader)
+    return answer(runtime, ids, params, sequence, reader)
 
 
 def chat_sampling(runtime, params, sampling):
@@ -110,16 +117,55 @@ def conversation(runtime, messages, *, name="messages", tools=None, template=Non
     return ids, reader_for(source, text, tools, ids.tobytes())
 
 
-def logits(sequence, ids, all):
+def logits(runtime, ids, all, sequence=None):
     """Logits after the last of the ids, float32 (n_vocab,), or after each (n, n_vocab)."""
-    sequence.check()
-    ids = ids_of(sequence.runtime, "ids", ids)
-    start = sequence.begin(ids, reuse=not all)
+    ids = ids_of(runtime, "ids", ids)
+    request = Rows(runtime, ids, all=all, sequence=sequence, reuse=not all)
     if not all:
-        for rows in sequence.prefill(ids, start):
-            pass
-        return rows
-    out = np.empty((len(ids), sequence.runtime.n_vocab), np.float32)
-    for at, rows in sequence.rows(ids):
+        return request.last()
+    out = np.empty((len(ids), runtime.n_vocab), np.float32)
+    for at, rows in request.parts():
         out[at : at + len(rows)] = rows
+    return out
+
+
+@in_default_floats
+def logprobs(runtime, ids):
+    """Log-probabilities of ids[1:], float64 (n - 1,)."""
+    found = np.empty(len(ids) - 1)
+    for at, rows in Rows(runtime, ids, all=True).parts():
+        for i, row in enumerate(rows[: len(found) - at]):
+            found[at + i] = _log_softmax_at(row, ids[at + i + 1])
+    return found
+
+
+def _log_softmax_at(row, i):
+    """Log-probability of token i, float; overwrites the logits."""
+    top, wanted = row.max(), float(row[i])
+    row -= top
+    np.exp(row, out=row)
+    return wanted - float(top) - float(np.log(row.sum(dtype=np.float64)))
+
+
+@in_default_floats
+def embeddings(runtime, batch, pooling):
+    """Hidden states over the ids of each of a list of texts, (n, n_embd) float32: their "mean", or the "last"."""
+    out, requests = np.empty((len(batch), runtime.n_embd), np.float32), []
+    try:
+        for ids in batch:
+            requests.append(Rows(runtime, ids, all=pooling == "mean", hidden=True))
+        runtime.submit(*requests)
+        for i, request in enumerate(requests):
+            if pooling == "last":
+                out[i] = request.last()
+                continue
+            total = np.zeros(runtime.n_embd)
+            for _, rows in request.parts():
+                for row in rows:  # one by one, so that the parts, which depend on who else computes, are not seen in the sum
+                    total += row
+            out[i] = total / len(batch[i])
+    except BaseException:
+        for request in requests:
+            request.cancel()
+        raise
     return out

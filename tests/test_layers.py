@@ -37,8 +37,11 @@ WITHIN = {
     "engine/cache.py": {"engine.engine", "engine.plan", "engine.architectures", "engine.store", "machine"},
     "engine/weights.py": {"engine.engine", "engine.plan", "engine.architectures"},
     "engine/store.py": {"engine.engine", "engine.plan", "_core"},
-    "serving/sampling.py": {"serving.scheduler", "serving.generation", "engine"},
-    "serving/generation.py": {"serving.scheduler", "engine", "machine", "_core"},
+    "serving/sampling.py": {"serving.loop", "serving.lanes", "serving.requests", "serving.generation", "engine"},
+    "serving/generation.py": {"serving.loop", "serving.lanes", "serving.requests", "engine", "machine", "_core"},
+    "serving/requests.py": {"serving.loop", "serving.lanes", "serving.runtime", "engine", "machine"},
+    "serving/lanes.py": {"serving.loop", "serving.runtime", "engine"},
+    "serving/loop.py": {"serving.runtime", "engine"},
     "text": {"_core"},
     "gguf": {"_core"},
 }

@@ -9,9 +9,9 @@ from scheduler_tools import LENGTHS, N, facts, one_by_one, prompts_of, spy_steps
 import numainfer as ni
 from numainfer.machine import placement
 from numainfer.machine.limits import Allowance, Limits
-from numainfer.serving import scheduler
+from numainfer.serving import lanes, loop, modes
 
-MODES = ("latency", "throughput", "auto")
+MODES = modes.MODES
 
 
 @pytest.mark.parametrize("nodes", [1, 2, 3])
@@ -138,13 +138,17 @@ def test_timings_tell_the_mode(load_tiny, monkeypatch):
 def test_memory_for_caches_is_bounded(load_tiny, monkeypatch, mode):
     model = load_tiny(2, n_ctx=256)
     chunk = model.plan.kv.bytes(13)  # what each of these sequences reserves
-    monkeypatch.setattr(scheduler, "kv_budget", lambda runtime, lane: int(3.5 * chunk))
+    monkeypatch.setattr(loop, "kv_budget", lambda runtime, lane: int(3.5 * chunk) - held(lane))
+
+    def held(lane):
+        return sum(chunk for request in model.runtime.loop._reserved if request.held_bytes and request.lane.lane is lane)
+
     seen = []
     spy_steps(monkeypatch, lambda lane, segments: seen.append(len(segments)))
     prompts = prompts_of([9] * 20)
     assert all(len(d.token_ids) == 5 for d in model.generate(prompts, max_tokens=5, ignore_eos=True, mode=mode))
     assert max(seen) == 3
-    monkeypatch.setattr(scheduler, "kv_budget", lambda runtime, lane: 0)  # alone each may have what there is
+    monkeypatch.setattr(loop, "kv_budget", lambda runtime, lane: 0)  # alone each may have what there is
     seen.clear()
     assert all(len(d.token_ids) == 5 for d in model.generate(prompts, max_tokens=5, ignore_eos=True, mode=mode))
     assert set(seen) == {1}
@@ -152,25 +156,25 @@ def test_memory_for_caches_is_bounded(load_tiny, monkeypatch, mode):
 
 def test_the_budget_is_what_the_nodes_have_free(load_tiny, monkeypatch):
     model = load_tiny(2)
-    monkeypatch.setattr(scheduler, "limits", Limits)
-    monkeypatch.setattr(scheduler, "node_memory", lambda node: (1000, 550))
-    lanes = model.runtime.engine.node_lanes()  # two pretend nodes share (550 - 5 % of 1000) bytes
-    assert [scheduler.kv_budget(model.runtime, lane) for lane in lanes] == [250, 250]
-    assert scheduler.kv_budget(model.runtime, model.runtime.engine.lane) == 500
-    monkeypatch.setattr(scheduler, "limits", lambda: Limits(memory=Allowance(1000, 150, "memory.max")))  # less 5 % of it
-    assert [scheduler.kv_budget(model.runtime, lane) for lane in lanes] == [50, 50]  # for both together
-    assert scheduler.kv_budget(model.runtime, model.runtime.engine.lane) == 100
-    monkeypatch.setattr(scheduler, "node_memory", lambda node: (None, None))
-    assert scheduler.kv_budget(model.runtime, lanes[0]) == 50
-    monkeypatch.setattr(scheduler, "limits", Limits)
-    assert scheduler.kv_budget(model.runtime, lanes[0]) > 1 << 60  # nothing is known, nothing binds
-    monkeypatch.setattr(scheduler, "node_memory", lambda node: (10**6, 450))
-    assert scheduler.kv_budget(model.runtime, lanes[0]) == 0
+    monkeypatch.setattr(modes, "limits", Limits)
+    monkeypatch.setattr(modes, "node_memory", lambda node: (1000, 550))
+    of_nodes = model.runtime.engine.node_lanes()  # two pretend nodes share (550 - 5 % of 1000) bytes
+    assert [modes.kv_budget(model.runtime, lane) for lane in of_nodes] == [250, 250]
+    assert modes.kv_budget(model.runtime, model.runtime.engine.lane) == 500
+    monkeypatch.setattr(modes, "limits", lambda: Limits(memory=Allowance(1000, 150, "memory.max")))  # less 5 % of it
+    assert [modes.kv_budget(model.runtime, lane) for lane in of_nodes] == [50, 50]  # for both together
+    assert modes.kv_budget(model.runtime, model.runtime.engine.lane) == 100
+    monkeypatch.setattr(modes, "node_memory", lambda node: (None, None))
+    assert modes.kv_budget(model.runtime, of_nodes[0]) == 50
+    monkeypatch.setattr(modes, "limits", Limits)
+    assert modes.kv_budget(model.runtime, of_nodes[0]) > 1 << 60  # nothing is known, nothing binds
+    monkeypatch.setattr(modes, "node_memory", lambda node: (10**6, 450))
+    assert modes.kv_budget(model.runtime, of_nodes[0]) == 0
 
 
 def test_at_most_so_many_share_a_step(load_tiny, monkeypatch):
     model, seen = load_tiny(1), []
-    monkeypatch.setattr(scheduler, "MAX_ACTIVE", 5)
+    monkeypatch.setattr(lanes, "MAX_ACTIVE", 5)
     spy_steps(monkeypatch, lambda lane, segments: seen.append(len(segments)))
     model.generate(prompts_of([2] * 23), max_tokens=3, ignore_eos=True)
     assert max(seen) == 5
@@ -219,22 +223,22 @@ def test_lanes_share_the_work(load_tiny, monkeypatch):
 def test_auto_measures_once_and_chooses(load_tiny, monkeypatch):
     model, measured = load_tiny(2), []
 
-    def measure(model, lanes, crew):
+    def measure(model, lanes):
         measured.append(len(lanes))
         return ((1, 1.0), (16, 16.0)) if lanes == [None] else ((1, 1.9), (16, 2.0))
 
-    monkeypatch.setattr(scheduler, "_measure", measure)
+    monkeypatch.setattr(loop, "measure", measure)
     steps = spy_steps(monkeypatch)
 
-    def lanes(n):  # one lane may do it all before the other comes
+    def used(n):  # one lane may do it all before the other comes
         steps.clear()
         model.generate(prompts_of([2] * n), max_tokens=2, ignore_eos=True)
         return {step[0] for step in steps}
 
-    assert lanes(1) == {(0, 1)} and measured == []
-    assert lanes(2) <= {(0,), (1,)} and lanes(30) <= {(0,), (1,)} and measured == [1, 2]  # 1.9 s for 2 rows, not 2 s
+    assert used(1) == {(0, 1)} and measured == []
+    assert used(2) <= {(0,), (1,)} and used(30) <= {(0,), (1,)} and measured == [1, 2]  # 1.9 s for 2 rows, not 2 s
     model.runtime.step_seconds["throughput"] = ((1, 2.1), (16, 40.0))
-    assert lanes(2) == {(0, 1)}
+    assert used(2) == {(0, 1)}
 
 
 def test_the_measurement_is_of_steps(load_tiny, monkeypatch):

@@ -13,7 +13,6 @@ from api_tools import force, interrupt_after
 from scheduler_tools import LENGTHS, N, facts, one_by_one, prompts_of, spy_steps
 
 import numainfer as ni
-from numainfer.serving.crew import Crew
 from numainfer.errors import CancelledWarning
 
 SOON = 0.5  # seconds; 0.05 is promised, the rest is for a busy machine
@@ -194,21 +193,25 @@ def test_ctrl_c_warns_once(load_tiny, last, says):
         model.generate([[5]] * 3, max_tokens=2)
 
 
-def test_ctrl_c_again_raises():
-    class Steps:
-        forked = False
+def test_ctrl_c_again_raises(load_tiny):
+    """A processor holds the loop up, so that nothing ends."""
+    model, begun, go_on = load_tiny(1), threading.Event(), threading.Event()
 
-        def check_process(self):
-            pass
+    def hold(ids, logits):
+        begun.set()
+        go_on.wait(20)
+        return logits
 
-        def cancel(self, job):
-            pass
+    def press(done, total):
+        if begun.is_set():
+            signal.raise_signal(signal.SIGINT)
 
-    crew, go_on = Crew(Steps()), threading.Event()
-    with interrupt_after(0.1), interrupt_after(0.3), pytest.raises(KeyboardInterrupt):
-        crew.run([lambda: go_on.wait(20)], lambda: None)
-    assert crew.cancelled and crew.working == 1
-    go_on.set()
+    try:
+        with interrupt_after(0.5), pytest.raises(KeyboardInterrupt) as caught:
+            model.generate([[5], [6]], max_tokens=3, progress=press, logits_processor=hold)
+        assert not isinstance(caught.value, ni.Interrupted)
+    finally:
+        go_on.set()
 
 
 def test_other_threads_take_turns(load_tiny, monkeypatch):

@@ -1,5 +1,6 @@
 """Streams: text piece by piece, and every way to end early."""
 
+import contextlib
 import gc
 import shutil
 import signal
@@ -14,6 +15,27 @@ from api_tools import force, forced, interrupt_after
 import numainfer as ni
 from numainfer._core import Cancelled
 from numainfer.engine.engine import Lane
+
+
+@contextlib.contextmanager
+def at_alarm(handle):
+    """Call a signal handler once, half a second later, in the midst of what the main thread does."""
+    before = signal.signal(signal.SIGALRM, handle)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def eventually(true):
+    """Whether something comes true soon."""
+    end = time.monotonic() + SOON
+    while not true() and time.monotonic() < end:
+        time.sleep(0.001)
+    return true()
+
 
 PROMPT = "The capital of France is"
 SOON = 0.5  # seconds; 0.05 is promised, the rest is for a busy machine
@@ -74,13 +96,23 @@ def test_stop_strings_are_held_back(smollm2):
 
 def test_cancel_lets_go_what_was_held_back(smollm2):
     ids = smollm2.tokenizer.encode("a <STO x y z", add_special_tokens=False)
-    stream = smollm2.stream(PROMPT, logits_processor=force(ids), max_tokens=len(ids), stop="<STO xxx")
+    stop = smollm2.tokenizer.encode("a <STO", add_special_tokens=False)
+    process, reached, go_on = force(ids), threading.Event(), threading.Event()
+
+    def hold(token_ids, logits):
+        if len(token_ids) == len(stop):
+            reached.set()
+            go_on.wait(20)
+        return process(token_ids, logits)
+
+    stream = smollm2.stream(PROMPT, logits_processor=hold, max_tokens=len(ids), stop="<STO xxx")
     next(stream)
-    while not smollm2.tokenizer.decode(stream._generation.token_ids).endswith("O"):
-        stream._step()
-    shown = stream.result().text
+    assert reached.wait(20)
+    shown, timer = stream.result().text, threading.Timer(0.1, go_on.set)
+    timer.start()
     stream.cancel()
-    assert stream.result().text == "a <STO" and len(shown) < len("a <STO")
+    timer.join()
+    assert stream.result().text.startswith("a <STO") and len(shown) < len("a <STO")
 
 
 def test_two_streams_in_turns(smollm2):
@@ -166,7 +198,7 @@ def test_cancel_ends_the_wait_for_a_turn_and_not_another_ones_step(slow):
     wanted, waiting = model.generate(ids, max_tokens=1), model.stream(ids)
     first = threading.Thread(target=lambda: found.append(model.stream(ids, max_tokens=1).finish()))
     first.start()
-    while first.is_alive() and not model.runtime._turns.holders:
+    while first.is_alive() and not model.runtime._turns.holders:  # a step runs
         time.sleep(0.001)
     timer = threading.Timer(0.05, waiting.cancel)
     timer.start()
@@ -190,7 +222,7 @@ def test_cancel_just_before_a_step(slow, monkeypatch):
             raise
 
     monkeypatch.setattr(Lane, "step", step)
-    assert [c.finish_reason for c in stream] == ["cancelled"] and broken_off == [True]
+    assert [c.finish_reason for c in stream] == ["cancelled"] and eventually(lambda: broken_off == [True])
 
 
 def test_ctrl_c_during_the_prompt(slow):
@@ -239,28 +271,42 @@ def test_ctrl_c_in_generate_leaves_a_sound_model_and_session(smollm2):
     assert smollm2.generate(PROMPT, max_tokens=8).token_ids == wanted
 
 
-def test_signal_handlers_may_cancel_but_not_use_the_model(slow):
-    model, ids = slow
-    stream, seen = model.stream(ids), []
+def test_signal_handlers_may_cancel_and_use_the_model(smollm2):
+    wanted, seen = smollm2.logits([1]), []
+    stream = smollm2.stream(PROMPT, max_tokens=None, ignore_eos=True)
 
     def handle(*_):
-        for verb in (lambda: model.logits([1]), model.close):
+        seen.append(smollm2.logits([1]))
+        stream.cancel()
+
+    with at_alarm(handle):
+        chunks = list(stream)
+    assert chunks[-1].finish_reason == "cancelled" and np.array_equal(seen[0], wanted)
+    assert smollm2.generate(PROMPT, max_tokens=1).token_ids
+
+
+def test_a_signal_handler_may_close_the_model(tiny_model):
+    stream = tiny_model.stream([5, 6], max_tokens=None, ignore_eos=True, logits_processor=lambda ids, logits: time.sleep(0.01) or logits)
+    with at_alarm(lambda *_: tiny_model.close()), pytest.raises(ni.ModelClosed):
+        list(stream)
+
+
+def test_in_the_midst_of_a_measured_step_a_signal_handler_cannot_use_the_model(tiny_model):
+    """It would wait for the step below it on the stack."""
+    seen = []
+
+    def handle(*_):
+        for verb in (lambda: tiny_model.logits([1]), tiny_model.close):
             try:
                 verb()
             except RuntimeError as e:
                 seen.append(str(e))
-        stream.cancel()
 
-    before = signal.signal(signal.SIGALRM, handle)
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0.5)
-        chunks = list(stream)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-    assert [c.finish_reason for c in chunks] == ["cancelled"]
-    assert len(seen) == 2 and all("signal handler" in text for text in seen)
-    assert model.generate(PROMPT, max_tokens=1).token_ids
+    with at_alarm(handle), tiny_model.runtime.turn():
+        while len(seen) < 2:
+            time.sleep(0.01)
+    assert all("signal handler" in text for text in seen)
+    assert tiny_model.generate([5], max_tokens=1).token_ids
 
 
 def test_an_error_in_a_processor_reaches_the_caller(smollm2):
@@ -278,8 +324,8 @@ def test_an_error_in_a_processor_reaches_the_caller(smollm2):
 def test_leaving_the_block_ends_it(smollm2):
     with smollm2.stream(PROMPT, max_tokens=100) as stream:
         next(stream)
-        kv = stream._sequence._cache
-    assert stream.result().finish_reason == "cancelled" and not kv.n_blocks
+        kv = stream._request.cache
+    assert stream.result().finish_reason == "cancelled" and eventually(lambda: not kv.n_blocks)
 
 
 @pytest.mark.parametrize("started", [False, True])
@@ -287,17 +333,29 @@ def test_an_abandoned_stream_frees_its_cache(smollm2, started):
     stream = smollm2.stream(PROMPT, max_tokens=100)
     if started:
         next(stream)
-    kv, session = stream._sequence._cache, weakref.ref(stream._sequence)
+    kv, request = stream._request.cache, weakref.ref(stream._request)
+    assert (kv is not None) == started
     del stream
     gc.collect()
-    assert session() is None and not kv.n_blocks
+    assert eventually(lambda: request() is None and (kv is None or not kv.n_blocks))
+
+
+def test_a_paused_stream_frees_its_cache_too(smollm2):
+    """Nobody computes it when it is dropped."""
+    stream = smollm2.stream(PROMPT, max_tokens=1000, ignore_eos=True)
+    next(stream)
+    request, kv = weakref.ref(stream._request), stream._request.cache
+    assert eventually(lambda: request().paused)
+    del stream
+    assert request() is None and not kv.n_blocks
 
 
 def test_a_finished_stream_holds_no_cache(smollm2):
     stream = smollm2.stream(PROMPT, max_tokens=2)
-    kv = stream._sequence._cache
+    next(stream)
+    kv = stream._request.cache
     list(stream)
-    assert not kv.n_blocks
+    assert stream._request.cache is None and (kv is None or not kv.n_blocks)
 
 
 def test_one_consumer_at_a_time(smollm2):

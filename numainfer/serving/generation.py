@@ -52,7 +52,7 @@ class Generation:
         self._decoder = tokenizer.stream(after=int(prompt_ids[-1]), exact=self._form is not None, keep=self._marks)
         self._stops = StopStrings(params.stop)
         self._pieces, self._logprobs, self._tail, self._last = [], [], "", NOTHING
-        self._shown = 0  # tokens and pieces that chunks have told already
+        self._shown, self._told_end = 0, False  # tokens and pieces that chunks have told already, and whether one told the end
 
     def choose(self, logits):
         """Choose the next token and take in its text.
@@ -60,11 +60,6 @@ class Generation:
         Parameters
         ----------
         logits : float32 array (n_vocab,), C-contiguous, writable
-
-        Returns
-        -------
-        Chunk or None
-            None while there is no new text to show.
         """
         token, logprob = self._sampler.sample(logits[: self._n_vocab])
         ended = token in self._ends
@@ -95,29 +90,40 @@ class Generation:
             self._logprobs.append(self._named(logprob))
         self.token_ids.append(token)
         self.finish_reason = reason
-        return self._chunk() if text or reason or found.reasoning or found.calls else None
+
+    def take(self):
+        """What is new since the last time.
+
+        Returns
+        -------
+        Chunk or None
+            None while there is no new text to show.
+        """
+        reason = self.finish_reason  # before the tokens: with a reason they are all there
+        start, n = self._shown, len(self.token_ids)
+        if self._told_end or n == start and reason is None:
+            return None
+        logprobs = None if self.params.logprobs is None else Logprobs(self._logprobs[start:n])
+        text = "".join(self._pieces[start:n]) + self._tail
+        reasoning, calls = self._besides(start, n)
+        if not (text or reason or reasoning or calls):
+            return None
+        self._shown, self._told_end = n, reason is not None
+        return Chunk(text, tuple(self.token_ids[start:n]), reason, logprobs, reasoning, calls)
 
     def _read(self, text, last):
         found = self._reader.feed(text)
         return found.plus(self._reader.flush()) if last else found
 
     def cancel(self):
-        """End it here, unless it has ended; text that was held back is let go. Returns the last Chunk, or None."""
+        """End it here, unless it has ended; text that was held back is let go."""
         if self.finish_reason is not None:
-            return None
-        self._tail = self._stops.flush()
+            return
+        tail = self._stops.flush()
         if self._reader is not None:
-            self._last = self._read(self._tail, True)
-            self._tail = self._last.text
-        self.finish_reason = "cancelled"
-        return self._chunk()
-
-    def _chunk(self):
-        start, self._shown = self._shown, len(self.token_ids)
-        logprobs = None if self.params.logprobs is None else Logprobs(self._logprobs[start : self._shown])
-        text = "".join(self._pieces[start : self._shown]) + self._tail
-        reasoning, calls = self._besides(start, self._shown)
-        return Chunk(text, tuple(self.token_ids[start : self._shown]), self.finish_reason, logprobs, reasoning, calls)
+            self._last = self._read(tail, True)
+            tail = self._last.text
+        self._tail, self.finish_reason = tail, "cancelled"
 
     def _besides(self, start, stop):
         """Thinking and calls that tokens brought, and the end."""

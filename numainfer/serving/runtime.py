@@ -1,19 +1,19 @@
 """Runtime: a loaded model as those see it who run its steps."""
 
 import os
-import threading
 import weakref
 from typing import NoReturn
 
 from .._core import Cancelled, Turns
 from ..errors import ForkedProcess, ModelClosed
+from .loop import Loop
 
 
 _living = weakref.WeakValueDictionary()  # every Runtime, by its id
 
 
 class Runtime:
-    """Whose step runs when, what was cancelled, and whether the model can still be used.
+    """What computes steps, whose turn it is, and whether the model can still be used.
 
     Sessions, streams, lists and benchmarks hold it; so does Model, which is a face over it. The last of them to go closes it.
 
@@ -36,18 +36,19 @@ class Runtime:
     n_vocab, n_embd : int
         Width of a row of logits, and of a hidden state.
     step_seconds : dict or None
-        What a step takes in each mode; the scheduler measures it once.
+        What a step takes in each mode; the loop measures it once.
+    loop : Loop
+        Of all requests.
     """
 
     def __init__(self, engine, tokenizer, name, chat_sampling=None):
         self._pid, self._closing = os.getpid(), False
         self._users = weakref.WeakSet()  # closed with the model
         self._turns = Turns()  # around each step
-        self._jobs = {}  # whose step each lane runs
-        self._job_lock = threading.RLock()  # cancel() may come in a signal handler
         self.step_seconds = None
         self.tokenizer, self.name, self.chat_sampling = tokenizer, name, chat_sampling or {}
         self.n_ctx, self.n_batch, self.n_vocab, self.n_embd = engine.n_ctx, engine.n_batch, engine.n_vocab, engine.n_embd
+        self.loop = Loop(self)
         self._engine = engine  # what Ctrl-C leaves half made before has nothing to close
         self._let_others_rest()
 
@@ -113,61 +114,58 @@ class Runtime:
 
     # ---- steps -------------------------------------------------------------------------------------------------------
 
-    def turn(self, lane=None, job=None):
-        """The right to use the workers of one lane, or of all (None), for one ``with``: see `Turns.of`."""
-        return self._turns.of(lane, job)
+    def submit(self, *requests):
+        """Have requests computed by the loop, in this order.
 
-    def step(self, segments, rows, *, hidden=False, job=None, lane=None):
-        """``Lane.step`` of one node's lane, or of all nodes, when its turn has come.
+        Raises
+        ------
+        ModelClosed, ForkedProcess
+        RuntimeError
+            This thread is in the midst of a step of its own, which the loop would wait for.
+        """
+        self.check()
+        self._turns.check()
+        self.loop.submit(requests)
+
+    def turn(self, lane=None, look=None):
+        """The right to use the workers of one lane, or of all (None), for one ``with``: see `Turns.of`."""
+        return self._turns.of(lane, look)
+
+    def run(self, lane, segments, rows, *, hidden=False, look=None):
+        """``Lane.step`` of one node's lane, or of all nodes (None), for who has its turn.
 
         Parameters
         ----------
-        segments, rows, hidden :
-            As for `Lane.step`.
-        job : object with ``cancelled``, or None
-            A stream or a crew, which may be cancelled meanwhile, or nobody in particular.
-        lane : Lane or None
+        look : callable, optional
+            Asked every 10 ms; once it says True the step is cancelled.
 
         Raises
         ------
         Cancelled
-            The job was.
         ModelClosed, ForkedProcess
         """
+        lane = lane or self.engine.lane
+        try:
+            return lane.step(segments, rows, hidden=hidden, stop=lambda: self._closing or look is not None and look())
+        except Cancelled:
+            if self._closing:
+                raise ModelClosed(f"the model {self.name} was closed while a step ran") from None
+            raise
+
+    def step(self, segments, rows, *, hidden=False, lane=None):
+        """`run`, when its turn has come: for measurements, in the calling thread and beside the loop."""
         self.check()
-        with self._turns.of(lane, job):
-            lane = lane or self.engine.lane
-            with self._job_lock:
-                if job is not None and job.cancelled:
-                    raise Cancelled
-                self._jobs[lane] = self if job is None else job
-            try:
-                return lane.step(segments, rows, hidden=hidden, stop=lambda: self._closing or job is not None and job.cancelled)
-            except Cancelled:
-                if self._closing:
-                    raise ModelClosed(f"the model {self.name} was closed while a step ran") from None
-                raise
-            finally:
-                with self._job_lock:
-                    self._jobs.pop(lane, None)
-
-    def cancel(self, job):
-        """Break off the steps that run and are ``job``'s."""
-        with self._job_lock:
-            for lane, own in self._jobs.items():
-                if own is job:
-                    lane.cancel()
-
-    def new_cache(self, lane=None):
-        """A KV cache for one sequence."""
         with self._turns.of(lane):
-            return self.engine.new_kv()
+            return self.run(lane, segments, rows, hidden=hidden)
+
+    def new_cache(self):
+        """A KV cache for one sequence."""
+        return self.engine.new_kv()
 
     def copy_cache(self, cache, n):
         """A cache that begins with the first ``n`` positions of another."""
-        with self._turns.of():
-            self.check()
-            return cache.copy(n)
+        self.check()
+        return cache.copy(n)
 
     def node_lanes(self):
         """A lane per node, ready to run."""
@@ -198,15 +196,18 @@ class Runtime:
         else:
             self._turns.check()
             self._closing = True
-            with self._job_lock:
-                if self._jobs:
-                    self._engine.cancel()
+            if self._turns.holders:
+                self._engine.cancel()
             with self._turns.of():
                 engine, self._engine = self._engine, None
         for user in list(self._users):
             user.close()
         if engine is not None:
+            for cache in list(engine.caches.alive):  # those of requests
+                cache.close()
             engine.close()
+        if not self.forked:
+            self.loop.wake_all()
 
     def __del__(self):
         if getattr(self, "_engine", None) is not None:

@@ -1,0 +1,419 @@
+"""Requests: what callers want computed of a sequence, as they and the loop that computes it (`loop.py`) see it.
+
+A caller makes a request, hands it to the runtime (`submit`), waits for news of it and takes what is new. The loop's thread computes it and
+ends it; but for `ended`, `error` and what is taken, a request is the loop's from then on. Nothing that a caller does can be left
+half done by Ctrl-C: it sets a flag, puts something into a `queue.SimpleQueue`, or waits.
+"""
+
+import collections
+import functools
+import logging
+import queue
+import threading
+import time
+from _thread import allocate_lock
+
+from .generation import Clock, Generation
+from ..results import Completion, Logprobs, Timings, Usage
+
+log = logging.getLogger("numainfer")
+
+AHEAD = 16
+"""Tokens that a stream is computed ahead of its reader: enough that a reader who is late now and then holds nothing up, few enough that one
+who never comes costs little."""
+_LOOK = 0.02  # seconds between two looks of the main thread: a signal that another thread was given does not wake it
+_OUT_BYTES = 64 << 20  # most bytes of rows that a step gives one request: a 262k vocabulary takes 1 MiB a row
+
+
+def wait_for(news, runtime, seconds=None):
+    """What is put into a SimpleQueue next; None if nothing came.
+
+    Parameters
+    ----------
+    news : queue.SimpleQueue
+    runtime : Runtime
+    seconds : float or None
+        How long; None: for ever, but in the main thread 20 ms, in which signals are looked at.
+
+    Raises
+    ------
+    ForkedProcess
+        Who would put it there is in another process.
+    """
+    if seconds is None and threading.current_thread() is threading.main_thread():
+        seconds = _LOOK
+    try:
+        return news.get(timeout=seconds)
+    except queue.Empty:
+        return None
+    finally:
+        runtime.check_process()
+
+
+class Request:
+    """A sequence of which something is wanted.
+
+    Parameters
+    ----------
+    runtime : Runtime
+    ids : int32 array (n,)
+        To be computed, from the first on; of an answer the prompt.
+    most : int
+        Positions that it may come to have: memory for them is reserved.
+    sequence : Sequence, optional
+        Whose cache is used and kept; by default a cache ends with the request.
+    reuse : bool
+        Whether what the sequence has computed counts.
+    notify : callable, optional
+        ``notify()`` is called after each step that brought something new, if somebody takes it piece by piece, and when the request has
+        ended (then ``ended`` is already true). It is called in the thread of the loop, or in the one that ends the request, between two
+        steps: it must be quick, must not wait, and must not raise. By default it wakes `wait`.
+    mode : {"auto", "latency", "throughput"}
+        Which lanes may compute it: that of all nodes, those of single nodes, or either.
+
+    Attributes
+    ----------
+    at : int
+        Positions that are computed.
+    cached : int
+        Of those, how many were there before.
+    ended : bool
+        Nothing more will come.
+    error : BaseException or None
+        What ended it early.
+    broken : bool
+        The error is not the request's own: steps fail.
+    cancelled : bool
+        Somebody wants it to end.
+    paused : bool
+        What there is has not been taken, and no step computes more of it until it is.
+    in_use : lock
+        Held by the caller that waits for it.
+    lane : LaneLoop or None
+        Who has taken it.
+    """
+
+    hidden, streamed = False, False
+
+    def __init__(self, runtime, ids, most, *, sequence=None, reuse=True, notify=None, mode="auto"):
+        runtime.check()
+        self.runtime, self.ids, self.mode = runtime, ids, mode
+        self.sequence, self.lane, self.cache = sequence, None, None
+        self.ended = self.cancelled = self.paused = self.broken = False
+        self.error, self.arrived = None, 0.0
+        self.in_use, self._latch = allocate_lock(), allocate_lock()
+        self._news = None
+        if notify is None:
+            self._news = queue.SimpleQueue()
+            notify = functools.partial(self._news.put, True)  # it does not hold the request, so that one whose owner is gone goes too
+        self._notify = notify
+        self.cached = self.at = sequence.begin(ids, self, reuse) if sequence is not None else 0
+        self.most, self.label = most, None
+        self.n_bytes = runtime.engine.plan.kv.bytes(most)
+
+    # ---- for the caller ----------------------------------------------------------------------------------------------
+
+    def cancel(self):
+        """Ask for an early end, from any thread, also in a signal handler; it has ended within 50 ms, and its memory is free."""
+        self.cancelled = True
+        if not self.ended:
+            self.runtime.loop.look_at(self)
+
+    def drop(self):
+        """The same when nobody is there any more to take anything, from the garbage collector, where no thread can be started."""
+        self.cancelled = True
+        if self.paused or self.arrived == 0.0:
+            self.end()
+
+    def wait(self):
+        """Wait until there is news, or a signal was handled."""
+        wait_for(self._news, self.runtime)
+
+    def join(self):
+        """Wait until it has ended; in the loop's own thread, which would have to end it, not at all."""
+        with self.in_use:
+            self.wait_for_end()
+
+    def wait_for_end(self):
+        """The same, for who has ``in_use``."""
+        if not self.runtime.loop.is_mine():
+            while not self.ended:
+                self.wait()
+
+    def finish(self):
+        """Have it computed, and wait for its end.
+
+        Raises
+        ------
+        BaseException
+            What ended it early; or a signal's handler, and then it is cancelled.
+        """
+        try:
+            with self.in_use:
+                self.runtime.submit(self)
+                while not self.ended:
+                    self.wait()
+        except BaseException:
+            self.cancel()
+            raise
+        if self.error is not None:
+            raise self.error
+
+    # ---- for the loop ------------------------------------------------------------------------------------------------
+
+    def start(self, lane, label):
+        """Get what it takes to compute it.
+
+        Parameters
+        ----------
+        lane : LaneLoop
+        label : str
+            "latency" or "throughput".
+        """
+        self.lane, self.label = lane, label
+        self.cache = self.runtime.new_cache() if self.sequence is None else self.sequence.cache
+
+    @property
+    def reading(self):
+        """Whether some of the ids are not computed."""
+        return self.at < len(self.ids)
+
+    @property
+    def held_bytes(self):
+        """Bytes of KV memory that it has, about."""
+        return self.runtime.engine.plan.kv.bytes(self.at) if self.at else 0
+
+    def computed(self, n, seconds):
+        """n more positions are in the cache, after a step of so many seconds."""
+        self.at += n
+        if self.sequence is not None:
+            self.sequence.grown(self)
+
+    def told(self):
+        """Something is new."""
+        try:
+            self._notify()
+        except BaseException:
+            log.exception("notify of a request raised, which it must not")
+
+    def end(self, error=None, broken=False):
+        """Nothing more will come; the first end counts."""
+        if not self._latch.acquire(blocking=False):
+            return
+        try:
+            self.error, self.broken = error, broken
+            self._settle()
+        finally:
+            cache, self.cache = self.cache, None
+            if self.sequence is None and cache is not None:
+                cache.close()
+            self.runtime.loop.left(self)
+            self.ended = True
+            self.told()
+
+    def _settle(self):
+        """Put what there is in order."""
+        if self.sequence is not None:
+            self.sequence.ended(self, self.ids.tolist())
+
+
+class Answer(Request):
+    """A prompt that is to be continued.
+
+    Parameters
+    ----------
+    runtime, ids, sequence, reuse, notify, mode :
+        As for `Request`.
+    params : SamplingParams
+    reader : Reader or None
+        Of a chat's answer: takes thinking and calls of tools out of the text.
+    ahead : int or None
+        The answer is taken piece by piece, and computed at most so many tokens ahead of that; None: it is not.
+    prepare : bool
+        Make what chooses the tokens now, so that what is wrong with the parameters is raised here; else when its turn comes.
+
+    Attributes
+    ----------
+    generation : Generation, or None where its turn has not come
+    clock : Clock
+    """
+
+    def __init__(self, runtime, ids, params, *, reader=None, ahead=None, prepare=True, **options):
+        self.params, self.clock, self.generation = params, Clock(mode=None), None
+        self._reader, self._ahead, self._asked, self.taken = reader, ahead, 0, 0.0
+        self._room = runtime.n_ctx - len(ids) + 1  # the last token needs no place: it is never fed back
+        longest = self._room if params.max_tokens is None else min(self._room, params.max_tokens)
+        self.ids = ids
+        if prepare:
+            self._prepare(runtime)
+        super().__init__(runtime, ids, len(ids) + longest - 1, **options)
+
+    def _prepare(self, runtime):
+        self.generation = Generation(runtime.tokenizer, runtime.n_vocab, self.ids, self.params, self._room, self._reader)
+
+    # ---- for the caller ----------------------------------------------------------------------------------------------
+
+    def take(self):
+        """What is new since the last time; the loop goes on if it waited for that.
+
+        Returns
+        -------
+        Chunk or None
+        """
+        if self.generation is None:
+            return None
+        self._asked, self.taken = len(self.generation.token_ids), time.monotonic()
+        chunk = self.generation.take()
+        if self.paused:
+            self.runtime.loop.look_at(self)
+        return chunk
+
+    def read_all(self):
+        """From now on nobody takes pieces: compute it to its end."""
+        self._ahead = None
+        if self.paused:
+            self.runtime.loop.look_at(self)
+
+    def completion(self):
+        """What there is, from any thread.
+
+        Returns
+        -------
+        Completion
+        """
+        if self.generation is None:
+            reason = "error" if self.error is not None else "cancelled" if self.cancelled else None
+            logprobs = None if self.params.logprobs is None else Logprobs()
+            return Completion("", (), reason, logprobs, Usage(len(self.ids), 0), Timings(0, 0.0, 0, 0.0, None), self.error)
+        return self.generation.completion(self.clock, self.cached)
+
+    # ---- for the loop ------------------------------------------------------------------------------------------------
+
+    def start(self, lane, label):
+        super().start(lane, label)
+        self.clock.mode = label
+        if self.generation is None:
+            self._prepare(self.runtime)
+
+    @property
+    def streamed(self):
+        """Whether somebody takes it piece by piece."""
+        return self._ahead is not None
+
+    @property
+    def full(self):
+        """Whether as much lies there untaken as may."""
+        return self._ahead is not None and len(self.generation.token_ids) - self._asked >= self._ahead
+
+    def next_ids(self, most):
+        """Ids for the next step, at most so many, and how many of their last rows are wanted."""
+        if self.at >= len(self.ids):
+            return self.generation.token_ids[-1:], 1
+        ids = self.ids[self.at : self.at + most]
+        return ids, int(self.at + len(ids) == len(self.ids))
+
+    def computed(self, n, seconds):
+        if self.at < len(self.ids):
+            self.clock.prompt += seconds
+            self.clock.prompt_tokens = self.at + n - self.cached
+        super().computed(n, seconds)
+
+    def chosen(self, now, start, error=None):
+        """A token was chosen, or an error says why not, after a step that began at `start`."""
+        if error is not None:
+            self.end(error)
+            return
+        if self.clock.first_token is None:
+            self.clock.first_token = now - self.arrived
+        else:
+            self.clock.generation += now - start
+        if self.generation.finish_reason is not None:
+            self.end()
+        elif self._ahead is not None:
+            self.told()
+
+    def fed(self, first, end):
+        """Ids of the answer that stand at these positions; they were computed."""
+        n = len(self.ids)
+        return self.generation.token_ids[first - n : end - n]
+
+    def _settle(self):
+        if self.generation is not None:
+            self.generation.cancel()  # unless it has ended
+        if self.sequence is not None:
+            self.sequence.ended(self, [*self.ids.tolist(), *(self.generation.token_ids if self.generation is not None else ())])
+
+
+class Rows(Request):
+    """Logits, or hidden states, of positions.
+
+    Parameters
+    ----------
+    runtime, ids, sequence, reuse, notify :
+        As for `Request`.
+    all : bool
+        Of each position, in parts that `take` gives in order; else of the last.
+    hidden : bool
+    """
+
+    def __init__(self, runtime, ids, *, all=False, hidden=False, **options):
+        self.hidden, self._all, self._parts = hidden, all, collections.deque()
+        self._size = max(_OUT_BYTES // (4 * (runtime.n_embd if hidden else runtime.n_vocab)), 1) if all else runtime.n_batch
+        super().__init__(runtime, ids, len(ids), mode="latency", **options)
+
+    # ---- for the caller ----------------------------------------------------------------------------------------------
+
+    def take(self):
+        """(first position, float32 array (n, n_vocab or n_embd)) of the next part, or None."""
+        try:
+            part = self._parts.popleft()
+        except IndexError:
+            return None
+        if self.paused:
+            self.runtime.loop.look_at(self)
+        return part
+
+    def parts(self):
+        """Have them computed, unless they are already; yields what `take` gives, in order, and raises as `finish`."""
+        try:
+            with self.in_use:
+                if not self.arrived:
+                    self.runtime.submit(self)
+                while True:
+                    ended = self.ended  # before the look: what comes between the two is found at the next
+                    part = self.take()
+                    if part is not None:
+                        yield part
+                    elif ended:
+                        break
+                    else:
+                        self.wait()
+        except BaseException:
+            self.cancel()
+            raise
+        if self.error is not None:
+            raise self.error
+
+    def last(self):
+        """Have them computed; float32 array (n_vocab or n_embd,) of the last position."""
+        ((_, rows),) = self.parts()
+        return rows[-1]
+
+    # ---- for the loop ------------------------------------------------------------------------------------------------
+
+    @property
+    def full(self):
+        return len(self._parts) > 0
+
+    def next_ids(self, most):
+        ids = self.ids[self.at : self.at + min(most, self._size)]
+        return ids, len(ids) if self._all else int(self.at + len(ids) == len(self.ids))
+
+    def came(self, rows):
+        """Rows of a step, whose positions end where `at` is."""
+        if len(rows):
+            self._parts.append((self.at - len(rows), rows))
+        if not self.reading:
+            self.end()
+        elif len(rows):
+            self.told()
