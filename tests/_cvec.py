@@ -55,6 +55,9 @@ SIGNATURES = [  # the members of struct ni_vec_kernels, in order: name, result, 
     ("rope_neox", None, (_P, _P, _P, _N)),
     ("to_f16", None, (_P, _N, _P)),
     ("from_f16", None, (_P, _N, _P)),
+    ("softplus", None, (_P, _N, _P)),
+    ("short_conv", None, (_P, _I, _P, _N, _P, _I, _N, _P)),
+    ("recur", None, (_P, _P, _P)),
     ("merge", None, (_P, _P, _P, _F, _F, _P, _N)),
 ]
 

@@ -153,12 +153,15 @@ class Lane:
         if rows.size and not (0 <= rows.min() and rows.max() < row and rows.size <= engine.n_batch):
             raise ValueError(f"wanted rows must lie in 0 to {row - 1}, at most {engine.n_batch} of them; found {rows}")
         out = np.empty((len(rows), engine.n_embd if hidden else engine.n_vocab), np.float32)
+        coming = []  # what they will leave of recurrent state; held here until the step has ended
         for record, (kv, own, pos0) in zip(table, segments):
-            kv.prepare(self, pos0, pos0 + len(own))
+            coming.append(kv.prepare(self, pos0, pos0 + len(own)))
             record["tables"] = kv.address
+            if coming[-1] is not None:
+                coming[-1].fill(record)
         self.core_plan(hidden).run(ids, table, rows, out, shuffle_seed, stop)
-        for kv, own, pos0 in segments:
-            kv.n = pos0 + len(own)
+        for states, (kv, own, pos0) in zip(coming, segments):
+            kv.done(pos0, pos0 + len(own), states)
         return out
 
     def close(self):
