@@ -6,7 +6,7 @@ from .ops import PER_NODE, SHARED
 from .weights import Matrix
 
 _LANES, _ROWS = 16, 4  # of a block of columns; rows of a state are a multiple of the latter (csrc/isa/recurrence.h)
-_KERNEL = 16  # taps of a convolution, at most
+_KERNEL, _CHANNELS = 16, 32  # taps of a convolution, at most; channels of a unit of its state (csrc/ops/short_conv.c)
 GATE_KINDS = {"sigmoid": 0, "softplus": 1, "decay": 2}
 ACTS = {"silu": 0, "sigmoid": 1}
 
@@ -39,7 +39,7 @@ class Recurrent:
         self._is_vector("short_conv", "w", w, taps * x.width)
         if bias is not None:
             self._is_vector("short_conv", "bias", bias, x.width)
-        state = self.kv.states.add(-(-x.width // _LANES), 4 * _LANES * (taps - 1))
+        state = self.kv.states.add(-(-x.width // _CHANNELS), 4 * _CHANNELS * (taps - 1))
         out = self._tensor("conv", x.width, PER_NODE, "f", source=x.source)
         return self._add("short_conv", [x, out], [w, bias], (taps, int(silu)), state=state)
 
