@@ -1,4 +1,4 @@
-"""Write random models of real shapes, dense, mixtures of experts, with latent attention or recurrent layers, to measure speed without downloading anything.
+"""Write random models of real shapes, dense, mixtures, with latent attention or recurrent layers, to measure speed without a download.
 
     python bench/random_gguf.py 1b q4_k OUT.gguf
     python bench/random_gguf.py moe64 q4_k OUT.gguf
@@ -39,6 +39,7 @@ class Delta(NamedTuple):
     state: int
     taps: int
     shared: int
+    value: int = 0  # width of a head of values; 0: as of keys
 
 
 class Shape(NamedTuple):
@@ -117,20 +118,22 @@ def write(path, shape, weight_type, *, embedding_type="Q8_0", layers=None, token
         writer.add_value_length_mla(shape.latent.value)
         writer.add_leading_dense_block_count(layers)
         writer.add_expert_used_count(1)  # wanted, though no layer has experts
-    if shape.experts:
+    if shape.experts or shape.delta:
         writer.add_key_length(head)
         writer.add_value_length(head)
+    if shape.experts:
         writer.add_expert_count(shape.experts)
         writer.add_expert_used_count(shape.used)
         writer.add_expert_feed_forward_length(shape.feed_forward)
     if shape.delta:
-        writer.add_expert_shared_feed_forward_length(shape.delta.shared)
+        if shape.experts:
+            writer.add_expert_shared_feed_forward_length(shape.delta.shared)
         writer.add_ssm_conv_kernel(shape.delta.taps)
         writer.add_ssm_state_size(shape.delta.state)
         writer.add_ssm_group_count(shape.delta.groups)
         writer.add_ssm_time_step_rank(shape.delta.heads)
-        writer.add_ssm_inner_size(shape.delta.heads * shape.delta.state)
-        writer.add_rope_dimension_sections([11, 11, 10, 0] if architecture == "qwen35moe" else [0, 0, 0, 0])
+        writer.add_ssm_inner_size(shape.delta.heads * (shape.delta.value or shape.delta.state))
+        writer.add_rope_dimension_sections([0, 0, 0, 0] if architecture == "qwen3next" else [11, 11, 10, 0])
     n_vocab = _copy_tokenizer(writer, tokenizer_from)
     tensors = list(_tensors(shape, layers, n_vocab, weight_type, embedding_type))
     for name, rows, columns, kind, experts in tensors:
@@ -168,17 +171,17 @@ def _tensors(shape, layers, n_vocab, weight_type, embedding_type):
     for i in range(layers):
         yield vector(f"blk.{i}.attn_norm", width)
         if shape.delta and (i + 1) % 4:
-            d, heads = shape.delta, shape.delta.heads
-            channels = 2 * d.groups * d.state + heads * d.state
+            d, heads, value = shape.delta, shape.delta.heads, shape.delta.value or shape.delta.state
+            channels = 2 * d.groups * d.state + heads * value
             yield matrix(f"blk.{i}.attn_qkv", channels, width)
-            yield matrix(f"blk.{i}.attn_gate", heads * d.state, width)
+            yield matrix(f"blk.{i}.attn_gate", heads * value, width)
             yield matrix(f"blk.{i}.ssm_conv1d", channels, d.taps, "F32")
             yield f"blk.{i}.ssm_a", None, heads, "F32", None
             yield f"blk.{i}.ssm_dt.bias", None, heads, "F32", None
             for name, rows in ({"ssm_ba": 2 * heads} if d.architecture == "qwen3next" else {"ssm_beta": heads, "ssm_alpha": heads}).items():
                 yield matrix(f"blk.{i}.{name}", rows, width, "F32")
-            yield vector(f"blk.{i}.ssm_norm", d.state)
-            yield matrix(f"blk.{i}.ssm_out", width, heads * d.state)
+            yield vector(f"blk.{i}.ssm_norm", value)
+            yield matrix(f"blk.{i}.ssm_out", width, heads * value)
         elif shape.delta:
             yield matrix(f"blk.{i}.attn_q", 2 * shape.heads * head, width)
             yield matrix(f"blk.{i}.attn_k", shape.kv_heads * head, width)
@@ -199,11 +202,11 @@ def _tensors(shape, layers, n_vocab, weight_type, embedding_type):
             yield matrix(f"blk.{i}.attn_k", shape.kv_heads * head, width)
             yield matrix(f"blk.{i}.attn_v", shape.kv_heads * head, width)
             yield matrix(f"blk.{i}.attn_output", width, width)
-        if shape.experts and not (shape.delta and (i + 1) % 4):
+        if (i + 1) % 4 == 0 if shape.delta else shape.experts:
             yield vector(f"blk.{i}.attn_q_norm", head)
             yield vector(f"blk.{i}.attn_k_norm", head)
         yield vector(f"blk.{i}.{'post_attention_norm' if shape.delta else 'ffn_norm'}", width)
-        if shape.delta:
+        if shape.delta and shape.experts:
             yield matrix(f"blk.{i}.ffn_gate_inp_shexp", 1, width, "F32")
             yield matrix(f"blk.{i}.ffn_gate_shexp", shape.delta.shared, width)
             yield matrix(f"blk.{i}.ffn_up_shexp", shape.delta.shared, width)

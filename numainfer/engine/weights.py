@@ -248,11 +248,11 @@ class Catalog:
 
     def columns(self, name):
         """The values of a matrix, column after column, as a Vector."""
-        if name not in self.used:
+        if (name + "[columns]") not in self._parts:
             tensor = self._tensor(name)
             values = _core.decode(FORMATS[tensor.type]["code"], tensor.data).reshape(-1, tensor.shape[-1])
-            self.used[name] = Vector(name, np.ascontiguousarray(values.T).ravel(), path=self.gguf.paths[tensor.shard])
-        return self.used[name]
+            self._parts[name + "[columns]"] = Vector(name, np.ascontiguousarray(values.T).ravel(), path=self.gguf.paths[tensor.shard])
+        return self._parts[name + "[columns]"]
 
     def picked(self, name, rows):
         """Matrices of rows of the one called `name`, in another order than they stand in the file.
