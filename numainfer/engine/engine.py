@@ -283,7 +283,7 @@ class Engine:
                                      experts=experts[j])
              for j, n in enumerate(chosen)],
             self.plan.kv.bytes_per_token, self.replicas, self.caches, story, self.plan.kv.window_bytes(self.n_ctx),
-            self.replicas.kept.describe() if self.replicas.kept else "")
+            self.replicas.kept.describe() if self.replicas.kept else "", self.plan.kv.states.bytes(self.n_ctx))
         log.info("%s: placement %s%s", gguf.path, policy, f": {reason}" if reason else "")
         self.lane.core_plan()
         if verify:
@@ -322,6 +322,8 @@ class Engine:
             each = f"{short_bytes(self.plan.kv.bytes_per_token)} each"
             if self.plan.kv.window_bytes(n_ctx):
                 each += f" and {short_bytes(self.plan.kv.window_bytes(n_ctx))} for windows"
+            if self.plan.kv.states.parts:
+                each += f" and {short_bytes(self.plan.kv.states.bytes(n_ctx))} of recurrent state"
             raise OutOfNodeMemory(
                 f"n_ctx = {n_ctx}: the KV cache of so many tokens takes {short_bytes(self.plan.kv.bytes(n_ctx))} ({each}, "
                 f"{self.kv_type}); beside the weights, and with {RESERVE:.0%} of each node kept free, there is room for at most "

@@ -152,7 +152,7 @@ class States:
     def __init__(self, pool, layout):
         self._pool, self._layout = pool, layout
         self._kept, self._spare = {}, None
-        self._spacing, self._prompt = layout.spacing, 0  # _prompt: position of the state near the end of the last prompt
+        self._spacing, self._prompt = layout.spacing, 0  # _prompt: position of the state near the end of the last long prompt
         self.closed = False
 
     def positions(self):
@@ -201,10 +201,8 @@ class States:
             return
         self._kept.update(coming.blocks)
         last = (end - 1) // _core.CHUNK * _core.CHUNK
-        if end - pos0 > 1 and last > pos0:
+        if end - pos0 > 1 and last >= pos0:
             self._prompt = last
-        elif end - pos0 > 1:
-            self._prompt = pos0
         while len(self._regular(end)) > self._layout.most:
             self._spacing *= 2
         wanted = {*self._regular(end), self._prompt, end}
