@@ -135,7 +135,7 @@ def write(path, shape, weight_type, *, embedding_type="Q8_0", layers=None, token
         writer.add_ssm_inner_size(shape.delta.heads * (shape.delta.value or shape.delta.state))
         writer.add_rope_dimension_sections([0, 0, 0, 0] if architecture == "qwen3next" else [11, 11, 10, 0])
     n_vocab = _copy_tokenizer(writer, tokenizer_from)
-    tensors = list(_tensors(shape, layers, n_vocab, weight_type, embedding_type))
+    tensors = list(tensors_of(shape, layers, n_vocab, weight_type, embedding_type))
     for name, rows, columns, kind, experts in tensors:
         kind = gguf.GGMLQuantizationType[kind]
         block, size = gguf.GGML_QUANT_SIZES[kind]
@@ -155,7 +155,7 @@ def write(path, shape, weight_type, *, embedding_type="Q8_0", layers=None, token
     part.replace(path)
 
 
-def _tensors(shape, layers, n_vocab, weight_type, embedding_type):
+def tensors_of(shape, layers, n_vocab, weight_type, embedding_type):
     """(name, rows or None for a vector, columns, type, experts or None) of every tensor, in the order of the file."""
     width, head = shape.width, shape.delta.head if shape.delta else shape.width // shape.heads
 

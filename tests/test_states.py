@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from core_tools import logits, open_engine, pretend, same_bits
+from hollow_gguf import hollow
 from test_cache import instead
-from tiny_recurrent import tiny_recurrent
+from tiny_recurrent import random_gguf, tiny_recurrent
 
 import numainfer as ni
 from numainfer import _core
@@ -309,6 +310,25 @@ def test_states_without_recurrent_layers():
     assert states.prepare(0, 5) is None and states.reach(7) == [7] and states.addresses() == []
     states.done(0, 5, None)
     states.close()
+
+
+def test_the_shape_of_qwen3_next_80b(tmp_path):
+    """Read from a file of holes: 36 layers of 32 matrices of 128 x 128 floats and the last three inputs of 8,192 channels."""
+    shape = random_gguf.SHAPES["qwen3next"]._replace(layers=48, experts=512)
+    tensors = [(name, kind, tuple(n for n in (columns, rows, experts) if n))
+               for name, rows, columns, kind, experts in random_gguf.tensors_of(shape, 48, 151_936, "Q4_K", "Q8_0")]  # fmt: skip
+    keys = {"context_length": 262_144, "embedding_length": 2048, "block_count": 48, "feed_forward_length": 5120, "attention.head_count": 16,
+            "attention.head_count_kv": 2, "attention.key_length": 256, "attention.value_length": 256, "rope.dimension_count": 64,
+            "attention.layer_norm_rms_epsilon": 1e-6, "rope.freq_base": 1e7, "expert_count": 512, "expert_used_count": 10,
+            "expert_feed_forward_length": 512, "expert_shared_feed_forward_length": 512, "ssm.conv_kernel": 4, "ssm.inner_size": 4096,
+            "ssm.state_size": 128, "ssm.time_step_rank": 32, "ssm.group_count": 16}  # fmt: skip
+    state = 36 * (32 * 128 * 128 + 3 * 8192) * 4
+    with GGUFFile(hollow(tmp_path / "next.gguf", "qwen3next", keys, tensors)) as file:
+        need = demand(file, 2, n_ctx=32_768)
+    assert need.state_read == state == 79_036_416
+    assert 9 * state <= need.kv_state_bytes <= 9 * state * 1.03  # what a step reads and leaves, two prompts', five checkpoints; whole pages
+    assert need.kv_bytes_per_token == 12 * 2 * (256 + 256) * 2 and need.kv_read(1000) == state + 1000 * 24_576
+    assert 2.3e9 < need.read < 2.5e9 and 45e9 < need.weights < 47e9
 
 
 def test_what_is_told(paths, capsys):

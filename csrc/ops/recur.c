@@ -83,7 +83,6 @@ static void advance(const ni_ctx *c, const ni_op *op, const ni_segment *s, int64
             if (!full) for (int64_t j = 0; j < n; j++) memcpy(out + j * heads * ev, w->out + j * width, (size_t)count * sizeof *v);
             from = to;
         }
-        from = to;
     }
 }
 

@@ -389,24 +389,23 @@ class Cache:
             Addresses of blocks that do not count; those that did are added.
         """
         seen = set() if seen == () else seen
-        found, layout = np.zeros(len(self.nodes), np.int64), self._caches.layout
-        pieces = [(address, owner_of_pages(kind, chunk, layout.turn, len(self.nodes))) for kind, chunk, address, _ in self.blocks()]
-        pieces += [(address, layout.states.owners(len(self.nodes))) for address in self.states.addresses()]
+        found = np.zeros(len(self.nodes), np.int64)
         try:
             with open("/proc/self/pagemap", "rb") as pagemap:
-                for address, owners in pieces:
+                for kind, chunk, address, _ in self.blocks():
                     if address in seen:
                         continue
                     seen.add(address)
                     pagemap.seek(address // _PAGE * 8)
-                    entries = np.frombuffer(pagemap.read(len(owners) * 8), np.uint64)
-                    if len(entries) < len(owners):
+                    entries = np.frombuffer(pagemap.read(kind.block_bytes // _PAGE * 8), np.uint64)
+                    if len(entries) < kind.block_bytes // _PAGE:
                         return None
                     pages = np.flatnonzero(entries & np.uint64(_RESIDENT))
+                    owners = owner_of_pages(kind, chunk, self._caches.layout.turn, len(self.nodes))
                     found += np.bincount(owners[pages], minlength=len(found)) * _PAGE
         except OSError:
             return None
-        return dict(zip(self.nodes, found.tolist()))
+        return dict(zip(self.nodes, (found + self.states.resident(len(self.nodes), seen)).tolist()))
 
     def close(self):
         """Give the memory back, now or when the step that works on it has ended."""

@@ -16,6 +16,7 @@ from .. import _core
 UNIT = 64  # bytes: NI_STATE_UNIT of csrc/ops/state.h
 SPACING, MOST = 4096, 4  # of checkpoints
 _PAGE, _HUGE, _MOST_PADDING = 4096, 2 << 20, 1 / 8
+_RESIDENT = 0b11 << 62  # of an entry of /proc/self/pagemap: in memory, or swapped out
 
 
 def _round_up(n, step):
@@ -224,6 +225,21 @@ class States:
         """Of the blocks that it has, those shared with other sequences too."""
         kept = [*list(self._kept.values()), *filter(None, [self._spare])]
         return [one.block.address for one in kept]
+
+    def resident(self, n_nodes, seen):
+        """Bytes of its blocks in memory by node of a lane on n_nodes, int64 array; addresses in `seen` do not count, and are added."""
+        found = np.zeros(n_nodes, np.int64)
+        if self._pool is None:
+            return found
+        owners = self._layout.owners(n_nodes)
+        with open("/proc/self/pagemap", "rb") as pagemap:
+            for address in set(self.addresses()) - seen:
+                seen.add(address)
+                pagemap.seek(address // _PAGE * 8)
+                entries = np.frombuffer(pagemap.read(len(owners) * 8), np.uint64)
+                there = np.flatnonzero(entries & np.uint64(_RESIDENT))
+                found += np.bincount(owners[there], minlength=n_nodes) * _PAGE
+        return found
 
     def close(self):
         """Give the memory back: now, or with the step that works on it."""
