@@ -288,9 +288,18 @@ ni_plan *ni_plan_open(ni_team *t, const ni_plan_spec *spec, const int *node_map,
 void ni_plan_close(ni_plan *p);
 int64_t ni_plan_bytes(const ni_plan *p);
 
+/* What layers with recurrent state leave of a sequence, where its first `pos` positions have been: ops/state.h says what lies there. */
+typedef struct {
+    int64_t pos;
+    uint8_t *to;
+} ni_stop;
+
 typedef struct {
     const ni_table *tables; /* the sequence's KV blocks, one table per kind */
     int64_t row0, n, pos0;  /* tokens row0 .. row0+n of the step stand at positions pos0 .. */
+    const uint8_t *state;   /* recurrent state of the positions before pos0; NULL: none, as before position 0 */
+    const ni_stop *stops;   /* where it is to be left, by ascending positions behind pos0; the last is pos0 + n.  Not read by plans without state */
+    int64_t n_stops;
 } ni_segment;
 
 typedef struct {

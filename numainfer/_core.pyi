@@ -14,6 +14,7 @@ CHUNK: int
 OP_DTYPE: np.dtype
 TENSOR_DTYPE: np.dtype
 SEGMENT_DTYPE: np.dtype
+STOP_DTYPE: np.dtype
 KV_LAYER_DTYPE: np.dtype
 UNIT_DTYPE: np.dtype
 SIZES: dict[str, int]

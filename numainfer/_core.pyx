@@ -140,6 +140,8 @@ cdef extern from "../csrc/ni.h":
         pass
     ctypedef struct ni_segment:
         pass
+    ctypedef struct ni_stop:
+        pass
     ctypedef struct ni_plan:
         pass
     ctypedef struct ni_plan_spec:
@@ -193,13 +195,14 @@ OP_DTYPE = np.dtype([("code", "i4"), ("barrier", "i4"), ("selected", "i4"), ("t"
                      ("w", "i4", NI_OP_WEIGHTS), ("i", "i4", NI_OP_INTS), ("f", "f4", NI_OP_FLOATS)])
 TENSOR_DTYPE = np.dtype([("storage", "i4"), ("width", "i4"), ("per_token", "i4"), ("f", "i8"), ("q", "i8"), ("d", "i8"),
                          ("m", "i8"), ("s", "i8"), ("i", "i8")], align=True)
-SEGMENT_DTYPE = np.dtype([("tables", "u8"), ("row0", "i8"), ("n", "i8"), ("pos0", "i8")])
+SEGMENT_DTYPE = np.dtype([("tables", "u8"), ("row0", "i8"), ("n", "i8"), ("pos0", "i8"), ("state", "u8"), ("stops", "u8"), ("n_stops", "i8")])
+STOP_DTYPE = np.dtype([("pos", "i8"), ("to", "u8")])
 KV_LAYER_DTYPE = np.dtype([("offset", "i8"), ("stride", "i8"), ("n_heads", "i4"), ("e", "i4"), ("ev", "i4"), ("type", "i4"),
                            ("turn", "i8")])
 UNIT_DTYPE = np.dtype([("node", "i4"), ("crew", "i4"), ("rank", "i4"), ("piece", "i4"), ("matrix", "i4"), ("unused", "i4"),
                        ("g0", "i8"), ("g1", "i8"), ("k0", "i8"), ("k1", "i8"), ("t0", "i8"), ("t1", "i8")])
 if (OP_DTYPE.itemsize != sizeof(ni_op) or TENSOR_DTYPE.itemsize != sizeof(ni_tensor)
-        or SEGMENT_DTYPE.itemsize != sizeof(ni_segment) or KV_LAYER_DTYPE.itemsize != sizeof(ni_kv_layer)
+        or SEGMENT_DTYPE.itemsize != sizeof(ni_segment) or STOP_DTYPE.itemsize != sizeof(ni_stop) or KV_LAYER_DTYPE.itemsize != sizeof(ni_kv_layer)
         or UNIT_DTYPE.itemsize != sizeof(ni_matmul_unit)):
     raise ImportError("numainfer._core was built from other headers than its Python side; reinstall numainfer")
 

@@ -55,6 +55,9 @@ SIGNATURES = [  # the members of struct ni_vec_kernels, in order: name, result, 
     ("rope_neox", None, (_P, _P, _P, _N)),
     ("to_f16", None, (_P, _N, _P)),
     ("from_f16", None, (_P, _N, _P)),
+    ("softplus", None, (_P, _N, _P)),
+    ("short_conv", None, (_P, _I, _P, _N, _P, _I, _N, _P)),
+    ("recur", None, (_P, _P, _P)),
     ("merge", None, (_P, _P, _P, _F, _F, _P, _N)),
 ]
 
@@ -65,6 +68,13 @@ KV_SIGNATURES = [  # of struct ni_kv_kernels, of which there is one for each typ
     ("attend", None, (_P, _I, _N, _N, _P, _P, _P, _P, _P, _F, _P, _P, _P, _P)),
     ("attend_latent", None, (_P, _I, _N, _N, _P, _P, _P, _P, _F, _P, _P, _P, _P)),
 ]
+
+
+class _Recurrence(ctypes.Structure):
+    """ni_recurrence of csrc/isa/recurrence.h."""
+
+    _fields_ = [("rows", _N), ("blocks", _N), ("n_tokens", _I), ("wide", _I), ("q", _P), ("k", _P), ("kd", _P), ("decay", _P), ("beta", _P),
+                ("v", _P), ("out", _P), ("v_stride", _N), ("out_stride", _N)]  # fmt: skip
 
 
 class _Kv(ctypes.Structure):
@@ -116,6 +126,42 @@ class Kernels:
         getattr(self.table, name)(*ptrs, n, out[1:].ctypes.data)
         assert out[0] == out[-1] == 12345.0, f"{name} wrote outside its {n} values"
         return out[1:-1]
+
+    def softplus(self, x):
+        return self._map2("softplus", x)
+
+    def _map2(self, name, x):
+        """A kernel of (x, n, out)."""
+        out = np.full(len(x) + 2, np.float32(12345.0))
+        getattr(self.table, name)(self._ptr(x, np.float32), len(x), out[1:].ctypes.data)
+        assert out[0] == out[-1] == 12345.0, f"{name} wrote outside its {len(x)} values"
+        return out[1:-1]
+
+    def short_conv(self, x, w, bias, silu):
+        """x, w: (taps, n); the sum over taps."""
+        taps, n = x.shape
+        out = np.full(n + 2, np.float32(12345.0))
+        rows = (ctypes.c_void_p * taps)(*[row.ctypes.data for row in x])
+        self.table.short_conv(rows, taps, self._ptr(w, np.float32), n, self._ptr(bias, np.float32), silu, n, out[1:].ctypes.data)
+        assert out[0] == out[-1] == 12345.0
+        return out[1:-1]
+
+    def recur(self, state, q, k, kd, decay, beta, v, wide):
+        """(new state, out (n, 16 * blocks)), in another place and in its own, which must be the same; v may have longer rows."""
+        (blocks, rows, _), n = state.shape, len(q)
+        found = []
+        for to in (np.full(state.size + 2, np.float32(12345.0)), np.concatenate([[0], state.ravel(), [0]]).astype(np.float32)):
+            to[0] = to[-1] = 12345.0
+            out = np.full((n, 16 * blocks + 3), np.float32(12345.0))
+            r = _Recurrence(rows, blocks, n, int(wide), *(self._ptr(a, np.float32) for a in (q, k, kd, decay, beta, v)), out.ctypes.data,
+                            v.shape[1], out.shape[1])  # fmt: skip
+            start = state.ctypes.data if not found else to[1:].ctypes.data
+            self.table.recur(start, to[1:].ctypes.data, ctypes.addressof(r))
+            assert to[0] == to[-1] == 12345.0 and (out[:, 16 * blocks :] == 12345.0).all()
+            found.append((to[1:-1].copy(), out[:, : 16 * blocks].copy()))
+        for other, own in zip(*found):
+            same(other, own)
+        return found[0]
 
     def exp(self, x):
         return self._shim("test_exp", x)

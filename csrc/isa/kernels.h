@@ -12,6 +12,7 @@
 #define NI_KERNELS_H
 #include "../formats/formats.h"
 #include "kv_layout.h"
+#include "recurrence.h"
 #include "target.h"
 
 /* Activations of some tokens that a matmul reads.  Quantised in blocks of 32: x ~ d * q, |q| <= 127.
@@ -134,6 +135,13 @@ typedef struct ni_kernels {
         /* Half floats to and from floats, n any. */
         void (*to_f16)(const float *x, int64_t n, uint16_t *y);
         void (*from_f16)(const uint16_t *x, int64_t n, float *y);
+        /* y = log(1 + exp(x)) */
+        void (*softplus)(const float *x, int64_t n, float *y);
+        /* y = sum over taps j = 0, 1 ... of w[j * stride] x[j], by fma in their order, from bias (NULL: 0) on; then silu(y) if asked for. */
+        void (*short_conv)(const float *const *x, int taps, const float *w, int64_t stride, const float *bias, int silu, int64_t n,
+                           float *y);
+        /* Linear recurrences over a state (recurrence.h). */
+        void (*recur)(const float *from, float *to, const ni_recurrence *r);
         /* Folds part (m1, l1, acc1) into (m, l, acc) of n values:
          *   mn = max(m, m1), a = exp(m - mn), b = exp(m1 - mn); l = fma(l, a, l1*b); acc = fma(acc, a, acc1*b); m = mn */
         void (*merge)(float *m, float *l, float *acc, float m1, float l1, const float *acc1, int64_t n);

@@ -17,6 +17,7 @@ import numpy as np
 
 from .. import _core
 from ..errors import ModelClosed
+from .states import States, StateLayout
 
 KV_TYPES = _core.kv_types()
 UNIT = _core.CHUNK  # sizes and places within a block are multiples of it: NI_KV_UNIT of csrc/ops/attention.h
@@ -140,11 +141,13 @@ class Layout:
     layers : list of LayerCache
         In the model's order.
     kinds : list of BlockKind
+    states : StateLayout
+        Of the recurrent layers.
     """
 
     def __init__(self, kv_type, n_batch, n_nodes, turn=1):
         self.type, self.n_batch, self.n_nodes, self.turn = KV_TYPES.index(kv_type), n_batch, n_nodes, turn
-        self.layers, self.kinds = [], []
+        self.layers, self.kinds, self.states = [], [], StateLayout(n_nodes, n_batch)
 
     def add(self, kv_heads, key_length, value_length, window):
         """The LayerCache of the model's next attention layer; its place is settled by `place`."""
@@ -161,6 +164,7 @@ class Layout:
         """Settle where everything lies, once all layers are there."""
         for kind in self.kinds:
             kind.place(self.n_nodes)
+        self.states.place()
 
     def records(self, kind):
         """A kind's layers as `Team.copy_kv` takes them."""
@@ -169,7 +173,7 @@ class Layout:
 
     def bytes(self, n):
         """Most bytes that a sequence takes on its way to n positions."""
-        return sum(kind.n_blocks(n, self.n_batch) * kind.block_bytes for kind in self.kinds)
+        return sum(kind.n_blocks(n, self.n_batch) * kind.block_bytes for kind in self.kinds) + self.states.bytes(n)
 
     @property
     def bytes_per_token(self):
@@ -181,8 +185,8 @@ class Layout:
         return sum(kind.n_blocks(n, self.n_batch) * kind.block_bytes for kind in self.kinds if kind.window)
 
     def read_bytes(self, n):
-        """Bytes of keys and values that the n-th token reads; n may be an array."""
-        return sum(layer.position_bytes * layer.seen(n) for layer in self.layers)
+        """Bytes of keys, values and state that the n-th token reads; n may be an array."""
+        return sum(layer.position_bytes * layer.seen(n) for layer in self.layers) + self.states.read_bytes + 0 * n
 
 
 class Slab(NamedTuple):
@@ -203,6 +207,8 @@ class Caches:
     def __init__(self, layout):
         self.layout = layout
         self.pools = [_core.Pool(kind.block_bytes, kind.huge) for kind in layout.kinds]
+        states = layout.states
+        self.state_pool = _core.Pool(states.block_bytes, states.huge) if states.parts else None
         self.alive = weakref.WeakSet()
 
     def new(self):
@@ -211,7 +217,10 @@ class Caches:
 
     def slabs(self):
         """All address space that is reserved: list of Slab."""
-        return [Slab(*slab) for pool in self.pools for slab in pool.slabs()]
+        return [Slab(*slab) for pool in self._all() for slab in pool.slabs()]
+
+    def _all(self):
+        return [*self.pools, *filter(None, [self.state_pool])]
 
     def bytes_by_owner(self):
         """Resident bytes by index of the node whose workers append to them; None where the kernel does not tell.
@@ -229,7 +238,7 @@ class Caches:
 
     def close(self):
         """Give the memory back: now, or with the last cache."""
-        for pool in self.pools:
+        for pool in self._all():
             pool.close()
 
 
@@ -245,6 +254,8 @@ class Cache:
         Positions that are in it.
     nodes : list of int
         Indices of the nodes of the lane that appended last.
+    states : States
+        Of recurrent layers.
     """
 
     def __init__(self, caches):
@@ -252,6 +263,7 @@ class Cache:
         self.nodes = list(range(caches.layout.n_nodes))
         layout = caches.layout
         self._tables = _core.Tables(caches.pools, [kind.window for kind in layout.kinds], layout.n_batch)
+        self.states = States(caches.state_pool, layout.states)
         caches.alive.add(self)
 
     @property
@@ -292,6 +304,11 @@ class Cache:
 
         Again after a cancelled step, it changes nothing.
 
+        Returns
+        -------
+        Coming or None
+            What the step reads and leaves of recurrent state; for `done`.
+
         Raises
         ------
         ValueError
@@ -300,11 +317,17 @@ class Cache:
             What stood before pos0 is as it was.
         """
         if self.rewindable(pos0) != pos0:
-            raise ValueError(f"a segment at position {pos0} needs those before it; the cache holds {self.n} positions, and of layers with "
-                             f"a window their last alone")
+            raise ValueError(f"a segment at position {pos0} needs those before it; the cache holds {self.n} positions, of layers with a "
+                             f"window their last alone, and recurrent state of few")
         self.n, self.nodes = pos0, lane.nodes
         for i in self._tables.prepare(pos0, end) or ():
             self._own(lane.team, i, pos0 // _core.CHUNK)
+        return self.states.prepare(pos0, end)
+
+    def done(self, pos0, end, coming):
+        """The step that `prepare` made room for, and whose states it named, has succeeded."""
+        self.states.done(pos0, end, coming)
+        self.n = end
 
     def _own(self, team, i, chunk):
         """Replace a block that is another sequence's too by a copy, which the workers of the nodes make to whom it belongs."""
@@ -316,9 +339,9 @@ class Cache:
     # ---- its length --------------------------------------------------------------------------------------------------
 
     def rewindable(self, n):
-        """How many of the first n positions can be kept: all that are there, or 0 if a window's part of them is gone."""
-        n = min(n, self.n)
-        return n if self._tables.reaches(n) else 0
+        """How many of the first n positions can be kept: as many as are there, but 0 if a window's part of them is gone; of recurrent
+        layers as many as the nearest state has seen."""
+        return next((pos for pos in self.states.reach(min(n, self.n)) if self._tables.reaches(pos)), 0)
 
     def rewind(self, n):
         """Forget all but the first n positions; the number that is left, as `rewindable` says.
@@ -332,6 +355,7 @@ class Cache:
             raise RuntimeError("the session is busy: a step works on its KV cache just now")
         n = self.n = self.rewindable(n)
         self._tables.cut(n)
+        self.states.cut(n)
         return n
 
     def copy(self, n):
@@ -350,6 +374,7 @@ class Cache:
             raise ValueError(f"a copy of {n} positions was asked for; the cache can be cut to {self.rewindable(n)}")
         other = self._caches.new()
         other._tables.share(self._tables, n)
+        other.states.share(self.states, n)
         other.n, other.nodes = n, self.nodes
         return other
 
@@ -380,11 +405,12 @@ class Cache:
                     found += np.bincount(owners[pages], minlength=len(found)) * _PAGE
         except OSError:
             return None
-        return dict(zip(self.nodes, found.tolist()))
+        return dict(zip(self.nodes, (found + self.states.resident(len(self.nodes), seen)).tolist()))
 
     def close(self):
         """Give the memory back, now or when the step that works on it has ended."""
         self._tables.close()
+        self.states.close()
 
 
 def owner_of_pages(kind, chunk, turn, n_nodes):

@@ -153,12 +153,15 @@ class Lane:
         if rows.size and not (0 <= rows.min() and rows.max() < row and rows.size <= engine.n_batch):
             raise ValueError(f"wanted rows must lie in 0 to {row - 1}, at most {engine.n_batch} of them; found {rows}")
         out = np.empty((len(rows), engine.n_embd if hidden else engine.n_vocab), np.float32)
+        coming = []  # what they will leave of recurrent state; held here until the step has ended
         for record, (kv, own, pos0) in zip(table, segments):
-            kv.prepare(self, pos0, pos0 + len(own))
+            coming.append(kv.prepare(self, pos0, pos0 + len(own)))
             record["tables"] = kv.address
+            if coming[-1] is not None:
+                coming[-1].fill(record)
         self.core_plan(hidden).run(ids, table, rows, out, shuffle_seed, stop)
-        for kv, own, pos0 in segments:
-            kv.n = pos0 + len(own)
+        for states, (kv, own, pos0) in zip(coming, segments):
+            kv.done(pos0, pos0 + len(own), states)
         return out
 
     def close(self):
@@ -280,7 +283,7 @@ class Engine:
                                      experts=experts[j])
              for j, n in enumerate(chosen)],
             self.plan.kv.bytes_per_token, self.replicas, self.caches, story, self.plan.kv.window_bytes(self.n_ctx),
-            self.replicas.kept.describe() if self.replicas.kept else "")
+            self.replicas.kept.describe() if self.replicas.kept else "", self.plan.kv.states.bytes(self.n_ctx))
         log.info("%s: placement %s%s", gguf.path, policy, f": {reason}" if reason else "")
         self.lane.core_plan()
         if verify:
@@ -319,6 +322,8 @@ class Engine:
             each = f"{short_bytes(self.plan.kv.bytes_per_token)} each"
             if self.plan.kv.window_bytes(n_ctx):
                 each += f" and {short_bytes(self.plan.kv.window_bytes(n_ctx))} for windows"
+            if self.plan.kv.states.parts:
+                each += f" and {short_bytes(self.plan.kv.states.bytes(n_ctx))} of recurrent state"
             raise OutOfNodeMemory(
                 f"n_ctx = {n_ctx}: the KV cache of so many tokens takes {short_bytes(self.plan.kv.bytes(n_ctx))} ({each}, "
                 f"{self.kv_type}); beside the weights, and with {RESERVE:.0%} of each node kept free, there is room for at most "

@@ -12,13 +12,14 @@ from .cache import UNIT, Layout
 from .compiling import arrays, insert_barriers, lay_out
 from .ops import (ACTIVATIONS, ATTENTION_INTS, FLOAT, GATES, GATING, NODE, OPS, PER_NODE, SHARED, SUMS, TEAM, Op,
                   Tensor)  # fmt: skip
+from .recurrent import Recurrent
 from .weights import Matrix, Vector
 
 MOST_RUNS = 64  # of chunks, that a query's attention is summed in: bits depend on it beyond so many chunks
 PART_SEQUENCES = 16  # of the longest kind, whose attention can be spread over workers run by run; of shorter ones, more
 
 
-class Plan:
+class Plan(Recurrent):
     """Builds and holds the ops of one forward pass.
 
     Parameters
@@ -399,7 +400,8 @@ class Plan:
         """A tensor of x's shape on every node."""
         return self._tensor(name, x.width, PER_NODE, *forms, per_token=x.per_token)
 
-    def _add(self, name, tensors, weights, ints=(), floats=(), selected=False, matrices=(), per_token=1, cache=None):
+    def _add(self, name, tensors, weights, ints=(), floats=(), selected=False, matrices=(), per_token=1, cache=None,
+             state=None):
         while weights and weights[-1] is None:
             weights.pop()
         for w in weights:
@@ -418,7 +420,7 @@ class Plan:
                 tensor.first = index
             elif tensor.first < 0:
                 raise PlanError(f"{name}: operand {operand} ({tensor.name}) is read before any op writes it")
-        self.ops.append(Op(name, tensors, weights, tuple(ints), tuple(floats), selected, tuple(matrices), per_token, cache))
+        self.ops.append(Op(name, tensors, weights, tuple(ints), tuple(floats), selected, tuple(matrices), per_token, cache, state))
         return next((t for (_, mode, _), t in reversed(list(zip(OPS[name][1], tensors))) if mode == "w"), None)
 
     @staticmethod
@@ -495,6 +497,8 @@ class Plan:
                                 f"no op reads it")
         self.kv.place()
         for op in self.ops:
+            if op.state is not None:
+                op.ints = self.kv.states.ints(op.state) + op.ints
             if op.cache is not None:
                 named = op.attention | {"table": op.cache.kind.index, "offset": op.cache.offset // UNIT, "stride": op.cache.stride // UNIT}
                 op.ints = tuple(named[name] for name in ATTENTION_INTS)

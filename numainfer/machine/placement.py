@@ -358,6 +358,8 @@ class Placement:
         Which CPUs the workers have and why, if others hold some: ``"CPU 1 (0 is held by another model of this process)"``.
     kv_window_bytes : int
         Most KV memory of a sequence's layers with windows.
+    kv_state_bytes : int
+        Most memory of a sequence's recurrent state, checkpoints included.
     kept : str
         Of weights in shared memory: under which name, since when, and why not in huge pages.
     """
@@ -371,6 +373,7 @@ class Placement:
     cpus: str = ""
     kv_window_bytes: int = 0
     kept: str = ""
+    kv_state_bytes: int = 0
     _seen: Any = field(repr=False, default=None)  # of a copy, which looks up nothing any more: KV bytes, huge shares, memory
 
     def __getstate__(self):
@@ -489,6 +492,7 @@ class Placement:
         reason = f" ({self.reason})" if self.reason else ""
         sizes = [f"{size(self.kv_bytes_per_token)} per token"] * bool(self.kv_bytes_per_token or not self.kv_window_bytes)
         sizes += [f"at most {size(self.kv_window_bytes)} for windows"] * bool(self.kv_window_bytes)
+        sizes += [f"at most {size(self.kv_state_bytes)} of recurrent state"] * bool(self.kv_state_bytes)
         cpus = f"; {self.cpus}" if self.cpus else ""
         kept = f"; {self.kept}" if self.kept else ""
         return f"{self.policy} on {self.where}{reason}; KV cache {' and '.join(sizes)}{cpus}{kept}"
