@@ -19,13 +19,16 @@ from random_blocks import TYPES, fitting_type, random_weights
 
 class Latent(NamedTuple):
     """Latent attention as in DeepSeek V3: ranks of queries and of the latent rows, of a head's values those that are not rotated and those
-    that are, and the width of what it gives."""
+    that are, and the width of what it gives; as in DeepSeek V3.2, an indexer's heads, their width and what they choose."""
 
     query_rank: int
     rank: int
     plain: int
     rotated: int
     value: int
+    index_heads: int = 0
+    index_width: int = 0
+    chosen: int = 0
 
 
 class Delta(NamedTuple):
@@ -68,6 +71,7 @@ SHAPES = {
     "qwen3next": Shape(2048, 8, 16, 2, 512, experts=64, used=10, delta=Delta("qwen3next", 256, 32, 16, 128, 4, 512)),
     "qwen35moe": Shape(2048, 8, 16, 2, 512, experts=64, used=8, delta=Delta("qwen35moe", 256, 32, 16, 128, 4, 512)),
     "latent": Shape(2048, 4, 128, 1, 2048, latent=Latent(1536, 512, 128, 64, 128)),
+    "sparse": Shape(2048, 4, 128, 1, 2048, latent=Latent(1536, 512, 128, 64, 128, 64, 128, 2048)),
 }
 EXPERTS_ONLY = {"MXFP4": "Q8_0"}  # types that files use for experts alone: what the other matrices have
 
@@ -95,7 +99,8 @@ def write(path, shape, weight_type, *, embedding_type="Q8_0", layers=None, token
             raise SystemExit(f"{name} is not a known type; wanted one of: {', '.join(TYPES)}")
     rng = np.random.default_rng(seed)
     part = Path(f"{path}.part")
-    architecture = "deepseek2" if shape.latent else "qwen3moe" if shape.experts else "llama"
+    sparse = shape.latent and shape.latent.chosen
+    architecture = "deepseek32" if sparse else "deepseek2" if shape.latent else "qwen3moe" if shape.experts else "llama"
     architecture = shape.delta.architecture if shape.delta else architecture
     writer = gguf.GGUFWriter(part, architecture)
     writer.add_name(f"random {architecture} {shape.width} x {layers} {weight_type}")
@@ -118,6 +123,9 @@ def write(path, shape, weight_type, *, embedding_type="Q8_0", layers=None, token
         writer.add_value_length_mla(shape.latent.value)
         writer.add_leading_dense_block_count(layers)
         writer.add_expert_used_count(1)  # wanted, though no layer has experts
+    if sparse:
+        for key, value in (("head_count", shape.latent.index_heads), ("key_length", shape.latent.index_width), ("top_k", shape.latent.chosen)):
+            writer.add_uint32(f"{architecture}.attention.indexer.{key}", value)
     if shape.experts or shape.delta:
         writer.add_key_length(head)
         writer.add_value_length(head)
@@ -188,7 +196,7 @@ def tensors_of(shape, layers, n_vocab, weight_type, embedding_type):
             yield matrix(f"blk.{i}.attn_v", shape.kv_heads * head, width)
             yield matrix(f"blk.{i}.attn_output", width, shape.heads * head)
         elif shape.latent:
-            heads, (query_rank, rank, plain, rotated, value) = shape.heads, shape.latent
+            heads, (query_rank, rank, plain, rotated, value, index_heads, index_width, _) = shape.heads, shape.latent
             yield matrix(f"blk.{i}.attn_q_a", query_rank, width)
             yield vector(f"blk.{i}.attn_q_a_norm", query_rank)
             yield matrix(f"blk.{i}.attn_q_b", heads * (plain + rotated), query_rank)
@@ -197,6 +205,11 @@ def tensors_of(shape, layers, n_vocab, weight_type, embedding_type):
             yield matrix(f"blk.{i}.attn_k_b", rank, plain, experts=heads)
             yield matrix(f"blk.{i}.attn_v_b", value, rank, experts=heads)
             yield matrix(f"blk.{i}.attn_output", width, heads * value)
+            if index_heads:
+                yield matrix(f"blk.{i}.indexer.attn_q_b", index_heads * index_width, query_rank)
+                yield matrix(f"blk.{i}.indexer.attn_k", index_width, width)
+                yield matrix(f"blk.{i}.indexer.proj", index_heads, width, "F32")
+                yield vector(f"blk.{i}.indexer.k_norm", index_width)
         else:
             yield matrix(f"blk.{i}.attn_q", width, width)
             yield matrix(f"blk.{i}.attn_k", shape.kv_heads * head, width)

@@ -16,7 +16,7 @@ CSRC = pathlib.Path(__file__).resolve().parent.parent / "csrc"
 FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra",
          "-Wno-unused-parameter", "-Werror", "-fPIC", f"-I{CSRC}", *MACHINE]
 TABLE = '#include "isa/{isa}.c"\n'
-CHUNK, LATENT_TILE = 256, 32
+CHUNK, LATENT_TILE, INDEX_BLOCKS = 256, 32, 4
 KV_TYPES = re.findall(r"^NI_KV\((\w+)\)", (CSRC / "isa" / "kv.def").read_text(), re.MULTILINE)
 
 # exp and tanh are inline functions of the kernels; the shims show them to the tests, 16 values at a time.
@@ -67,6 +67,8 @@ KV_SIGNATURES = [  # of struct ni_kv_kernels, of which there is one for each typ
     ("store_value", None, (_P, _N, _P, _I)),
     ("attend", None, (_P, _I, _N, _N, _P, _P, _P, _P, _P, _F, _P, _P, _P, _P)),
     ("attend_latent", None, (_P, _I, _N, _N, _P, _P, _P, _P, _F, _P, _P, _P, _P)),
+    ("attend_listed", None, (_P, _I, _N, _N, _P, _P, _I, _I, _F, _P, _P, _P, _P)),
+    ("index", None, (_P, _P, _I, _N, _P, _P, _I, _P, _P)),
 ]
 
 
@@ -296,6 +298,35 @@ class Kernels:
             scratch.ctypes.data)  # fmt: skip
         assert (acc[n] == 12345.0).all() and scratch[-1] == 12345.0, "attend_latent wrote outside its buffers"
         return m, den, acc[:n]
+
+    def attend_listed(self, kv_type, q, chunks, of, at, ev, cap=0.0, ahead=0):
+        """q (n, e), chunks as `store` gives values of width e, row at[i] of chunk of[i] -> m (n,), l (n,), acc (n, ev).
+
+        ahead : of the entries, the last so many are only asked for.
+        """
+        n, e = q.shape
+        for chunk in chunks:
+            self._ptr(chunk, np.uint8, kv_bytes(kv_type, e))
+        of, at = np.array([chunks[i].ctypes.data for i in of], np.uint64), np.ascontiguousarray(at, np.int32)
+        m, den, acc = np.empty(n, np.float32), np.empty(n, np.float32), np.full((n + 1, ev), np.float32(12345.0))
+        scratch = np.full(LATENT_TILE * (e + CHUNK + 16) + 16 * max(e, CHUNK) + 1, np.float32(np.nan))
+        scratch[-1] = 12345.0
+        self.table.kv[KV_TYPES.index(kv_type)].attend_listed(
+            self._ptr(q, np.float32), n, e, ev, of.ctypes.data, self._ptr(at, np.int32, len(of)), len(of) - ahead, len(of), cap,
+            m.ctypes.data, den.ctypes.data, acc.ctypes.data, scratch.ctypes.data)  # fmt: skip
+        assert (acc[n] == 12345.0).all() and scratch[-1] == 12345.0, "attend_listed wrote outside its buffers"
+        return m, den, acc[:n]
+
+    def index(self, kv_type, q, w, keys, blocks):
+        """q (n, e), w (n,), keys as `store` gives them -> scores (16 blocks,)."""
+        n, e = q.shape
+        scores, scratch = np.full(16 * blocks + 1, np.float32(12345.0)), np.full(INDEX_BLOCKS * 16 * e + 1, np.float32(np.nan))
+        scratch[-1] = 12345.0
+        self.table.kv[KV_TYPES.index(kv_type)].index(
+            self._ptr(q, np.float32), self._ptr(w, np.float32, n), n, e, self._ptr(keys, np.uint8, kv_bytes(kv_type, e)), keys.ctypes.data,
+            blocks, scores.ctypes.data, scratch.ctypes.data)  # fmt: skip
+        assert scores[-1] == 12345.0 and scratch[-1] == 12345.0, "index wrote outside its buffers"
+        return scores[:-1]
 
     def merge(self, part, other):
         """Fold `other` (m, l, acc) into a copy of `part`, one query each; return it."""

@@ -171,6 +171,17 @@ typedef struct ni_kernels {
              * scratch: NI_LATENT_SCRATCH(e) floats. */
             void (*attend_latent)(const float *q, int n_q, int64_t e, int64_t ev, const uint8_t *rows, const uint8_t *next,
                                   const int *lo, const int *hi, float cap, float *m, float *l, float *acc, float *scratch);
+            /* The same with n <= NI_CHUNK rows of a list, row at[i] of the chunk of[i], in the order of the list, all of which every query
+             * sees: by the same formulas, so that the rows 0, 1, ... of one chunk give the bits of attend_latent.
+             * ahead: so many entries the list has, n or more; those after the n-th will be wanted soon. */
+            void (*attend_listed)(const float *q, int n_q, int64_t e, int64_t ev, const uint8_t *const *of, const int32_t *at, int n,
+                                  int ahead, float cap, float *m, float *l, float *acc, float *scratch);
+            /* Scores of positions 0 .. 16 blocks - 1 of a chunk of keys by the n_q heads of an indexer (q: [n_q][e], with weights w):
+             *   scores[i] = fma(max(s, 0), w[j], scores[i]) for j = 0, 1, ..., s = fma(q_j[x], k_i[x], s) for x = 0, 1 ...; all start at +0,
+             *   of q8_0 the numbers are the floats d * q.
+             * next: as of attend.  scratch: NI_INDEX_SCRATCH(e) floats. */
+            void (*index)(const float *q, const float *w, int n_q, int64_t e, const uint8_t *keys, const uint8_t *next, int blocks,
+                          float *scores, float *scratch);
         } kv[NI_N_KV_TYPES];
     } vec;
 } ni_kernels;

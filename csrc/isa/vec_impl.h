@@ -199,11 +199,12 @@ static void NI_VEC(from_f16)(const uint16_t *x, int64_t n, float *y) {
 
 #include "latent_impl.h"
 #include "recurrence_impl.h"
+#include "index_impl.h"
 #include "store_impl.h"
 
 #define NI_KV_ENTRY(type)                                                                        \
     {.store_key = NI_VEC(store_key_##type), .store_value = NI_VEC(store_value_##type), .attend = NI_VEC(attend_##type), \
-     .attend_latent = NI_VEC(attend_latent_##type)}
+     .attend_latent = NI_VEC(attend_latent_##type), .attend_listed = NI_VEC(attend_listed_##type), .index = NI_VEC(index_##type)}
 #define NI_VEC_TABLE                                                                                             \
     {                                                                                                            \
         .quantize = NI_VEC(quantize), .sum_squares = NI_VEC(sum_squares), .sum = NI_VEC(sum),                    \

@@ -47,6 +47,10 @@ class LayerCache:
         Widths of what is stored: keys none of their own, and values the keys' whole width, where rows are latent.
     chunk_bytes : int
         Of a chunk of one kv-head.
+    chosen : int
+        Of the positions that a token sees, it reads so many, which an indexer chose; 0: all.
+    indexes : bool
+        These are the indexer's keys, which a token reads that sees more than ``chosen`` positions.
     offset, stride : int
         Chunk j of kv-head g lies ``offset + g * stride`` bytes behind the beginning of block j.
     """
@@ -56,6 +60,8 @@ class LayerCache:
     key_length: int
     value_length: int
     chunk_bytes: int
+    chosen: int = 0
+    indexes: bool = False
     offset: int = 0
     stride: int = 0
 
@@ -69,8 +75,11 @@ class LayerCache:
         return self.kv_heads * self.chunk_bytes // _core.CHUNK
 
     def seen(self, n):
-        """Positions that the n-th token sees, itself included; n may be an array."""
-        return np.minimum(n, self.window) if self.window else n
+        """Positions that the n-th token reads, itself included; n may be an array."""
+        if self.indexes:
+            return np.where(np.asarray(n) > self.chosen, n, 0)
+        most = self.window or self.chosen
+        return np.minimum(n, most) if most else n
 
 
 @dataclass(eq=False)
@@ -139,7 +148,7 @@ class Layout:
     Attributes
     ----------
     layers : list of LayerCache
-        In the model's order.
+        In the model's order; an indexer's keys are one of their own.
     kinds : list of BlockKind
     states : StateLayout
         Of the recurrent layers.
@@ -149,13 +158,14 @@ class Layout:
         self.type, self.n_batch, self.n_nodes, self.turn = KV_TYPES.index(kv_type), n_batch, n_nodes, turn
         self.layers, self.kinds, self.states = [], [], StateLayout(n_nodes, n_batch)
 
-    def add(self, kv_heads, key_length, value_length, window):
-        """The LayerCache of the model's next attention layer; its place is settled by `place`."""
+    def add(self, kv_heads, key_length, value_length, window, chosen=0, indexes=False):
+        """The LayerCache of the model's next attention layer, or indexer; its place is settled by `place`."""
         kind = next((k for k in self.kinds if k.window == window), None)
         if kind is None:
             kind = BlockKind(len(self.kinds), window)
             self.kinds.append(kind)
-        layer = LayerCache(kind, kv_heads, key_length, value_length, _core.kv_chunk_bytes(self.type, key_length, value_length))
+        layer = LayerCache(kind, kv_heads, key_length, value_length, _core.kv_chunk_bytes(self.type, key_length, value_length),
+                           chosen, indexes)  # fmt: skip
         kind.layers.append(layer)
         self.layers.append(layer)
         return layer

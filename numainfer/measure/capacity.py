@@ -146,7 +146,7 @@ def demand(gguf, n_nodes, n_ctx=None, n_batch=512, kv_type="f16"):
     plan = build(Plan(n_nodes, n_batch, n_ctx, kv_type=kv_type), catalog)
     alone = build(Plan(1, n_batch, n_ctx, kv_type=kv_type), catalog) if n_nodes > 1 else plan
     costs = [op.cost(1) for op in plan.ops]
-    attention = [op.attention for op in plan.ops if op.name == "attend"]
+    attention = (op.attention for op in plan.ops if op.name == "attend")
     types, choices = Counter(), Counter()
     for op in plan.ops:
         for w, n_bytes, _ in op.products(1):
@@ -161,8 +161,8 @@ def demand(gguf, n_nodes, n_ctx=None, n_batch=512, kv_type="f16"):
         macs=sum(cost.macs for cost in costs),
         n_ctx=n_ctx,
         kv_bytes=plan.kv_bytes,
-        kv_layers=tuple((layer.position_bytes, layer.window, a["heads"] * (a["ev"] + 16) * 4)
-                        for layer, a in zip(plan.kv.layers, attention, strict=True)),
+        kv_layers=tuple((layer.position_bytes, 0 if layer.indexes else layer.window or layer.chosen,
+                         0 if layer.indexes else (a := next(attention))["heads"] * (a["ev"] + 16) * 4) for layer in plan.kv.layers),
         activations=sum(plan.arena_bytes),
         exchange=sum(cost.exchanged for cost in costs),
         node_barriers=node,
