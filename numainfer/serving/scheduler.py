@@ -11,6 +11,7 @@ begun can always end; the next one waits until there is room.
 
 import collections
 import dataclasses
+import functools
 import logging
 import sys
 import threading
@@ -19,6 +20,7 @@ import warnings
 
 import numpy as np
 
+from .choosing import choose_step
 from .crew import Crew
 from ..errors import CancelledWarning, ForkedProcess, Interrupted, ModelClosed
 from .generation import Clock, Generation
@@ -312,21 +314,21 @@ class _LaneWork:
             if is_prompt:
                 s.clock.prompt += seconds
                 s.clock.prompt_tokens = s.at
-        for (s, _), own in zip(wanted, logits):
-            if self._run.crew.cancelled:
-                return
-            self._choose(s, own, start)
+        if wanted and not self._run.crew.cancelled:
+            self._choose([s for s, _ in wanted], logits, start)
 
-    def _choose(self, s, logits, start):
-        error, is_first = None, not s.generation.token_ids
-        try:
-            s.generation.choose(logits)
-            self.n_tokens += 1
-        except (ModelClosed, ForkedProcess):  # a logits processor may have met them, and the run ends with them
-            raise
-        except Exception as e:
-            error = e
+    def _choose(self, sequences, logits, start):
+        lane, firsts = self._lane or self._runtime.engine.lane, [not s.generation.token_ids for s in sequences]
+        turn = functools.partial(self._runtime.turn, self._lane, self._run.crew)
+        errors = choose_step(lane.team, [s.generation for s in sequences], logits, turn=turn)
         now = time.perf_counter()
+        for s, error, is_first in zip(sequences, errors, firsts):
+            if isinstance(error, (ModelClosed, ForkedProcess)):  # a logits processor may have met them, and the run ends with them
+                raise error
+            self.n_tokens += error is None
+            self._chosen(s, error, is_first, now, start)
+
+    def _chosen(self, s, error, is_first, now, start):
         if not is_first:
             s.clock.generation += now - start
         elif error is None:
