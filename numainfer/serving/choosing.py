@@ -1,7 +1,7 @@
 """The next tokens of all sequences of a step at once, on the workers of a team.
 
-What can be done without Python is: cuts, draws, log-probabilities, counting, end tokens and lengths (csrc/choose.c). Python comes before for
-a logits processor or a form's mask, and after for a form and for stop strings, and only for the sequences that have these.
+What can be done without Python is: cuts, draws, log-probabilities, counting, end tokens and lengths (csrc/choose.c). Python comes before
+for a logits processor or a form's mask, and after for a form and for stop strings, and only for the sequences that have these.
 """
 
 import contextlib
@@ -41,8 +41,8 @@ def choose_step(team, generations, logits, proposals=None, turn=contextlib.nullc
     if proposals is not None and any(p is not None and len(p) and g.sampler.core.holds for g, p in zip(generations, proposals)):
         return _one_by_one(team, generations, logits, proposals, turn)
     samplers = [g.sampler.core for g in generations]
-    scratch = scratch_of_thread(logits.shape[1]) if team is None else _scratch_of(team, logits.shape[1])
-    if not any([s.holds for s in samplers]):
+    scratch = scratch_of_thread(logits.shape[1]) if team is None else scratch_of(team, logits.shape[1])
+    if not any(s.holds for s in samplers):
         with turn():
             found = _core.choose(team, scratch, samplers, logits, proposals)
         return [None if code is None else g.sampler.error(code) for g, code in zip(generations, found)]
@@ -92,7 +92,7 @@ def _one_by_one(team, generations, logits, proposals, turn):
     return errors
 
 
-def _scratch_of(team, n_vocab):
+def scratch_of(team, n_vocab):
     if team.scratch is None or team.scratch.n_vocab < n_vocab:
         team.scratch = _core.SampleScratch(n_vocab, len(team))
     return team.scratch

@@ -1,7 +1,8 @@
 """From logits to text, token by token: one answer in the making.
 
 `Generation` knows which tokens were chosen and decides where the text ends; it does not know where logits come from, so whoever
-runs the model can drive many of them (`choosing.choose_step`). Text is made when somebody asks for it, or when stop strings must be found in it.
+runs the model can drive many of them (`choosing.choose_step`). Text is made when somebody asks for it, or when stop strings must be
+found in it.
 """
 
 import collections

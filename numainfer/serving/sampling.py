@@ -548,7 +548,8 @@ class Sampler:
         return token, logprob, "stop" if form is not None and form.complete else reason
 
     def _choose(self, logits, given):
-        (found,) = _core.choose(None, scratch_of_thread(self.n_vocab), [self.core], logits[None], given=None if given is None else {0: given})
+        given = None if given is None else {0: given}
+        (found,) = _core.choose(None, scratch_of_thread(self.n_vocab), [self.core], logits[None], given=given)
         return found
 
     def accept(self, token_id: int) -> None:
