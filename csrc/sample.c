@@ -166,17 +166,42 @@ static void restore(const ni_sampler *s, float *logits) {
     for (int32_t i = s->n_bias; i-- > 0;) logits[s->bias_ids[i]] = s->bias_saved[i];
 }
 
-/* top_p alone: the sum of all weights, then falling cuts until what is above them holds the mass that is wanted. */
+/* How far below the greatest logit, in units of the temperature, the cut lies above which there is `target` of `total` weight, and a quarter
+ * of the rest: a guess from some of the blocks, where above `depth` there is the weight `have`. */
+static double guess_depth(const float *logits, int32_t n, float max, float inverse_t, double depth, double have, double target, double total) {
+    enum { PER_UNIT = 2, DEPTHS = 90 * PER_UNIT, SOME = 128 };
+    double mass[DEPTHS] = {0}, sum = 0, above = have;
+    int32_t step = (int32_t)blocks_of(n) / SOME + 1;
+    for (int32_t i = 0; i < n; i += step * BLOCK) {
+        float w[BLOCK];
+        weigh_block(logits, n, i, max, inverse_t, w);
+        for (int j = 0; j < BLOCK; j++) {
+            if (w[j] == 0) continue;
+            double at = ((double)max - logits[i + j]) * inverse_t;
+            if (at <= depth || at >= 90) continue;
+            mass[(int)(at * PER_UNIT)] += w[j];
+            sum += w[j];
+        }
+    }
+    for (int d = 0; d < DEPTHS && sum > 0; d++) {
+        above += mass[d] / sum * (total - have);
+        if (above >= target + 0.25 * (total - target)) return (double)(d + 1) / PER_UNIT;
+    }
+    return 90;
+}
+
+/* top_p alone: the sum of all weights, then a cut, and lower ones if what is above it does not hold the mass that is wanted. */
 static int32_t nucleus(const float *logits, int32_t n, float max, double temperature, double top_p, scratch *t) {
     float inverse_t = (float)(1 / temperature);
     weigh_all(logits, n, max, inverse_t, t);
-    double target = top_p * t->total;
-    for (double depth = 4;; depth *= 1.5) {
+    double total = t->total, target = top_p * total, depth = 4;
+    for (int again = 0;; again++) {
         int32_t least = depth < 90 ? key_at_least(max - depth * temperature) : KEY_LOWEST;
         int32_t count = collect(logits, n, least, t);
         weigh(count, max, inverse_t, t);
         if (t->total >= target || least == KEY_LOWEST)
             return keep(select_cut(t->key, t->weight, count, target, t->hist), count, 1, t);
+        depth = again ? depth * 1.5 : guess_depth(logits, n, max, inverse_t, depth, t->total, target, total);
     }
 }
 

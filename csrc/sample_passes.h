@@ -27,7 +27,7 @@ enum { BLOCK = NI_SAMPLE_BLOCK, BUCKETS = 2048 };
 
 static inline int32_t key_of(float x) { return ni_sample_key(x); }
 
-static inline float value_of(int32_t key) { return ni_bits_f32((uint32_t)(key ^ (int32_t)((uint32_t)(key >> 31) >> 1))); }
+static inline float value_of(int32_t key) { return ni_sample_value(key); }
 
 /* The key of the least float >= v, at least KEY_LOWEST.  v <= FLT_MAX */
 static int32_t key_at_least(double v) {
@@ -86,16 +86,11 @@ static int scan(const float *logits, int32_t n, scratch *t, int32_t *top) {
 
 /* Lists the logits with key >= least in t->id and t->key and returns their number. Needs scan's t->block. */
 static int32_t collect(const float *logits, int32_t n, int32_t least, scratch *t) {
-    int32_t count = 0;
-    for (int32_t i = 0, b = 0; i < n; i += BLOCK, b++) {
-        if (t->block[b] < least) continue;
-        int32_t end = n - i < BLOCK ? n : i + BLOCK;
-        for (int32_t j = i; j < end; j++) { /* writes always, advances on a hit: no branch to mispredict */
-            int32_t k = key_of(logits[j]);
-            t->id[count] = j;
-            t->key[count] = k;
-            count += k >= least;
-        }
+    int32_t whole = n / BLOCK * BLOCK, count = (int32_t)ni_k->vec.sample_collect(logits, whole, t->block, least, t->id, t->key);
+    for (int32_t i = whole; i < n; i++) {
+        if (key_of(logits[i]) < least) continue;
+        t->id[count] = i;
+        t->key[count++] = key_of(logits[i]);
     }
     return count;
 }
@@ -115,7 +110,7 @@ static void weigh(int32_t n, float max, float inverse_t, scratch *t) {
     if (max > FLT_MAX)
         for (int32_t i = 0; i < n; i++) w[i] = 1.0f;
     else
-        for (int32_t i = 0; i < n; i++) w[i] = ni_sample_exp((value_of(t->key[i]) - max) * inverse_t);
+        ni_k->vec.sample_weigh(t->key, n, max, inverse_t, w);
     sum_weights(n, t);
 }
 

@@ -142,6 +142,10 @@ typedef struct ni_kernels {
         void (*sample_keys)(const float *x, int64_t n, int32_t *most, int32_t *low, int32_t *high);
         /* The sum of each block's weights exp((x - max) * inverse_t), x <= max. */
         void (*sample_masses)(const float *x, int64_t n, float max, float inverse_t, double *mass);
+        /* w = exp((value - max) * inverse_t) of keys of values <= max. */
+        void (*sample_weigh)(const int32_t *key, int64_t n, float max, float inverse_t, float *w);
+        /* Lists the logits with a key >= least, in order, and returns their number; most: each block's greatest key.  There is room for n. */
+        int64_t (*sample_collect)(const float *x, int64_t n, const int32_t *most, int32_t least, int32_t *id, int32_t *key);
         /* By type of the KV memory; kv_layout.h says how a chunk of one kv-head lies. */
         struct ni_kv_kernels {
             /* Stores position pos of the chunk.  f32: as it is.  f16, bf16: rounded to nearest, ties to even.  q8_0: d and q as quantize gives them,

@@ -15,6 +15,10 @@ static inline int32_t ni_sample_key(float x) {
     return i ^ (int32_t)((uint32_t)(i >> 31) >> 1);
 }
 
+static inline float ni_sample_value(int32_t key) {
+    return ni_bits_f32((uint32_t)(key ^ (int32_t)((uint32_t)(key >> 31) >> 1)));
+}
+
 /* e^x for x <= 0, relative error below 1e-7; exactly 1 at 0, and 0 below e^-87.7, where floats go denormal.
  * x = n ln 2 + r, ln 2 in two parts, the first short enough for n * ln2_high to be exact; the polynomial
  * 1 + r + r^2 q(r) is a minimax fit on |r| <= ln 2 / 2 (relative error 3e-9). Adding 1.5 * 2^23 + 127 rounds to an
@@ -65,6 +69,41 @@ static void NI_VEC(sample_masses)(const float *x, int64_t n, float max, float in
         for (int j = 0; j < NI_SAMPLE_BLOCK; j++) w[j] = ni_sample_exp((x[i + j] - max) * inverse_t);
         *mass++ = ni_sample_sum(w);
     }
+}
+
+static void NI_VEC(sample_weigh)(const int32_t *key, int64_t n, float max, float inverse_t, float *w) {
+    for (int64_t i = 0; i < n; i++) w[i] = ni_sample_exp((ni_sample_value(key[i]) - max) * inverse_t);
+}
+
+/* The hits of a block become bits, by operations that gcc makes SIMD of; then there is a turn per hit, not per logit. */
+static int64_t NI_VEC(sample_collect)(const float *x, int64_t n, const int32_t *most, int32_t least, int32_t *id, int32_t *key) {
+    static const int32_t bit[NI_SAMPLE_BLOCK] = {1 << 0,  1 << 1,  1 << 2,  1 << 3,  1 << 4,  1 << 5,  1 << 6,  1 << 7,
+                                                 1 << 8,  1 << 9,  1 << 10, 1 << 11, 1 << 12, 1 << 13, 1 << 14, 1 << 15,
+                                                 1 << 16, 1 << 17, 1 << 18, 1 << 19, 1 << 20, 1 << 21, 1 << 22, 1 << 23,
+                                                 1 << 24, 1 << 25, 1 << 26, 1 << 27, 1 << 28, 1 << 29, 1 << 30, INT32_MIN};
+    int64_t count = 0;
+    for (int64_t i = 0; i < n; i += NI_SAMPLE_BLOCK) {
+        if (most[i / NI_SAMPLE_BLOCK] < least) continue;
+        int32_t k[NI_SAMPLE_BLOCK], found = 0;
+        for (int j = 0; j < NI_SAMPLE_BLOCK; j++) {
+            k[j] = ni_sample_key(x[i + j]);
+            found |= -(k[j] >= least) & bit[j];
+        }
+        if (found == -1) {
+            for (int j = 0; j < NI_SAMPLE_BLOCK; j++) {
+                id[count + j] = (int32_t)i + j;
+                key[count + j] = k[j];
+            }
+            count += NI_SAMPLE_BLOCK;
+            continue;
+        }
+        for (uint32_t hits = (uint32_t)found; hits; hits &= hits - 1) {
+            const int j = __builtin_ctz(hits);
+            id[count] = (int32_t)i + j;
+            key[count++] = k[j];
+        }
+    }
+    return count;
 }
 #endif
 #endif
