@@ -33,10 +33,13 @@ typedef struct {
     int32_t status;             /* 0; NI_SAMPLE_STOP or _LENGTH with the last of them; or NI_SAMPLE_NAN or _EMPTY of the row after them */
 } ni_choice;
 
-/* Bytes of scratch per thread, for samplers of at most n_vocab logits; a multiple of 64. */
-size_t ni_choose_scratch_bytes(int32_t n_vocab);
+/* Address space for samplers of at most n_vocab logits: *each bytes for each of n threads, which touch their own pages first. NULL: none. */
+void *ni_choose_scratch_open(int32_t n_vocab, int n, size_t *each);
+void ni_choose_scratch_close(void *scratch, size_t each, int n);
+/* Bytes of one thread's that may hold memory between two jobs of a team. */
+size_t ni_choose_kept_bytes(int32_t n_vocab);
 
-/* Makes one choice on the calling thread. scratch: aligned to 64. */
+/* Makes one choice on the calling thread, with one thread's scratch. */
 void ni_choose(ni_choice *c, int64_t stride, void *scratch);
 
 /* n choices, which workers take one by one. Wait with ni_team_wait; all of this must live as long. Runs to its end when cancelled, for it
@@ -44,8 +47,9 @@ void ni_choose(ni_choice *c, int64_t stride, void *scratch);
 typedef struct {
     ni_choice *choices;
     int64_t stride;
-    uint8_t *scratch;           /* ni_choose_scratch_bytes for each worker */
+    uint8_t *scratch;           /* for each worker */
     size_t scratch_bytes;       /* of one */
+    int32_t n_vocab;            /* that the scratch is for */
     int n, next;                /* next: 0 at first */
 } ni_choosing;
 

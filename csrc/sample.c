@@ -3,10 +3,33 @@
 #include <float.h>
 #include <math.h>
 #include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "sample_passes.h"
 
 size_t ni_sample_scratch_bytes(int32_t n_vocab) { return scratch_bytes(n_vocab > 0 ? n_vocab : 0); }
+
+enum { KEPT = 16384 }; /* candidates */
+
+size_t ni_sample_kept_bytes(int32_t n_vocab) {
+    size_t all = scratch_bytes(n_vocab), kept = fixed_bytes(n_vocab) + 3 * (KEPT * sizeof(float) + (size_t)sysconf(_SC_PAGESIZE));
+    return kept < all ? kept : all;
+}
+
+static void give_back(void *from, void *to) {
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), a = ((uintptr_t)from + page - 1) / page * page, b = (uintptr_t)to / page * page;
+    if (a < b) madvise((void *)a, b - a, MADV_DONTNEED);
+}
+
+void ni_sample_trim(void *memory, int32_t n_vocab) {
+    scratch t = lay_out(memory, n_vocab);
+    if (*t.most <= KEPT) return;
+    *t.most = 0;
+    give_back(t.weight + KEPT, t.id);
+    give_back(t.id + KEPT, t.key);
+    give_back(t.key + KEPT, (uint8_t *)memory + scratch_bytes(n_vocab));
+}
 
 double ni_sample_uniform(uint64_t seed, uint64_t position) {
     uint32_t c0 = (uint32_t)position, c1 = (uint32_t)(position >> 32), c2 = 0, c3 = 0;

@@ -59,8 +59,13 @@ typedef struct {
 typedef struct ni_sampler ni_sampler; /* not for two threads at once */
 
 /* Bytes of scratch that ni_sample, ni_sampler_distribution and ni_top_logprobs need for n_vocab logits; the buffer must
- * be aligned to 16 bytes and its content means nothing between calls. */
+ * be aligned to 16 bytes. It begins as zeros, and no call needs what another one left there. */
 size_t ni_sample_scratch_bytes(int32_t n_vocab);
+
+/* Most of the scratch is room for candidates, which are few as a rule. Where there were many, this gives the pages behind the first some
+ * to the system again, so that no more than ni_sample_kept_bytes of it hold memory. */
+void ni_sample_trim(void *scratch, int32_t n_vocab);
+size_t ni_sample_kept_bytes(int32_t n_vocab);
 
 /* A new sampler, or NULL with *status = NI_SAMPLE_BAD_ARGUMENT or NI_SAMPLE_NO_MEMORY. Everything is copied. All ids
  * must lie in [0, n_vocab). stop_ids: tokens that end the output. */

@@ -45,25 +45,28 @@ typedef struct {
     int32_t *block; /* greatest key of each block of logits */
     int32_t *id;    /* candidates, ids ascending; room for one block more than n_vocab */
     int32_t *key;
+    int32_t *most;  /* most candidates that there were, since ni_sample_trim */
     double total; /* of the weights */
 } scratch;
 
+enum { HEAD = 2 }; /* doubles before all that, for `most` */
+
 static size_t blocks_of(int32_t n) { return ((size_t)n + BLOCK - 1) / BLOCK; }
 
-static size_t scratch_bytes(int32_t n_vocab) {
-    size_t n_blocks = blocks_of(n_vocab) + 1;
-    return 8 * (BUCKETS + n_blocks) + 4 * n_blocks * (1 + 3 * BLOCK);
-}
+/* Of what stands before the candidates, and of all. */
+static size_t fixed_bytes(int32_t n_vocab) { return 8 * (HEAD + BUCKETS) + 12 * (blocks_of(n_vocab) + 1); }
+static size_t scratch_bytes(int32_t n_vocab) { return fixed_bytes(n_vocab) + 12 * BLOCK * (blocks_of(n_vocab) + 1); }
 
 static scratch lay_out(void *memory, int32_t n_vocab) {
     size_t n_blocks = blocks_of(n_vocab) + 1;
     scratch t = {0};
-    t.hist = memory;
+    t.most = memory;
+    t.hist = (double *)memory + HEAD;
     t.mass = t.hist + BUCKETS;
-    t.weight = (float *)(t.mass + n_blocks);
+    t.block = (int32_t *)(t.mass + n_blocks);
+    t.weight = (float *)(t.block + n_blocks);
     t.id = (int32_t *)(t.weight + n_blocks * BLOCK);
     t.key = t.id + n_blocks * BLOCK;
-    t.block = t.key + n_blocks * BLOCK;
     return t;
 }
 
@@ -92,6 +95,7 @@ static int32_t collect(const float *logits, int32_t n, int32_t least, scratch *t
         t->id[count] = i;
         t->key[count++] = key_of(logits[i]);
     }
+    *t->most = count > *t->most ? count : *t->most;
     return count;
 }
 

@@ -146,6 +146,7 @@ def mask_logits(logits: np.ndarray, mask: np.ndarray, out: np.ndarray) -> None: 
 class SampleScratch:
     n_vocab: int
     n_threads: int
+    bytes: int
     def __init__(self, n_vocab: int, n_threads: int = 1) -> None: ...
 
 class Sampler:

@@ -1,8 +1,6 @@
 # Binds csrc/sample.h and csrc/choose.h. Results below zero are the headers' codes; serving/sampling.py turns them into exceptions.
 
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
-from libc.stdlib cimport free
-from posix.stdlib cimport posix_memalign
 
 cdef extern from "../csrc/sample.h":
     enum:
@@ -59,8 +57,11 @@ cdef extern from "../csrc/choose.h":
         int64_t stride
         uint8_t *scratch
         size_t scratch_bytes
+        int32_t n_vocab
         int n, next
-    size_t ni_choose_scratch_bytes(int32_t n_vocab) nogil
+    void *ni_choose_scratch_open(int32_t n_vocab, int n, size_t *each) nogil
+    void ni_choose_scratch_close(void *scratch, size_t each, int n) nogil
+    size_t ni_choose_kept_bytes(int32_t n_vocab) nogil
     void ni_choose(ni_choice *c, int64_t stride, void *scratch) nogil
     int ni_choosing_start(ni_team *t, ni_choosing *job, ni_status *st) nogil
 
@@ -94,13 +95,18 @@ cdef class SampleScratch:
     def __cinit__(self, int32_t n_vocab, int n_threads=1):
         if n_vocab < 1 or n_threads < 1:
             raise ValueError(f"n_vocab = {n_vocab}, n_threads = {n_threads}: must be at least 1")
-        self.n_vocab, self.n_threads, self.each = n_vocab, n_threads, ni_choose_scratch_bytes(n_vocab)
-        if posix_memalign(&self.memory, 4096, self.each * n_threads):
-            self.memory = NULL
+        self.n_vocab, self.n_threads = n_vocab, n_threads
+        self.memory = ni_choose_scratch_open(n_vocab, n_threads, &self.each)
+        if self.memory == NULL:
             raise MemoryError(f"sampling {n_vocab} logits needs {self.each} bytes of scratch for each of {n_threads} threads")
 
     def __dealloc__(self):
-        free(self.memory)
+        ni_choose_scratch_close(self.memory, self.each, self.n_threads)
+
+    @property
+    def bytes(self):
+        """Of memory that a team's workers keep from one job to the next, at most."""
+        return self.n_threads * ni_choose_kept_bytes(self.n_vocab)
 
 
 cdef class Sampler:
@@ -294,7 +300,7 @@ def choose(Team team, SampleScratch scratch not None, list samplers, float[:, ::
     if at != n_rows:
         raise ValueError(f"logits: found {n_rows} rows for {at} of {n} sequences")
     job.choices, job.n, job.next, job.stride = c, n, 0, width
-    job.scratch, job.scratch_bytes = <uint8_t *>scratch.memory, scratch.each
+    job.scratch, job.scratch_bytes, job.n_vocab = <uint8_t *>scratch.memory, scratch.each, scratch.n_vocab
     if team is not None and n > 1 and work >= _ALONE and len(team) > 1:
         if scratch.n_threads < len(team):
             raise ValueError(f"scratch for {scratch.n_threads} threads, but {len(team)} workers")

@@ -47,7 +47,7 @@ cdef class Team:
     Attributes
     ----------
     scratch : SampleScratch or None
-        The workers' memory for sampling, once they have sampled (`choose`).
+        The workers' memory for sampling (`choose`); whoever gives it to them counts it.
     """
     cdef ni_team *p
     cdef public object scratch

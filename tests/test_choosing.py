@@ -2,6 +2,7 @@
 
 import codecs
 import copy
+import os
 import threading
 
 import numpy as np
@@ -369,3 +370,26 @@ def test_every_table_gives_the_same_bits():
                         assert found.setdefault(key, got) == got, (isa, n, sampling)
     finally:
         _core.isa_select(used)
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_workers_keep_is_what_is_counted():
+    """Flat logits have many candidates, and masks want a copy: that memory goes back at the end of the step."""
+    n_vocab, n = 300_032, 6
+
+    def held():
+        return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    team = _core.Team([0, 0, 0], [0, 0, 0])
+    cores = [Sampler(SamplingParams(temperature=1.0, top_p=0.99, seed=i), n_vocab).core for i in range(n)]
+    mask, logits = np.full(n_vocab // 32, 0xFFFFFFFF, np.uint32), np.zeros((n, n_vocab), np.float32)
+    logits += 1  # its pages are there
+    scratches = [_core.SampleScratch(n_vocab, 3) for _ in range(6)]
+    before = held()
+    for scratch in scratches:
+        assert _core.choose(team, scratch, cores, logits, None, dict.fromkeys(range(n), (None, mask))) == [None] * n
+    grown, counted = held() - before, sum(scratch.bytes for scratch in scratches)
+    assert grown < counted + (2 << 20) < 6 * 3 * 4 * n_vocab, "less than one array of floats for each worker"
+    team.close()

@@ -93,6 +93,7 @@ def _one_by_one(team, generations, logits, proposals, turn):
 
 
 def scratch_of(team, n_vocab):
+    """The workers' memory for sampling: a lane's team has its own from the beginning."""
     if team.scratch is None or team.scratch.n_vocab < n_vocab:
         team.scratch = _core.SampleScratch(n_vocab, len(team))
     return team.scratch
