@@ -2,8 +2,8 @@
 
 A block holds one chunk of positions (256) of all layers of one kind: layers that see everything before a token make a kind, and
 layers with the same window another.  Within a block a kv-head's layers lie side by side, so that what one node owns is one piece.
-A sequence finds its blocks by tables (csrc/blocks.c), and several sequences may have a block in common: whoever writes into
-one that is not its own alone gets a copy first.
+A sequence finds its blocks by tables (csrc/blocks.c), and several sequences may have a block in common: who writes behind all that
+the others have of it goes on in it, and anybody else gets a copy first.
 """
 
 import contextlib
@@ -198,12 +198,17 @@ class Caches:
     Parameters
     ----------
     layout : Layout
+
+    Attributes
+    ----------
+    kept : serving.prefix.Prefixes or None
+        Who keeps blocks when their sequences have ended.
     """
 
     def __init__(self, layout):
         self.layout = layout
         self.pools = [_core.Pool(kind.block_bytes, kind.huge) for kind in layout.kinds]
-        self.alive = weakref.WeakSet()
+        self.alive, self.kept = weakref.WeakSet(), None
 
     def new(self):
         """A Cache for one sequence."""
@@ -346,12 +351,55 @@ class Cache:
         """
         if self.closed:
             raise ModelClosed("the session was closed")
-        if self.rewindable(n) != n:
-            raise ValueError(f"a copy of {n} positions was asked for; the cache can be cut to {self.rewindable(n)}")
         other = self._caches.new()
-        other._tables.share(self._tables, n)
-        other.n, other.nodes = n, self.nodes
+        other.share(self, n)
         return other
+
+    def share(self, other, n):
+        """Begin with the first n positions of another Cache, in place of what it has; raises as `copy`."""
+        if self.closed:
+            raise ModelClosed("the session was closed")
+        if other.rewindable(n) != n:
+            raise ValueError(f"a copy of {n} positions was asked for; the cache can be cut to {other.rewindable(n)}")
+        self.rewind(0)
+        self._tables.share(other._tables, n)
+        self.n, self.nodes = n, other.nodes
+
+    def lend(self, chunk):
+        """References to a chunk's blocks: dict of Block by the kind's index; a window may have left it behind."""
+        found = {kind.index: self._tables.block(kind.index, chunk) for kind in self._caches.layout.kinds}
+        return {i: block for i, block in found.items() if block is not None}
+
+    def adopt(self, blocks, n, nodes):
+        """Begin with n positions that lie in blocks of others, in place of what it has.
+
+        Parameters
+        ----------
+        blocks : list of (int, int, Block)
+            Kind, chunk and block, in the order of the chunks: of each kind those of all positions that the token at n sees.
+        n : int
+        nodes : list of int
+            Of the lane that appended to them.
+
+        Raises
+        ------
+        ModelClosed
+            It is given up already.
+        RuntimeError
+            A step works on it.
+        """
+        if self.closed:
+            raise ModelClosed("the session was closed")
+        self.rewind(0)
+        try:
+            for kind, chunk, block in blocks:
+                self._tables.put(kind, chunk, block, min(n - chunk * _core.CHUNK, _core.CHUNK))
+            if not self._tables.reaches(n):
+                raise ValueError(f"the blocks do not hold what a token at position {n} sees")
+        except BaseException:
+            self._tables.cut(0)
+            raise
+        self.n, self.nodes = n, list(nodes)
 
     # ---- looking -----------------------------------------------------------------------------------------------------
 
