@@ -467,6 +467,35 @@ class Model:
         self.runtime.check()
         return Session(KeptSequence(self.runtime))
 
+    def restore(self, path: str | os.PathLike[str]) -> Session:
+        """A session that goes on where one stood when it was saved (``Session.save``), with the same bits.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+
+        Returns
+        -------
+        Session
+
+        Raises
+        ------
+        OSError
+            The file cannot be read.
+        SavedSessionError
+            It is no saved session, is damaged, or is of another model file, another ``kv_type`` or another version of numainfer; the
+            message tells the byte.
+        ContextOverflow
+            It holds more tokens than ``n_ctx``.
+        ModelClosed, ForkedProcess
+        """
+        from .serving import saved
+
+        self.runtime.check()
+        with self.runtime.turn():
+            cache, ids = saved.restore(path, self.runtime.engine)
+        return Session(KeptSequence(self.runtime, cache, ids, cache.n))
+
     # ---- what it is ------------------------------------------------------------------------------
 
     @property

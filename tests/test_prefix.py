@@ -5,6 +5,7 @@ import threading
 import numpy as np
 import pytest
 from core_tools import logits, open_engine, pretend, same_bits
+from test_mixture_models import model as edited
 from tiny_models import tiny
 
 from numainfer import _core
@@ -16,7 +17,7 @@ COMMON = {"context": 1024, "heads": 4, "kv_heads": 2, "width": 64, "feed_forward
 
 
 def some_ids(n, seed=12):
-    return np.random.default_rng(seed).integers(6, 280, n).astype(np.int32)
+    return np.random.default_rng(seed).integers(6, 120, n).astype(np.int32)
 
 
 IDS = some_ids(N)
@@ -26,21 +27,19 @@ def branch(at, n=N, seed=0):
     """The same ids, but for those from a position on."""
     other = some_ids(n, 100 + seed)
     other[:at] = IDS[:at]
-    if at < n:
-        other[at] = (IDS[at] - 6 + 1) % 274 + 6 if at < N else other[at]
+    if at < min(n, N):
+        other[at] = IDS[at] - 1
     return other
 
 
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory):
     """Layers that see everything; every second with a window; all with one; latent rows."""
-    from test_latent import latent
-
     folder = tmp_path_factory.mktemp("prefix")
     found = {"all": tiny(folder, "llama", "Q8_0", name="all", **COMMON)}
     found |= {f"window {w}": tiny(folder, "gemma3", "Q8_0", window=w, name=f"w{w}", **COMMON) for w in (100, 300)}
     found["windows only"] = tiny(folder, "llama", "Q8_0", window=270, name="only", **COMMON)
-    found["latent"] = latent(folder)
+    found["latent"] = edited(folder, "deepseek2", {"context_length": 1024})
     return found
 
 
@@ -158,10 +157,16 @@ def test_windows(paths, monkeypatch, name, shape, kv_type):
             kv, found[at], rows = compute(engine, prefixes, other)
             same_bits(rows, logits(engine, other)[found[at] :])
             kv.close()
-        first = (700 - window - 64 + 1) // CHUNK  # chunk that the sequence had at its end
-        assert found[30] == 30 and found[240] == 240 and found[319] == 319
-        assert found[400] == (400 if first * CHUNK <= 400 - window + 1 or first <= 1 else 320)
-        assert found[600] == 600 and found[690] == 690
+        kept = {}  # positions that the blocks of a window hold, by chunk
+        for n in (320, 700):
+            kept |= {chunk: min(n - chunk * CHUNK, CHUNK) for chunk in range(max(n - window - 63, 0) // CHUNK, -(-n // CHUNK))}
+
+        def begins(n):
+            chunks = range(max(n - window + 1, 0) // CHUNK, -(-n // CHUNK))
+            return (n % CHUNK >= LEAST or n % CHUNK == 0) and all(kept.get(j, 0) >= min(n - j * CHUNK, CHUNK) for j in chunks)
+
+        assert found == {at: max(n for n in range(at + 1) if begins(n)) for at in found}
+        assert found[690] == 690 and (found[600] < 600) == (window == 100)
 
 
 def test_a_window_that_was_forgotten(paths):
@@ -175,9 +180,10 @@ def test_a_window_that_was_forgotten(paths):
         kv, spared, found = compute(engine, prefixes, other)
         assert spared == 880
         same_bits(found, logits(engine, other)[880:])
-        windows = prefixes._kinds[[kind.window > 0 for kind in prefixes._kinds].index(True)]
-        assert prefixes.bytes == sum(n * kind.block_bytes for n, kind in zip(out(engine), prefixes._kinds)) - sum(
-            block.block_bytes for block in ()) and windows.window == 100
+        before = dict.fromkeys(prefixes._used)
+        prefixes.reclaim(1)
+        (gone,) = before.keys() - prefixes._used.keys()
+        assert gone.node.windows is gone
 
 
 # ---- nodes ------------------------------------------------------------------------------------------------------------
@@ -195,13 +201,13 @@ def test_nodes_that_work_apart_share_nothing(paths, monkeypatch):
             kv, spared, again = compute(engine, prefixes, IDS[:400], lane=lane)
             assert spared == 399 and kv.nodes == lane.nodes
             same_bits(again, found[399:])
-        each = prefixes.bytes // 3
-        assert prefixes.reclaim(1, [0]) and prefixes.bytes % each
         for kv in list(engine.caches.alive):
             kv.close()
+        each = prefixes.bytes // 3
+        assert prefixes.reclaim(1, [0]) == each // 2  # of all nodes' lane, whose was used least recently: the second block
         prefixes.reclaim(nodes=[1])
-        assert compute(engine, prefixes, IDS[:400], lane=lanes[1])[1] == CHUNK
-        assert compute(engine, prefixes, IDS[:400], lane=lanes[2])[1] == 0 == compute(engine, prefixes, IDS[:400])[1]
+        assert prefixes.bytes == each
+        assert [compute(engine, prefixes, IDS[:400], lane=lane)[1] for lane in lanes] == [0, 399, 0]
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------
@@ -214,10 +220,10 @@ def test_a_random_walk(paths, name):
     with open_engine(paths[name], n_batch=128, n_ctx=1024) as engine:
         block = max(kind.block_bytes for kind in engine.plan.kv.kinds)
         prefixes, alive, spared_in_all = Prefixes(engine.caches, 9 * block), [], 0
-        for i in range(60):
+        for i in range(12 if name == "latent" else 60):  # whose kernels are slow with few heads
             at, more = int(rng.choice([0, 20, 250, 256, 300, 512, 640])), int(rng.integers(1, 60))
             ids = branch(at, at + more, int(rng.integers(3)))
-            kv, spared, found = compute(engine, prefixes, ids, sizes=[int(rng.integers(1, 129))], offers=range(64, 900, 64))
+            kv, spared, found = compute(engine, prefixes, ids, sizes=[int(rng.integers(20, 129))], offers=range(64, 900, 64))
             same_bits(found, logits(engine, ids)[spared:])
             spared_in_all += spared
             alive.append(kv)
@@ -229,7 +235,7 @@ def test_a_random_walk(paths, name):
                 assert freed == sum((a - b) * kind.block_bytes for a, b, kind in zip(before, out(engine), prefixes._kinds))
                 assert freed <= can
             check(prefixes)
-        assert spared_in_all > 2000
+        assert spared_in_all > 30 * i
         for kv in alive:
             kv.close()
         assert prefixes.reclaimable == prefixes.bytes == sum(n * kind.block_bytes for n, kind in zip(out(engine), prefixes._kinds)) > 0

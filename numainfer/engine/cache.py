@@ -277,6 +277,10 @@ class Cache:
         """(kind, chunk, address, references) of each block."""
         return [(kind, *block) for kind in self._caches.layout.kinds for block in self._tables.blocks(kind.index)]
 
+    def read(self, kind, chunk, offset, into):
+        """Copy bytes of a block, from an offset on, into a uint8 array."""
+        self._tables.read(kind.index, chunk, offset, into)
+
     # ---- a step ------------------------------------------------------------------------------------------------------
 
     def hold(self):
