@@ -221,11 +221,12 @@ class Caches:
     def bytes_by_owner(self):
         """Resident bytes by index of the node whose workers append to them; None where the kernel does not tell.
 
-        What several sequences share counts once.
+        What several sequences share counts once, what is kept of those that have ended counts too.
         """
         found, seen = dict.fromkeys(range(self.layout.n_nodes), 0), set()
-        for cache in list(self.alive):
-            own = cache.bytes_by_owner(seen)
+        parts = [cache.bytes_by_owner(seen) for cache in list(self.alive)]
+        parts += [_resident(self.layout, blocks, nodes, seen) for nodes, blocks in (self.kept.blocks() if self.kept else ())]
+        for own in parts:
             if own is None:
                 return None
             for node, n in own.items():
@@ -234,6 +235,8 @@ class Caches:
 
     def close(self):
         """Give the memory back: now, or with the last cache."""
+        if self.kept is not None:
+            self.kept.close()
         for pool in self.pools:
             pool.close()
 
@@ -415,28 +418,32 @@ class Cache:
         seen : set, optional
             Addresses of blocks that do not count; those that did are added.
         """
-        seen = set() if seen == () else seen
-        found = np.zeros(len(self.nodes), np.int64)
-        try:
-            with open("/proc/self/pagemap", "rb") as pagemap:
-                for kind, chunk, address, _ in self.blocks():
-                    if address in seen:
-                        continue
-                    seen.add(address)
-                    pagemap.seek(address // _PAGE * 8)
-                    entries = np.frombuffer(pagemap.read(kind.block_bytes // _PAGE * 8), np.uint64)
-                    if len(entries) < kind.block_bytes // _PAGE:
-                        return None
-                    pages = np.flatnonzero(entries & np.uint64(_RESIDENT))
-                    owners = owner_of_pages(kind, chunk, self._caches.layout.turn, len(self.nodes))
-                    found += np.bincount(owners[pages], minlength=len(found)) * _PAGE
-        except OSError:
-            return None
-        return dict(zip(self.nodes, found.tolist()))
+        return _resident(self._caches.layout, [block[:3] for block in self.blocks()], self.nodes, set() if seen == () else seen)
 
     def close(self):
         """Give the memory back, now or when the step that works on it has ended."""
         self._tables.close()
+
+
+def _resident(layout, blocks, nodes, seen):
+    """`Cache.bytes_by_owner` of blocks (kind, chunk, address), whose pages the workers of these nodes placed."""
+    found = np.zeros(len(nodes), np.int64)
+    try:
+        with open("/proc/self/pagemap", "rb") as pagemap:
+            for kind, chunk, address in blocks:
+                if address in seen:
+                    continue
+                seen.add(address)
+                pagemap.seek(address // _PAGE * 8)
+                entries = np.frombuffer(pagemap.read(kind.block_bytes // _PAGE * 8), np.uint64)
+                if len(entries) < kind.block_bytes // _PAGE:
+                    return None
+                pages = np.flatnonzero(entries & np.uint64(_RESIDENT))
+                owners = owner_of_pages(kind, chunk, layout.turn, len(nodes))
+                found += np.bincount(owners[pages], minlength=len(found)) * _PAGE
+    except OSError:
+        return None
+    return dict(zip(nodes, found.tolist()))
 
 
 def owner_of_pages(kind, chunk, turn, n_nodes):

@@ -19,10 +19,12 @@ import numpy as np
 
 from .. import _core
 from ..engine.cache import chunks
+from ..machine.limits import limits, node_memory, spare
 
 CHUNK = _core.CHUNK
 LEAST = 16
 """Fewest positions that are worth sharing: to begin in the midst of a block costs a copy of it."""
+AUTO_SHARE, AUTO_CONTEXTS = 8, 64
 _ID = np.dtype(">i4")  # in this order of bytes keys are sorted as their ids are, so neighbours have the longest beginnings in common
 
 
@@ -66,14 +68,16 @@ class _Node:
         Sorted; a node of less than a chunk has none.
     all, windows : _Part
         Blocks of the kinds that see everything, and of those that have a window.
+    chunk : int
+        How far from the root; a root's is -1.
     nodes : tuple of int
         Which nodes' workers placed the pages.
     """
 
-    __slots__ = ("all", "children", "key", "keys", "nodes", "parent", "windows")
+    __slots__ = ("all", "children", "chunk", "key", "keys", "nodes", "parent", "windows")
 
-    def __init__(self, parent, key, nodes):
-        self.parent, self.key, self.nodes = parent, key, nodes
+    def __init__(self, parent, key, chunk, nodes):
+        self.parent, self.key, self.chunk, self.nodes = parent, key, chunk, nodes
         self.keys, self.children = [], []
         self.all, self.windows = _Part(self), _Part(self)
 
@@ -89,7 +93,7 @@ class _Node:
 
     def add(self, key):
         at = bisect.bisect_left(self.keys, key)
-        child = _Node(self, key, self.nodes)
+        child = _Node(self, key, self.chunk + 1, self.nodes)
         self.keys.insert(at, key)
         self.children.insert(at, child)
         return child
@@ -110,6 +114,23 @@ def _keys_in_common(a, b):
     if a[:n] == b[:n]:
         return n // _ID.itemsize
     return in_common(np.frombuffer(a, _ID, n // _ID.itemsize), np.frombuffer(b, _ID, n // _ID.itemsize))
+
+
+def bytes_to_keep(engine, wanted):
+    """The bound that a caller wants, in bytes; "auto": an eighth of what the model's nodes have free now but for the reserve, and no more
+    than 64 whole contexts take.
+
+    Parameters
+    ----------
+    engine : Engine
+    wanted : int or "auto"
+    """
+    if wanted != "auto":
+        return wanted
+    memory, free = limits().memory, [spare(*node_memory(number)) for number in set(engine.nodes)]
+    most = [] if None in free else [sum(free)]
+    most += [] if memory is None else [memory.spare]
+    return min([n // AUTO_SHARE for n in most] + [AUTO_CONTEXTS * engine.plan.kv_bytes])
 
 
 class Prefixes:
@@ -200,7 +221,7 @@ class Prefixes:
         key = np.asarray(ids[:n], _ID).tobytes()
         with self._lock:
             nodes = tuple(cache.nodes)
-            node, way = self._roots.setdefault(nodes, _Node(None, b"", nodes)), []
+            node, way = self._roots.setdefault(nodes, _Node(None, b"", -1, nodes)), []
             for chunk in range(chunks(n)):
                 own = key[chunk * CHUNK * _ID.itemsize :][: CHUNK * _ID.itemsize]
                 common, child = node.nearest(own)
@@ -278,6 +299,12 @@ class Prefixes:
                     self._used.move_to_end(part)
 
     # ---- memory ------------------------------------------------------------------------------------------------------
+
+    def blocks(self):
+        """Of every part: its nodes, and (kind, chunk, address) of its blocks."""
+        with self._lock:
+            return [(part.node.nodes, [(self._kinds[i], part.node.chunk, block.address) for i, (block, _) in part.blocks.items()])
+                    for part in self._used]  # fmt: skip
 
     @property
     def reclaimable(self):

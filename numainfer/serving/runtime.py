@@ -68,6 +68,11 @@ class Runtime:
             raise ModelClosed(f"the model {self.name} was closed")
         return engine
 
+    @property
+    def prefixes(self):
+        """What is remembered of sequences: Prefixes."""
+        return self.engine.caches.kept
+
     def check(self):
         """Raise ModelClosed or ForkedProcess if the model cannot be used here and now."""
         _ = self.engine
