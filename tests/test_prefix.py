@@ -265,7 +265,7 @@ def check(prefixes):
             waiting += node.children
     assert found == set(prefixes._used) and n_bytes == prefixes.bytes <= prefixes.most
     order = {part: i for i, part in enumerate(prefixes._used)}
-    assert all(order[part.node.parent.all] > i for part, i in order.items() if part.node.parent in map(lambda p: p.node, order))
+    assert all(order[part.node.parent.all] > i for part, i in order.items() if part.node.parent in [p.node for p in order])
 
 
 def test_the_least_recently_used_leave_first(paths):
@@ -352,6 +352,20 @@ def test_from_many_threads(paths):
         assert out(engine) == [0]
 
 
+def test_what_a_cache_has_already(paths):
+    """A session's own beginning stays unless more is known."""
+    with open_engine(paths["all"], n_batch=300) as engine:
+        prefixes = Prefixes(engine.caches, 1 << 30)
+        compute(engine, prefixes, IDS[:300])[0].close()
+        kv = engine.new_kv()
+        logits(engine, branch(290, 350), kv=kv)  # its last 60 are others
+        before = out(engine)
+        assert prefixes.attach(kv, branch(200, 320, 1), have=200) == 200 and kv.n == 350 and out(engine) == before
+        assert prefixes.attach(kv, IDS[:400], have=290) == 300 and kv.n == 300 and out(engine) == [2]
+        same_bits(logits(engine, IDS[300:400], kv=kv, start=300), logits(engine, IDS[:400])[300:])
+
+
 def test_in_common():
     a = np.array([3, 1, 4, 1, 5], np.int32)
-    assert [in_common(a, np.array(b, np.int32)) for b in ([], [3], [3, 1, 4, 1, 5], [3, 1, 5], [9], [3, 1, 4, 1, 5, 9])] == [0, 1, 5, 2, 0, 5]
+    found = [in_common(a, np.array(b, np.int32)) for b in ([], [3], [3, 1, 4, 1, 5], [3, 1, 5], [9], [3, 1, 4, 1, 5, 9])]
+    assert found == [0, 1, 5, 2, 0, 5]

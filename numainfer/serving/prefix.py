@@ -165,7 +165,7 @@ class Prefixes:
 
     # ---- using -------------------------------------------------------------------------------------------------------
 
-    def attach(self, cache, ids, nodes=None, others=()):
+    def attach(self, cache, ids, nodes=None, others=(), have=0):
         """Fill a cache with the longest known beginning of a prompt, in place of what it has; nothing is copied.
 
         Parameters
@@ -176,24 +176,20 @@ class Prefixes:
             Of the lane that will compute the rest; the cache's by default.
         others : iterable of (Cache, int32 array, int)
             Sequences of that lane that are being computed: cache, ids, and how many of them are in it.
+        have : int
+            Of the prompt's positions, those that the cache has.
 
         Returns
         -------
         int
-            Positions that need not be computed: less than n, for the last gives the logits.  If nothing is found that is longer than
-            what the cache has (which must be of these ids), it is left as it is.
+            Positions that need not be computed: less than n, for the last gives the logits.  If it is `have`, the cache is as it was.
         """
         nodes = tuple(cache.nodes if nodes is None else nodes)
         with self._lock:
             self.queries += 1
-            way, n = self._find(nodes, ids)
-            donor = None
-            for other, its, computed in others:
-                m = self._worth(min(in_common(its[:computed], ids), len(ids) - 1))
-                if m > n and not other.closed and other.rewindable(m) == m:
-                    donor, n = other, m
-            if n <= cache.n:
-                return cache.n
+            n, way, donor = self._best(nodes, ids, others)
+            if n <= have:
+                return have
             if donor is None:
                 cache.adopt(self._blocks(way, n), n, nodes)
                 self._touch(way)
@@ -202,6 +198,21 @@ class Prefixes:
             self.hits += 1
             self.positions += n
             return n
+
+    def known(self, ids, nodes, others=()):
+        """How many positions `attach` would find."""
+        with self._lock:
+            return self._best(tuple(nodes), ids, others)[0]
+
+    def _best(self, nodes, ids, others):
+        """Positions that are known, and where: the way in the tree, or one of the others."""
+        way, n = self._find(nodes, ids)
+        donor = None
+        for other, its, computed in others:
+            m = self._worth(min(in_common(its[:computed], ids), len(ids) - 1))
+            if m > n and m >= LEAST and not other.closed and other.rewindable(m) == m:
+                donor, n = other, m
+        return n, way, donor
 
     def offer(self, cache, ids, n):
         """Remember the first n positions of a sequence, as many as its cache holds.

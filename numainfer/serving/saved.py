@@ -29,18 +29,27 @@ VERSION = 1
 """To be raised with every change of what stands in KV memory, or of the numbers that the model's ops compute."""
 _MAGIC = b"numainfer prefix"
 _MOST_HEADER = 1 << 20
+_WHY = {
+    "version": "it was written by another version of numainfer",
+    "chunk": "it was written by another version of numainfer",
+    "model": "it was saved from another model file",
+    "kinds": "its layers are others",
+    "kv_type": "load the model with kv_type={found!r} to restore it",
+    "rope": "positions are counted otherwise: load the model with an n_ctx on the same side of its original context",
+}
 
 
 def _about(engine):
     """What a file must agree in with the model that it is restored to; as JSON has it."""
     layout = engine.plan.kv
+    kinds = [[kind.window, [[layer.kv_heads, layer.key_length, layer.value_length] for layer in kind.layers]] for kind in layout.kinds]
     return {
         "version": VERSION,
         "chunk": _core.CHUNK,
         "kv_type": KV_TYPES[layout.type],
         "model": engine.digest,
         "rope": [[op.weights[0].name, *map(float, op.floats)] for op in engine.plan.ops if op.name == "rope_table"],
-        "kinds": [[kind.window, [[layer.kv_heads, layer.key_length, layer.value_length] for layer in kind.layers]] for kind in layout.kinds],
+        "kinds": kinds,
     }
 
 
@@ -74,7 +83,8 @@ def save(path, engine, cache, ids):
             _write(file, [np.asarray(ids, "<i4").tobytes()])
             for kind in layout.kinds:
                 for chunk in range(*_held(cache, kind)):
-                    _write(file, [_chunk(cache, layout, kind, layer, head, chunk) for layer in kind.layers for head in range(layer.kv_heads)])
+                    _write(file, [_chunk(cache, kind, layer, head, chunk, layout.type)
+                                  for layer in kind.layers for head in range(layer.kv_heads)])  # fmt: skip
             file.flush()
             os.fsync(file.fileno())
         os.replace(new, path)
@@ -98,11 +108,11 @@ def _write(file, pieces):
     file.writelines(pieces)
 
 
-def _chunk(cache, layout, kind, layer, head, chunk):
+def _chunk(cache, kind, layer, head, chunk, kv_type):
     """A chunk of a kv-head as it lies in memory; what stands behind the cache's positions is nobody's, and so becomes zeros."""
     out = np.empty(layer.chunk_bytes, np.uint8)
     cache.read(kind, chunk, layer.offset + head * layer.stride, out)
-    _core.kv_clear(layout.type, layer.key_length, layer.value_length, out, min(cache.n - chunk * _core.CHUNK, _core.CHUNK))
+    _core.kv_clear(kv_type, layer.key_length, layer.value_length, out, min(cache.n - chunk * _core.CHUNK, _core.CHUNK))
     return out
 
 
@@ -143,17 +153,13 @@ def restore(path, engine):
 
 def _check(reader, about, engine):
     """n, n_ids and first of a header that fits the model."""
-    wanted = _about(engine)
-    for key, why in (("version", "it was written by another version of numainfer"), ("chunk", "it was written by another numainfer"),
-                     ("model", "it was saved from another model file"), ("kinds", "its layers are others"),
-                     ("kv_type", "load the model with kv_type={found!r} to restore it"),
-                     ("rope", "positions are counted otherwise: load the model with an n_ctx on the same side of its original context")):  # fmt: skip
+    wanted, kinds = _about(engine), engine.plan.kv.kinds
+    for key, why in _WHY.items():
         found = about.get(key)
         if found != wanted[key]:
             raise SavedSessionError(reader.path, f"{key}: found {_short(found)}, wanted {_short(wanted[key])}: {why.format(found=found)}",
                                     reader.body)  # fmt: skip
     n, n_ids, first = (about.get(key) for key in ("n", "n_ids", "first"))
-    kinds = engine.plan.kv.kinds
     if not (all(type(x) is int for x in (n, n_ids)) and 0 <= n <= n_ids < 2**31 and isinstance(first, list) and len(first) == len(kinds)
             and all(type(x) is int and 0 <= x <= chunks(n) for x in first)):  # fmt: skip
         raise SavedSessionError(reader.path, f"n = {n!r}, n_ids = {n_ids!r}, first = {first!r}: numbers that cannot be", reader.body)
@@ -162,11 +168,15 @@ def _check(reader, about, engine):
     if any(begin > (max(n - kind.window + 1, 0) // _core.CHUNK if kind.window else 0) for kind, begin in zip(kinds, first)):
         raise SavedSessionError(reader.path, f"first = {first}: chunks are missing that the next token sees", reader.body)
     size = reader.at + 4 + 4 * n_ids
-    size += sum((chunks(n) - begin) * (4 + sum(layer.kv_heads * layer.chunk_bytes for layer in kind.layers)) for kind, begin in zip(kinds, first))
+    size += sum((chunks(n) - begin) * (4 + _record_bytes(kind)) for kind, begin in zip(kinds, first))
     if reader.size != size:
-        what = f"the file was cut: it has {reader.size} bytes" if reader.size < size else f"something follows: the file has {reader.size} bytes"
-        raise SavedSessionError(reader.path, f"{what}, wanted {size}", min(reader.size, size))
+        says = "the file was cut: it has" if reader.size < size else "something follows: the file has"
+        raise SavedSessionError(reader.path, f"{says} {reader.size} bytes, wanted {size}", min(reader.size, size))
     return n, n_ids, first
+
+
+def _record_bytes(kind):
+    return sum(layer.kv_heads * layer.chunk_bytes for layer in kind.layers)
 
 
 def _short(value):
@@ -182,7 +192,7 @@ def _fill(reader, engine, n, first):
             records, staged = layout.records(kind), np.zeros(kind.block_bytes, np.uint8)
             for chunk in range(begin, chunks(n)):
                 what = f"positions {chunk * _core.CHUNK} to {min((chunk + 1) * _core.CHUNK, n) - 1}"
-                data = np.frombuffer(reader.record(sum(layer.kv_heads * layer.chunk_bytes for layer in kind.layers), what), np.uint8)
+                data = np.frombuffer(reader.record(_record_bytes(kind), what), np.uint8)
                 at = 0
                 for layer in kind.layers:
                     for head in range(layer.kv_heads):
