@@ -118,8 +118,18 @@ def test_sequences_that_go_on_serve_others_at_once(paths):
         same_bits(found, logits(engine, other)[370:])
         same_bits(logits(engine, IDS[377:500], kv=kv, start=377), logits(engine, IDS[:500])[377:])
         assert compute(engine, prefixes, other, others=[(kv, IDS, 100)])[1] == 100  # as far as it is computed
+        assert compute(engine, prefixes, IDS[:377], others=[(kv, IDS, 500)])[1] == 376  # the last gives the logits
         kv.close()
         assert compute(engine, prefixes, other, others=[(kv, IDS, 377)])[1] == 0
+
+
+def test_ids_that_repeat(paths):
+    """What follows in the tree is not what follows in the prompt."""
+    with open_engine(paths["all"], n_batch=400) as engine:
+        prefixes = Prefixes(engine.caches, 1 << 30)
+        compute(engine, prefixes, np.array([7] * CHUNK + [9] * 100, np.int32))
+        for ids, wanted in (([7] * 100 + [9] * 250, 100), ([7] * 350, CHUNK), ([9] * 350, 0), ([7] * CHUNK + [9] * 50, CHUNK + 49)):
+            assert prefixes.known(np.array(ids, np.int32), engine.lane.nodes) == wanted
 
 
 def test_one_goes_on_in_place_and_the_others_in_copies(paths):
@@ -176,6 +186,9 @@ def test_a_window_that_was_forgotten(paths):
         kv, *_ = compute(engine, prefixes, IDS)
         kv.close()
         assert compute(engine, prefixes, branch(400, 450))[1] == 0
+        far = engine.new_kv()
+        logits(engine, IDS[:700], kv=far)
+        assert compute(engine, Prefixes(engine.caches, 0), branch(400, 450, 1), others=[(far, IDS, 700)])[1] == 0
         other = branch(880)
         kv, spared, found = compute(engine, prefixes, other)
         assert spared == 880
@@ -274,7 +287,7 @@ def test_the_least_recently_used_leave_first(paths):
         prefixes = Prefixes(engine.caches, 4 * block)
         for i in range(3):
             compute(engine, prefixes, some_ids(100, i))[0].close()
-        assert compute(engine, prefixes, some_ids(100, 0))[1] == 99  # used again
+        assert prefixes.attach(engine.new_kv(), some_ids(100, 0)) == 99  # used again
         long = some_ids(500, 9)
         compute(engine, prefixes, long)[0].close()  # two blocks: one must go
         assert prefixes.bytes == 4 * block

@@ -25,7 +25,7 @@ CHUNK = _core.CHUNK
 LEAST = 16
 """Fewest positions that are worth sharing: to begin in the midst of a block costs a copy of it."""
 AUTO_SHARE, AUTO_CONTEXTS = 8, 64
-_ID = np.dtype(">i4")  # in this order of bytes keys are sorted as their ids are, so neighbours have the longest beginnings in common
+_ID = np.dtype(np.int32)
 
 
 def in_common(a, b):
@@ -82,7 +82,10 @@ class _Node:
         self.all, self.windows = _Part(self), _Part(self)
 
     def nearest(self, key):
-        """(positions in common, child) of the child whose ids begin most like a key; (0, None) where none has its first id."""
+        """(positions in common, child) of the child whose ids begin most like a key; (0, None) where none has its first id.
+
+        It is one of the two beside the key's place among the sorted ones.
+        """
         at = bisect.bisect_left(self.keys, key)
         best, found = 0, None
         for child in self.children[max(at - 1, 0) : at + 1]:
@@ -210,7 +213,7 @@ class Prefixes:
         donor = None
         for other, its, computed in others:
             m = self._worth(min(in_common(its[:computed], ids), len(ids) - 1))
-            if m > n and m >= LEAST and not other.closed and other.rewindable(m) == m:
+            if m > n and not other.closed and other.rewindable(m) == m:
                 donor, n = other, m
         return n, way, donor
 
@@ -359,7 +362,7 @@ class Prefixes:
         return sum(self._kinds[i].block_bytes for i, (block, _) in part.blocks.items() if block.references == 1)
 
     def _forget(self, part):
-        """Let a part's blocks go; bytes that are free by that.  With a node's `all`, and it is a leaf then, the node goes."""
+        """Let a part's blocks go; bytes that are free by that.  With `all` goes the node: it is a leaf, whose windows went before."""
         freed, node = self._alone(part), part.node
         self._used.pop(part, None)
         self.bytes -= sum(self._kinds[i].block_bytes for i in part.blocks)
@@ -367,7 +370,6 @@ class Prefixes:
         for block, _ in blocks.values():
             block.close()
         if part is node.all:
-            freed += self._forget(node.windows)
             node.remove()
         return freed
 
