@@ -330,6 +330,30 @@ def test_what_is_closed_is_not_offered(paths):
         assert prefixes.bytes == before
 
 
+def test_an_end_that_the_garbage_collector_finds(paths, monkeypatch):
+    """In the midst of an offer or a search another sequence of the same thread ends, and offers: the tree stays whole."""
+    with open_engine(paths["all"], n_batch=300) as engine:
+        prefixes = Prefixes(engine.caches, 3 * engine.plan.kv.kinds[0].block_bytes)
+        compute(engine, prefixes, IDS[:700])[0].close()
+        other = engine.new_kv()
+        logits(engine, some_ids(600, 5), kv=other)
+        for method in ("_touch", "_blocks", "_take"):
+            real = getattr(Prefixes, method)
+
+            def interrupted(self, *args, real=real):
+                prefixes.offer(other, some_ids(600, 5), 600)
+                return real(self, *args)
+
+            monkeypatch.setattr(Prefixes, method, interrupted)
+            kv, spared, found = compute(engine, prefixes, branch(650, 720))
+            assert spared == 650
+            same_bits(found, logits(engine, branch(650, 720))[650:])
+            kv.close()
+            monkeypatch.undo()
+            check(prefixes)
+            compute(engine, prefixes, IDS[:700])[0].close()
+
+
 def test_from_many_threads(paths):
     """Lanes and callers at the same time; steps one at a time, as the lane's loop runs them."""
     errors, step = [], threading.Lock()

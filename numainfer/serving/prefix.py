@@ -13,6 +13,7 @@ themselves, for a prompt can begin only where a window's blocks are there; the o
 
 import bisect
 import collections
+import contextlib
 import threading
 
 import numpy as np
@@ -162,7 +163,7 @@ class Prefixes:
         self._kinds = caches.layout.kinds
         self._roots = {}  # by nodes
         self._used = collections.OrderedDict()  # every _Part that has blocks, or whose node has children: least recently used first
-        self._lock = threading.RLock()  # the garbage collector may close a model while its thread is in here
+        self._lock, self._inside = threading.RLock(), False
         self.bytes = self.queries = self.hits = self.positions = 0
         caches.kept = self
 
@@ -188,7 +189,7 @@ class Prefixes:
             Positions that need not be computed: less than n, for the last gives the logits.  If it is `have`, the cache is as it was.
         """
         nodes = tuple(cache.nodes if nodes is None else nodes)
-        with self._lock:
+        with self._entered():
             self.queries += 1
             n, way, donor = self._best(nodes, ids, others)
             if n <= have:
@@ -204,7 +205,7 @@ class Prefixes:
 
     def known(self, ids, nodes, others=()):
         """How many positions `attach` would find."""
-        with self._lock:
+        with self._entered():
             return self._best(tuple(nodes), ids, others)[0]
 
     def _best(self, nodes, ids, others):
@@ -233,21 +234,34 @@ class Prefixes:
         if not self.most or cache.closed or not n:
             return
         key = np.asarray(ids[:n], _ID).tobytes()
+        with self._entered() as again:
+            if not again:  # else the garbage collector has come to the end of a sequence while this thread is in the midst of something
+                self._remember(cache, key, n)
+
+    @contextlib.contextmanager
+    def _entered(self):
         with self._lock:
-            nodes = tuple(cache.nodes)
-            node, way = self._roots.setdefault(nodes, _Node(None, b"", -1, nodes)), []
-            for chunk in range(chunks(n)):
-                own = key[chunk * CHUNK * _ID.itemsize :][: CHUNK * _ID.itemsize]
-                common, child = node.nearest(own)
-                if child is None or common * _ID.itemsize < min(len(own), len(child.key)):
-                    child = node.add(own)
-                elif len(own) > len(child.key):
-                    child.lengthen(own)
-                self._take(child, cache.lend(chunk), len(own) // _ID.itemsize)
-                way.append(child)
-                node = child
-            self._touch(way)
-            self._keep_to(self.most)
+            again, self._inside = self._inside, True
+            try:
+                yield again
+            finally:
+                self._inside = again
+
+    def _remember(self, cache, key, n):
+        nodes = tuple(cache.nodes)
+        node, way = self._roots.setdefault(nodes, _Node(None, b"", -1, nodes)), []
+        for chunk in range(chunks(n)):
+            own = key[chunk * CHUNK * _ID.itemsize :][: CHUNK * _ID.itemsize]
+            common, child = node.nearest(own)
+            if child is None or common * _ID.itemsize < min(len(own), len(child.key)):
+                child = node.add(own)
+            elif len(own) > len(child.key):
+                child.lengthen(own)
+            self._take(child, cache.lend(chunk), len(own) // _ID.itemsize)
+            way.append(child)
+            node = child
+        self._touch(way)
+        self._keep_to(self.most)
 
     def _find(self, nodes, ids):
         """Nodes from the root on, and how many positions of the ids can be had from them."""
@@ -316,14 +330,14 @@ class Prefixes:
 
     def blocks(self):
         """Of every part: its nodes, and (kind, chunk, address) of its blocks."""
-        with self._lock:
+        with self._entered():
             return [(part.node.nodes, [(self._kinds[i], part.node.chunk, block.address) for i, (block, _) in part.blocks.items()])
                     for part in self._used]  # fmt: skip
 
     @property
     def reclaimable(self):
         """Bytes of blocks that no sequence has: what `reclaim` can give back."""
-        with self._lock:
+        with self._entered():
             return sum(self._alone(part) for part in self._used)
 
     def reclaim(self, n_bytes=None, nodes=None):
@@ -341,7 +355,7 @@ class Prefixes:
             Bytes that are free now; sequences go on in blocks that they share.
         """
         freed = 0
-        with self._lock:
+        with self._entered():
             for part in list(self._used):
                 if n_bytes is not None and freed >= n_bytes:
                     break
