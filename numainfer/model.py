@@ -249,7 +249,8 @@ class Model:
         Returns
         -------
         Completion
-            For a list: Completions, a list of them in order. What is wrong with one of the prompts (it is empty or too long, of
+            For a list, and with ``n`` of SamplingParams above 1: Completions, a list of them in order, all of a prompt's before those of
+            the next. What is wrong with one of the prompts (it is empty or too long, of
             a wrong kind, an id is out of range), and what goes wrong with its answer (a logits processor raises), does not
             lose the others: its ``finish_reason`` is "error" and ``error`` the exception, which names its place.
 
@@ -290,7 +291,10 @@ class Model:
 
             return generate_list(self.runtime, len(prompts), prompt_of, params, mode, progress, on_interrupt, sampling)
         own = resolve_params(params, **sampling)  # type: ignore[arg-type]  # it refuses a list
-        return verbs.generate(self.runtime, prompt, own)
+        if own.n == 1:
+            return verbs.generate(self.runtime, prompt, own)
+        ids = verbs.ids_of(self.runtime, "prompt", prompts[0])
+        return generate_list(self.runtime, 1, lambda _: (ids, None), own, mode, progress, on_interrupt, {})
 
     def stream(
         self, prompt: Prompt, params: SamplingParams | None = None, **sampling: Unpack[SamplingOptions]
@@ -369,7 +373,7 @@ class Model:
 
         Returns
         -------
-        Completion, or TokenStream if ``stream``; Completions, a list of them, for a list of conversations
+        Completion, or TokenStream if ``stream``; Completions, a list of them, for a list of conversations or for ``n`` above 1
             ``text`` is what the user reads, ``reasoning`` what the model thought before, where its template has marks for that.
             ``to_message()`` makes a message of it for the next call.
 
@@ -398,7 +402,14 @@ class Model:
         if not is_list:
             own = resolve_params(params, **sampling)  # type: ignore[arg-type]  # it refuses a list
             self.runtime.check()
-            return verbs.chat(self.runtime, messages, own, stream, written)
+            if own.n == 1 or stream is not False:
+                return verbs.chat(self.runtime, messages, own, stream, written)
+            first = [verbs.conversation(self.runtime, messages, **written)]  # what is wrong with it is raised
+
+            def of_one(_):
+                return first.pop() if first else verbs.conversation(self.runtime, messages, **written)  # each answer has its own reader
+
+            return generate_list(self.runtime, 1, of_one, own, mode, progress, on_interrupt, {})
         if stream is not False:
             raise TypeError("stream: found a list of conversations, wanted one; a list gives a list of Completion")
         self.runtime.check()

@@ -266,6 +266,7 @@ class Answer(Request):
     runtime, ids, sequence, reuse, notify, mode :
         As for `Request`.
     params : SamplingParams
+        Of one answer.
     reader : Reader or None
         Of a chat's answer: takes thinking and calls of tools out of the text.
     ahead : int or None
@@ -280,6 +281,8 @@ class Answer(Request):
     """
 
     def __init__(self, runtime, ids, params, *, reader=None, ahead=None, prepare=True, **options):
+        if params.n > 1:
+            raise ValueError(f"n = {params.n}: a stream and a session have one answer each; generate and chat of a model give several")
         self.params, self.clock, self.generation = params, Clock(mode=None), None
         self._reader, self._ahead, self._asked, self.taken = reader, ahead, 0, 0.0
         self._room = runtime.n_ctx - len(ids) + 1  # the last token needs no place: it is never fed back
