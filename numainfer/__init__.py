@@ -26,6 +26,7 @@ from .errors import (
     PlacementError,
     PlacementWarning,
     PlanError,
+    SavedSessionError,
     UnsupportedModel,
 )
 
@@ -127,6 +128,7 @@ __all__ = [
     "PlacementWarning",
     "PlanError",
     "SamplingParams",
+    "SavedSessionError",
     "Score",
     "Session",
     "Speed",

@@ -9,6 +9,7 @@ cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy
 
 import numpy as np
 
@@ -117,6 +118,7 @@ cdef extern from "../csrc/ni.h":
     int64_t ni_pool_take(ni_pool *, ni_status *)
     uint8_t *ni_pool_at(const ni_pool *, int64_t)
     int ni_pool_count(const ni_pool *, int64_t)
+    void ni_pool_hold(ni_pool *, int64_t)
     void ni_pool_drop(ni_pool *, int64_t)
     int64_t ni_pool_pick(ni_pool *)
     void ni_pool_empty(uint8_t *, size_t) nogil
@@ -129,6 +131,7 @@ cdef extern from "../csrc/ni.h":
     bint ni_table_reaches(const ni_table *, int64_t)
     int ni_table_prepare(ni_table *, int64_t, int64_t, ni_status *)
     int64_t ni_table_swap(ni_table *, int64_t, int64_t)
+    int ni_table_put(ni_table *, int64_t, int64_t, int64_t, ni_status *)
     void ni_table_cut(ni_table *, int64_t)
     int ni_table_share(ni_table *, const ni_table *, int64_t, ni_status *)
     void ni_table_close(ni_table *)
@@ -186,6 +189,7 @@ cdef extern from "../csrc/ni.h":
     size_t ni_kv_chunk_bytes(ni_kv_type, int64_t, int64_t)
     const char *ni_kv_name(int)
     int ni_kv_copy_start(ni_team *, const ni_kv_layer *, int, int64_t, const uint8_t *, uint8_t *, ni_status *) nogil
+    void ni_kv_clear(ni_kv_type, int64_t, int64_t, const float *, uint8_t *, int) nogil
 
 
 ROWS, SLAB, CHUNK, UNPACK = NI_ROWS, NI_SLAB, NI_CHUNK, NI_UNPACK

@@ -65,7 +65,7 @@ class Usage:
     completion_tokens : int
         Produced, the end token included.
     cached_tokens : int
-        Of the prompt, those that a session's KV cache already held.
+        Of the prompt, those that were not computed for it: a session had them, or another sequence began in the same way.
     """
 
     prompt_tokens: int
@@ -86,7 +86,7 @@ class Timings:
     Attributes
     ----------
     prompt_tokens : int
-        Prompt tokens that were computed (not found in a session's cache).
+        Prompt tokens that were computed (and not found in the KV cache).
     prompt_seconds : float
         Computing them.
     generated_tokens : int

@@ -45,3 +45,4 @@ class SamplingOptions(TypedDict, total=False):
     regex: str | None
     choice: Sequence[str] | None
     grammar: str | None
+    n: int

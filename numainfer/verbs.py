@@ -120,7 +120,7 @@ def conversation(runtime, messages, *, name="messages", tools=None, template=Non
 def logits(runtime, ids, all, sequence=None):
     """Logits after the last of the ids, float32 (n_vocab,), or after each (n, n_vocab)."""
     ids = ids_of(runtime, "ids", ids)
-    request = Rows(runtime, ids, all=all, sequence=sequence, reuse=not all)
+    request = Rows(runtime, ids, all=all, sequence=sequence)
     if not all:
         return request.last()
     out = np.empty((len(ids), runtime.n_vocab), np.float32)

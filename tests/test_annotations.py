@@ -67,7 +67,8 @@ def test_help_shows_the_public_names_alone():
 
 def test_errors_cross_processes():
     """By pickle: a Pool whose worker raises one that cannot be read back waits for ever."""
-    given = {"CorruptModel": ("a.gguf", "is short", 7), "UnsupportedModel": ("general.architecture", "x", ("llama",), "Sorry")}
+    given = {"CorruptModel": ("a.gguf", "is short", 7), "UnsupportedModel": ("general.architecture", "x", ("llama",), "Sorry"),
+             "SavedSessionError": ("a.session", "is short", 7)}
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, (ni.NumaInferError, Warning))]
     assert len(kinds) > 12
     for kind in kinds:

@@ -2,8 +2,8 @@
 
 A block holds one chunk of positions (256) of all layers of one kind: layers that see everything before a token make a kind, and
 layers with the same window another.  Within a block a kv-head's layers lie side by side, so that what one node owns is one piece.
-A sequence finds its blocks by tables (csrc/blocks.c), and several sequences may have a block in common: whoever writes into
-one that is not its own alone gets a copy first.
+A sequence finds its blocks by tables (csrc/blocks.c), and several sequences may have a block in common: who writes behind all that
+the others have of it goes on in it, and anybody else gets a copy first.
 """
 
 import contextlib
@@ -212,6 +212,11 @@ class Caches:
     Parameters
     ----------
     layout : Layout
+
+    Attributes
+    ----------
+    kept : serving.prefix.Prefixes or None
+        Who keeps blocks when their sequences have ended.
     """
 
     def __init__(self, layout):
@@ -219,7 +224,7 @@ class Caches:
         self.pools = [_core.Pool(kind.block_bytes, kind.huge) for kind in layout.kinds]
         states = layout.states
         self.state_pool = _core.Pool(states.block_bytes, states.huge) if states.parts else None
-        self.alive = weakref.WeakSet()
+        self.alive, self.kept = weakref.WeakSet(), None
 
     def new(self):
         """A Cache for one sequence."""
@@ -235,11 +240,12 @@ class Caches:
     def bytes_by_owner(self):
         """Resident bytes by index of the node whose workers append to them; None where the kernel does not tell.
 
-        What several sequences share counts once.
+        What several sequences share counts once, what is kept of those that have ended counts too.
         """
         found, seen = dict.fromkeys(range(self.layout.n_nodes), 0), set()
-        for cache in list(self.alive):
-            own = cache.bytes_by_owner(seen)
+        parts = [cache.bytes_by_owner(seen) for cache in list(self.alive)]
+        parts += [_resident(self.layout, blocks, nodes, seen) for nodes, blocks in (self.kept.blocks() if self.kept else ())]
+        for own in parts:
             if own is None:
                 return None
             for node, n in own.items():
@@ -248,6 +254,8 @@ class Caches:
 
     def close(self):
         """Give the memory back: now, or with the last cache."""
+        if self.kept is not None:
+            self.kept.close()
         for pool in self._all():
             pool.close()
 
@@ -293,6 +301,10 @@ class Cache:
     def blocks(self):
         """(kind, chunk, address, references) of each block."""
         return [(kind, *block) for kind in self._caches.layout.kinds for block in self._tables.blocks(kind.index)]
+
+    def read(self, kind, chunk, offset, into):
+        """Copy bytes of a block, from an offset on, into a uint8 array."""
+        self._tables.read(kind.index, chunk, offset, into)
 
     # ---- a step ------------------------------------------------------------------------------------------------------
 
@@ -380,13 +392,56 @@ class Cache:
         """
         if self.closed:
             raise ModelClosed("the session was closed")
-        if self.rewindable(n) != n:
-            raise ValueError(f"a copy of {n} positions was asked for; the cache can be cut to {self.rewindable(n)}")
         other = self._caches.new()
-        other._tables.share(self._tables, n)
-        other.states.share(self.states, n)
-        other.n, other.nodes = n, self.nodes
+        other.share(self, n)
         return other
+
+    def share(self, other, n):
+        """Begin with the first n positions of another Cache, in place of what it has; raises as `copy`."""
+        if self.closed:
+            raise ModelClosed("the session was closed")
+        if other.rewindable(n) != n:
+            raise ValueError(f"a copy of {n} positions was asked for; the cache can be cut to {other.rewindable(n)}")
+        self.rewind(0)
+        self._tables.share(other._tables, n)
+        self.states.share(other.states, n)
+        self.n, self.nodes = n, other.nodes
+
+    def lend(self, chunk):
+        """References to a chunk's blocks: dict of Block by the kind's index; a window may have left it behind."""
+        found = {kind.index: self._tables.block(kind.index, chunk) for kind in self._caches.layout.kinds}
+        return {i: block for i, block in found.items() if block is not None}
+
+    def adopt(self, blocks, n, nodes):
+        """Begin with n positions that lie in blocks of others, in place of what it has.
+
+        Parameters
+        ----------
+        blocks : list of (int, int, Block)
+            Kind, chunk and block, in the order of the chunks: of each kind those of all positions that the token at n sees.
+        n : int
+        nodes : list of int
+            Of the lane that appended to them.
+
+        Raises
+        ------
+        ModelClosed
+            It is given up already.
+        RuntimeError
+            A step works on it.
+        """
+        if self.closed:
+            raise ModelClosed("the session was closed")
+        self.rewind(0)
+        try:
+            for kind, chunk, block in blocks:
+                self._tables.put(kind, chunk, block, min(n - chunk * _core.CHUNK, _core.CHUNK))
+            if not self._tables.reaches(n):
+                raise ValueError(f"the blocks do not hold what a token at position {n} sees")
+        except BaseException:
+            self._tables.cut(0)
+            raise
+        self.n, self.nodes = n, list(nodes)
 
     # ---- looking -----------------------------------------------------------------------------------------------------
 
@@ -399,28 +454,34 @@ class Cache:
             Addresses of blocks that do not count; those that did are added.
         """
         seen = set() if seen == () else seen
-        found = np.zeros(len(self.nodes), np.int64)
-        try:
-            with open("/proc/self/pagemap", "rb") as pagemap:
-                for kind, chunk, address, _ in self.blocks():
-                    if address in seen:
-                        continue
-                    seen.add(address)
-                    pagemap.seek(address // _PAGE * 8)
-                    entries = np.frombuffer(pagemap.read(kind.block_bytes // _PAGE * 8), np.uint64)
-                    if len(entries) < kind.block_bytes // _PAGE:
-                        return None
-                    pages = np.flatnonzero(entries & np.uint64(_RESIDENT))
-                    owners = owner_of_pages(kind, chunk, self._caches.layout.turn, len(self.nodes))
-                    found += np.bincount(owners[pages], minlength=len(found)) * _PAGE
-        except OSError:
-            return None
-        return dict(zip(self.nodes, (found + self.states.resident(len(self.nodes), seen)).tolist()))
+        found = _resident(self._caches.layout, [block[:3] for block in self.blocks()], self.nodes, seen)
+        return found and dict(zip(self.nodes, (np.array(list(found.values())) + self.states.resident(len(self.nodes), seen)).tolist()))
 
     def close(self):
         """Give the memory back, now or when the step that works on it has ended."""
         self._tables.close()
         self.states.close()
+
+
+def _resident(layout, blocks, nodes, seen):
+    """`Cache.bytes_by_owner` of blocks (kind, chunk, address), whose pages the workers of these nodes placed."""
+    found = np.zeros(len(nodes), np.int64)
+    try:
+        with open("/proc/self/pagemap", "rb") as pagemap:
+            for kind, chunk, address in blocks:
+                if address in seen:
+                    continue
+                seen.add(address)
+                pagemap.seek(address // _PAGE * 8)
+                entries = np.frombuffer(pagemap.read(kind.block_bytes // _PAGE * 8), np.uint64)
+                if len(entries) < kind.block_bytes // _PAGE:
+                    return None
+                pages = np.flatnonzero(entries & np.uint64(_RESIDENT))
+                owners = owner_of_pages(kind, chunk, layout.turn, len(nodes))
+                found += np.bincount(owners[pages], minlength=len(found)) * _PAGE
+    except OSError:
+        return None
+    return dict(zip(nodes, found.tolist()))
 
 
 def owner_of_pages(kind, chunk, turn, n_nodes):

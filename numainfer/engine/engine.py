@@ -15,7 +15,8 @@ from ..machine.policies import EXPERTS, HYBRID, REST, canonical, choose_policy, 
 from .._core import Cancelled
 from .architectures import build, context_length
 from .cache import KV_TYPES, Caches
-from ..errors import ModelClosed, OutOfNodeMemory, PlanError
+from ..errors import CorruptModel, ModelClosed, OutOfNodeMemory, PlanError
+from ..gguf.file import GGUFFile
 from .plan import Plan
 from ..summary import short_bytes
 from .weights import Catalog, Matrix, Replicas, bytes_on_nodes
@@ -236,7 +237,7 @@ class Engine:
         self.cpus, self.node_of, self.threads = cpus, node_of, len(cpus)
         self.nodes, self.isa = [n.number for n in chosen], _core.isa()
         trained = context_length(gguf)
-        self._catalog = Catalog(gguf)
+        self._catalog, self._files = Catalog(gguf), (gguf.path, list(gguf.files))
         wanted, bounds, keys, need, layouts = n_ctx, {}, {}, {}, {}
 
         def fit(n_ctx):
@@ -378,6 +379,21 @@ class Engine:
         """What the replicas' bytes and places depend on."""
         cuts = tuple((name, *b) for name, b in bounds.items())
         return tuple(gguf.files), policy, tuple(self.nodes), cuts, tuple(w.name for w in self.plan.weights)
+
+    @functools.cached_property
+    def digest(self):
+        """`GGUFFile.digest` of the model's file, read when it is first wanted.
+
+        Raises
+        ------
+        ModelNotFound, CorruptModel
+            The file is not there any more, or is another one now.
+        """
+        path, files = self._files
+        with GGUFFile(path) as gguf:
+            if [file[:-1] for file in gguf.files] != [file[:-1] for file in files]:
+                raise CorruptModel(path, "the file is not the one that was loaded: it was written to or replaced since")
+            return gguf.digest()
 
     def node_lanes(self):
         """A lane per node, for work that needs no other node: the throughput mode.  One lane where there is one copy."""

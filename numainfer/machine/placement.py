@@ -374,11 +374,11 @@ class Placement:
     kv_window_bytes: int = 0
     kept: str = ""
     kv_state_bytes: int = 0
-    _seen: Any = field(repr=False, default=None)  # of a copy, which looks up nothing any more: KV bytes, huge shares, memory
+    _seen: Any = field(repr=False, default=None)  # of a copy, which looks up nothing any more: KV bytes, huge shares, memory, prefixes
 
     def __getstate__(self):
         """A copy, here or in another process, says what was so when it was made."""
-        seen = self._seen or (self.kv_bytes(), [self.huge_share(node) for node in self.nodes], self._memory())
+        seen = self._seen or (self.kv_bytes(), [self.huge_share(node) for node in self.nodes], self._memory(), self.prefix_bytes())
         return vars(self) | {"_replicas": None, "_caches": None, "_seen": seen}
 
     @property
@@ -410,6 +410,14 @@ class Placement:
             return dict(found)
         own = self._caches.bytes_by_owner()
         return {} if own is None else {self.nodes[i].label: n for i, n in own.items()}
+
+    def prefix_bytes(self) -> tuple[int, int]:
+        """Bytes of KV cache in which beginnings of sequences are kept for others, part of `kv_bytes` as far as their pages are touched,
+        and the most that may be: ``prefix_cache`` of `load`.  What sequences share that are going on counts too."""
+        if self._seen:
+            return self._seen[3]
+        kept = None if self._caches is None else self._caches.kept
+        return (0, 0) if kept is None else (kept.bytes, kept.most)
 
     def huge_share(self, node: NodePlacement) -> float:
         """Share of a node's weights that lies in huge pages, 0 to 1."""
@@ -492,6 +500,8 @@ class Placement:
         reason = f" ({self.reason})" if self.reason else ""
         sizes = [f"{size(self.kv_bytes_per_token)} per token"] * bool(self.kv_bytes_per_token or not self.kv_window_bytes)
         sizes += [f"at most {size(self.kv_window_bytes)} for windows"] * bool(self.kv_window_bytes)
+        used, most = self.prefix_bytes()
+        sizes[-1:] = [f"{sizes[-1]}, {size(used)} of at most {size(most)} for prefixes"] if most else sizes[-1:]
         sizes += [f"at most {size(self.kv_state_bytes)} of recurrent state"] * bool(self.kv_state_bytes)
         cpus = f"; {self.cpus}" if self.cpus else ""
         kept = f"; {self.kept}" if self.kept else ""

@@ -201,7 +201,6 @@ class LaneLoop:
         except Exception as e:
             request.end(e)
         else:
-            # Prefixes.attach: here, where `at` and `cached` may become more than 0.
             self._reading.append(request)
 
     # ---- a step ------------------------------------------------------------------------------------------------------
@@ -229,10 +228,16 @@ class LaneLoop:
             for s in reading:
                 if room <= 0:
                     break
+                if not s.begun and not self._begins(s):
+                    continue
                 ids, n_wanted = s.next_ids(room)
                 batch.append((s, ids, n_wanted))
                 room -= len(ids)
         return batch
+
+    def _begins(self, s):
+        """`Request.begins` with those before it."""
+        return s.begins(self.lane.nodes, [*self._answering, *self._reading[: self._reading.index(s)]])
 
     def _goes_on(self, s):
         """Whether steps are run for a request; it ends here where it was cancelled or its session closed."""
@@ -318,7 +323,6 @@ class LaneLoop:
         for s, ids, _ in batch:
             if not s.ended:
                 s.computed(len(ids), now - start)
-        # Prefixes.offer: here, of those whose ids are all computed now.
         for s, n_wanted, _ in parts:
             if not s.ended and not isinstance(s, Answer):
                 own = out[n_answers : n_answers + n_wanted]

@@ -200,16 +200,16 @@ class Loop:
 
     def _may_take(self, lane, runtime, name, request):
         """Whether a lane may take a request now: others may deserve it more, or there is no room for it."""
-        if not lane.n_active:
-            return True
-        if name != "latency" and not lane.whole:
+        if lane.n_active and name != "latency" and not lane.whole:
             # Its part of all that is not finished, so that the fastest lane does not take them all.
             unfinished = self.n_waiting - len(self._waiting["latency"]) + sum(other.n_active for other in self._of_nodes)
             if lane.n_active >= lane.lane.n_workers / sum(other.lane.n_workers for other in self._of_nodes) * unfinished:
                 return False
-        # Prefixes.reclaim: here, where what they hold is in the way.
-        room = kv_budget(runtime, lane.lane) - sum(n - r.held_bytes for r, n in list(self._reserved.items()) if r.lane is lane)
-        return request.n_bytes <= room
+        short = sum(n - r.held_bytes for r, n in list(self._reserved.items()) if r.lane is lane) - kv_budget(runtime, lane.lane)
+        short += request.n_bytes
+        if short > 0:
+            short -= runtime.prefixes.reclaim(short, lane.lane.nodes)
+        return short <= 0 or not lane.n_active
 
     def _choose_mode(self, runtime):
         """Where those go that leave it to us: "latency" or "throughput". Under the lock."""

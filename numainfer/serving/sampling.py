@@ -72,6 +72,10 @@ class SamplingParams:
         llguidance's kind of Lark. End tokens come only where the form may end, and an answer that is whole and that nothing can
         follow ends at once, whatever ``min_tokens`` and ``ignore_eos`` say, with finish_reason "stop". All else keeps its
         meaning: ``max_tokens`` may cut the answer short. Needs ``pip install 'numainfer[grammar]'``.
+    n : int
+        Answers to each prompt, 1 to 1024; the prompt is computed once. More than one makes ``generate`` and ``chat`` return Completions,
+        for a list all of its first prompt's before those of the second. With a seed answer i has the seed ``(seed + i) % 2**64``, so
+        the first is that of ``n=1``.
 
     Raises
     ------
@@ -101,6 +105,7 @@ class SamplingParams:
     regex: str | None = None
     choice: Sequence[str] | None = None
     grammar: str | None = None
+    n: int = 1
 
     def __post_init__(self) -> None:
         def put(name, check, *limits):
@@ -126,6 +131,7 @@ class SamplingParams:
         put("regex", source_text)
         put("choice", choices)
         put("grammar", source_text)
+        put("n", integer, 1, 1024)
         form_of(self)
         for name in ("top_p", "repetition_penalty"):
             if getattr(self, name) == 0:
@@ -159,6 +165,19 @@ class SamplingParams:
         """
         check_sampling(changes)
         return dataclasses.replace(self, **changes)
+
+
+    def each(self) -> list["SamplingParams"]:
+        """The parameters of each of the ``n`` answers, whose own n is 1.
+
+        Returns
+        -------
+        list of SamplingParams
+        """
+        if self.n == 1:
+            return [self]
+        seeds = [None if self.seed is None else (self.seed + i) % 2**64 for i in range(self.n)]
+        return [dataclasses.replace(self, n=1, seed=seed) for seed in seeds]
 
 
 _generated_init = SamplingParams.__init__
@@ -272,7 +291,8 @@ _ELSEWHERE = {
     "system_prompt": 'a message {"role": "system", "content": ...} before the others',
     "do_sample": "temperature above 0 samples, 0 is greedy",
     "num_beams": "there is no beam search",
-    "best_of": "there is no best_of: call generate with a list of the same prompt and different seeds",
+    "num_return_sequences": "n",
+    "best_of": "there is no best_of: n=4 gives four answers, and with logprobs=0 the log-probabilities to choose by",
 }
 
 
