@@ -23,7 +23,8 @@ from .errors import ForkedProcess, ModelClosed
 from .prompts import split_prompts
 from .results import Chunk, Completion, Completions, Logprobs, Timings, Usage
 from .serving.forms import response_form
-from .serving.sampling import SamplingParams, check_sampling, resolve_params
+from .serving.masks import make_form
+from .serving.sampling import Sampler, SamplingParams, check_sampling, resolve_params
 from .signatures import Conversations, Messages, Prompt, Prompts, ResponseFormat, SamplingOptions, Tools
 from .text.messages import split_conversations
 
@@ -74,8 +75,25 @@ def _bell():
         return found
 
 
-Prepare = Callable[[], tuple[NDArray[np.int32], Any]]
-"""Gives a prompt's ids and the Reader of its answer, or None; called in a thread of asyncio's pool."""
+Prepared = tuple[NDArray[np.int32], Any]
+"""A prompt's ids, and the Reader of its answer or None."""
+Prepare = Callable[[], Prepared]
+"""Called in a thread of asyncio's pool."""
+
+
+def check_params(runtime: Runtime, params: SamplingParams) -> SamplingParams:
+    """The parameters, if they fit the model: their ids exist, and their form compiles (which may take a while, once).
+
+    Raises
+    ------
+    ValueError
+    ImportError
+        A form, and there is no llguidance.
+    """
+    n_vocab = min(runtime.n_vocab, runtime.tokenizer.n_vocab)
+    Sampler(params, n_vocab, (), params.stop_token_ids)
+    make_form(runtime.tokenizer, n_vocab, params, params.stop_token_ids)
+    return params
 
 
 class AsyncTokenStream(AsyncIterator[Chunk]):
@@ -85,9 +103,12 @@ class AsyncTokenStream(AsyncIterator[Chunk]):
     block and dropping the stream end it within 50 ms. Made by ``Model.astream`` and ``Model.achat(..., stream=True)``.
     """
 
-    def __init__(self, runtime: Runtime, prepare: Prepare, params: SamplingParams, *, ahead: int | None = AHEAD) -> None:
-        self._runtime, self._prepare, self._params, self._ahead = runtime, prepare, params, ahead
-        self._prepared: tuple[NDArray[np.int32], Any] | None = None
+    def __init__(
+        self, runtime: Runtime, params: SamplingParams, prepare: Prepare | None = None, *, prepared: Prepared | None = None,
+        ahead: int | None = AHEAD
+    ) -> None:  # fmt: skip
+        self._runtime, self._params, self._prepare, self._ahead = runtime, params, prepare, ahead
+        self._prepared = prepared
         self._request: Any = None
         self._reading = self._cancelled = self._raised = False
 
@@ -134,12 +155,16 @@ class AsyncTokenStream(AsyncIterator[Chunk]):
     async def prepare(self) -> None:
         """Render and tokenize the prompt, unless that is done: what is wrong with it is raised here."""
         if self._prepared is None:
-            self._prepared = await asyncio.to_thread(self._prepare)
+            self._prepared = await asyncio.to_thread(self._ready)
+
+    def _ready(self):
+        check_params(self._runtime, self._params)
+        return self._prepare()
 
     def try_prepare(self):
         """`prepare`, in this thread; what is wrong with the prompt is returned."""
         try:
-            self._prepared = self._prepare()
+            self._prepared = self._ready()
         except (TypeError, ValueError) as e:
             return e
         return None
@@ -201,7 +226,8 @@ class AsyncTokenStream(AsyncIterator[Chunk]):
         return self._request.completion()
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise TypeError("an AsyncTokenStream can be neither pickled nor copied: it is a computation under way. result() is what there is so far")
+        raise TypeError("an AsyncTokenStream can be neither pickled nor copied: it is a computation under way. result() is what there is "
+                        "so far")  # fmt: skip
 
     async def __aenter__(self) -> AsyncTokenStream:
         return self
@@ -293,7 +319,7 @@ class AsyncVerbs:
         return self._ids_stream("prompt", prompts[0], resolve_params(params, **sampling), AHEAD)
 
     def _ids_stream(self, name, prompt, params, ahead):
-        return AsyncTokenStream(self.runtime, lambda: (verbs.ids_of(self.runtime, name, prompt), None), params, ahead=ahead)
+        return AsyncTokenStream(self.runtime, params, lambda: (verbs.ids_of(self.runtime, name, prompt), None), ahead=ahead)
 
     @overload
     async def achat(  # type: ignore[overload-overlap]
@@ -344,7 +370,7 @@ class AsyncVerbs:
 
         def answer(name, conversation, own, ahead):
             prepare = lambda: verbs.conversation(self.runtime, conversation, name=name, **written)  # noqa: E731
-            return AsyncTokenStream(self.runtime, prepare, own, ahead=ahead)
+            return AsyncTokenStream(self.runtime, own, prepare, ahead=ahead)
 
         if is_list:
             if stream:
