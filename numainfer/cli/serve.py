@@ -22,7 +22,7 @@ def add_serve(parser):
     group.add_argument("--api-key", metavar="KEY",
                        help=f"clients must bring it; better in the environment, as {_KEY}, where other users do not see it")  # fmt: skip
     group.add_argument("--cors", action="append", metavar="ORIGIN", default=[],
-                       help="web pages from there may use it, such as http://localhost:3000; may be given again (default: none)")  # fmt: skip
+                       help="web pages from there may use it, as http://localhost:3000; may be given again (default: none)")  # fmt: skip
     group.add_argument("--max-body", type=int, default=8 << 20, metavar="BYTES", help="of a request (default 8 MiB)")
     group.add_argument("--max-prompt", type=int, metavar="TOKENS", help="of a prompt (default: as many as the context holds)")
     group.add_argument("--max-waiting", type=int, default=64, metavar="N",

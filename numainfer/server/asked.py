@@ -72,10 +72,10 @@ def chat(service, fields):
             if name in fields:
                 raise ValueError(f"{name} and tool_choice: an answer has one form; wanted one of them")
         given["json_schema"] = choice.schema
-    given = response_form(fields.get("response_format"), given)
-    if choice.tools and choice.schema is None and any(given.get(name) is not None for name in FORMS):
-        raise ValueError("tools and a form of the answer: an answer in a form calls no tools; wanted one of them, or tool_choice = 'none'")
-    params = service.params(verbs.chat_sampling(service.model.runtime, None, given))
+    formed = response_form(fields.get("response_format"), given)
+    if choice.tools and choice.schema is None and formed is not given:
+        raise ValueError("tools and response_format: an answer in that form calls no tools; wanted one of them, or tool_choice = 'none'")
+    params = service.params(verbs.chat_sampling(service.model.runtime, None, formed))
     ids, reader = verbs.conversation(service.model.runtime, [_plain(m) for m in fields["messages"]], tools=choice.tools,
                                      chat_template_kwargs=_template_kwargs(fields))  # fmt: skip
     stream = of.flag(fields, "stream")

@@ -115,8 +115,10 @@ class Text(Shape):
         decoder, at = self._told.get(i) or (codecs.getincrementaldecoder("utf-8")("replace"), 0)
         offsets = []
         for p in logprobs:
-            offsets.append(at)
-            at += len(decoder.decode(self._tokenizer.token_bytes(p.token_id)))
+            raw, start = self._tokenizer.token_bytes(p.token_id), at
+            at += len(decoder.decode(raw))
+            # What was left of a character and did not become one is told with the token behind it.
+            offsets.append(start if _is_part(raw) else at - len(p.text))
         self._told[i] = decoder, at
         return {"tokens": [self._name(p) for p in logprobs], "token_logprobs": [p.logprob for p in logprobs],
                 "top_logprobs": [{self._name(t): t.logprob for t in p.top} for p in logprobs], "text_offset": offsets}  # fmt: skip
@@ -124,7 +126,13 @@ class Text(Shape):
     def _name(self, p):
         """A token's text; a part of a character is told by its bytes, for names are keys here."""
         raw = self._tokenizer.token_bytes(p.token_id)
-        try:
-            return raw.decode()
-        except UnicodeDecodeError:
-            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw) if _is_part(raw) else raw.decode()
+
+
+def _is_part(raw):
+    """Whether a token's bytes are no whole characters."""
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return True
+    return False
