@@ -40,9 +40,10 @@ def serve(args):
     try:
         from ..server.running import Server, listen, url_of
     except ImportError as e:
-        if (e.name or "").partition(".")[0] not in ("starlette", "uvicorn", "prometheus_client"):
+        package = (e.name or "").partition(".")[0]
+        if package not in ("starlette", "uvicorn", "prometheus_client"):
             raise
-        raise ImportError(f"numainfer serve needs {e.name}: pip install 'numainfer[serve]'") from None
+        raise ImportError(f"numainfer serve needs {package}: pip install 'numainfer[serve]'") from None
     from ..server.limits import Limits
 
     if not 0 <= args.port < 65536:

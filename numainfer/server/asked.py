@@ -5,10 +5,11 @@ import dataclasses
 from typing import Any
 
 from .. import verbs
-from ..arguments import integer
+from ..arguments import did_you_mean, integer
 from ..prompts import split_prompts
 from ..serving.forms import FORMS, response_form
 from ..serving.sampling import MAX_LOGPROBS, SamplingParams
+from ..text.chat_template import ROLES
 from . import fields as of
 from . import tools as of_tools
 from .refusals import Refusal
@@ -76,8 +77,11 @@ def chat(service, fields):
     if choice.tools and choice.schema is None and formed is not given:
         raise ValueError("tools and response_format: an answer in that form calls no tools; wanted one of them, or tool_choice = 'none'")
     params = service.params(verbs.chat_sampling(service.model.runtime, None, formed))
-    ids, reader = verbs.conversation(service.model.runtime, [_plain(m) for m in fields["messages"]], tools=choice.tools,
-                                     chat_template_kwargs=_template_kwargs(fields))  # fmt: skip
+    messages, variables = [_plain(m) for m in fields["messages"]], _template_kwargs(fields)
+    template = service.template(choice.tools)
+    if template is not None:
+        _check_used(template, messages, [*(["tools"] if choice.tools else []), *variables])
+    ids, reader = verbs.conversation(service.model.runtime, messages, tools=choice.tools, chat_template_kwargs=variables)
     stream = of.flag(fields, "stream")
     one_call = not of.flag(fields, "parallel_tool_calls", True)
     return Asked(prompts=[(service.within(ids), None if choice.schema else reader)], params=params, n=of.choices(fields), stream=stream,
@@ -153,6 +157,17 @@ def _plain(message):
         return message
     message = {key: value for key, value in message.items() if value is not None or key == "content"}
     return message | {"role": "system"} if message.get("role") == "developer" else message
+
+
+def _check_used(template, messages, names):
+    """Refuse what the model's chat template would pass over; elsewhere that is a warning, which here nobody would read."""
+    for name in names:
+        if name not in template.variables:
+            raise ValueError(f"{name}: the model's chat template does not use {name!r}, so that it would have no effect")
+    for i, message in enumerate(messages):
+        role = message.get("role") if isinstance(message, dict) else None
+        if isinstance(role, str) and not template.names_role(role):
+            raise ValueError(f"messages[{i}]['role'] = {role!r}: {did_you_mean(role, ROLES)}")
 
 
 def _template_kwargs(fields):

@@ -6,11 +6,9 @@ import logging
 import signal
 import socket
 import threading
-import warnings
 
 import uvicorn
 
-from ..errors import ChatTemplateWarning
 from .app import application
 from .limits import Limits
 from .service import Service
@@ -115,12 +113,10 @@ class Server:
         for number in handled:
             self._loop.add_signal_handler(number, self._signalled)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", ChatTemplateWarning)  # what has no effect is refused
-                if self._end_asked:
-                    self._end()
-                self._loop.call_soon(self._ready.set)
-                await self._uvicorn.serve(sockets=[self._socket])
+            if self._end_asked:
+                self._end()
+            self._loop.call_soon(self._ready.set)
+            await self._uvicorn.serve(sockets=[self._socket])
         finally:
             for number in handled:
                 self._loop.remove_signal_handler(number)

@@ -1,12 +1,14 @@
 """One model as the server serves it: who is let in, what is under way, what is counted."""
 
 import asyncio
+import functools
 import hashlib
 import hmac
 import time
 
 from ..aio import AsyncTokenStream, check_params
 from ..serving.sampling import SamplingParams
+from ..text.chat_template import ChatTemplate
 from . import asked
 from .http import header
 from .metrics import Metrics
@@ -14,6 +16,9 @@ from .refusals import Refusal, busy
 
 DEFAULTS = {"temperature": 1.0}
 """Sampling where neither request nor file says anything: OpenAI's."""
+
+
+compiled = functools.lru_cache(8)(ChatTemplate)
 
 
 class Service:
@@ -42,7 +47,7 @@ class Service:
 
     def __init__(self, model, names, limits, api_key=None):
         self.model, self.names, self.limits = model, list(names), limits
-        self._key = None if api_key is None else _digest(api_key)
+        self._key = None if api_key is None else hashlib.sha256(api_key.strip().encode("utf-8", "surrogateescape")).digest()
         self.answers, self.ending, self.loaded_at = set(), False, time.time()
         self._embedding = asyncio.Semaphore(2)
         self.metrics = Metrics(lambda: len(self.answers) - self._waiting(), self._waiting, self._kv_bytes)
@@ -58,7 +63,8 @@ class Service:
         if self._key is None:
             return
         kind, _, key = (header(scope, "authorization") or "").partition(" ")
-        if kind.lower() != "bearer" or not hmac.compare_digest(_digest(key.strip()), self._key):
+        known = hmac.compare_digest(hashlib.sha256(key.strip().encode("latin-1")).digest(), self._key)
+        if kind.lower() != "bearer" or not known:
             raise Refusal(401, "the API key is missing or wrong; wanted the header Authorization: Bearer KEY", "invalid_api_key",
                           headers={"WWW-Authenticate": "Bearer"})  # fmt: skip
 
@@ -70,6 +76,12 @@ class Service:
     def params(self, given):
         """The SamplingParams of a request, over OpenAI's defaults."""
         return check_params(self.model.runtime, SamplingParams(**DEFAULTS | given))
+
+    def template(self, tools):
+        """The chat template that a conversation with, or without, these tools is written by; None: there is none."""
+        templates = self.model.tokenizer.chat_templates
+        source = templates.get("tool_use" if tools and "tool_use" in templates else "default")
+        return compiled(source) if source else None
 
     def within(self, ids, name="messages"):
         """Ids of a prompt, if they are not more than the server takes."""
@@ -186,7 +198,3 @@ class Answer:
             if self in self._service.answers:
                 self._service.answers.discard(self)
                 self._service.metrics.usage(self._stream.result().usage)
-
-
-def _digest(text):
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
