@@ -24,16 +24,13 @@ from .prompts import split_prompts
 from .results import Chunk, Completion, Completions, Logprobs, Timings, Usage
 from .serving.forms import response_form
 from .serving.masks import make_form
+from .serving.requests import AHEAD, Answer, Rows
 from .serving.sampling import Sampler, SamplingParams, check_sampling, resolve_params
 from .signatures import Conversations, Messages, Prompt, Prompts, ResponseFormat, SamplingOptions, Tools
 from .text.messages import split_conversations
 
 if TYPE_CHECKING:
     from .serving.runtime import Runtime
-
-AHEAD = 64
-"""Tokens that a stream is computed ahead of its reader; then its sequence waits."""
-
 
 class _Bell:
     """Wakes readers in one event loop, from any thread: one call into the loop for all that became ready meanwhile."""
@@ -99,7 +96,7 @@ def check_params(runtime: Runtime, params: SamplingParams) -> SamplingParams:
 class AsyncTokenStream(AsyncIterator[Chunk]):
     """One answer piece by piece, for ``async for``; each piece is a `Chunk` with all that is new since the last.
 
-    The answer is computed at most 64 tokens ahead of its reader. ``cancel``, cancelling the task that reads, leaving an ``async with``
+    The answer is computed at most 16 tokens ahead of its reader. ``cancel``, cancelling the task that reads, leaving an ``async with``
     block and dropping the stream end it within 50 ms. Made by ``Model.astream`` and ``Model.achat(..., stream=True)``.
     """
 
@@ -107,10 +104,10 @@ class AsyncTokenStream(AsyncIterator[Chunk]):
         self, runtime: Runtime, params: SamplingParams, prepare: Prepare | None = None, *, prepared: Prepared | None = None,
         ahead: int | None = AHEAD
     ) -> None:  # fmt: skip
-        self._runtime, self._params, self._prepare, self._ahead = runtime, params, prepare, ahead
-        self._prepared = prepared
-        self._request: Any = None
-        self._reading = self._cancelled = self._raised = False
+        self._runtime, self._params, self._ahead = runtime, params, ahead
+        self._prepare, self._prepared = prepare, prepared
+        self._request: Answer | None = None
+        self._reading = self._cancelled = False
 
     def __aiter__(self) -> AsyncTokenStream:
         return self
@@ -130,36 +127,37 @@ class AsyncTokenStream(AsyncIterator[Chunk]):
             self._reading = False
 
     async def _next(self):
-        if self._request is None:
-            if self._cancelled:
-                raise StopAsyncIteration
-            await self.start()
+        await self.start()
+        if self._request is None:  # cancelled before it began
+            raise StopAsyncIteration
         while True:
             self._news.clear()
             ended = self._request.ended  # before the look: what comes between the two is found at the next
             chunk = self._request.take()
+            if ended and self._request.error is not None:
+                if chunk is None or not chunk.token_ids:
+                    self._raise()
+                return dataclasses.replace(chunk, finish_reason=None)  # what came before the error
             if chunk is not None:
                 return chunk
             if ended:
-                self._check()
                 raise StopAsyncIteration
             await self._news.wait()
 
-    def _check(self):
+    def _raise(self):
         """Raise, once, what ended the answer early."""
-        error = self._request.error
-        if error is not None and not self._raised:
-            self._raised = True
+        error, self._request.error = self._request.error, None
+        if error is not None:
             raise error
+
+    def _ready(self):
+        check_params(self._runtime, self._params)
+        return self._prepare()
 
     async def prepare(self) -> None:
         """Render and tokenize the prompt, unless that is done: what is wrong with it is raised here."""
         if self._prepared is None:
             self._prepared = await asyncio.to_thread(self._ready)
-
-    def _ready(self):
-        check_params(self._runtime, self._params)
-        return self._prepare()
 
     def try_prepare(self):
         """`prepare`, in this thread; what is wrong with the prompt is returned."""
@@ -170,11 +168,16 @@ class AsyncTokenStream(AsyncIterator[Chunk]):
         return None
 
     async def start(self) -> None:
-        """Hand the prompt to the model now, not when the first piece is wanted."""
+        """Hand the prompt to the model, unless that is done; by default the first piece that is wanted does."""
         await self.prepare()
         if self._request is None and not self._cancelled:
-            bell, self._news = _bell(), asyncio.Event()
-            self._request = _submit(self._runtime, *self._prepared, self._params, _Notify(bell, self._news), self._ahead)
+            ids, reader = self._prepared
+            self._news = asyncio.Event()
+            notify = _Notify(_bell(), self._news)
+            request = Answer(self._runtime, ids, self._params, reader=reader, ahead=self._ahead, notify=notify)
+            notify.request = weakref.ref(request)
+            self._runtime.submit(request)
+            self._request = request
 
     def cancel(self) -> None:
         """End the answer, from any thread; the last chunk says "cancelled". A finished one stays as it is."""
@@ -205,7 +208,7 @@ class AsyncTokenStream(AsyncIterator[Chunk]):
             if self._request is not None:
                 self._request.read_all()
                 await self._end()
-                self._check()
+                self._raise()
         except BaseException:
             self.cancel()
             raise
@@ -237,7 +240,7 @@ class AsyncTokenStream(AsyncIterator[Chunk]):
 
     def __del__(self):
         if getattr(self, "_request", None) is not None:
-            self._request.cancel()
+            self._request.drop()
 
     def __repr__(self) -> str:
         return f"<AsyncTokenStream, {'not begun' if self._request is None else repr(self.result())}>"
@@ -250,8 +253,10 @@ class _Notify:
         self._bell, self._news, self.request = bell, news, None
 
     def __call__(self):
-        if not self._bell.ring(self._news) and self.request is not None:
-            self.request.cancel()  # nobody will read it
+        if not self._bell.ring(self._news):
+            request = self.request and self.request()
+            if request is not None and not request.ended:
+                request.cancel()  # nobody will read it
 
 
 class AsyncVerbs:
@@ -421,51 +426,38 @@ async def _finish_all(streams):
             task.cancel()
 
 
-# ---- until the one loop is here: a thread for each request -----------------------------------------------------------
+async def embedding(runtime: Runtime, ids: NDArray[np.int32], pooling: str) -> NDArray[np.float32]:
+    """Hidden states over the ids of one text, float32 (n_embd,), with the bits of `Model.embed`; cancelled as an answer is.
 
-
-class _submit:
-    def __init__(self, runtime, ids, reader, params, notify, ahead):
-        notify.request = self
-        self._notify, self._chunks, self.ended, self.error, self._stream = notify, collections.deque(), False, None, None
-        self._args, self._cancelled = (runtime, ids, params, reader), False
-        self._completion = None
-        self._room = threading.Semaphore(ahead) if ahead else None
-        threading.Thread(target=self._work, daemon=True).start()
-
-    def _work(self):
-        from .serving.sequence import Sequence as Kept
-        from .stream import TokenStream
-
-        runtime, ids, params, reader = self._args
-        try:
-            self._stream = TokenStream(Kept(runtime), ids, params, owns_sequence=True, reader=reader)
-            if self._cancelled:
-                self._stream.cancel()
-            for chunk in self._stream:
-                self._chunks.append(chunk)
-                self._notify()
-                while self._room and not self._room.acquire(timeout=0.02) and not self._cancelled:
-                    pass
-        except BaseException as e:  # noqa: BLE001
-            self.error = e
-        self.ended = True
-        self._notify()
-
-    def take(self):
-        if self._chunks:
-            if self._room:
-                self._room.release()
-            return self._chunks.popleft()
-        return None
-
-    def read_all(self):
-        self._room = None
-
-    def cancel(self):
-        self._cancelled = True
-        if self._stream is not None:
-            self._stream.cancel()
-
-    def completion(self):
-        return self._stream.result()
+    Parameters
+    ----------
+    runtime : Runtime
+    ids : int32 array (n,)
+    pooling : {"mean", "last"}
+    """
+    news = asyncio.Event()
+    notify = _Notify(_bell(), news)
+    request = Rows(runtime, ids, all=pooling == "mean", hidden=True, notify=notify)
+    notify.request = weakref.ref(request)
+    total = np.zeros(runtime.n_embd)
+    try:
+        runtime.submit(request)
+        while True:
+            news.clear()
+            ended = request.ended
+            part = request.take()
+            if part is not None:
+                if pooling == "last":
+                    total = part[1][-1]
+                else:
+                    verbs.add_rows(total, part[1])
+            elif ended:
+                break
+            else:
+                await news.wait()
+    except BaseException:
+        request.cancel()
+        raise
+    if request.error is not None:
+        raise request.error
+    return (total if pooling == "last" else total / len(ids)).astype(np.float32)

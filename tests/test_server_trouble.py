@@ -15,7 +15,7 @@ from server_tools import chat_request, events, eventually, open_files, raw_post,
 import numainfer as ni
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
-FOREVER = {"max_tokens": None, "ignore_eos": True, "temperature": 1, "seed": 1}
+FOREVER = {"max_tokens": 40_000, "ignore_eos": True, "temperature": 1, "seed": 1}
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def model(tmp_path_factory):
 @pytest.fixture
 def served(model, caplog):
     """A server that must have nothing to complain of, and must leave nothing."""
-    with serving(model, stall=5) as found:
+    with serving(model, stall=2) as found:
         served_before(found)
         yield found
         assert found.idle()
@@ -100,14 +100,12 @@ def test_a_reader_who_stalls_holds_up_nobody_and_is_not_run_away_from(served, mo
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     sock.sendall(raw_post(TEXT, {"prompt": "a", "stream": True, "logprobs": 20, "n": 4} | FOREVER))
     begun(sock)
-    generated = served.server.service.metrics
     for _ in range(5):
         start = time.monotonic()
         assert served.ask(CHAT, chat_request(max_tokens=10))[0] == 200
         assert time.monotonic() - start < 2
-    assert len(served.server.service.answers) == 4
-    assert eventually(lambda: not in_use(model), 15)  # cut off after 5 s
-    assert generated is served.server.service.metrics and served.idle()
+    assert eventually(lambda: len(served.server.service.answers) == 4)  # it is theirs alone
+    assert eventually(lambda: not in_use(model), 30)  # buffers are full, and 2 s later it is cut off
     sock.close()
 
 

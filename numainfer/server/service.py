@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import time
 
-from ..aio import AsyncTokenStream, check_params
+from ..aio import AsyncTokenStream, check_params, embedding
 from ..serving.sampling import SamplingParams
 from ..text.chat_template import ChatTemplate
 from . import asked
@@ -49,7 +49,6 @@ class Service:
         self.model, self.names, self.limits = model, list(names), limits
         self._key = None if api_key is None else hashlib.sha256(api_key.strip().encode("utf-8", "surrogateescape")).digest()
         self.answers, self.ending, self.loaded_at = set(), False, time.time()
-        self._embedding = asyncio.Semaphore(2)
         self.metrics = Metrics(lambda: len(self.answers) - self._waiting(), self._waiting, self._kv_bytes)
 
     def _waiting(self):
@@ -107,9 +106,8 @@ class Service:
 
     async def embed(self, ids, pooling):
         """The embedding of one text, float32 (n_embd,)."""
-        async with self._embedding:
-            self.check_open()
-            return await asyncio.to_thread(self.model.embed, ids, pooling=pooling)
+        self.check_open()
+        return await embedding(self.model.runtime, ids, pooling)
 
     def end(self):
         """Take nothing new; what runs may go on for the limits' grace."""
