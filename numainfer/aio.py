@@ -32,6 +32,7 @@ from .text.messages import split_conversations
 if TYPE_CHECKING:
     from .serving.runtime import Runtime
 
+
 class _Bell:
     """Wakes readers in one event loop, from any thread: one call into the loop for all that became ready meanwhile."""
 
@@ -42,13 +43,13 @@ class _Bell:
         """Set an asyncio.Event of the loop; False where the loop was closed."""
         self._ready.append(event)
         if not self._rung:
-            self._rung = True
-            loop = self._loop()
+            self._rung, loop = True, self._loop()
             try:
                 if loop is None:
-                    return False
+                    raise RuntimeError
                 loop.call_soon_threadsafe(self._wake)
-            except RuntimeError:  # it is closed
+            except RuntimeError:  # it is closed, or gone
+                self._rung = False
                 return False
         return True
 
@@ -150,26 +151,26 @@ class AsyncTokenStream(AsyncIterator[Chunk]):
         if error is not None:
             raise error
 
-    def _ready(self):
+    def _prepared_now(self):
         check_params(self._runtime, self._params)
         return self._prepare()
 
-    async def prepare(self) -> None:
+    async def _get_ready(self):
         """Render and tokenize the prompt, unless that is done: what is wrong with it is raised here."""
         if self._prepared is None:
-            self._prepared = await asyncio.to_thread(self._ready)
+            self._prepared = await asyncio.to_thread(self._prepared_now)
 
-    def try_prepare(self):
-        """`prepare`, in this thread; what is wrong with the prompt is returned."""
+    def _try_ready(self):
+        """The same in this thread; what is wrong with the prompt is returned."""
         try:
-            self._prepared = self._ready()
+            self._prepared = self._prepared_now()
         except (TypeError, ValueError) as e:
             return e
         return None
 
     async def start(self) -> None:
         """Hand the prompt to the model, unless that is done; by default the first piece that is wanted does."""
-        await self.prepare()
+        await self._get_ready()
         if self._request is None and not self._cancelled:
             ids, reader = self._prepared
             self._news = asyncio.Event()
@@ -386,7 +387,7 @@ class AsyncVerbs:
         made = answer("messages", messages, own, AHEAD if stream else None)
         if not stream:
             return await made.finish()
-        await made.prepare()
+        await made._get_ready()
         return made
 
 
@@ -403,7 +404,7 @@ async def _finish_all(streams):
     """Completions of all; what is wrong with one of them is its own."""
 
     def prepare_all():
-        return [stream.try_prepare() for stream in streams]
+        return [stream._try_ready() for stream in streams]
 
     errors = await asyncio.to_thread(prepare_all)
 

@@ -5,6 +5,7 @@ import gc
 import threading
 import time
 
+import numpy as np
 import pytest
 
 import numainfer as ni
@@ -250,18 +251,26 @@ def test_one_reader_at_a_time(tiny_model):
     asyncio.run(work())
 
 
-def test_an_event_loop_that_ends_leaves_nothing(tiny_model):
-    async def forget():
-        stream = tiny_model.astream("the", max_tokens=None, ignore_eos=True)
-        await anext(stream)
-        return stream
+def test_an_event_loop_that_ends_leaves_nothing(tiny_model, caplog):
+    async def forget(ahead):
+        streams = [aio.AsyncTokenStream(tiny_model.runtime, ni.SamplingParams(max_tokens=None, ignore_eos=True),
+                                        prepared=(np.array([5 + i], np.int32), None), ahead=ahead) for i in range(3)]  # fmt: skip
+        for stream in streams:
+            await stream.start()
+        return streams
 
-    kept = asyncio.run(forget())  # its loop is closed now; nobody can read on
-    end = time.monotonic() + 5
-    while in_use(tiny_model) and time.monotonic() < end:
-        time.sleep(0.005)
-    assert not in_use(tiny_model)
-    assert kept.result().token_ids
+    def freed():
+        end = time.monotonic() + 5
+        while in_use(tiny_model) and time.monotonic() < end:
+            time.sleep(0.005)
+        return not in_use(tiny_model)
+
+    kept = asyncio.run(forget(10_000))  # its loop is closed now; nobody can read on, though somebody holds them
+    assert freed() and all(stream.result().finish_reason == "cancelled" for stream in kept)
+    kept = asyncio.run(forget(4))  # these wait for their reader
+    for stream in kept:
+        stream.cancel()
+    assert freed() and not caplog.records
     assert asyncio.run(tiny_model.agenerate("in", max_tokens=3)).text == tiny_model.generate("in", max_tokens=3).text
 
 

@@ -169,5 +169,5 @@ def test_llm_speaks_with_it(smollm2, tmp_path):
         expected = smollm2.chat(messages, ni.SamplingParams(max_tokens=12)).text
         assert llm("-m", "numa", "-s", "Be brief.", *greedy, "What is a whale?").strip() == expected.strip() != ""
         assert llm("-c", "--no-stream", *greedy, "And a shark?").strip()
-        schema = llm("-m", "numa", "--schema", "color str", "-o", "temperature", "0", "-o", "max_tokens", "60", "The sky is blue. Its color?")
-        assert "color" in json.loads(schema)
+        form = ["--schema", "color str", "-o", "temperature", "0", "-o", "max_tokens", "60"]
+        assert "color" in json.loads(llm("-m", "numa", *form, "The sky is blue. Its color?"))

@@ -55,7 +55,11 @@ class Service:
         return sum(not answer.begun for answer in self.answers)
 
     def _kv_bytes(self):
-        return 0
+        """Of all sequences' blocks; what several share counts once."""
+        if self.model.closed:
+            return 0
+        caches = [cache for cache in list(self.model.runtime.engine.caches.alive) if not cache.closed]
+        return sum({address: kind.block_bytes for cache in caches for kind, _, address, _ in cache.blocks()}.values())
 
     def check_key(self, scope):
         """Refuse who does not bring the key, in a time that does not tell how much of it was right."""
