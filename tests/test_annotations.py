@@ -21,7 +21,8 @@ from numainfer.machine import placement
 from numainfer.text import tokenizer
 
 CLASSES = (
-    ni.Model, aio.AsyncVerbs, aio.AsyncTokenStream, ni.SamplingParams, ni.Tokenizer, session.Session, stream.TokenStream, tokenizer.TokenDecoder, results.Completion,
+    ni.Model, aio.AsyncVerbs, aio.AsyncTokenStream,
+    ni.SamplingParams, ni.Tokenizer, session.Session, stream.TokenStream, tokenizer.TokenDecoder, results.Completion,
     results.Chunk, results.Logprob, results.Logprobs, results.Usage, results.Timings, results.Score, results.Completions,
     placement.Topology, placement.Node,
     placement.Placement, placement.NodePlacement, benchmark.Bench, benchmark.Speed, errors.CorruptModel, errors.UnsupportedModel,
@@ -53,7 +54,8 @@ def test_sampling_options_are_the_fields_of_sampling_params():
 
 
 def test_what_verbs_give_can_be_imported_by_name():
-    given = (session.Session, stream.TokenStream, aio.AsyncTokenStream, results.Completion, results.Completions, results.Chunk, results.Logprob,
+    given = (session.Session, stream.TokenStream, aio.AsyncTokenStream,
+             results.Completion, results.Completions, results.Chunk, results.Logprob,
              results.Logprobs, results.Score, results.Timings,
              results.Usage, placement.Topology, placement.Placement, benchmark.Bench, ni.ModelConfig, ni.TokenDecoder)  # fmt: skip
     for cls in given:
