@@ -31,6 +31,7 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
+    from .aio import AsyncTokenStream as AsyncTokenStream
     from .machine.placement import Node as Node
     from .machine.placement import NodePlacement as NodePlacement
     from .machine.placement import Placement as Placement
@@ -61,6 +62,7 @@ __version__ = "0.1.0"
 
 # Found on first use: importing NumPy, the core and the tokenizer libraries takes a while.
 _LAZY = {
+    "AsyncTokenStream": "aio",
     "Node": "machine.placement",
     "NodePlacement": "machine.placement",
     "Placement": "machine.placement",
@@ -100,6 +102,7 @@ _ELSEWHERE = {
 }
 
 __all__ = [
+    "AsyncTokenStream",
     "Bench",
     "CancelledWarning",
     "ChatTemplateMissing",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Unpack, overload
 
 
 from . import verbs
+from .aio import AsyncVerbs
 from .arguments import byte_count, cpu_numbers, integer, names_near_misses, node_numbers, one_of, progress_way, unknown_attribute
 from .errors import ContextWarning, OutOfNodeMemory
 from .prompts import split_prompts
@@ -179,7 +180,7 @@ def _refuse_before_download(gguf, n_ctx, n_batch, kv_type):
                               "memory; nothing was downloaded")  # fmt: skip
 
 
-class Model:
+class Model(AsyncVerbs):
     """A loaded model. Made by `load`; close it, or use it in a ``with`` block, to free its memory at once.
 
     A prompt is a str (the model's special tokens, such as BOS, are put around it) or a sequence of token ids (taken as

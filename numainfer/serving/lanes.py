@@ -158,9 +158,9 @@ class LaneLoop:
             return False
 
     def _listen(self, wait=True):
-        self._loop.sort_in(wait)
-        while self._bell.qsize():
+        while self._bell.qsize():  # first: who puts a request there rings afterwards, and is heard at the latest next time
             self._heard(self._bell.get())
+        self._loop.sort_in(wait)
 
     def _heard(self, request):
         if request is None or request.ended:

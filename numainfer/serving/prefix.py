@@ -214,7 +214,8 @@ class Prefixes:
         donor = None
         for other, its, computed in others:
             m = self._worth(min(in_common(its[:computed], ids), len(ids) - 1))
-            if m > n and not other.closed and other.rewindable(m) == m:
+            m = other.rewindable(m) if m > n and not other.closed else 0  # windows and recurrent state may reach less far
+            if self._worth(m) > n:
                 donor, n = other, m
         return n, way, donor
 
