@@ -215,7 +215,7 @@ class Prefixes:
         for other, its, computed in others:
             m = self._worth(min(in_common(its[:computed], ids), len(ids) - 1))
             m = other.rewindable(m) if m > n and not other.closed else 0  # windows and recurrent state may reach less far
-            if self._worth(m) > n:
+            if m > n:
                 donor, n = other, m
         return n, way, donor
 
