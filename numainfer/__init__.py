@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from .results import Logprob as Logprob
     from .results import Logprobs as Logprobs
     from .results import Score as Score
+    from .results import Stats as Stats
     from .results import Timings as Timings
     from .results import ToolCall as ToolCall
     from .results import Usage as Usage
@@ -76,6 +77,7 @@ _LAZY = {
     "Logprob": "results",
     "Logprobs": "results",
     "Score": "results",
+    "Stats": "results",
     "Timings": "results",
     "ToolCall": "results",
     "Usage": "results",
@@ -128,6 +130,7 @@ __all__ = [
     "PlanError",
     "SamplingParams",
     "Score",
+    "Stats",
     "Session",
     "Speed",
     "Timings",

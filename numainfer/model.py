@@ -14,7 +14,7 @@ from . import verbs
 from .arguments import cpu_numbers, integer, names_near_misses, node_numbers, one_of, progress_way, unknown_attribute
 from .errors import ContextWarning, OutOfNodeMemory
 from .prompts import split_prompts
-from .results import Completion, Completions, Score
+from .results import Completion, Completions, Score, Stats
 from .serving.forms import response_form
 from .serving.sampling import SamplingParams, check_sampling, resolve_params, sampling_of_file
 from .serving.runtime import Runtime
@@ -466,6 +466,17 @@ class Model:
         """
         self.runtime.check()
         return Session(KeptSequence(self.runtime))
+
+    def stats(self) -> Stats:
+        """What runs where just now.
+
+        Returns
+        -------
+        Stats
+            Of each lane: sequences, tokens per second, KV memory; and how many wait.
+        """
+        self.runtime.check()
+        return self.runtime.loop.stats()
 
     # ---- what it is ------------------------------------------------------------------------------
 
