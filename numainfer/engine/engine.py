@@ -91,15 +91,19 @@ class Lane:
     def core_plan(self, hidden=False):
         """The plan as the core runs it; made when first wanted."""
         if hidden not in self._plans:
-            engine = self._engine
-            plan = engine.plan if not hidden and len(self.nodes) == engine.plan.n_nodes else engine.build(len(self.nodes), hidden)
-            ops, tensors = plan.arrays()
-            core = _core.Plan(self.team, ops, tensors, [engine.replicas.entry(w) for w in plan.weights], plan.arena_bytes,
-                              engine.n_batch, self.nodes, [engine.nodes[i] for i in self.nodes])
-            self._plans[hidden] = core
-            for i in self.nodes:
-                engine.placement.nodes[i].scratch += core.bytes // len(self.nodes)
+            self._make_plan(hidden)
         return self._plans[hidden]
+
+    @_core.in_default_floats
+    def _make_plan(self, hidden):
+        engine = self._engine
+        plan = engine.plan if not hidden and len(self.nodes) == engine.plan.n_nodes else engine.build(len(self.nodes), hidden)
+        ops, tensors = plan.arrays()
+        core = _core.Plan(self.team, ops, tensors, [engine.replicas.entry(w) for w in plan.weights], plan.arena_bytes,
+                          engine.n_batch, self.nodes, [engine.nodes[i] for i in self.nodes])
+        self._plans[hidden] = core
+        for i in self.nodes:
+            engine.placement.nodes[i].scratch += core.bytes // len(self.nodes)
 
     def step(self, segments, out_rows, *, hidden=False, shuffle_seed=0, stop=None, out=None):
         """Run tokens of one or more sequences through the model.
