@@ -59,6 +59,10 @@ SIGNATURES = [  # the members of struct ni_vec_kernels, in order: name, result, 
     ("short_conv", None, (_P, _I, _P, _N, _P, _I, _N, _P)),
     ("recur", None, (_P, _P, _P)),
     ("merge", None, (_P, _P, _P, _F, _F, _P, _N)),
+    ("sample_keys", None, (_P, _N, _P, _P, _P)),
+    ("sample_masses", None, (_P, _N, _F, _F, _P)),
+    ("sample_weigh", None, (_P, _N, _F, _F, _P)),
+    ("sample_collect", _N, (_P, _N, _P, _I, _P, _P)),
 ]
 
 
