@@ -58,7 +58,7 @@ wheel-aarch64: $(VENV)/wheel-tools $(ARM_ROOT)/unpacked
 	rm -rf dist/plain dist/*aarch64.whl
 	_PYTHON_HOST_PLATFORM=linux-aarch64 CC="$(ARM_CC)" LDSHARED="$(ARM_CC) -shared" LDFLAGS=-s \
 		$(BIN)/python -m build -n -w -o dist/plain . >/dev/null
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --ldpaths $(ARM_ROOT)/usr/lib/aarch64-linux-gnu -w dist dist/plain/*.whl
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --ldpaths $(CURDIR)/$(ARM_ROOT)/usr/lib/aarch64-linux-gnu -w dist dist/plain/*.whl
 	rm -r dist/plain
 	@ls -l dist
 
