@@ -139,7 +139,8 @@ def _thoughts(done):
         return ""
     opened = " open" if not done.text.strip() and not done.tool_calls and done.finish_reason is None else ""
     return (f'<details{opened}><summary style="opacity:0.6">thinking, {counted(len(done.reasoning.split()), "word")}</summary>'
-            f'<pre style="white-space:pre-wrap;font-family:inherit;opacity:0.6">{_literal(done.reasoning.strip())}</pre></details>')  # fmt: skip
+            '<pre style="white-space:pre-wrap;font-family:inherit;opacity:0.6">'
+            f"{_literal(done.reasoning.strip())}</pre></details>")  # fmt: skip
 
 
 def _written(call):

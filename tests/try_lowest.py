@@ -12,7 +12,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 TESTS = ("annotations", "answers", "chat_template", "cli", "cli_chat", "effects", "forms", "gguf_broken", "gguf_file", "hub", "keep",
-         "llm_plugin", "looks", "masks", "notebooks", "sampling", "sources", "stream", "structured_doc", "tokenizer", "weights")  # fmt: skip
+         "llm_plugin", "looks", "masks", "notebooks", "sampling", "sources", "stream", "structured_doc", "tokenizer",
+         "weights")  # fmt: skip
 
 
 def lowest():

@@ -1,4 +1,4 @@
-"""Tries a wheel in a Debian that this machine does not run, and that has neither compiler nor libnuma: unpacked into a folder, entered by proot.
+"""Tries a wheel in a Debian that this machine does not run, without compiler and libnuma: unpacked into a folder, entered by proot.
 
 An x86-64 wheel meets the newest Python; a wheel for Arm meets the oldest, all of it emulated by QEMU. Run by `make test-wheel` and
 `make test-wheel-aarch64`; ends with a line of how many passed. Needs Debian's mmdebstrap and proot, for Arm also qemu-user-static.
