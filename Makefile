@@ -1,6 +1,7 @@
 # make demo   installs everything and generates text with a small real model
 # make test   installs everything and runs the tests
 # make test-numa  runs the placement tests in emulated machines with NUMA nodes
+# make test-lowest  runs the tests that meet other packages with the lowest versions that pyproject.toml allows
 # make wheel  builds a wheel and the source distribution into dist/
 # make test-wheel  installs that wheel in new environments of every Python here and of the newest, without compiler and libnuma
 # make wheel-aarch64, test-wheel-aarch64  the same for Arm: cross-compiled, and emulated
@@ -19,7 +20,7 @@ ARM_CC := aarch64-linux-gnu-gcc --sysroot=$(CURDIR)/$(ARM_ROOT) -I$(CURDIR)/$(AR
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 PROMPT ?= Why is the sky blue?
 
-.PHONY: demo test test-numa test-wheel wheel-aarch64 test-wheel-aarch64 lint bench wheel clean build
+.PHONY: demo test test-numa test-lowest test-wheel wheel-aarch64 test-wheel-aarch64 lint bench wheel clean build
 
 demo: $(VENV)/model
 	$(BIN)/numainfer run smollm2 --max-tokens 60 "$(PROMPT)"
@@ -31,6 +32,9 @@ test: $(VENV)/test-tools
 test-numa: $(VENV)/test-tools
 	$(BIN)/python tests/guest/boot.py --prepare
 	$(BIN)/python -m pytest tests/guest
+
+test-lowest: $(VENV)/test-tools
+	$(BIN)/python tests/try_lowest.py
 
 lint: $(VENV)/test-tools
 	$(BIN)/ruff check .
