@@ -266,7 +266,8 @@ class Engine:
         else:
             on = [[cpu for cpu, i in zip(cpus, node_of) if i == j] for j in range(len(chosen))]
             self._share = keeper.share(layouts[policy], self.plan.weights, bounds[policy], [n.label for n in chosen], on,
-                                       lambda replicas: replicas.fill(self.lane.team, gguf, progress), verify is True)  # fmt: skip
+                                       lambda replicas, progress: replicas.fill(self.lane.team, gguf, progress), verify is True,
+                                       progress)  # fmt: skip
         self.replicas = self._share.replicas
         sizes = [arena.bytes for arena in self.replicas.arenas]
         if policy == "interleave":

@@ -426,6 +426,10 @@ class Replicas:
         code, n, k, experts = (w.code, w.n, w.k, w.experts) if isinstance(w, Matrix) else (-1, 1, w.n, 1)
         return code, n, k, addresses, self._bounds.get(w.name), experts
 
+    def read_bytes(self, gguf):
+        """How much of the file `fill` reads, int."""
+        return _Reading(gguf, [w for w in self.weights if isinstance(w, Matrix) and not w.make], None, None).total
+
     def fill(self, team, gguf, progress=None):
         """Read the file once, in its order, and pack every weight on every node, by that node's own threads.
 
@@ -469,6 +473,7 @@ class _Reading:
         self.matrices, self.tensors = matrices, [gguf.tensors[w.in_file] for w in matrices]
         self.row_bytes = [t.n_bytes // math.prod(t.shape[:-1]) for t in self.tensors]
         self._before = [0, *accumulate(row * w.n * w.experts for row, w in zip(self.row_bytes, matrices))]
+        self.total = self._before[-1]
         self._seen, self._done, self._shard, self._released = 0, 0, 0, 0
         self.last = {t.shard: t for t in sorted(gguf.tensors.values(), key=lambda t: (t.shard, t.offset))}  # one of each shard
 
@@ -488,7 +493,7 @@ class _Reading:
         if done > self._done:
             self._done = done
             if self._progress:
-                self._progress(done, self._before[-1])
+                self._progress(done, self.total)
         self.check()  # after the caller's turn, and often: someone may be writing the file
 
     def end(self, unreadable):
