@@ -30,7 +30,7 @@ from numainfer.engine import keep
 from numainfer.engine.weights import FORMATS, Matrix, Vector
 from numainfer.gguf.file import GGUFFile
 from numainfer.errors import KeepError, OutOfNodeMemory, PlacementError
-from numainfer.machine import pages, placement, shared
+from numainfer.machine import pages, placement, shared, topology as topologies
 from numainfer.machine.limits import Allowance, Limits
 
 PROMPT = [5, 9, 14, 3, 60, 61, 62, 7]
@@ -41,7 +41,7 @@ CHILD = """
 import json, logging, os, signal, sys, time
 import numainfer as ni
 from numainfer.engine import keep
-from numainfer.machine import shared
+from numainfer.machine import shared, topology as topologies
 shared.SHM, path = sys.argv[1:3]
 
 def answer(model):
@@ -148,7 +148,7 @@ def test_what_is_kept_needs_no_room_again(shm, paths, monkeypatch):
     with ni.load(paths["llama"]) as own:
         free = sum(arena.bytes for arena in own.runtime.engine.replicas.arenas)  # less what stays free, and what is beside the weights
     monkeypatch.setattr(shared, "room", lambda: 0)
-    monkeypatch.setattr(placement, "node_memory", lambda *_: (free, free))
+    monkeypatch.setattr(topologies, "node_memory", lambda *_: (free, free))
     with pytest.raises(OutOfNodeMemory):
         ni.load(paths["llama"], n_ctx=64, n_batch=16)
     with ni.load(paths["llama"], keep="a", n_ctx=64, n_batch=16) as model:
@@ -503,7 +503,7 @@ def test_a_full_file_system_is_told_before_anything_begins(shm, paths, monkeypat
 
 def test_a_control_groups_limit_counts(shm, paths, monkeypatch):
     """Shared memory is its memory, too."""
-    monkeypatch.setattr(placement, "limits", lambda: Limits(None, Allowance(1_000_000, 1_000_000, "memory.max")))
+    monkeypatch.setattr(topologies, "limits", lambda: Limits(None, Allowance(1_000_000, 1_000_000, "memory.max")))
     with pytest.raises(OutOfNodeMemory, match=r"control group allows 1.0 MB \(memory.max\): need"):
         ni.load(paths["llama"], keep="a")
     assert os.listdir(shared.path()) == []

@@ -15,7 +15,8 @@ from api_tools import forced
 
 import numainfer as ni
 from numainfer import looks
-from numainfer.machine.placement import Node, NodePlacement, Placement, Topology
+from numainfer.machine.placement import NodePlacement, Placement
+from numainfer.machine.topology import Node, Topology
 from numainfer.progress import progress_bar
 
 matplotlib.use("Agg")
