@@ -18,7 +18,8 @@ from numainfer.engine.cache import Caches
 from numainfer.engine.engine import Engine
 from numainfer.gguf.file import GGUFFile
 from numainfer.engine.plan import Plan
-from numainfer.engine.weights import Catalog, Matrix, Replicas
+from numainfer.engine.copies import Replicas
+from numainfer.engine.weights import Catalog, Matrix
 
 TESTS = Path(__file__).resolve().parent
 GOLDEN = TESTS / "golden"

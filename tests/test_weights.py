@@ -23,7 +23,8 @@ from numainfer.engine import store
 from numainfer.errors import CorruptModel, ModelClosed, UnsupportedModel
 from numainfer.gguf.file import GGUFFile
 from numainfer.machine import topology as topologies
-from numainfer.engine.weights import FORMATS, Matrix, Replicas, Vector
+from numainfer.engine.copies import Replicas
+from numainfer.engine.weights import FORMATS, Matrix, Vector
 
 IDS = np.arange(20, dtype=np.int32) + 6
 

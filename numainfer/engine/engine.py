@@ -18,7 +18,8 @@ from .cache import KV_TYPES, Caches
 from ..errors import ModelClosed, OutOfNodeMemory, PlanError
 from .plan import Plan
 from ..summary import short_bytes
-from .weights import Catalog, Matrix, Replicas, bytes_on_nodes
+from .copies import Replicas, bytes_on_nodes
+from .weights import Catalog, Matrix
 
 __all__ = ["KV_TYPES", "Cancelled", "Engine", "Lane"]
 

@@ -15,7 +15,8 @@ from .. import _core
 from ..errors import KeepError, NumaInferError, OutOfNodeMemory, PlacementError
 from ..machine import pages, placement, shared
 from ..summary import short_bytes
-from .weights import Matrix, Replicas, copies_of
+from .copies import Replicas, copies_of
+from .weights import Matrix
 
 PACKING = 1
 """Version of what stands in a copy. To be raised with every change of a format's packing; `tests/test_keep.py` says when."""

@@ -15,7 +15,8 @@ from ..machine.cpus import domains
 from ..machine.limits import Limits
 from .bandwidth import least_free, probe_bytes, read_rate
 from ..engine.plan import Plan
-from ..engine.weights import FORMATS, Matrix, Replicas, Vector
+from ..engine.copies import Replicas
+from ..engine.weights import FORMATS, Matrix, Vector
 
 GRAMMAR = "NODESxCORESc,MEMORY,READ[,link=RATE][,barrier=TIME][,macs=RATE], such as 2x32c,256GB,300GB/s,link=90GB/s"
 BARRIER = 2e-6  # seconds; of machines that are written down without one
