@@ -12,8 +12,8 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-TESTS = ("annotations", "answers", "chat_template", "cli", "cli_chat", "effects", "forms", "gguf_broken", "gguf_file", "hub", "keep",
-         "llm_plugin", "looks", "masks", "notebooks", "sampling", "sources", "stream", "structured_doc", "tokenizer")  # fmt: skip
+TESTS = ("annotations", "chat_template", "conversations", "forms", "gguf_broken", "gguf_file", "hub", "llm_plugin", "looks", "masks",
+         "notebooks", "real_templates", "sources", "structured_doc", "tokenizer")  # fmt: skip
 
 
 def lowest():
