@@ -44,7 +44,7 @@ bench: $(VENV)/test-tools
 
 # One wheel for every Python from 3.11 on, with libnuma and libgomp inside; its tag names the oldest glibc that it runs on.
 wheel: $(VENV)/wheel-tools
-	rm -rf dist/plain dist/*x86_64.whl dist/*.tar.gz
+	rm -rf dist
 	$(BIN)/python setup.py -q build_ext --inplace
 	$(BIN)/python -m build -n -w -o dist/plain . >/dev/null
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --strip -w dist dist/plain/*.whl
@@ -54,20 +54,21 @@ wheel: $(VENV)/wheel-tools
 
 test-wheel: wheel
 	$(call apt_install,$(ROOT_APT))
-	$(PYTHON) tests/try_wheel.py dist/*$$(uname -m).whl
-	$(PYTHON) tests/try_wheel_elsewhere.py dist/*$$(uname -m).whl
+	$(PYTHON) tests/try_wheel.py dist/*.whl
+	$(PYTHON) tests/try_wheel_elsewhere.py dist/*.whl
 
-# For Arm by a cross compiler, with headers and libraries of a Debian for it. What is linked is stripped, for strip knows its own machine only.
+# For Arm by a cross compiler, with headers and libraries of a Debian for it. It is stripped when it is linked: strip knows its own machine only.
 wheel-aarch64: $(VENV)/wheel-tools $(ARM_ROOT)/unpacked
-	rm -rf dist/plain dist/*aarch64.whl
+	rm -rf dist/aarch64
 	_PYTHON_HOST_PLATFORM=linux-aarch64 CC="$(ARM_CC)" LDSHARED="$(ARM_CC) -shared" LDFLAGS=-s \
-		$(BIN)/python -m build -n -w -o dist/plain . >/dev/null
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --ldpaths $(CURDIR)/$(ARM_ROOT)/usr/lib/aarch64-linux-gnu -w dist dist/plain/*.whl
-	rm -r dist/plain
-	@ls -l dist
+		$(BIN)/python -m build -n -w -o dist/aarch64/plain . >/dev/null
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --ldpaths $(CURDIR)/$(ARM_ROOT)/usr/lib/aarch64-linux-gnu -w dist/aarch64 \
+		dist/aarch64/plain/*.whl
+	rm -r dist/aarch64/plain
+	@ls -l dist/aarch64
 
 test-wheel-aarch64: wheel-aarch64
-	$(PYTHON) tests/try_wheel_elsewhere.py dist/*aarch64.whl
+	$(PYTHON) tests/try_wheel_elsewhere.py dist/aarch64/*.whl
 
 $(ARM_ROOT)/unpacked:
 	$(call apt_install,$(ARM_APT))
