@@ -55,7 +55,7 @@ wheel: $(VENV)/wheel-tools
 test-wheel: wheel
 	$(call apt_install,$(ROOT_APT))
 	$(PYTHON) tests/try_wheel.py dist/*.whl
-	$(PYTHON) tests/try_wheel_elsewhere.py dist/*.whl
+	$(BIN)/python tests/try_wheel_elsewhere.py dist/*.whl
 
 # For Arm by a cross compiler, with headers and libraries of a Debian for it. It is stripped when it is linked: strip knows its own machine only.
 wheel-aarch64: $(VENV)/wheel-tools $(ARM_ROOT)/unpacked
@@ -68,7 +68,7 @@ wheel-aarch64: $(VENV)/wheel-tools $(ARM_ROOT)/unpacked
 	@ls -l dist/aarch64
 
 test-wheel-aarch64: wheel-aarch64
-	$(PYTHON) tests/try_wheel_elsewhere.py dist/aarch64/*.whl
+	$(BIN)/python tests/try_wheel_elsewhere.py dist/aarch64/*.whl
 
 $(ARM_ROOT)/unpacked:
 	$(call apt_install,$(ARM_APT))
