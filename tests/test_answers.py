@@ -445,6 +445,10 @@ def test_a_long_call_is_read_once():
     began = time.process_time()
     answer = ['<tool_call>{"name": "f", "arguments": {"s": [', *['1, "a", {"b": []},'] * 5000, "2]}}</tool_call>"]
     assert len(read(HERMES, answer)[2][0][1]["s"]) == 15001
+    parts = ([f"{NS}<l>", *[f"{NS}<item>1{NS}</item>"] * 3000, f"{NS}</l>"],
+             ['<|open|>argument key="x" type="number"<|sep|>1<|close|>argument<|sep|>'] * 3000)  # fmt: skip
+    assert read(M3, [f'{NS}<invoke name="f">', *parts[0], f"{NS}</invoke>"])[2] == [("f", {"l": [1] * 3000})]
+    assert read(K3, ['<|open|>call tool="f"<|sep|>', *parts[1], "<|close|>call<|sep|>"])[2] == [("f", {"x": 1})]
     answer = ["<|tool_call_start|>[f(s=[", *["1, 'a', {'b': ()},"] * 5000, "2])]<|tool_call_end|>"]
     assert len(read(LFM, answer)[2][0][1]["s"]) == 15001
     assert time.process_time() - began < 5  # it took 35 s when each token read it from its start

@@ -68,6 +68,11 @@ class Cursor:
         start, self.at = self.at, at + len(mark)
         return self.text[start:at]
 
+    def await_mark(self, mark):
+        """Raise More before the mark that ends a call is there, so that what has many parts is not read again with each of them."""
+        if self.text.find(mark, self.at) < 0:
+            raise More
+
     def balanced(self, piece=PIECE, quotes=('"',)):
         """The text from the bracket that comes next to the one that closes it.
 

@@ -180,6 +180,7 @@ def _read_minimax(cursor, mark, schemas):
     if mark == _M3 + "<tool_call>":
         cursor.expect(_M3 + "<invoke name=")
     name = cursor.until(">", MOST_NAME).strip().strip('"')
+    cursor.await_mark(_M3 + "</invoke>")
     return [make_call(name, dict(_elements(cursor, "</invoke>", schemas.get(name, {}), 0)))]
 
 
@@ -209,6 +210,7 @@ def _read_kimi3(cursor, mark, schemas):
     if mark == _KIMI3[0]:
         cursor.expect(_KIMI3[1])
     name = _attributes(cursor).get("tool")
+    cursor.await_mark("<|close|>call<|sep|>")
     arguments = {}
     while True:
         what = cursor.expect("<|open|>argument ", "<|open|>json ", "<|close|>call<|sep|>")
