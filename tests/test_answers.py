@@ -181,8 +181,10 @@ def test_messages_of_harmony():
     assert whole(HARMONY, "<|channel|>analysis", ASSISTANT)[0] == "<|channel|>analysis"
 
 
-@pytest.mark.parametrize("opening, closing", [("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<seed:think>", "</seed:think>"),
-                                              ("<|START_THINKING|>", "<|END_THINKING|>")])  # fmt: skip
+@pytest.mark.parametrize("opening, closing", [
+    ("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<seed:think>", "</seed:think>"), ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]"),
+])  # fmt: skip
 def test_thinking(opening, closing):
     template = opening + closing
     assert whole(template, f"{opening}\na < b\n\n{closing}\n\nYes.\n", tools=None)[:2] == ("Yes.\n", "a < b")

@@ -48,6 +48,7 @@ SPEECH = (
            ("<|begin|>assistant", "<|content|>", "<|end|>"), ("<|begin|>", "<|end|>")),
     Speech(("'<think{}>'", "'</think{}>'"), ("<think:opensource>", "</think:opensource>")),  # Hy3
     Speech(("<|channel>thought", "<channel|>"), ("<|channel>thought", "<channel|>"), (), ("<|channel>",)),  # Gemma 4
+    Speech(("[BEGIN FINAL RESPONSE]",), ("Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]"), ("[END FINAL RESPONSE]",)),  # Apriel
     _plain("<|inner_prefix|>", "<|inner_suffix|>"),
     _plain("<mm:think>", "</mm:think>"),
     _plain("<think>", "</think>"),
