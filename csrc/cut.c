@@ -16,7 +16,6 @@ const ni_sizes ni_default_sizes = {.crew = 16, .piece_bytes = 64 << 10, .exact_g
                                    .tile_groups = 32, .tile_tokens = 128};
 
 static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-static int64_t at_least(int64_t a, int64_t b) { return a > b ? a : b; }
 
 void ni_node_cut(int64_t n, int64_t first, int64_t size, int64_t n_workers, int64_t *g0, int64_t *g1) {
     const int64_t groups = ceil_div(n, NI_ROWS);
@@ -34,8 +33,8 @@ ni_run ni_run_of(const ni_weight *const *w, int n, int64_t n_tokens, int64_t fir
         r.part[j].group_bytes = (int64_t)ni_group_bytes(type, r.k), r.part[j].slab_bytes = (int64_t)ni_group_bytes(type, NI_SLAB);
         r.groups += g1 - g0, r.bytes += (g1 - g0) * r.part[j].group_bytes;
         /* A whole block where panels are multiplied, for its tokens are gathered anew. */
-        if (!ni_are_few(n_tokens, type)) r.least = at_least(r.least, s->tile_groups);
-        else if (ni_formats[type].kind == NI_PANEL_FLOAT) r.least = at_least(r.least, FLOAT_GROUPS);
+        if (!ni_are_few(n_tokens, type)) r.least = ni_max(r.least, s->tile_groups);
+        else if (ni_formats[type].kind == NI_PANEL_FLOAT) r.least = ni_max(r.least, FLOAT_GROUPS);
     }
     return r;
 }
@@ -76,7 +75,7 @@ ni_crew ni_crew_of(const ni_run *r, int64_t rank, const ni_sizes *s) {
     c.end = c.shared = slab_at(r, r->bytes * end / r->size, 1) / r->slabs;
     if (c.first == c.end) return c;
     const int64_t groups = c.end - c.first, bytes = byte_of(r, c.end) - byte_of(r, c.first), each = groups / c.size;
-    const int64_t piece = at_least(at_least(r->least, each / PIECES), ceil_div(s->piece_bytes * groups, bytes));
+    const int64_t piece = ni_max(ni_max(r->least, each / PIECES), ceil_div(s->piece_bytes * groups, bytes));
     if (c.size > 1) c.n_pieces = each / SHARED / piece * c.size;    /* as many for each: equally fast workers end together */
     c.shared -= c.n_pieces * piece;
     const int64_t own = (byte_of(r, c.shared) - byte_of(r, c.first)) / c.size;
@@ -122,7 +121,7 @@ ni_grid ni_grid_of(const ni_run *r, const ni_sizes *s) {
     int64_t best = INT64_MAX;
     for (int64_t n = r->size; n >= 1; n--) {    /* a strip has r->size / n workers, or one more */
         const int64_t few = strip_cost(r, g.own, r->size / n, s), many = strip_cost(r, g.own, ceil_div(r->size, n), s);
-        if (at_least(few, many) < best) best = at_least(few, many), g.strips = n;
+        if (ni_max(few, many) < best) best = ni_max(few, many), g.strips = n;
     }
     return g;
 }
@@ -157,18 +156,18 @@ ni_choice ni_choice_of(const ni_weight *const *w, int n, int64_t experts, const 
         c.part[j].first = own[j][0], c.part[j].groups = own[j][1] - own[j][0];
         c.part[j].group_bytes = (int64_t)ni_group_bytes(type, c.k), c.part[j].slab_bytes = (int64_t)ni_group_bytes(type, NI_SLAB);
         all += c.part[j].groups, bytes += c.part[j].groups * c.part[j].group_bytes;
-        if (c.part[j].groups) largest = at_least(largest, c.part[j].group_bytes);
+        if (c.part[j].groups) largest = ni_max(largest, c.part[j].group_bytes);
     }
     for (int64_t e = 0; e < experts; e++) {
         if (!rows_of(&c, e)) continue;
-        chosen++, rows = at_least(rows, rows_of(&c, e));
+        chosen++, rows = ni_max(rows, rows_of(&c, e));
         c.cost += bytes * (rows_of(&c, e) + NI_UNPACK);
     }
     c.most = largest * (rows + NI_UNPACK);
     for (int j = 0; j < n; j++) few &= ni_are_few(rows, w[j]->type);
     /* As in a line: a piece lasts a while; where panels are multiplied it has the groups that the gathered rows serve. */
-    c.piece = at_least(few ? s->piece_bytes * (rows + NI_UNPACK) : s->tile_groups * c.most, at_least(c.most, c.cost / size / PIECES));
-    if (size > c.crews) c.each = c.cost / size / SHARED / at_least(c.piece, 1);
+    c.piece = ni_max(few ? s->piece_bytes * (rows + NI_UNPACK) : s->tile_groups * c.most, ni_max(c.most, c.cost / size / PIECES));
+    if (size > c.crews) c.each = c.cost / size / SHARED / ni_max(c.piece, 1);
     /* As in a line: in no group are there three workers.  A seam has room for a row of each token; a token's experts differ. */
     const int64_t shared = c.each ? all * chosen / SHARED : 0;
     c.exact = size > 1 && n_tokens <= s->line_tokens && (all * chosen - shared) / size < s->exact_groups

@@ -13,6 +13,9 @@
 
 enum { NI_OK = 0, NI_ERR_SYSTEM = 1, NI_ERR_MEMORY = 2, NI_ERR_VALUE = 3, NI_ERR_PLACEMENT = 4 };
 
+static inline int64_t ni_min(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t ni_max(int64_t a, int64_t b) { return a > b ? a : b; }
+
 typedef struct {
     int code;
     char text[480];     /* a complete English sentence: thing, found, wanted */

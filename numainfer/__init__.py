@@ -32,10 +32,10 @@ from .errors import (
 
 if TYPE_CHECKING:
     from .aio import AsyncTokenStream as AsyncTokenStream
-    from .machine.placement import Node as Node
+    from .machine.topology import Node as Node
     from .machine.placement import NodePlacement as NodePlacement
     from .machine.placement import Placement as Placement
-    from .machine.placement import Topology as Topology
+    from .machine.topology import Topology as Topology
     from .measure.benchmark import Bench as Bench
     from .measure.benchmark import Speed as Speed
     from .measure.benchmark import bench as bench
@@ -64,10 +64,10 @@ __version__ = "0.1.0"
 # Found on first use: importing NumPy, the core and the tokenizer libraries takes a while.
 _LAZY = {
     "AsyncTokenStream": "aio",
-    "Node": "machine.placement",
+    "Node": "machine.topology",
     "NodePlacement": "machine.placement",
     "Placement": "machine.placement",
-    "Topology": "machine.placement",
+    "Topology": "machine.topology",
     "topology": "measure.links",
     "Bench": "measure.benchmark",
     "Speed": "measure.benchmark",

@@ -168,7 +168,7 @@ def _refuse_before_download(gguf, n_ctx, n_batch, kv_type):
     from .engine.architectures import build, context_length
     from .engine.plan import Plan
     from .engine.weights import Catalog
-    from .machine.placement import topology
+    from .machine.topology import topology
     from .text.tokenizer import Tokenizer
 
     Tokenizer(gguf.metadata, gguf.path)

@@ -13,12 +13,13 @@ import reference as ref
 from reference_models import ReferenceModel
 
 from numainfer import _core
-from numainfer.machine import placement, policies
+from numainfer.machine import policies, topology as topologies
 from numainfer.engine.cache import Caches
 from numainfer.engine.engine import Engine
 from numainfer.gguf.file import GGUFFile
 from numainfer.engine.plan import Plan
-from numainfer.engine.weights import Catalog, Matrix, Replicas
+from numainfer.engine.copies import Replicas
+from numainfer.engine.weights import Catalog, Matrix
 
 TESTS = Path(__file__).resolve().parent
 GOLDEN = TESTS / "golden"
@@ -171,11 +172,11 @@ def rig(*args, **more):
 
 def pretend(monkeypatch, n_nodes, workers):
     """Make `topology` show `n_nodes` nodes of `workers` cores each (or a number for each), on the CPUs and the memory there are."""
-    real = placement.topology()
+    real = topologies.topology()
     cpus, nodes = team_shape(n_nodes, workers)
-    shown = tuple(placement.Node(real.nodes[0].number, tuple(c for c, n in zip(cpus, nodes) if n == node),
+    shown = tuple(topologies.Node(real.nodes[0].number, tuple(c for c, n in zip(cpus, nodes) if n == node),
                                  real.nodes[0].total, real.nodes[0].free, node) for node in range(n_nodes))  # fmt: skip
-    monkeypatch.setattr(placement, "topology", lambda: placement.Topology(shown, n_nodes))
+    monkeypatch.setattr(topologies, "topology", lambda: topologies.Topology(shown, n_nodes))
 
 
 def choose(asked, nodes, weights, others, standing=(), limit=None):

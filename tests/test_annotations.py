@@ -17,14 +17,14 @@ import numainfer as ni
 from numainfer import aio
 from numainfer.measure import benchmark
 from numainfer import errors, results, session, signatures, stream
-from numainfer.machine import placement
+from numainfer.machine import placement, topology as topologies
 from numainfer.text import tokenizer
 
 CLASSES = (
     ni.Model, aio.AsyncVerbs, aio.AsyncTokenStream,
     ni.SamplingParams, ni.Tokenizer, session.Session, stream.TokenStream, tokenizer.TokenDecoder, results.Completion,
     results.Chunk, results.Logprob, results.Logprobs, results.Usage, results.Timings, results.Score, results.Completions,
-    placement.Topology, placement.Node,
+    topologies.Topology, topologies.Node,
     placement.Placement, placement.NodePlacement, benchmark.Bench, benchmark.Speed, errors.CorruptModel, errors.UnsupportedModel,
 )  # fmt: skip
 
@@ -57,7 +57,7 @@ def test_what_verbs_give_can_be_imported_by_name():
     given = (session.Session, stream.TokenStream, aio.AsyncTokenStream,
              results.Completion, results.Completions, results.Chunk, results.Logprob,
              results.Logprobs, results.Score, results.Timings,
-             results.Usage, placement.Topology, placement.Placement, benchmark.Bench, ni.ModelConfig, ni.TokenDecoder)  # fmt: skip
+             results.Usage, topologies.Topology, placement.Placement, benchmark.Bench, ni.ModelConfig, ni.TokenDecoder)  # fmt: skip
     for cls in given:
         assert getattr(ni, cls.__name__) is cls and cls.__name__ in ni.__all__ and cls.__name__ in dir(ni)
     assert not [name for name in dir(ni) if name.startswith("_") and name != "__version__"]

@@ -25,6 +25,9 @@ HERMES, CODER, GLM = "<tool_call>", "<tool_call><function=<parameter=", "<tool_c
 LLAMA, MISTRAL, KIMI = "<|start_header_id|>ipython", "[TOOL_CALLS]", "<|tool_calls_section_begin|>"
 DEEPSEEK, HARMONY = "<｜tool▁calls▁begin｜>", "<|start|><|channel|><|message|>"
 DSML = "｜DSML｜invoke name="
+K3, SOLAR = "<|open|><|end_of_msg|>", "<|begin|>assistant<|think|><|end|><|tool_call:begin|>"
+HY = "'<think{}>''</think{}>'<tool_sep{}><arg_key{}>"
+GEMMA, M3, LFM = "<|tool_call>call:<|channel>thought<channel|>", "]<]minimax[>[<tool_call><mm:think></mm:think>", "<|tool_call_start|>"
 ASSISTANT = "<|start|>assistant"
 F1, G = ("f", {"n": 1}), ("g", {})
 
@@ -55,6 +58,15 @@ TAG, END = "<tool_call>\n", "\n</tool_call>"
 DS = DEEPSEEK, "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>"
 R1 = "function", "\n```json\n", "\n```"
 KM = KIMI, "<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_call_end|>", "<|tool_calls_section_end|>"
+NS = "]<]minimax[>["
+OWN = {  # families that think in marks of their own: template, opening, closing, mark around the text
+    "kimi-k3": (K3, "<|open|>think<|sep|>", "<|close|>think<|sep|>", "<|open|>response<|sep|>"),
+    "solar": (SOLAR, "<|think|>", "<|end|>", "<|begin|>assistant<|content|>"),
+    "hy3": (HY, "<think:opensource>", "</think:opensource>", ""),
+    "gemma4": (GEMMA, "<|channel>thought\n", "<channel|>", ""),
+    "minimax-m3": (M3, "<mm:think>", "</mm:think>", ""),
+    "apertus": ("<|tools_prefix|><|inner_prefix|><|inner_suffix|>", "<|inner_prefix|>", "<|inner_suffix|>", ""),
+}
 CALLS = {
     "hermes": (HERMES, f"{TAG}{J1}{END}\n{TAG}{J0}{END}"),
     "hermes-strings": (HERMES, '<tool_call>{"name": "f", "arguments": "{\\"n\\": 1}"}</tool_call><tool_call>{"name": "g"}'),
@@ -82,6 +94,27 @@ CALLS = {
     "cohere": ("<|START_ACTION|>", '<|START_ACTION|>[{"tool_call_id": "0", "tool_name": "f", "parameters": {"n": 1}}, '
                '{"tool_name": "g"}]<|END_ACTION|>'),
     "granite": ("<|tool_call|>", f"<|tool_call|>[{J1}, {J0}]"),
+    "kimi-k3": (K3, '<|open|>tools<|sep|><|open|>call tool="f" index="1"<|sep|><|open|>argument key="n" type="number"<|sep|>1'
+                '<|close|>argument<|sep|><|close|>call<|sep|><|open|>call tool="g" index="2"<|sep|><|close|>call<|sep|>'
+                "<|close|>tools<|sep|><|close|>message<|sep|>"),
+    "solar": (SOLAR, '<|tool_calls|><|tool_call:begin|>a1<|tool_call:name|>f<|tool_call:args|>{"n": 1}<|tool_call:end|>'
+              "<|tool_call:begin|>a2<|tool_call:name|>g<|tool_call:args|>{}<|tool_call:end|><|calls|>"),
+    "hy3": (HY, f"<tool_calls>\n<tool_call>f<tool_sep>\n<arg_key>n</arg_key>\n<arg_value>1</arg_value>{END}\n"
+            f"<tool_call>g<tool_sep>{END}\n</tool_calls>".replace(">", ":opensource>")),
+    "gemma4": (GEMMA, "<|tool_call>call:f{n:1}<tool_call|><|tool_call>call:g{}<tool_call|>"),
+    "minimax-m3": (M3, f'{NS}<tool_call>\n{NS}<invoke name="f">{NS}<n>1{NS}</n>{NS}</invoke>\n{NS}<invoke name="g">{NS}</invoke>\n'
+                   f"{NS}</tool_call>"),
+    "apertus": (OWN["apertus"][0], '<|tools_prefix|>[{"f": {"n": 1}}, {"g": {}}]<|tools_suffix|>'),
+    "lfm2": (LFM, "<|tool_call_start|>[f(n=1), g()]<|tool_call_end|>"),
+    "lfm2-json": ("<|tool_list_start|>", f"<|tool_call_start|>[{J1}, {J0}]<|tool_call_end|>"),
+    "lfm2.5": ("List of tools: [", "<|tool_call_start|>[f(n=1),\ng()]<|tool_call_end|>"),
+    "gigachat3": ("<|role_sep|><|message_sep|>", f"<|message_sep|>\n\nfunction call<|role_sep|>\n{J1}<|message_sep|>"
+                  f"<|message_sep|>\n\nfunction call<|role_sep|>\n{J0}"),
+    "gigachat3.1": ("<|function_call|>", f"<|function_call|>{J1}<|message_sep|>\n\n<|function_call|>{J0}"),
+    "command-r+": ("followed by a json-formatted list of actions", 'Action:```json\n[{"tool_name": "f", "parameters": {"n": 1}},\n'
+                   '{"tool_name": "directly-answer", "parameters": {}}, {"tool_name": "g", "parameters": {}}]```'),
+    "minicpm5": ('<function name="<param name="',
+                 '<function name="f"><param name="n">1</param></function>\n<function name="g"></function>'),
     "harmony": (HARMONY, '<|channel|>commentary to=functions.f <|constrain|>json<|message|>{"n": 1}<|call|>'
                 "<|start|>assistant to=functions.g<|channel|>commentary json<|message|>{}"),
 }  # fmt: skip
@@ -99,7 +132,22 @@ def test_each_family(name):
         assert whole(template, f"Let me see. \n\n{answer}\n")[:3] == ("Let me see.", "", wanted)
 
 
-@pytest.mark.parametrize("name", set(CALLS) - {"harmony"})
+@pytest.mark.parametrize("name", OWN)
+def test_thinking_in_marks_of_its_own(name):
+    template, opening, closing, wrap = OWN[name]
+    calls = whole(*CALLS[name])
+    for call, wanted in ((CALLS[name][1], calls[2]), ("", [])):
+        for opened, prompt in ((opening, "x\n"), ("", f"x\n{opening}"), (f" {opening}", f"x{opening}\n")):
+            answer = f"{opened}Hm {opening[:-1]}\n so.{closing}\n{wrap}It is 1."
+            assert whole(template, f"{answer}{call}", prompt)[:3] == ("It is 1.", f"Hm {opening[:-1]}\n so.", wanted)
+            assert whole(template, answer, prompt, None)[:2] == ("It is 1.", f"Hm {opening[:-1]}\n so.")
+        for prompt in ("x\n", f"{opening}{closing}"):
+            assert whole(template, f"{wrap}It is 1.{call}", prompt)[:3] == ("It is 1.", "", wanted)
+        assert whole(template, f"{closing}{wrap}\nIt is 1.{call}", "x")[:3] == ("It is 1.", "", wanted)  # it says that it did not
+    assert whole(template, f"x {closing[:-1]}")[0] == f"x {closing[:-1]}"
+
+
+@pytest.mark.parametrize("name", set(CALLS) - {"harmony", *OWN})
 def test_thinking_before_calls(name):
     template, answer = CALLS[name]
     wanted = whole(template, answer)
@@ -133,8 +181,10 @@ def test_messages_of_harmony():
     assert whole(HARMONY, "<|channel|>analysis", ASSISTANT)[0] == "<|channel|>analysis"
 
 
-@pytest.mark.parametrize("opening, closing", [("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<seed:think>", "</seed:think>"),
-                                              ("<|START_THINKING|>", "<|END_THINKING|>")])  # fmt: skip
+@pytest.mark.parametrize("opening, closing", [
+    ("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<seed:think>", "</seed:think>"), ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]"),
+])  # fmt: skip
 def test_thinking(opening, closing):
     template = opening + closing
     assert whole(template, f"{opening}\na < b\n\n{closing}\n\nYes.\n", tools=None)[:2] == ("Yes.\n", "a < b")
@@ -199,6 +249,41 @@ BROKEN = [
     ("<minimax:tool_call>", '<invoke name="f">\nno'),
     ("<minimax:tool_call>", "<minimax:tool_call> none </minimax:tool_call>"),
     (KIMI, "<|tool_calls_section_begin|> none <|tool_calls_section_end|>"),
+    (K3, '<|open|>tools<|sep|><|open|>call tool="f" index="1"<|sep|><|open|>argument key="n" type="number"<|sep|>1'),
+    (K3, '<|open|>tools<|sep|><|open|>call index="1"<|sep|><|close|>call<|sep|>'),
+    (K3, '<|open|>call tool="f"<|sep|><|open|>argument type="number"<|sep|>1<|close|>argument<|sep|><|close|>call<|sep|>'),
+    (K3, '<|open|>call tool="f"<|sep|><|open|>json type="object"<|sep|>[1]<|close|>json<|sep|><|close|>call<|sep|>'),
+    (SOLAR, "<|tool_calls|>none"),
+    (SOLAR, "<|tool_call:begin|>a<|tool_call:name|>f<|tool_call:args|>[1]"),
+    (HY, "<tool_calls:opensource>\n<tool_call:opensource>f</tool_call:opensource>"),
+    (GEMMA, "<|tool_call>call:f{n:}<tool_call|>"),
+    (GEMMA, "<|tool_call>call:f{n:1]<tool_call|>"),
+    (GEMMA, "<|tool_call>call:f{n:word}<tool_call|>"),
+    (GEMMA, "<|tool_call>call:f{<b>}"),
+    (GEMMA, "<|tool_call>f{n:1}"),
+    (GEMMA, '<|tool_call>call:f{s:<|"|>x'),
+    (GEMMA, "<|tool_call>call:f{a:" + "{a:" * 99),
+    (M3, f'{NS}<tool_call>{NS}<invoke name="f">{NS}<n>1{NS}</m>{NS}</invoke>'),
+    (M3, f'{NS}<tool_call>{NS}<invoke name="f">{NS}<n>1{NS}</n>'),
+    (M3, f'{NS}<tool_call>{NS}<invoke name="f">{NS}<a b>1{NS}</a b>{NS}</invoke>'),
+    (M3, f'{NS}<tool_call>{NS}<invoke name="f">' + f"{NS}<n>" * 99),
+    (OWN["apertus"][0], "<|tools_prefix|>[]<|tools_suffix|>"),
+    (OWN["apertus"][0], '<|tools_prefix|>[{"f": {}, "g": {}}]<|tools_suffix|>'),
+    (OWN["apertus"][0], '<|tools_prefix|>[{"f": 1}]<|tools_suffix|>'),
+    (LFM, "<|tool_call_start|>[]<|tool_call_end|>"),
+    (LFM, "<|tool_call_start|>f(n=1)<|tool_call_end|>"),
+    (LFM, "<|tool_call_start|>[f(1)]<|tool_call_end|>"),
+    (LFM, "<|tool_call_start|>[f(n=g())]<|tool_call_end|>"),
+    (LFM, "<|tool_call_start|>[f(n=1]<|tool_call_end|>)"),
+    (LFM, "<|tool_call_start|>[f(n=1), ]<|tool_call_end|>"),
+    (LFM, "<|tool_call_start|>[f(s='x"),
+    (LFM, "<|tool_call_start|>[f(s='\\ud800')]<|tool_call_end|>"),
+    (LFM, "<|tool_call_start|>[f(n=1" + "0" * 5000 + ")]"),
+    (LFM, "<|tool_call_start|>[f(n=" + "[" * 99 + "]" * 99 + ")]"),
+    ("<|role_sep|><|message_sep|>", "function call<|role_sep|>\nnone"),
+    ("followed by a json-formatted list of actions", "Action: none"),
+    ("followed by a json-formatted list of actions", "Action:```json\n[]\n```"),
+    ('<function name="<param name="', '<function name="f">none</function>'),
 ]
 
 
@@ -225,8 +310,64 @@ def test_values_without_quotes_are_typed_by_the_schema():
     assert whole(DSML, f'<｜DSML｜invoke name="f">{dsml}</｜DSML｜invoke>')[2] == [("f", wanted | {"n": "12"})]
     code = "<parameter=s>\nif a:\n    </parameter> is text\n\n</parameter>\n"
     assert whole(CODER, f"<tool_call><function=f>{code}</function>")[2] == [("f", {"s": "if a:\n    </parameter> is text\n"})]
+    kinds = {"s": {"type": "string"}, "b": {"type": "boolean"}, "o": {"type": "object"}, "l": {"type": "array"}, "n": {"type": "number"}}
+    tools = [{"name": "f", "parameters": {"properties": kinds}}]
+    python = {"s": "{'a': 1}", "b": "True", "o": "{'a': [None, (1, 2)]}", "l": "['x'] y", "n": "True", "x": "True"}
+    code = "".join(f"<parameter={k}>\n{v}\n</parameter>\n" for k, v in python.items())
+    found = whole(CODER, f"<tool_call>\n<function=f>\n{code}</function>\n</tool_call>", "", tools)[2]
+    assert found == [("f", python | {"b": True, "o": {"a": [None, [1, 2]]}})]
+    for broken in ("{'a'", "[" * 9999, "{'a': [}", ""):
+        code = f"<parameter=o>\n{broken}\n</parameter>\n"
+        assert read(CODER, [f"<function=f>\n{code}</function>"], "", tools)[2] == [("f", {"o": broken})]
     odd = [{"x": 1}, {"name": 3}, {"name": "f", "parameters": []}, {"name": "f", "parameters": {"properties": {"s": 5}}}]
     assert read(GLM, [f"<tool_call>f\n{glm}</tool_call>"], tools=odd)[2] == [("f", wanted | {"s": 12})]
+
+
+def test_values_as_programs_write_them():
+    text = """n=-1, x=2.5e3,\ns='it\\'s "so"\\n\\u00e9\\x41\\q\\\\', t="a, b) ]' {", """
+    text += """l=[1, 'x', (True, None),], d={'a': {"b": false}, c: 0}"""
+    wanted = {"n": -1, "x": 2500.0, "s": 'it\'s "so"\né' + "A\\q\\", "t": "a, b) ]' {", "l": [1, "x", [True, None]],
+              "d": {"a": {"b": False}, "c": 0}}  # fmt: skip
+    assert whole(LFM, f"<|tool_call_start|>[a.f({text}), g()]")[2] == [("a.f", wanted), G]
+    assert whole(LFM, "<|tool_call_start|>[f(s='\\ud83d\\ude42 two\nlines')]")[2] == [("f", {"s": "\U0001f642 two\nlines"})]
+    text = '{n:-1,s:<|"|>it\'s "so" \\n }]<|x <|"|>,<|"|>a b<|"|>:[true,null,<|"|><|"|>],d:{a:{b:1.5}}}'
+    assert whole(GEMMA, f"<|tool_call>call:f{text}<tool_call|>")[2] == [
+        ("f", {"n": -1, "s": "it's \"so\" \\n }]<|x ", "a b": [True, None, ""], "d": {"a": {"b": 1.5}}})]  # fmt: skip
+
+
+def test_values_that_are_elements():
+    def tag(key, *inside):
+        return f"{NS}<{key}>{''.join(inside)}{NS}</{key}>"
+
+    schema = {"s": {"type": "string"}, "o": {"properties": {"s": {"type": "string"}}}, "e": {"type": "object"},
+              "l": {"items": {"properties": {"s": {"type": "string"}}}}}  # fmt: skip
+    tools = [{"name": "f", "parameters": {"properties": schema}}]
+    text = (tag("s", "12") + tag("n", "12") + tag("t", "<b>") + tag("o", tag("s", "1"), "\n", tag("n", "2")) + tag("e", tag("item", "1"))
+            + tag("l", tag("item", tag("s", "1")), tag("item", "2")) + tag("v", " \n") + tag("w"))  # fmt: skip
+    wanted = {"s": "12", "n": 12, "t": "<b>", "o": {"s": "1", "n": 2}, "e": {"item": 1}, "l": [{"s": "1"}, 2], "v": " \n", "w": ""}
+    assert whole(M3, f'{NS}<tool_call>{NS}<invoke name="f">{text}{NS}</invoke>', "", tools)[2] == [("f", wanted)]
+
+
+def test_values_of_kimi_k3():
+    def call(*arguments):
+        return f'<|open|>call tool="f" index="1"<|sep|>{"".join(arguments)}<|close|>call<|sep|>'
+
+    def argument(key, kind, text):
+        return f'<|open|>argument key="{key}" type="{kind}"<|sep|>{text}<|close|>argument<|sep|>'
+
+    text = call(argument("s", "number", "12"), argument("x", "string", "12"), argument("y", "object", '{"a": 1}'),
+                argument("a &amp;&quot;b&quot;", "string", " <b>\n"))  # fmt: skip
+    assert whole(K3, text)[2] == [("f", {"s": "12", "x": "12", "y": {"a": 1}, 'a &"b"': " <b>\n"})]
+    assert whole(K3, call('<|open|>json type="object"<|sep|>{"n": 1}<|close|>json<|sep|>'))[2] == [F1]
+
+
+def test_other_values():
+    name = '<function name="<param name="'
+    text = '<function name="f"><param name="s"><![CDATA[a </param> < b]]></param><param name="n">2</param></function>'
+    assert whole(name, text)[2] == [("f", {"s": "a </param> < b", "n": 2})]
+    only = 'Action:```json\n[{"tool_name": "directly_answer", "parameters": {}}]```'
+    assert whole("followed by a json-formatted list of actions", f"{only}\nIt is 1.")[:3] == ("It is 1.", "", [])
+    assert whole(SOLAR, CALLS["solar"][1])[3] == ["a1", "a2"]
 
 
 def test_strings_may_hold_anything():
@@ -269,7 +410,8 @@ def test_text_and_thinking_come_at_once():
     assert sum(seen) == 2 and seen.index(1) < len(seen) // 2  # the first call before the second
 
 
-FRAGMENTS = sorted({*"{}[]\",:;\n ax1", J1, '"name"', "f.call(", "```json\n", "```", "to=functions.f",
+FRAGMENTS = sorted({"f(", "n=1", ")", "'", "call:f", "n:1", f"{NS}<n>", 'tool="f"', *"{}[]\",:;\n ax1",
+                    J1, '"name"', "f.call(", "```json\n", "```", "to=functions.f",
                     *(mark for template, _ in CALLS.values()
                       for mark in reader_for(template + THINK, "", TOOLS, b"").marks)})  # fmt: skip
 
@@ -288,6 +430,9 @@ def test_any_cutting_of_anything(template, fragments, random, thinks):
 
 NONSENSE = [(HERMES, "<tool_call>{"), (HERMES, '<tool_call>{"'), (HERMES, '<tool_call>{"":"'), (HERMES, "<tool_call>[ "),
             (HERMES, "<tool_cal"), (CODER, "<function=f><parameter=x>"), (GLM, "<tool_call>f<arg_key>"),
+            (LFM, "<|tool_call_start|>[f("), (LFM, "<|tool_call_start|>[f(a='"),
+            (GEMMA, "<|tool_call>call:f{"), (M3, f"{NS}<tool_call>{NS}<"),
+            (K3, '<|open|>call tool="f"<|sep|><|open|>'), (SOLAR, "<|tool_call:begin|><|tool_call:name|>"),
             (LLAMA, "<|python_tag|>f.call("), (DEEPSEEK, DS[1]), (KIMI, KM[0] + KM[1]), (HARMONY, "<|start|>")]  # fmt: skip
 
 
@@ -302,6 +447,12 @@ def test_a_long_call_is_read_once():
     began = time.process_time()
     answer = ['<tool_call>{"name": "f", "arguments": {"s": [', *['1, "a", {"b": []},'] * 5000, "2]}}</tool_call>"]
     assert len(read(HERMES, answer)[2][0][1]["s"]) == 15001
+    parts = ([f"{NS}<l>", *[f"{NS}<item>1{NS}</item>"] * 3000, f"{NS}</l>"],
+             ['<|open|>argument key="x" type="number"<|sep|>1<|close|>argument<|sep|>'] * 3000)  # fmt: skip
+    assert read(M3, [f'{NS}<invoke name="f">', *parts[0], f"{NS}</invoke>"])[2] == [("f", {"l": [1] * 3000})]
+    assert read(K3, ['<|open|>call tool="f"<|sep|>', *parts[1], "<|close|>call<|sep|>"])[2] == [("f", {"x": 1})]
+    answer = ["<|tool_call_start|>[f(s=[", *["1, 'a', {'b': ()},"] * 5000, "2])]<|tool_call_end|>"]
+    assert len(read(LFM, answer)[2][0][1]["s"]) == 15001
     assert time.process_time() - began < 5  # it took 35 s when each token read it from its start
 
 

@@ -463,11 +463,11 @@ def test_what_is_told_of_windows(paths, monkeypatch):
 
 def test_contexts_that_windows_make_possible(paths, monkeypatch):
     """n_ctx counts what the windows take, not what they forgot."""
-    from numainfer.machine import placement
+    from numainfer.machine import topology as topologies
 
-    real = placement.topology()
-    small = tuple(placement.Node(n.number, n.cpus, 64 << 20, 64 << 20) for n in real.nodes[:1])
-    monkeypatch.setattr(placement, "topology", lambda: placement.Topology(small))
+    real = topologies.topology()
+    small = tuple(topologies.Node(n.number, n.cpus, 64 << 20, 64 << 20) for n in real.nodes[:1])
+    monkeypatch.setattr(topologies, "topology", lambda: topologies.Topology(small))
     with open_engine(paths["mistral"], n_ctx=1 << 20, n_batch=8) as engine:  # 256 MB without windows
         assert engine.plan.kv_bytes < 1 << 20
     with pytest.raises(OutOfNodeMemory, match=r"takes .* \(128 B each and .* for windows, f16\); .* at most n_ctx = \d+"):

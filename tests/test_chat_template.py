@@ -119,6 +119,10 @@ def test_template_errors_are_value_errors(source, words):
 GROW = "{% set ns = namespace(x=START) %}{% for i in range(60) %}{% set ns.x = ns.x OP ns.x %}{% endfor %}"
 
 
+CHAIN = ("".join(f"{{% set n{i} = namespace(x=0) %}}" for i in range(60))
+         + "".join(f"{{% set n{i}.x = [n{i + 1}, n{i + 1}] %}}" for i in range(59)))  # fmt: skip
+
+
 @pytest.mark.parametrize("source, words", [
     ("{{ ''.__class__.__mro__ }}", "unsafe"),
     ("{{ messages[0].__init__.__globals__ }}", "unsafe"),
@@ -141,12 +145,55 @@ GROW = "{% set ns = namespace(x=START) %}{% for i in range(60) %}{% set ns.x = n
     (GROW.replace("OP", "+").replace("START", "'aa'"), "at most"),
     (GROW.replace("OP", "+").replace("START", "[1]"), "at most"),
     ("{% for i in range(9999) %}{{ 'a' * 9999 }}{% endfor %}", "at most"),
+    *((f"{begun}{grow}{{{{ l }}}}", "part of no other value") for begun, grow in (
+        ("{% set l = [] %}", "{% set f = l.append %}{% set m = [l, l] %}{{ f(m) }}"),
+        ("{% set l = [] %}", "{{ l.append(l) }}"),
+        ("{% set l = [] %}", "{{ l.append([l]) }}"),
+    )),
+    *((f"{{% set l = [] %}}{nest}{{{{ l.append(1) }}}}", "unsafe") for nest in (
+        "{% set m = [l] %}", "{% set m = (l, 1) %}", "{% set m = {'a': l} %}", "{% set m = dict(a=l) %}", "{% set m = cycler(l) %}",
+        "{% set m = [] %}{% set _ = m.append(l) %}", "{% set m = [1] | batch(2, l) | list %}",
+        "{% macro f() %}{% endmacro %}{{ f(l) }}".replace("{% endmacro", "{{ varargs }}{% endmacro"),
+        "{% macro f() %}{{ kwargs }}{% endmacro %}{{ f(l=l) }}", "{% set l = l + l %}", "{% set l = [1] %}", "{% set l = l[:] %}",
+    )),
+    (CHAIN + "{{ n0.x }}", "a namespace within"),
+    ("{% set n = namespace() %}{% set n.x = n %}", "a namespace within"),
+    ("{% set n = namespace() %}{% set m = namespace(n=n) %}", "a namespace within"),
+    ("{% set n = namespace() %}{% set m = [n] %}", "a namespace within"),
+    ("{% set n = namespace() %}{% set m = {'n': n} %}", "a namespace within"),
+    ("{% set n = namespace() %}{% set m = dict(n=n) %}", "a namespace within"),
+    ("{% set n = namespace() %}{% macro f() %}{{ varargs }}{% endmacro %}{{ f(n) }}", "a namespace within"),
+    ("{% set n = namespace(l=[]) %}{% for i in range(99) %}{% set _ = n.l.append('a' * 999999) %}{% endfor %}", "at most"),
+    ("{% set l = [] %}{% for i in range(99) %}{% set l = [] %}{% set _ = l.append('a' * 999999) %}{% endfor %}", "at most"),
+    ("{% set l = [] %}{% set _ = l.append(1) %}{% for i in l %}{% set _ = l.append(1) %}{% endfor %}", "steps"),
+    ("{% set l = [] %}{% for i in range(90000) %}{% set _ = l.append(1) %}{% endfor %}"
+     "{% for i in range(99999) %}{% set _ = l.append(l.pop(0)) %}{% endfor %}", "steps"),
 ])  # fmt: skip
 def test_hostile_templates_end_in_an_error(source, words):
     start = time.process_time()
     with pytest.raises(ValueError, match=f"chat template.*{re.escape(words)}"):
         render(source)
     assert time.process_time() - start < 20
+
+
+def test_lists_that_began_empty_may_grow():
+    """As Kimi K2's templates want; in every rendering anew, and lists of the caller never."""
+    roles = "user,assistant,user"
+    for source, wanted in (
+        ("{% set n = namespace(ids=[]) %}{% for m in messages %}{% set _ = n.ids.append(m.role) %}{% endfor %}"
+         "{{ n.ids | join(',') }}", roles),
+        ("{% set l = [] %}{% for m in messages %}{{ l.append(m.role) or '' }}{% endfor %}{{ l.pop(0) }},{{ l | join(',') }}", roles),
+        ("{% set l = [] %}{% macro f(a) %}{% set _ = a.append('x') %}{% endmacro %}{{ f(l) }}{{ f(l) }}{{ ','.join(l) }}{{ f(l) }}", "x,x"),
+        ("{% set n = namespace() %}{% set n.l = [] %}{% set _ = n.l.append([1]) %}{{ n.l }}", "[[1]]"),
+        ("{% set l = [] %}{% set _ = l.append(1) %}{% set m = [l] %}{{ m }}", "[[1]]"),
+    ):
+        template = ChatTemplate(source)
+        assert template.render(CHAT) == template.render(CHAT) == wanted
+    mine = [{"role": "user", "content": []}]
+    for source in ("{{ messages[0].content.append(1) }}", "{% set l = messages[0].content %}{{ l.append(1) }}"):
+        with pytest.raises(ValueError, match="unsafe"):
+            render(source, mine)
+    assert mine == [{"role": "user", "content": []}]
 
 
 def test_the_budget_is_per_rendering():

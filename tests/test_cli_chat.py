@@ -149,6 +149,24 @@ def test_set(tiny_path):
         assert text in done.stderr, text
 
 
+def test_set_stop_and_ignore_eos():
+    options = ("smollm2", "-q", "-n", 9, "--ignore-eos", "-c", 300)
+    answer = pipe("/set temperature 0\nhi\n", *options).stdout.rstrip("\n")
+    stop = answer[len(answer) // 2 :][:3]
+    lines = ["/set temperature 0", "/set", f'/set stop "{stop}" "\\n\\u00e9"', "/set", "hi", "/set stop END OF IT", "/set",
+             "/set stop none", "/set ignore_eos off", "/set", '/set stop "a', '/set stop "a" b', "/set stop [1]", "/set ignore-eos maybe",
+             "/set ignore-eos", '/set stop ""', "/set stop", "/set ignore_eos default", "/set"]  # fmt: skip
+    done = pipe("\n".join(lines), *options)
+    shown = [line[line.index("stop") :] for line in done.stdout.splitlines() if ", keep on" in line]
+    wanted = ("none, ignore_eos on", f'"{stop}" "\\né", ignore_eos on', '"END OF IT", ignore_eos on', "none, ignore_eos off",
+              "none, ignore_eos on")  # fmt: skip
+    assert shown == [f"stop {text}, keep on" for text in wanted]
+    assert answer.partition(stop)[0] in done.stdout and answer not in done.stdout
+    for text in ("found '\"a', wanted a text, or texts in quotes", "found 'b', wanted a text", "found 'maybe', wanted on or off",
+                 "found '', wanted on or off"):  # fmt: skip
+        assert text in done.stderr, text
+
+
 def test_a_full_context_says_how_to_go_on(tiny_path, tmp_path):
     path = tmp_path / "said.md"
     done = pipe(f"hi\nho\n/save {path}\n/undo\n/undo\n{'x' * 80}\n/set max_tokens 2\nhi\n", tiny_path, "-c", 60, "--ignore-eos")

@@ -12,7 +12,7 @@ import pytest
 from numainfer.cli import report
 from numainfer.cli.main import main
 from numainfer.errors import OutOfNodeMemory
-from numainfer.machine import placement
+from numainfer.machine import topology as topologies
 from numainfer.measure.links import read_matrix
 
 SMALL = ["-p", "8", "-n", "4", "-r", "2", "-c", "64", "-q"]
@@ -115,11 +115,11 @@ def test_ctrl_c_leaves_a_page(tiny_path, tmp_path):
 
 def test_distances(monkeypatch):
     rows = {0: "10 12 21 21", 1: "12 10 21 21", 4: "21 21 10 12", 5: "21 21 12 10"}
-    monkeypatch.setattr(placement.pages, "read", lambda path: rows.get(int(re.search(r"node(\d+)/distance", path)[1]), ""))
-    monkeypatch.setattr(placement, "online_nodes", lambda: [0, 1, 4, 5])
+    monkeypatch.setattr(topologies.pages, "read", lambda path: rows.get(int(re.search(r"node(\d+)/distance", path)[1]), ""))
+    monkeypatch.setattr(topologies, "online_nodes", lambda: [0, 1, 4, 5])
 
     def of(*numbers):
-        return placement.distances([placement.Node(number, (number,), None, None) for number in numbers])
+        return topologies.distances([topologies.Node(number, (number,), None, None) for number in numbers])
 
     assert of(4, 0) == ((10, 21), (21, 10)) and of(0, 1, 5)[0] == (10, 12, 21)
     assert of(7) == ()

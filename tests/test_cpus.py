@@ -12,8 +12,8 @@ from core_tools import CPUS, open_engine, pretend, python
 from tiny_models import tiny
 
 import numainfer as ni
-from numainfer.machine import cpus as cpus_of, pages, placement
-from numainfer.machine.placement import Node, Topology, choose_workers
+from numainfer.machine import cpus as cpus_of, pages, topology as topologies
+from numainfer.machine.topology import Node, Topology, choose_workers
 
 GB = 10**9
 two_cpus = pytest.mark.skipif(len(CPUS) < 2, reason="needs two CPUs")
@@ -69,7 +69,7 @@ def test_two_models_of_a_process(path):
                 with load(path, threads=1) as fourth:  # where the fewest are
                     assert taken(fourth) == [b]
             with load(path) as whole:
-                assert f"; CPUs {placement._ranges(sorted(taken(whole)))} (" in str(whole.placement)
+                assert f"; CPUs {cpus_of.ranges(sorted(taken(whole)))} (" in str(whole.placement)
                 assert "shared with another model" in str(whole.placement)
         with load(path, threads=1) as again:
             assert taken(again) == [b]
@@ -279,7 +279,7 @@ def test_cpus_that_cannot_be(path, options, error, says):
 @two_cpus
 def test_named_cpus_on_two_nodes(path, monkeypatch):
     pretend(monkeypatch, 2, 1)
-    both = [node.cpus[0] for node in placement.topology().nodes]
+    both = [node.cpus[0] for node in topologies.topology().nodes]
     with load(path, cpus=both[::-1], placement="shard") as model:
         assert [node.cpus for node in model.placement.nodes] == [(cpu,) for cpu in both]
     with load(path, cpus=both[1:], placement="local") as model:

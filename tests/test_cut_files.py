@@ -75,7 +75,7 @@ FILLING = CUTS + """
 
 RANDOM = CUTS + """
     import time
-    from numainfer.engine.weights import Replicas
+    from numainfer.engine.copies import Replicas
 
     fill, check, rng, seconds = Replicas.fill, file.Tensor.check, random.Random(int(sys.argv[2])), []
 

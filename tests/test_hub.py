@@ -169,11 +169,11 @@ def test_what_cannot_be_loaded_is_not_downloaded(command, hub, tmp_path, name, s
 
 def test_what_is_too_large_is_not_downloaded(hub, files, monkeypatch):
     import numainfer as ni
-    from numainfer.machine import placement
+    from numainfer.machine import topology as topologies
 
-    here = placement.topology()
+    here = topologies.topology()
     small = [SimpleNamespace(total=10_000, number=0)]
-    monkeypatch.setattr(placement, "topology", lambda: SimpleNamespace(nodes=small, limits=here.limits))
+    monkeypatch.setattr(topologies, "topology", lambda: SimpleNamespace(nodes=small, limits=here.limits))
     monkeypatch.setattr("huggingface_hub.hf_hub_url", lambda repo, name: f"{hub.endpoint}/{repo}/resolve/main/{name}")
     monkeypatch.setattr("huggingface_hub.hf_api.HfApi.model_info", lambda *_, **__: SimpleNamespace(siblings=[
         SimpleNamespace(rfilename="w-Q8_0.gguf")]))  # fmt: skip

@@ -28,8 +28,9 @@ from numainfer import _core
 from numainfer.cli.main import main
 from numainfer.engine import keep
 from numainfer.engine.weights import FORMATS, Matrix, Vector
+from numainfer.gguf.file import GGUFFile
 from numainfer.errors import KeepError, OutOfNodeMemory, PlacementError
-from numainfer.machine import pages, placement, shared
+from numainfer.machine import pages, placement, shared, topology as topologies
 from numainfer.machine.limits import Allowance, Limits
 
 PROMPT = [5, 9, 14, 3, 60, 61, 62, 7]
@@ -40,7 +41,7 @@ CHILD = """
 import json, logging, os, signal, sys, time
 import numainfer as ni
 from numainfer.engine import keep
-from numainfer.machine import shared
+from numainfer.machine import shared, topology as topologies
 shared.SHM, path = sys.argv[1:3]
 
 def answer(model):
@@ -147,7 +148,7 @@ def test_what_is_kept_needs_no_room_again(shm, paths, monkeypatch):
     with ni.load(paths["llama"]) as own:
         free = sum(arena.bytes for arena in own.runtime.engine.replicas.arenas)  # less what stays free, and what is beside the weights
     monkeypatch.setattr(shared, "room", lambda: 0)
-    monkeypatch.setattr(placement, "node_memory", lambda *_: (free, free))
+    monkeypatch.setattr(topologies, "node_memory", lambda *_: (free, free))
     with pytest.raises(OutOfNodeMemory):
         ni.load(paths["llama"], n_ctx=64, n_batch=16)
     with ni.load(paths["llama"], keep="a", n_ctx=64, n_batch=16) as model:
@@ -173,7 +174,8 @@ MOMENTS = {
     "before it has pages": "keep._populate = die",
     "while it takes pages": "import numainfer._core as c; keep._STEP = 1 << 21; n = [0]\nclass A(c.Arena):\n def populate(self, *a):\n"
     "  n[0] += 1\n  return c.Arena.populate(self, *a) if n[0] < 2 else die()\nc.Arena = A",
-    "while it packs": "progress = die",
+    "while it says how many": "progress = die",
+    "while it packs": "progress = lambda done, total: done < total or die()",
     "when all is packed": "keep._verify = die",
     "before it publishes": "shared.Folder.publish = die",
     "in the midst of publishing": "os.rename = die",
@@ -402,7 +404,20 @@ def test_a_name_that_holds_another_form(shm, paths, monkeypatch):
     with pytest.raises(KeepError, match="wanted placement 'local' on nodes 1"):
         ni.load(paths["llama"], nodes=[1], keep="a")
     monkeypatch.setattr(keep.Keeper, "layout", lambda self, *a, own=keep.Keeper.layout: own(self, *a) | {"layout": "cut for other workers"})
-    with pytest.raises(KeepError, match="holds placement 'shard' on nodes 0, 1 for other threads on them, or for another n_ctx"):
+    with pytest.raises(KeepError, match="holds placement 'shard' on nodes 0, 1 for another n_ctx; wanted this form"):
+        ni.load(paths["llama"], placement="shard", keep="a")
+
+
+def test_a_shard_for_other_threads_names_them(shm, paths, monkeypatch):
+    monkeypatch.setenv("NUMAINFER_FAKE_NODES", "2")
+    ni.load(paths["llama"], placement="shard", keep="a").close()
+    with shared.Folder() as folder:
+        kept = folder.read("a")
+    assert kept.about["threads"] == [1, 1]
+    other = replace(kept, about=kept.about | {"threads": [2, 3], "layout": "cut for other workers"})
+    monkeypatch.setattr(shared.Folder, "read", lambda self, name: other)
+    with pytest.raises(KeepError, match=r"'shard' on nodes 0, 1 for 2 and 3 threads on them; wanted 1 and 1 threads. Take another name, .*"
+                                        "--drop a, or attach with threads = 5"):  # fmt: skip
         ni.load(paths["llama"], placement="shard", keep="a")
 
 
@@ -488,7 +503,7 @@ def test_a_full_file_system_is_told_before_anything_begins(shm, paths, monkeypat
 
 def test_a_control_groups_limit_counts(shm, paths, monkeypatch):
     """Shared memory is its memory, too."""
-    monkeypatch.setattr(placement, "limits", lambda: Limits(None, Allowance(1_000_000, 1_000_000, "memory.max")))
+    monkeypatch.setattr(topologies, "limits", lambda: Limits(None, Allowance(1_000_000, 1_000_000, "memory.max")))
     with pytest.raises(OutOfNodeMemory, match=r"control group allows 1.0 MB \(memory.max\): need"):
         ni.load(paths["llama"], keep="a")
     assert os.listdir(shared.path()) == []
@@ -509,6 +524,27 @@ class _Interrupted(_core.Arena):
             os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.2)
         return 0
+
+
+def test_progress_counts_pages_and_then_the_file(shm, paths, monkeypatch):
+    monkeypatch.setattr(_core, "Arena", _Slow)
+    monkeypatch.setattr(keep, "_STEP", 1 << 21)
+    seen = []
+    with ni.load(paths["llama"], keep="a", progress=lambda *of: seen.append(of)) as model, GGUFFile(paths["llama"]) as gguf:
+        (arena,) = model.runtime.engine.replicas.arenas
+        pages, packed = arena.bytes, model.runtime.engine.replicas.read_bytes(gguf)
+    assert {total for _, total in seen} == {pages + packed} and seen == sorted(seen)
+    assert seen[0][0] <= pages and any(done == pages for done, _ in seen)
+    assert seen[-1] == (pages + packed, pages + packed)
+    seen.clear()
+    ni.load(paths["llama"], progress=lambda *of: seen.append(of)).close()
+    assert seen[-1] == (packed, packed)
+
+
+class _Slow(_core.Arena):
+    def populate(self, fd, at, n_bytes, spread=1):
+        time.sleep(0.1)
+        return super().populate(fd, at, n_bytes, spread)
 
 
 def test_a_file_system_that_fills_up_meanwhile(shm, paths, monkeypatch):

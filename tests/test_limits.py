@@ -14,9 +14,9 @@ from numainfer.cli.main import main
 from numainfer.engine.engine import Engine
 from numainfer.errors import OutOfNodeMemory
 from numainfer.gguf.file import GGUFFile
-from numainfer.machine import limits, pages, placement
+from numainfer.machine import limits, pages, topology as topologies
 from numainfer.machine.limits import Allowance, Limits, node_memory
-from numainfer.machine.placement import Node, Topology, topology
+from numainfer.machine.topology import Node, Topology, topology
 from numainfer.measure import capacity
 from numainfer.measure.bandwidth import least_free, probe_bytes
 from numainfer.measure.machine import Machine, Site, survey
@@ -453,4 +453,4 @@ def test_a_quota_sets_the_default_number_of_workers(system, monkeypatch, threads
     if len(CPUS) < 2:
         pytest.skip("needs two CPUs")
     system(machine(n0=(4000 * MIB, 3000 * MIB)) | groups("0::/a/b\n", V2) | {"sys/fs/cgroup/a/cpu.max": "100000 100000"})
-    assert len(placement.choose_workers(topology(), threads)[1]) == (threads or 1)
+    assert len(topologies.choose_workers(topology(), threads)[1]) == (threads or 1)

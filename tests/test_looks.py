@@ -16,7 +16,8 @@ from api_tools import forced
 
 import numainfer as ni
 from numainfer import looks
-from numainfer.machine.placement import Node, NodePlacement, Placement, Topology
+from numainfer.machine.placement import NodePlacement, Placement
+from numainfer.machine.topology import Node, Topology
 from numainfer.progress import progress_bar
 
 matplotlib.use("Agg")
@@ -61,6 +62,36 @@ def test_an_answer_is_markdown_and_a_quiet_line():
     error = completion("", "error", error=ValueError("<b>bad</b>\n![x](y)"))._repr_markdown_()
     assert f"error: ValueError: &lt;b&gt;bad&lt;/b&gt; !{JOINER}[x](y)</small>" in error
     assert not hasattr(completion("x"), "_repr_html_")  # notebooks would prefer it
+
+
+NASTY = "a\n\n</details><b>\t![x](y) `$x$ \\(y\\) | ~~~\n```\n# *c*_d_ &lt; é \u2028\"'"
+
+
+def test_thinking_is_folded_and_calls_are_readable():
+    shown = completion("So.", reasoning="Hm.\n\nIt is <b>.\n", tool_calls=(ni.ToolCall("1", "f", {"n": 1, "s": "é"}),))._repr_markdown_()
+    thoughts, text, call, line = shown.split("\n\n")
+    assert text == "So." and line.startswith("<small") and "<details>" in thoughts and "open" not in thoughts
+    assert Tags(thoughts).text == "thinking, 4 wordsHm.\n\nIt is <b>." and Tags(call).text == 'calls f(n=1, s="é")'
+    assert "thinking" not in completion("x", reasoning=" \n")._repr_markdown_()
+    assert completion("", None, reasoning="Hm")._repr_markdown_().startswith("<details open>")
+    for later in (completion("x", None, reasoning="Hm"), completion("", reasoning="Hm"), completion("x", reasoning="Hm")):
+        assert later._repr_markdown_().startswith("<details><summary") and "(no text)" not in later._repr_markdown_()
+    only = completion("", reasoning=None, tool_calls=(ni.ToolCall("1", "f", {}),))
+    assert only._repr_markdown_().startswith("<div>calls <code>f()") and "calls f()" in ni.Completions([only])._repr_html_()
+    long = completion("", tool_calls=(ni.ToolCall("1", "f", {"code": "x = 1\n" * 99, "n": {"a": 2}}),))
+    shown, line = long._repr_markdown_().split("\n\n")
+    assert shown.startswith("<details><summary") and Tags(shown).text == "calls f(…)code = " + "x = 1\n" * 99 + '\nn = {\n  "a": 2\n}'
+    assert "…" in ni.Completions([long])._repr_html_()
+
+
+def test_thinking_and_calls_say_what_they_say_and_do_nothing():
+    """Whatever they hold is one line of HTML without a mark of Markdown or mathematics."""
+    calls = tuple(ni.ToolCall("1", "f", {NASTY: [value]}) for value in (NASTY, NASTY * 20))
+    shown = completion("So.", reasoning=NASTY, tool_calls=calls)._repr_markdown_()
+    thoughts, text, *lines, _ = shown.split("\n\n")
+    assert text == "So." and len(lines) == 2 and not any(mark in "".join((thoughts, *lines)) for mark in "\n\t`$\\*[]|~\u2028")
+    assert NASTY in Tags(thoughts).text and NASTY in Tags(lines[0]).text and NASTY in Tags(lines[1]).text
+    assert set(Tags("".join((thoughts, *lines))).seen) == {"details", "summary", "div", "code", "pre"}
 
 
 @pytest.mark.parametrize("text", ["<script>alert(1)</script>", "a <b>", "</b>", "<!-- -->", "<?x?>", "![x](http://x/y.png)", "`<b>`"])

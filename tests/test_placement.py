@@ -16,10 +16,12 @@ from numainfer import _core
 from numainfer.arguments import number_list
 from numainfer.engine import cache
 from numainfer.engine.cache import Caches, Layout
-from numainfer.machine import placement, policies
+from numainfer.machine import policies, topology as topologies
 from numainfer.machine.limits import Limits
 from numainfer.errors import OutOfNodeMemory, PlacementError, PlacementWarning
-from numainfer.machine.placement import Node, NodePlacement, Placement, Topology, choose_workers, topology
+from numainfer.machine.cpus import ranges
+from numainfer.machine.placement import NodePlacement, Placement
+from numainfer.machine.topology import Node, Topology, choose_workers, topology
 
 GB = 10**9
 IDS = np.arange(20, dtype=np.int32) + 6
@@ -77,8 +79,8 @@ def test_pretend_nodes_that_are_none(monkeypatch, fake):
 
 
 def test_ranges():
-    assert placement._ranges((0, 1, 2, 5, 7, 8)) == "0-2,5,7-8" and placement._ranges(()) == ""
-    assert number_list("CPUs", placement._ranges((0, 1, 2, 5, 7, 8))) == [0, 1, 2, 5, 7, 8]
+    assert ranges((0, 1, 2, 5, 7, 8)) == "0-2,5,7-8" and ranges(()) == ""
+    assert number_list("CPUs", ranges((0, 1, 2, 5, 7, 8))) == [0, 1, 2, 5, 7, 8]
 
 
 # ---- workers -----------------------------------------------------------------------------------------------------------
@@ -156,7 +158,7 @@ def test_auto_replicates_where_every_node_has_room():
 
 def test_pretend_nodes_have_the_same_names_everywhere(tmp_path, monkeypatch):
     pretend(monkeypatch, 2, 1)
-    shown = str(placement.topology())
+    shown = str(topologies.topology())
     assert "  node 0: 1 core (" in shown and "  node 1: 1 core (" in shown and "1 cores" not in shown
     with open_engine(tiny(tmp_path, "llama", "Q8_0"), placement="shard") as engine:
         assert [row.split()[0] for row in str(engine.placement).splitlines()[2:]] == ["0", "1"]
@@ -201,7 +203,7 @@ def test_out_of_memory_names_need_and_free(asked, count, weights, need):
 def test_a_model_too_big_is_refused_before_anything_is_taken(tmp_path, monkeypatch):
     path = tiny(tmp_path, "llama", "Q8_0")
     small = tuple(Node(n.number, n.cpus, 10**6, 10**6) for n in topology().nodes)
-    monkeypatch.setattr(placement, "topology", lambda: Topology(small))
+    monkeypatch.setattr(topologies, "topology", lambda: Topology(small))
     opened = []
     monkeypatch.setattr(_core, "Arena", lambda *a, **k: opened.append(a))
     monkeypatch.setattr(_core, "Team", lambda *a, **k: opened.append(a))
@@ -214,7 +216,7 @@ def test_the_kv_cache_that_was_asked_for_counts(tmp_path, monkeypatch):
     """n_ctx given: its memory must be there.  Not given: it is address space alone."""
     path = tiny(tmp_path, "llama", "Q8_0", context=1 << 20)
     small = tuple(Node(n.number, n.cpus, 60 << 20, 60 << 20) for n in topology().nodes)
-    monkeypatch.setattr(placement, "topology", lambda: Topology(small))
+    monkeypatch.setattr(topologies, "topology", lambda: Topology(small))
     for n_ctx in (1 << 19, 10**9, 2**31 - 1):  # the last is beyond what a plan can hold
         says = rf"n_ctx = {n_ctx}: the KV cache .* takes .*\(256 B each, f16\).* at most n_ctx = \d+"
         says += r"(\nplacement .* does not fit .*: need .*, free .*B)?$" if n_ctx == 2**31 - 1 else r"\nplacement .*: need .*, free .*B$"
@@ -231,7 +233,7 @@ def test_the_kv_cache_that_was_asked_for_counts(tmp_path, monkeypatch):
     with pytest.raises(OutOfNodeMemory, match=says), open_engine(path, n_ctx=most + 1, n_batch=8):
         pass
     none = tuple(Node(n.number, n.cpus, 10**5, 10**5) for n in topology().nodes)
-    monkeypatch.setattr(placement, "topology", lambda: Topology(none))
+    monkeypatch.setattr(topologies, "topology", lambda: Topology(none))
     with pytest.raises(OutOfNodeMemory, match="placement 'auto' does|placement 'local' does"), open_engine(path, n_ctx=8, n_batch=8):
         pass  # not n_ctx's fault
 

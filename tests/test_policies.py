@@ -16,7 +16,7 @@ from numainfer.cli.main import main
 from numainfer.engine import store, weights
 from numainfer.gguf.file import GGUFFile
 from numainfer.machine.limits import Allowance
-from numainfer.machine.placement import Node
+from numainfer.machine.topology import Node
 from numainfer.machine.policies import GROUPS, HYBRID, by_group, canonical, choose_policy, cuts, of_group, without
 from numainfer.measure.capacity import demand, forecast
 from numainfer.measure.machine import parse_machine, survey
@@ -223,15 +223,15 @@ def test_loads_share_copies_of_the_same_policy_alone(path, wanted, monkeypatch):
 
 def free_for(monkeypatch, path, policy):
     """Nodes with room for the policy and hardly more; the log's words are of no importance."""
-    from numainfer.machine import placement
+    from numainfer.machine import topology as topologies
 
     pretend(monkeypatch, 2, 1)
     with open_engine(path, n_ctx=64, n_batch=8, placement=policy) as engine:
         # Both lie in one real memory; the cache of a chunk; 5 % kept free.
         need = sum(arena.bytes for arena in engine.replicas.arenas) + 2 * sum(engine.plan.arena_bytes) + engine.plan.kv.bytes(64)
     total = int((need + (200 << 10)) / 0.95)
-    shown = tuple(Node(n.number, n.cpus, total, total, n.pretend) for n in placement.topology().nodes)
-    monkeypatch.setattr(placement, "topology", lambda: placement.Topology(shown, 2))
+    shown = tuple(Node(n.number, n.cpus, total, total, n.pretend) for n in topologies.topology().nodes)
+    monkeypatch.setattr(topologies, "topology", lambda: topologies.Topology(shown, 2))
 
 
 def test_auto_on_nodes_of_any_size(path, wanted, monkeypatch, caplog):

@@ -7,7 +7,7 @@ import pytest
 from scheduler_tools import LENGTHS, N, facts, one_by_one, prompts_of, spy_steps, start_together
 
 import numainfer as ni
-from numainfer.machine import placement
+from numainfer.machine import topology as topologies
 from numainfer.machine.limits import Allowance, Limits
 from numainfer.serving import lanes, loop, modes
 
@@ -196,7 +196,7 @@ def test_node_lanes_run_at_the_same_time(load_tiny, monkeypatch):
 
 def test_a_lanes_thread_stays_with_its_workers(load_tiny, monkeypatch):
     """A pretend node has no CPUs of its own in the system's lists, so that the workers' are what is left."""
-    monkeypatch.setattr(placement, "node_cpus", lambda number: set())
+    monkeypatch.setattr(topologies, "node_cpus", lambda number: set())
     model, found, mine = load_tiny(2), set(), os.sched_getaffinity(0)
 
     def look(token_ids, logits):

@@ -77,8 +77,8 @@ def test_a_team_keeps_to_a_smaller_affinity():
         import os
         os.sched_setaffinity(0, {{{CPUS[-1]}}})
         from numainfer import _core
-        from numainfer.machine import placement
-        shown = placement.topology()
+        from numainfer.machine import topology as topologies
+        shown = topologies.topology()
         team = _core.Team([{CPUS[-1]}] * 2, [0, 0])
         print([node.cpus for node in shown.nodes], {{tuple(os.sched_getaffinity(int(t))) for t in os.listdir("/proc/self/task")}})
     """)

@@ -22,8 +22,9 @@ from numainfer import _core
 from numainfer.engine import store
 from numainfer.errors import CorruptModel, ModelClosed, UnsupportedModel
 from numainfer.gguf.file import GGUFFile
-from numainfer.machine import placement
-from numainfer.engine.weights import FORMATS, Matrix, Replicas, Vector
+from numainfer.machine import topology as topologies
+from numainfer.engine.copies import Replicas
+from numainfer.engine.weights import FORMATS, Matrix, Vector
 
 IDS = np.arange(20, dtype=np.int32) + 6
 
@@ -625,9 +626,9 @@ def test_copies_of_other_workers_or_nodes_are_not_shared(tmp_path, monkeypatch):
     with open_engine(path, placement="shard", threads=[1, 2]) as a, open_engine(path, placement="shard", threads=[2, 1]) as b:
         assert b.replicas is not a.replicas
         same_bits(logits(b, IDS), logits(a, IDS))
-    real = placement.topology().nodes[0]
-    nodes = tuple(placement.Node(number, real.cpus[:1], real.total, real.free) for number in (0, 1))
-    monkeypatch.setattr(placement, "topology", lambda: placement.Topology(nodes))
+    real = topologies.topology().nodes[0]
+    nodes = tuple(topologies.Node(number, real.cpus[:1], real.total, real.free) for number in (0, 1))
+    monkeypatch.setattr(topologies, "topology", lambda: topologies.Topology(nodes))
     with open_engine(path, nodes=[0], verify=False) as a, open_engine(path, nodes=[1], verify=False) as b:
         assert b.replicas is not a.replicas
 

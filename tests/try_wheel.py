@@ -26,7 +26,7 @@ text = ni.load("smollm2").generate("The capital of France is", max_tokens=8).tex
 libraries = {line.split()[-1] for line in open("/proc/self/maps") if "libnuma" in line or "libgomp" in line}
 assert text.startswith(" Paris"), text
 assert len(libraries) == 2 and all("numainfer.libs" in name for name in libraries), libraries
-assert took < 0.25, f"import took {took:.2f} s"
+assert took < globals().get("limit", 0.25), f"import took {took:.2f} s"
 from numainfer.engine.weights import FORMATS
 from numainfer.gguf.header import tables
 lacking = set(FORMATS) - {name for name, *_ in tables().tensors.values()}

@@ -1,4 +1,5 @@
-"""llama.cpp's tokenizer vectors: vocabularies (``ggml-vocab-NAME.gguf``) with texts and the ids they must give.
+"""llama.cpp's tokenizer vectors: vocabularies (``ggml-vocab-NAME.gguf``) with texts and the ids they must give; and chat templates
+of many models.
 
 They lie in the source distribution of llama-cpp-python.  pip fetches it (nothing is compiled: only the package's
 metadata are made) and the files go to ``.cache/vocabs``; NUMAINFER_VOCABS names another folder.
@@ -20,7 +21,7 @@ PACKAGE, VERSION = "llama-cpp-python", "0.3.36"
 NAMES = ("bert-bge", "command-r", "deepseek-coder", "deepseek-llm", "falcon", "gemma-4", "gpt-2", "llama-bpe",
          "llama-spm", "mpt", "phi-3", "qwen2", "qwen35", "refact", "starcoder")  # fmt: skip
 MODELS = ("smollm2", "gemma3")  # real models, from installed packages
-_MARK = f"{PACKAGE}-{VERSION}"
+_MARK = f"{PACKAGE}-{VERSION}-templates"
 
 
 def folder():
@@ -47,12 +48,17 @@ def fetch(target):
         with tarfile.open(sdist) as archive:
             for member in archive:
                 name = os.path.basename(member.name)
-                if member.isfile() and name.startswith("ggml-vocab-"):
+                if member.isfile() and (name.startswith("ggml-vocab-") or "/models/templates/" in member.name and name.endswith(".jinja")):
                     with archive.extractfile(member) as source, open(ready / name, "wb") as copy:
                         shutil.copyfileobj(source, copy)
         (ready / _MARK).touch()
         shutil.rmtree(target, ignore_errors=True)
         os.replace(ready, target)
+
+
+def templates():
+    """{name: source} of the chat templates."""
+    return {path.stem: path.read_text() for path in sorted(folder().glob("*.jinja"))}
 
 
 def load(name):

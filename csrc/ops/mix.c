@@ -5,12 +5,6 @@
 
 size_t ni_scratch_mix(const ni_ctx *c, const ni_op *op) { return (size_t)ni_width(c, op, 0) * 2 * sizeof(float); }
 
-static float sigmoid(float x) {
-    x = -x;
-    ni_k->vec.exp(&x, 0.0f, 1, &x);
-    return 1.0f / (1.0f + x);
-}
-
 void ni_op_mix(const ni_ctx *c, const ni_op *op) {
     const int64_t n = ni_width(c, op, 0), used = c->tensors[op->t[0]].per_token;
     const float *also = ni_floats(c, op, 2), *gate = ni_floats(c, op, 3);
@@ -27,7 +21,12 @@ void ni_op_mix(const ni_ctx *c, const ni_op *op) {
         }
         if (also) {
             const float *x = also + row * n + a;
-            if (gate) ni_k->vec.scale_mul(x, sigmoid(gate[row]), NULL, b - a, term), x = term;
+            if (gate) {
+                float share;
+                ni_sigmoid(&gate[row], 1, &share);
+                ni_k->vec.scale_mul(x, share, NULL, b - a, term);
+                x = term;
+            }
             ni_k->vec.add(sum, x, b - a, sum);
         }
         if (op->f[0] != 1.0f) ni_k->vec.scale_mul(sum, op->f[0], NULL, b - a, sum);

@@ -142,6 +142,9 @@ static inline int64_t ni_position(const ni_step *s, int64_t t) {
 /* log(1 + exp(x)); from 20 on it is x. */
 static inline float ni_softplus(float x) { return x > 20.0f ? x : (float)log1p(exp((double)x)); }
 
-static inline int64_t ni_min(int64_t a, int64_t b) { return a < b ? a : b; }
-static inline int64_t ni_max(int64_t a, int64_t b) { return a > b ? a : b; }
+/* 1 / (1 + exp(-x)) of n values; y may be x. */
+static inline void ni_sigmoid(const float *x, int64_t n, float *y) {
+    static const float ones[16] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+    for (int64_t i = 0; i < n; i += 16) ni_k->vec.sigmoid_mul(x + i, ones, ni_min(16, n - i), y + i);
+}
 #endif

@@ -50,12 +50,6 @@ static void softmax(const float *x, int64_t n, float *y) {
     ni_k->vec.scale_mul(y, 1.0f / ni_k->vec.sum(y, n), NULL, n, y);
 }
 
-static void sigmoid(const float *x, int64_t n, float *y) {
-    ni_k->vec.scale_mul(x, -1.0f, NULL, n, y);
-    ni_k->vec.exp(y, 0.0f, n, y);
-    for (int64_t i = 0; i < n; i++) y[i] = 1.0f / (1.0f + y[i]);
-}
-
 /* SparseMixer's weight (arXiv:2310.00811) of the best of those that are not taken: its softmax among those that are nearly as good. */
 static float nearly_tied(const float *score, const float *taken, int64_t n, int64_t first, float *mine) {
     const float top = score[first];
@@ -71,7 +65,7 @@ static float nearly_tied(const float *score, const float *taken, int64_t n, int6
 static void route(const ni_op *op, const float *score, const float *bias, int64_t n, int64_t used, float *mine, int32_t *ids, float *weights) {
     float *gate = mine, *choice = mine + n, *taken = choice + n;
     if (op->i[0] == NI_SOFTMAX) softmax(score, n, gate);
-    else if (op->i[0] == NI_SIGMOID) sigmoid(score, n, gate);
+    else if (op->i[0] == NI_SIGMOID) ni_sigmoid(score, n, gate);
     else if (op->i[0] == NI_ROOT) for (int64_t i = 0; i < n; i++) gate[i] = sqrtf(ni_softplus(score[i]));
     else memcpy(gate, score, (size_t)n * sizeof *gate);
     if (bias) ni_k->vec.add(gate, bias, n, choice);
@@ -85,7 +79,7 @@ static void route(const ni_op *op, const float *score, const float *bias, int64_
         ids[s] = (int32_t)i;
     }
     if (op->i[0] == NI_CHOSEN) softmax(weights, used, weights);
-    if (op->i[0] == NI_LATE) sigmoid(weights, used, weights);
+    if (op->i[0] == NI_LATE) ni_sigmoid(weights, used, weights);
     if (op->i[1]) {
         float sum = 0.0f;
         for (int64_t s = 0; s < used; s++) sum += weights[s];

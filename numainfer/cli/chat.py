@@ -14,7 +14,29 @@ from ..summary import counted
 # Where the file has no wishes: greedy small models repeat themselves for ever.
 DEFAULTS = {"temperature": 0.7, "top_p": 0.95, "min_p": 0.05, "repetition_penalty": 1.05}
 
-_SETTABLE = {flag[2:].replace("-", "_"): kind for flag, kind, _ in answering.SAMPLING if flag != "--logprobs"} | {"max_tokens": int}
+def _stops(text):
+    """("a", "b") of ``"a" "b"`` as in JSON, or the one text that is not in quotes."""
+    if not text.startswith('"'):
+        return (text,) if text else ()
+    found = []
+    try:
+        while text:
+            stop, end = json.JSONDecoder().raw_decode(text)
+            found.append(stop)
+            text = text[end:].lstrip(", ")
+    except ValueError:
+        raise ValueError(f'/set stop: found {text!r}, wanted a text, or texts in quotes like "END" "\\n\\n", or the word none') from None
+    return tuple(found)
+
+
+def _switch(text):
+    return {"on": True, "off": False}[text]
+
+
+_SETTABLE = {flag[2:].replace("-", "_"): kind for flag, kind, _ in answering.SAMPLING if flag != "--logprobs"}
+_SETTABLE |= {"max_tokens": int, "stop": _stops, "ignore_eos": _switch}
+_NONE = {"seed": None, "max_tokens": None, "stop": ()}
+_WANTED = {float: "a number", int: "a whole number", _switch: "on or off"}
 _KEEP = ("on", "off", "ask")
 
 
@@ -209,19 +231,20 @@ class Conversation:
             self.params = self.params.replace(**{name: self._value(name, value)})
         else:
             raise ValueError(f"there is no setting {name!r}: {did_you_mean(name, [*_SETTABLE, 'keep'])}")
-        tell(f"[{name} {value}]")
+        tell(f"[{name} {value or 'none'}]")
 
     def _value(self, name, text):
         if text == "default":
             return getattr(self.first_params, name)
-        if text == "none" and name in ("seed", "max_tokens"):
-            return None
+        if text == "none" and name in _NONE:
+            return _NONE[name]
         kind = _SETTABLE[name]
+        if kind is _stops:
+            return kind(text)
         try:
             return kind(text)
-        except ValueError:
-            wanted = "a number" if kind is float else "a whole number"
-            raise ValueError(f"/set {name}: found {text!r}, wanted {wanted}, or the word default") from None
+        except (KeyError, ValueError):
+            raise ValueError(f"/set {name}: found {text!r}, wanted {_WANTED[kind]}, or the word default") from None
 
     def _begin(self):
         """Where the messages behind the system's begin."""
@@ -236,8 +259,15 @@ def _document(messages):
 def _shown(params, everything=False):
     """"temperature 0.7, top_p 0.95": the parameters that are not SamplingParams' own defaults, or all that can be set."""
     own = {field.name: field.default for field in dataclasses.fields(params)} | {"max_tokens": None}
-    shown = {name: getattr(params, name) for name in _SETTABLE}
-    return ", ".join(f"{name} {value}" for name, value in shown.items() if everything or name == "temperature" or value != own[name])
+    shown = {name: getattr(params, name) for name in _SETTABLE if everything or name == "temperature" or getattr(params, name) != own[name]}
+    return ", ".join(f"{name} {_written(value)}" for name, value in shown.items())
+
+
+def _written(value):
+    """A setting as /set takes it."""
+    if isinstance(value, tuple):
+        return " ".join(json.dumps(text, ensure_ascii=False) for text in value) or "none"
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
 def tell(text):

@@ -15,7 +15,7 @@ def add_topology(parser):
 def topology(args):
     """Show the machine."""
     from ..measure.machine import measure, survey
-    from ..machine.placement import topology
+    from ..machine.topology import topology
     from ..summary import counted
 
     if args.threads is not None and not args.measure:

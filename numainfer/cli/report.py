@@ -54,7 +54,7 @@ class Run:
 def report(args, lists, trials):
     """Measure, and write the page; after Ctrl-C, of what was measured."""
     from ..gguf.file import GGUFFile
-    from ..machine.placement import distances, topology
+    from ..machine.topology import distances, topology
     from ..measure.links import read_matrix
     from ..measure.machine import measure
     from ..summary import ModelConfig

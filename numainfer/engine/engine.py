@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import _core
 from . import keep as keeping, store
-from ..machine import cpus as cpus_of, placement
+from ..machine import cpus as cpus_of, placement, topology as topologies
 from ..machine.limits import RESERVE
 from ..machine.policies import EXPERTS, HYBRID, REST, canonical, choose_policy, of_group, without
 from .._core import Cancelled
@@ -19,7 +19,8 @@ from ..errors import CorruptModel, ModelClosed, OutOfNodeMemory, PlanError
 from ..gguf.file import GGUFFile
 from .plan import Plan
 from ..summary import short_bytes
-from .weights import Catalog, Matrix, Replicas, bytes_on_nodes
+from .copies import Replicas, bytes_on_nodes
+from .weights import Catalog, Matrix
 
 __all__ = ["KV_TYPES", "Cancelled", "Engine", "Lane"]
 
@@ -90,7 +91,7 @@ class Lane:
 
     def keep_caller(self):
         """Keep the calling thread on the lane's nodes: what it reads and what memory it takes from now on is near then."""
-        near = self._cpus.union(*(placement.node_cpus(self._engine.nodes[i]) for i in self.nodes))
+        near = self._cpus.union(*(topologies.node_cpus(self._engine.nodes[i]) for i in self.nodes))
         with contextlib.suppress(OSError):  # refused, it only reads from further away
             os.sched_setaffinity(0, near)
 
@@ -204,7 +205,7 @@ class Engine:
     n_batch : int
         Most tokens per step.
     threads, nodes, cpus :
-        See `placement.choose_workers`.
+        See `topology.choose_workers`.
     placement : str or mapping
         As `policies.canonical` takes it.
     kv_type : str
@@ -243,7 +244,7 @@ class Engine:
 
     def _open(self, gguf, n_ctx, n_batch, threads, nodes, named, policy, progress, verify, keeper):
         asked = canonical(policy)
-        machine = placement.topology()
+        machine = topologies.topology()
         chosen, cpus, node_of, story = self._choose_workers(machine, threads, nodes, named, asked == "local")
         self.cpus, self.node_of, self.threads = cpus, node_of, len(cpus)
         self.nodes, self.isa = [n.number for n in chosen], _core.isa()
@@ -288,7 +289,8 @@ class Engine:
         else:
             on = [[cpu for cpu, i in zip(cpus, node_of) if i == j] for j in range(len(chosen))]
             self._share = keeper.share(layouts[policy], self.plan.weights, bounds[policy], [n.label for n in chosen], on,
-                                       lambda replicas: replicas.fill(self.lane.team, gguf, progress), verify is True)  # fmt: skip
+                                       lambda replicas, progress: replicas.fill(self.lane.team, gguf, progress), verify is True,
+                                       progress)  # fmt: skip
         self.replicas = self._share.replicas
         sizes = [arena.bytes for arena in self.replicas.arenas]
         if policy == "interleave":
@@ -309,10 +311,10 @@ class Engine:
             self.placement.verify(strict=verify != "warn")
 
     def _choose_workers(self, machine, threads, nodes, named, local):
-        """What `placement.choose_workers` returns, held from now on, and in words what others hold of it."""
+        """What `topology.choose_workers` returns, held from now on, and in words what others hold of it."""
 
         def choose(held):
-            chosen, cpus, node_of = placement.choose_workers(machine, threads, nodes, named, held)
+            chosen, cpus, node_of = topologies.choose_workers(machine, threads, nodes, named, held)
             if not local:
                 return chosen, cpus, node_of
             if named is not None and len(chosen) > 1:

@@ -15,7 +15,8 @@ from .. import _core
 from ..errors import KeepError, NumaInferError, OutOfNodeMemory, PlacementError
 from ..machine import pages, placement, shared
 from ..summary import short_bytes
-from .weights import Matrix, Replicas, copies_of
+from .copies import Replicas, copies_of
+from .weights import Matrix
 
 PACKING = 1
 """Version of what stands in a copy. To be raised with every change of a format's packing; `tests/test_keep.py` says when."""
@@ -132,7 +133,7 @@ class Keeper:
         """Whether what is kept is this."""
         return self._kept is not None and all(self._kept.about[key] == value for key, value in layout.items())
 
-    def share(self, layout, weights, bounds, labels, cpus, fill, strict):
+    def share(self, layout, weights, bounds, labels, cpus, fill, strict, progress=None):
         """A Share of Replicas: attached to, or filled and published.
 
         Parameters
@@ -146,9 +147,11 @@ class Keeper:
         cpus : list of list of int
             The workers' CPUs on each node.
         fill : callable
-            ``fill(replicas)`` packs the file into them.
+            ``fill(replicas, progress)`` packs the file into them.
         strict : bool
             Raise PlacementError, and publish nothing, if pages lie wrong.
+        progress : callable, optional
+            ``progress(done, total)``: bytes of pages taken and of the file read, of both together.
 
         Raises
         ------
@@ -160,26 +163,30 @@ class Keeper:
         with self._folder.locked(self.name):
             self._kept = self._current()  # another process may have filled it meanwhile
             if self._kept is not None:
-                self._check_form(layout, labels)
+                self._check_form(layout, labels, [len(own) for own in cpus])
                 return Share(self._attach(layout, weights, bounds))
             shared.check_room(self.name, sum(layout["sizes"]))
             try:
-                return Share(self._fill(layout, weights, bounds, labels, cpus, fill, strict))
+                return Share(self._fill(layout, weights, bounds, labels, cpus, fill, strict, progress))
             except OSError as e:
                 if isinstance(e, NumaInferError):
                     raise
                 raise KeepError(f"keep = {self.name!r}: {shared.path()}: {e.strerror or e}") from e
 
-    def _check_form(self, layout, labels):
+    def _check_form(self, layout, labels, threads):
         if self.holds(layout):
             return
-        about = self._kept.about
+        about, more = self._kept.about, ""
         found, wanted = (f"placement {policy!r} on nodes {', '.join(map(str, nodes))}"
                          for policy, nodes in ((about["policy"], about["labels"]), (layout["policy"], labels)))  # fmt: skip
-        if found == wanted:
-            found, wanted = f"{found} for other threads on them, or for another n_ctx", "this form"
+        before = about.get("threads", threads)
+        if found == wanted and before != threads:
+            found, wanted = f"{found} for {_counts(before)} on them", _counts(threads)
+            more = f", or attach with threads = {sum(before)}"
+        elif found == wanted:
+            found, wanted = f"{found} for another n_ctx", "this form"
         raise KeepError(f"keep = {self.name!r}: that name holds {found}; wanted {wanted}. Take another name, or drop it first: "
-                        f"numainfer keep --drop {self.name}")  # fmt: skip
+                        f"numainfer keep --drop {self.name}{more}")  # fmt: skip
 
     def _attach(self, layout, weights, bounds):
         about = self._kept.about
@@ -192,20 +199,24 @@ class Keeper:
         replicas.kept = KeptCopies(self.name, about["verified"], about["huge"], about["bound"], about["when"], False)
         return replicas
 
-    def _fill(self, layout, weights, bounds, labels, cpus, fill, strict):
+    def _fill(self, layout, weights, bounds, labels, cpus, fill, strict, progress):
         sizes, policy, replicas, fds = layout["sizes"], layout["policy"], None, []
         try:
             fds = self._folder.create(self.name, sizes)
             replicas = Replicas(weights, layout["nodes"], policy, bounds,
                                 lambda copy, size, on: _core.Arena(sizes[copy], on, fd=fds[copy]))  # fmt: skip
             spread = len(cpus) if policy == "interleave" else 1
-            _populate(self.name, replicas.arenas, fds, [sum(cpus, [])] if policy == "interleave" else cpus, spread)
-            fill(replicas)
+            taken = sum(arena.bytes for arena in replicas.arenas)
+            whole = taken + replicas.read_bytes(self._gguf)
+            _populate(self.name, replicas.arenas, fds, [sum(cpus, [])] if policy == "interleave" else cpus, spread,
+                      progress and (lambda done: progress(done, whole)))
+            fill(replicas, progress and (lambda done, _: progress(taken + done, whole)))
             verified = _verify(replicas.arenas, layout["nodes"], policy, strict)
             huge = [share / max(total, 1) for total, share in pages.resident(replicas.arenas)]
             for arena in replicas.arenas:
                 arena.seal()
             about = layout | {"version": self._version, "files": self._files, "model": self._model, "labels": labels, "huge": huge,
+                              "threads": [len(own) for own in cpus],
                               "verified": verified, "bound": [arena.bound for arena in replicas.arenas],
                               "when": time.strftime("%Y-%m-%d %H:%M:%S")}  # fmt: skip
             self._folder.publish(self.name, about)
@@ -221,6 +232,11 @@ class Keeper:
 
     def close(self):
         self._folder.close()
+
+
+def _counts(threads):
+    """"2 and 1 threads" of those on each node."""
+    return " and ".join(map(str, threads)) + (" thread" if threads == [1] else " threads")
 
 
 def _version():
@@ -242,9 +258,12 @@ def _verify(arenas, nodes, policy, strict):
     return shares
 
 
-def _populate(name, arenas, fds, cpus, spread):
-    """Take all pages, by threads on the CPUs of each copy's node: what does not fit is told here, and by no SIGBUS later."""
-    errors, stop = [], threading.Event()
+def _populate(name, arenas, fds, cpus, spread, report):
+    """Take all pages, by threads on the CPUs of each copy's node: what does not fit is told here, and by no SIGBUS later.
+
+    ``report(bytes taken)`` is called by this thread, or None.
+    """
+    errors, stop, taken = [], threading.Event(), []
 
     def work(arena, fd, cpu, slices):
         with contextlib.suppress(OSError):  # refused, binding places them
@@ -255,6 +274,7 @@ def _populate(name, arenas, fds, cpus, spread):
             error = arena.populate(fd, at, min(_STEP, arena.bytes - at), spread)
             if error:
                 errors.append(error)
+            taken.append(min(_STEP, arena.bytes - at))
 
     threads = []
     for arena, fd, own in zip(arenas, fds, cpus):
@@ -266,6 +286,8 @@ def _populate(name, arenas, fds, cpus, spread):
         for thread in threads:
             while thread.is_alive():
                 thread.join(0.05)  # Ctrl-C is heard between
+                if report and taken:
+                    report(sum(taken))
     finally:
         stop.set()
         for thread in threads:

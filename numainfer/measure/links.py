@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from ..machine import placement
-from ..machine.placement import Topology
+from ..machine import topology as topologies
+from ..machine.topology import Topology
 from .machine import probing
 
 
@@ -26,7 +26,7 @@ def topology(measure: bool = False) -> Topology:
     """
     if not isinstance(measure, bool):
         raise TypeError(f"measure = {measure!r}: found {type(measure).__name__}, wanted True or False")
-    found = placement.topology()
+    found = topologies.topology()
     return dataclasses.replace(found, bandwidth=tuple(map(tuple, read_matrix()))) if measure else found
 
 
@@ -36,7 +36,7 @@ def read_matrix(threads=None, nodes=None):
     Parameters
     ----------
     threads, nodes :
-        As for `placement.choose_workers`.
+        As for `topology.choose_workers`.
 
     Returns
     -------

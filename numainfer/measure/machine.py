@@ -10,12 +10,13 @@ from types import SimpleNamespace
 import numpy as np
 
 from .. import _core
-from ..machine import placement
+from ..machine import topology as topologies
 from ..machine.cpus import domains
 from ..machine.limits import Limits
 from .bandwidth import least_free, probe_bytes, read_rate
 from ..engine.plan import Plan
-from ..engine.weights import FORMATS, Matrix, Replicas, Vector
+from ..engine.copies import Replicas
+from ..engine.weights import FORMATS, Matrix, Vector
 
 GRAMMAR = "NODESxCORESc,MEMORY,READ[,link=RATE][,barrier=TIME][,macs=RATE], such as 2x32c,256GB,300GB/s,link=90GB/s"
 BARRIER = 2e-6  # seconds; of machines that are written down without one
@@ -39,7 +40,7 @@ class Site:
     cores : int
         Workers there.
     total, free : int or None
-        Bytes of memory, as `placement.Node` has them; None: not known.
+        Bytes of memory, as `topology.Node` has them; None: not known.
     read : float or None
         Bytes per second that its workers read from its own memory; None: not measured.
     macs : float or None
@@ -186,13 +187,13 @@ def parse_machine(text):
 
 
 def survey(threads=None, nodes=None):
-    """This machine's nodes, without measuring; arguments and errors as for `placement.choose_workers`."""
+    """This machine's nodes, without measuring; arguments and errors as for `topology.choose_workers`."""
     return _survey(threads, nodes)[0]
 
 
 def _survey(threads, nodes):
-    machine = placement.topology()
-    chosen, cpus, node_of = placement.choose_workers(machine, threads, nodes)
+    machine = topologies.topology()
+    chosen, cpus, node_of = topologies.choose_workers(machine, threads, nodes)
     sites = tuple(Site(n.number, node_of.count(i), n.total, n.free) for i, n in enumerate(chosen))
     return Machine(sites, source="not measured", limits=machine.limits), cpus, node_of
 
@@ -203,7 +204,7 @@ def measure(threads=None, nodes=None, weight_type="Q4_K"):
     Parameters
     ----------
     threads, nodes :
-        As for `placement.choose_workers`.
+        As for `topology.choose_workers`.
     weight_type : str
         GGUF type of the matrices that multiply-adds are counted with.
 
@@ -214,7 +215,7 @@ def measure(threads=None, nodes=None, weight_type="Q4_K"):
     Raises
     ------
     ValueError
-        As `placement.choose_workers`.
+        As `topology.choose_workers`.
     """
     with probing(threads, nodes) as probe:
         machine, teams, sites = probe.machine, probe.teams, []
@@ -235,7 +236,7 @@ def measure(threads=None, nodes=None, weight_type="Q4_K"):
 
 @contextlib.contextmanager
 def probing(threads=None, nodes=None):
-    """A team and an arena of its own on each node, while the block runs; arguments and errors as for `placement.choose_workers`.
+    """A team and an arena of its own on each node, while the block runs; arguments and errors as for `topology.choose_workers`.
 
     The block gets ``machine`` (Machine, not measured), ``cpus`` and ``node_of`` of the workers, ``teams``, and ``rate(i, j)``: bytes per
     second that the workers of node i read from the memory of node j.

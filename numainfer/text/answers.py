@@ -10,15 +10,52 @@ import re
 from typing import NamedTuple
 
 from ..results import ToolCall
-from .tool_calls import FORMATS, Broken, Cursor, More, make_call, parameter_types
+from .cursor import Broken, Cursor, More, make_call, parameter_schemas
+from .tool_calls import FORMATS
 
 SPACE = " \t\r\n"
-THINKING = (  # how a family opens and closes its thinking
-    ("<think>", "</think>"),
-    ("[THINK]", "[/THINK]"),
-    ("<seed:think>", "</seed:think>"),
-    ("<|START_THINKING|>", "<|END_THINKING|>"),
-)
+
+
+class Speech(NamedTuple):
+    """How a family speaks, calls aside.
+
+    Attributes
+    ----------
+    signs : tuple of str
+        A template that holds them all is of this family.
+    thinking : (str, str)
+        What opens and closes thinking.
+    wraps : tuple of str
+        Marks around what is for the user.
+    inner : tuple of str
+        Control tokens that all these are made of.
+    """
+
+    signs: tuple[str, ...]
+    thinking: tuple[str, str]
+    wraps: tuple[str, ...] = ()
+    inner: tuple[str, ...] = ()
+
+
+def _plain(*thinking):
+    return Speech(thinking[1:], thinking)
+
+
+SPEECH = (
+    Speech(("<|open|>", "<|end_of_msg|>"), ("<|open|>think<|sep|>", "<|close|>think<|sep|>"),  # Kimi K3
+           ("<|open|>response<|sep|>", "<|close|>response<|sep|>", "<|close|>message<|sep|>"), ("<|open|>", "<|close|>", "<|sep|>")),
+    Speech(("<|begin|>assistant", "<|think|>", "<|end|>"), ("<|think|>", "<|end|>"),  # Solar
+           ("<|begin|>assistant", "<|content|>", "<|end|>"), ("<|begin|>", "<|end|>")),
+    Speech(("'<think{}>'", "'</think{}>'"), ("<think:opensource>", "</think:opensource>")),  # Hy3
+    Speech(("<|channel>thought", "<channel|>"), ("<|channel>thought", "<channel|>"), (), ("<|channel>",)),  # Gemma 4
+    Speech(("[BEGIN FINAL RESPONSE]",), ("Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]"), ("[END FINAL RESPONSE]",)),  # Apriel
+    _plain("<|inner_prefix|>", "<|inner_suffix|>"),
+    _plain("<mm:think>", "</mm:think>"),
+    _plain("<think>", "</think>"),
+    _plain("[THINK]", "[/THINK]"),
+    _plain("<seed:think>", "</seed:think>"),
+    _plain("<|START_THINKING|>", "<|END_THINKING|>"),
+)  # fmt: skip
 _HARMONY = ("<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|end|>", "<|call|>", "<|return|>")
 
 
@@ -58,9 +95,9 @@ def reader_for(template, prompt, tools, seed):
     """
     if "<|channel|>" in template and "<|message|>" in template:
         return HarmonyReader(prompt, tools, seed)
-    thinking = next((pair for pair in THINKING if pair[1] in template), None)
-    form = next((form for form in FORMATS if all(mark in template for mark in form.signs)), None) if tools else None
-    return TaggedReader(thinking, form, prompt, tools, seed) if thinking or form else None
+    speech, form = (next((way for way in ways if all(mark in template for mark in way.signs)), None) for ways in (SPEECH, FORMATS))
+    form = form if tools else None
+    return TaggedReader(speech, form, prompt, tools, seed) if speech or form else None
 
 
 class _Lines:
@@ -115,7 +152,7 @@ class Reader:
 
     def __init__(self, tools, seed):
         self.n_calls = 0
-        self._types, self._seed = parameter_types(tools), seed
+        self._schemas, self._seed = parameter_schemas(tools), seed
         self._rest, self._text, self._thoughts, self._calls = "", _Lines(), _Lines(), []
         self._thoughts.cut = True
 
@@ -148,20 +185,21 @@ class TaggedReader(Reader):
 
     Parameters
     ----------
-    thinking : (str, str) or None
+    speech : Speech or None
     form : Format or None
         Of the calls.
     prompt, tools, seed
         As for `reader_for`.
     """
 
-    def __init__(self, thinking, form, prompt, tools, seed):
+    def __init__(self, speech, form, prompt, tools, seed):
         super().__init__(tools, seed)
-        self._open, self._close = thinking or (None, None)
+        self._open, self._close = speech.thinking if speech else (None, None)
         self._seen = {}  # of the call that the rest begins with
-        self._form, self._openings = form, form.openings if form else ()
-        self.marks = (*(thinking or ()), *(form.marks if form else ()))
-        opened = thinking is not None and prompt.rstrip(SPACE).endswith(self._open)
+        self._form, self._wraps = form, speech.wraps if speech else ()
+        self._openings = (*(form.openings if form else ()), *self._wraps)
+        self.marks = (*((*speech.thinking, *speech.wraps, *speech.inner) if speech else ()), *(form.marks if form else ()))
+        opened = speech is not None and prompt.rstrip(SPACE).endswith(self._open)
         self._state = self._opened if opened else self._start
 
     def _read(self, end):
@@ -177,7 +215,9 @@ class TaggedReader(Reader):
             self._rest = rest[len(self._open) :]
             self._state = self._think
             return True
-        if not end and (not rest or self._open and self._open.startswith(rest)):
+        if self._open and rest.startswith(self._close):  # no thinking, said so
+            return self._think(end)
+        if not end and (not rest or self._open and (self._open.startswith(rest) or self._close.startswith(rest))):
             return False
         self._state = self._bare if self._form and self._form.bare else self._say
         return True
@@ -219,13 +259,17 @@ class TaggedReader(Reader):
         if sure:
             self._text.put(self._rest[:sure])
             self._rest = self._rest[sure:]
+        if mark in self._wraps:
+            self._rest = self._rest[len(mark) :]
+            self._text.cut_out()
+            return True
         return bool(found) and self._call(mark, "", end)
 
     def _call(self, mark, space, end):
         """Read the call that the rest begins with, after white space; else its mark is text."""
         cursor = Cursor(self._rest, len(space) + len(mark), self._seen)
         try:
-            calls = self._form.read(cursor, mark, self._types)
+            calls = self._form.read(cursor, mark, self._schemas)
         except More:
             if not end:
                 return False

@@ -348,7 +348,7 @@ def memory_limit_of_version_1(settings):
 @check
 def cpu_limit(settings):
     """A quota of 1.5 CPUs feeds one worker."""
-    from numainfer.machine.placement import topology
+    from numainfer.machine.topology import topology
 
     control_group("cpu", {"cpu.max": "150000 100000"})
     cores = sum(map(len, settings["cpus"].values()))
