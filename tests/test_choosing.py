@@ -189,8 +189,11 @@ def test_the_team_is_used_in_its_turn_only(teams):
         log.append("processor")
         return logits
 
-    assert choose_step(teams[2], [make({}), make({"logits_processor": process})], rows_of(0, 2), turn=Turn) == [None, None]
+    many = [make({"temperature": 1.0, "logits_processor": process})] + [make({"temperature": 1.0}) for _ in range(5)]
+    assert choose_step(teams[2], many, rows_of(0, 6), turn=Turn) == [None] * 6
     assert log == ["processor", "in", "out"]
+    assert choose_step(teams[2], [make({}), make({})], rows_of(0, 2), turn=Turn) == [None] * 2
+    assert len(log) == 3, "for so little it is not used"
 
 
 # ---- several tokens at once ------------------------------------------------------------------------------------------
@@ -311,6 +314,22 @@ def test_another_thread_takes_while_one_chooses():
     assert sum((c.logprobs for c in taken), ()) == wanted[3] and seen == sorted(seen)
 
 
+def test_text_that_another_thread_has_brought_further_is_not_told_twice():
+    """Between a look at the reason and one at the text, an answer may have gone on, and somebody else may have asked for all of it."""
+    generation = make({"temperature": 1.0, "max_tokens": 6}, SMALL)
+    while generation.finish_reason is None:
+        choose_step(None, [generation], model(generation.token_ids)[None])
+    wanted, core = result(generation), generation.sampler.core
+    rest, core.finish_reason = generation.token_ids[4:], None  # as it looked two tokens earlier
+    del generation.token_ids[4:]
+    first = generation.take()
+    generation.token_ids.extend(rest)
+    core.finish_reason = "length"
+    second = generation.take()
+    assert first.finish_reason is None and second.finish_reason == "length"
+    assert (first.text + second.text, first.token_ids + second.token_ids) == wanted[:2]
+
+
 def test_a_cancelled_answer_lets_go_what_was_held_back():
     generation = make({"stop": ["aZ"], "max_tokens": None}, SMALL)
     logits = np.zeros((1, SMALL), np.float32)
@@ -383,13 +402,14 @@ def test_what_workers_keep_is_what_is_counted():
         return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
     team = _core.Team([0, 0, 0], [0, 0, 0])
+    own = _core.SampleScratch(n_vocab)
     cores = [Sampler(SamplingParams(temperature=1.0, top_p=0.99, seed=i), n_vocab).core for i in range(n)]
     mask, logits = np.full(n_vocab // 32, 0xFFFFFFFF, np.uint32), np.zeros((n, n_vocab), np.float32)
     logits += 1  # its pages are there
     scratches = [_core.SampleScratch(n_vocab, 3) for _ in range(6)]
     before = held()
-    for scratch in scratches:
-        assert _core.choose(team, scratch, cores, logits, None, dict.fromkeys(range(n), (None, mask))) == [None] * n
+    for team.scratch in scratches:
+        assert _core.choose(team, own, cores, logits, None, dict.fromkeys(range(n), (None, mask))) == [None] * n
     grown, counted = held() - before, sum(scratch.bytes for scratch in scratches)
     assert grown < counted + (2 << 20) < 6 * 3 * 4 * n_vocab, "less than one array of floats for each worker"
     team.close()

@@ -112,7 +112,7 @@ class Generation:
         return _Text(decoder, StopStrings(self.params.stop), reader, self._ends, self._marks, self.params.min_tokens)
 
     def _text(self, n, reason):
-        """The text of the first n tokens, the last ones if there is a reason.
+        """The text of at least the first n tokens, the last ones if there is a reason.
 
         Text follows from the tokens alone. So what Ctrl-C interrupts is not mended but made anew, and so is what another thread has in
         hand just now.
@@ -141,16 +141,19 @@ class Generation:
         if self._told_end or n == start and reason is None:
             return None
         text = self._text(n, reason)
-        piece, reasoning, calls = text.between(start, n)
+        piece, reasoning, calls = text.between(start, n, reason is not None)
         if not (piece or reason or reasoning or calls):
             return None
         logprobs = None if self.params.logprobs is None else self._logprobs(start, n)
-        chunk = Chunk(piece, tuple(self.token_ids[start:n]), text.reason, logprobs, reasoning, calls)
+        chunk = Chunk(piece, tuple(self.token_ids[start:n]), reason and text.reason, logprobs, reasoning, calls)
         self._shown, self._told_end = n, reason is not None
         return chunk
 
     def cancel(self):
-        """End it here, unless it has ended; text that was held back is let go. Returns the last Chunk, or None."""
+        """End it here, unless it has ended; text that was held back is let go. Returns the last Chunk, or None.
+
+        By the thread that chooses.
+        """
         if self.finish_reason is not None:
             return None
         self.sampler.core.finish_reason = "cancelled"
@@ -185,8 +188,9 @@ class Generation:
         timings = Timings(clock.prompt_tokens, clock.prompt, max(n - 1, 0), clock.generation, clock.first_token, clock.mode)
         logprobs = None if self.params.logprobs is None else self._logprobs(0, n)
         text = self._text(n, reason)
-        piece, reasoning, calls = text.between(0, n)
-        return Completion(piece, tuple(self.token_ids[:n]), text.reason, logprobs, usage, timings, None, reasoning or None, calls)
+        piece, reasoning, calls = text.between(0, n, reason is not None)
+        ids, reason = tuple(self.token_ids[:n]), reason and text.reason
+        return Completion(piece, ids, reason, logprobs, usage, timings, None, reasoning or None, calls)
 
 
 class _Text:
@@ -245,9 +249,9 @@ class _Text:
             self._found.append(found)
         self._pieces.append(text)
 
-    def between(self, start, n):
-        """What tokens start .. n - 1 brought, and the end, if it came: text, thinking and calls."""
-        stop = n + (self.reason is not None)
+    def between(self, start, n, last):
+        """What tokens start .. n - 1 brought, and the end, if they are the last ones: text, thinking and calls."""
+        stop = n + last
         piece = "".join(self._pieces[start:stop])
         if self._reader is None:
             return piece, "", ()
