@@ -91,18 +91,15 @@ class Generation:
         return self.take()
 
     def watch(self, token, reason):
-        """Looks for stop strings in the text up to a token that is about to be published, as the last one for `reason` or not.
+        """Looks for stop strings in the text up to a token that is about to be published.
 
         Returns
         -------
         str or None
-            The reason, or "stop".
+            "stop", or the reason as it was.
         """
-        text = self._watcher
-        text.put(token)
-        if reason is not None and not text.stopped:
-            text.end(reason)
-        return "stop" if text.stopped else reason
+        self._watcher.put(token)
+        return "stop" if self._watcher.stopped else reason
 
     # ---- text --------------------------------------------------------------------------------------------------------
 
