@@ -173,5 +173,5 @@ class Sampler:
 
 def choose(
     team: Team | None, scratch: SampleScratch, samplers: list[Sampler], logits: np.ndarray, proposals: list[Any] | None = None,
-    given: dict[int, Any] | None = None
+    given: dict[int, Any] | None = None, turn: Callable[[], Any] | None = None
 ) -> list[Any]: ...

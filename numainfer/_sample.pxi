@@ -209,13 +209,29 @@ cdef object _logprob(const ni_choice *c, int i):
     return c.tokens[i], p.logprob, p.rank, tuple(top)
 
 
+cdef int _choose_together(Team team, ni_choosing *job, int32_t n_vocab) except -1:
+    """Runs the job on the team's workers, to its end: it is short."""
+    cdef ni_status st
+    cdef ni_team *workers = team.usable()
+    cdef SampleScratch scratch = team.scratch
+    if scratch is None or scratch.n_vocab < n_vocab or scratch.n_threads < len(team):
+        team.scratch = scratch = SampleScratch(n_vocab, len(team))
+    job.scratch, job.scratch_bytes, job.n_vocab = <uint8_t *>scratch.memory, scratch.each, scratch.n_vocab
+    if ni_choosing_start(workers, job, &st):
+        _fail(&st)
+    with nogil:
+        while not ni_team_wait(workers, 1000):
+            pass
+    return 0
+
+
 # Fewer logits are chosen from on the calling thread: waking it after the team takes 30 to 60 us. Counted as greedy ones; sampling costs as
 # much as several.
 cdef int64_t _ALONE = 1 << 20
 cdef int _SAMPLING = 6
 
 
-def choose(Team team, SampleScratch scratch not None, list samplers, float[:, ::1] logits, list proposals=None, dict given=None):
+def choose(Team team, SampleScratch scratch not None, list samplers, float[:, ::1] logits, list proposals=None, dict given=None, turn=None):
     """The next tokens of sequences; of those whose sampler does not hold them, they are accepted and published.
 
     Parameters
@@ -223,7 +239,7 @@ def choose(Team team, SampleScratch scratch not None, list samplers, float[:, ::
     team : Team or None
         Whose workers share the work, if there is enough of it; nobody else may use them meanwhile. None: the calling thread does it.
     scratch : SampleScratch
-        For as many threads as the team has.
+        The calling thread's; a team has its own, which is made if it is not there or too small.
     samplers : list of Sampler
         All different.
     logits : float32 array (rows, at least n_vocab of each)
@@ -233,6 +249,8 @@ def choose(Team team, SampleScratch scratch not None, list samplers, float[:, ::
     given : dict, optional
         By index in samplers: (logits, mask), each None or an array (n_vocab,) or (ceil(n_vocab / 32),), to be used instead of the first row; or
         None, if nothing is to be chosen.
+    turn : callable, optional
+        Gives the context manager in which the team is used, if it is.
 
     Returns
     -------
@@ -243,9 +261,8 @@ def choose(Team team, SampleScratch scratch not None, list samplers, float[:, ::
     cdef int n = len(samplers), i, j, rows
     cdef int64_t at = 0, n_tops = 0, work = 0, width = logits.shape[1], n_rows = logits.shape[0]
     cdef Sampler s
-    cdef ni_status st
     cdef ni_choosing job
-    cdef ni_team *workers = NULL
+    cdef int32_t n_vocab = 1
     cdef uint64_t mode
     cdef list keep = []
     cdef const int32_t[::1] proposed
@@ -295,22 +312,18 @@ def choose(Team team, SampleScratch scratch not None, list samplers, float[:, ::
             c[i].logprobs = <ni_logprob *>_memory(rows, sizeof(ni_logprob), keep)
             c[i].top_ids = <int32_t *>_memory(rows * s.n_logprobs, sizeof(int32_t), keep)
             c[i].top = <float *>_memory(rows * s.n_logprobs, sizeof(float), keep)
+        n_vocab = max(n_vocab, s.n_vocab)
         work += c[i].rows * <int64_t>s.n_vocab * (1 if s.greedy and s.n_logprobs < 0 else _SAMPLING)
         at += rows
     if at != n_rows:
         raise ValueError(f"logits: found {n_rows} rows for {at} of {n} sequences")
     job.choices, job.n, job.next, job.stride = c, n, 0, width
-    job.scratch, job.scratch_bytes, job.n_vocab = <uint8_t *>scratch.memory, scratch.each, scratch.n_vocab
     if team is not None and n > 1 and work >= _ALONE and len(team) > 1:
-        if scratch.n_threads < len(team):
-            raise ValueError(f"scratch for {scratch.n_threads} threads, but {len(team)} workers")
-        workers = team.usable()
-    if workers != NULL:
-        if ni_choosing_start(workers, &job, &st):
-            _fail(&st)
-        with nogil:
-            while not ni_team_wait(workers, 1000):
-                pass
+        if turn is None:
+            _choose_together(team, &job, n_vocab)
+        else:
+            with turn():
+                _choose_together(team, &job, n_vocab)
     else:
         with nogil:
             mode = ni_floats_default()

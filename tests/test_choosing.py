@@ -1,7 +1,6 @@
 """Choosing the tokens of many sequences at once: each gets what it would get alone, whoever shares the step."""
 
 import codecs
-import copy
 import os
 import threading
 
@@ -189,8 +188,11 @@ def test_the_team_is_used_in_its_turn_only(teams):
         log.append("processor")
         return logits
 
-    assert choose_step(teams[2], [make({}), make({"logits_processor": process})], rows_of(0, 2), turn=Turn) == [None, None]
+    many = [make({"temperature": 1.0, "logits_processor": process})] + [make({"temperature": 1.0}) for _ in range(5)]
+    assert choose_step(teams[2], many, rows_of(0, 6), turn=Turn) == [None] * 6
     assert log == ["processor", "in", "out"]
+    assert choose_step(teams[2], [make({}), make({})], rows_of(0, 2), turn=Turn) == [None] * 2
+    assert len(log) == 3, "for so little it is not used"
 
 
 # ---- several tokens at once ------------------------------------------------------------------------------------------
@@ -218,26 +220,25 @@ def one_by_one(kind, n):
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=12, max_size=12), st.booleans())
 def test_proposals_change_nothing(plan, shared):
-    """Of each step: so many tokens are proposed, of which so many are right."""
+    """Of each step: so many tokens are proposed to the first sequence, of which so many are right; other numbers to the others."""
     generations, wanted = [make(k, SMALL) for k in KINDS], [one_by_one(k, 12) for k in KINDS]
     team = _core.Team([0, 0], [0, 0]) if shared else None
-    for n, right in plan:
+    for most, good in plan:
         going = [i for i, g in enumerate(generations) if g.finish_reason is None]
         if not going:
             break  # after twelve steps at most: a step brings one token at least
         rows, proposals, before = [], [], []
         for i in going:
-            have = list(generations[i].token_ids)
+            have, n, right = list(generations[i].token_ids), (most + i) % 5, (good + i) % 5
             guess = wanted[i].token_ids[len(have) :][: min(n, right)]
             guess += [(t * 7 + 1) % SMALL for t in range(n - len(guess))]
             rows += [model([*have, *guess[:j]]) for j in range(n + 1)]
             proposals.append(np.array(guess, np.int32) if n or i % 2 else None)
             before.append(len(have))
         assert choose_step(team, [generations[i] for i in going], np.stack(rows), proposals) == [None] * len(going)
-        for i, had in zip(going, before):
-            made = generations[i].token_ids[had:]
-            assert 1 <= len(made) <= n + 1
-            assert len(made) >= min(n, right, len(wanted[i].token_ids) - had - 1) + 1 or generations[i].finish_reason
+        for i, had, own in zip(going, before, proposals):
+            n, right, made = (most + i) % 5, (good + i) % 5, len(generations[i].token_ids) - had
+            assert min(n, right, len(wanted[i].token_ids) - had - 1) < made <= n + 1
     assert [result(g) for g in generations] == [result(w) for w in wanted]
     if team is not None:
         team.close()
@@ -261,15 +262,21 @@ def test_rows_and_proposals_must_fit():
 # ---- Ctrl-C, and other threads ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sampling", [{"temperature": 1.0}, {"temperature": 1.5, "stop": ["ab", "hgh"]}], ids=str)
-def test_ctrl_c_while_text_is_made_loses_nothing(sampling, monkeypatch):
-    whole = make(sampling, SMALL)
-    while whole.finish_reason is None:
-        choose_step(None, [whole], model(whole.token_ids)[None])
-    wanted = result(whole)
-    put, interrupted = Decoder.put, 0
-    for at in range(len(wanted[1]) + 1):
-        generation, calls = make(sampling, SMALL), []
+def say(generation, tokens):
+    """Has these tokens chosen."""
+    for token in tokens:
+        logits = np.zeros((1, SMALL), np.float32)
+        logits[0, token] = 5
+        assert choose_step(None, [generation], logits) == [None]
+
+
+@pytest.mark.parametrize("sampling, text", [({}, "éaéb"), ({"stop": ["zz", "ba"]}, "éaéb"), ({"stop": "éb"}, "éa")], ids=str)
+def test_ctrl_c_while_text_is_made_loses_nothing(sampling, text, monkeypatch):
+    tokens, put, interrupted = [8, 9, 10, 18, 29, 1], Decoder.put, 0
+    for at in range(len(tokens)):
+        generation, calls = make(sampling | {"max_tokens": 6}, SMALL), []
+        say(generation, tokens[:1])
+        assert generation.take() is None
 
         def late(*args, at=at, calls=calls):
             done = put(*args)
@@ -278,16 +285,33 @@ def test_ctrl_c_while_text_is_made_loses_nothing(sampling, monkeypatch):
                 raise KeyboardInterrupt  # the decoder has gone on, and nobody has what it gave
             return done
 
-        while generation.finish_reason is None:
-            choose_step(None, [generation], model(generation.token_ids)[None])
+        say(generation, tokens[1:])
         monkeypatch.setattr(Decoder, "put", late)
         try:
             generation.take()
         except KeyboardInterrupt:
             interrupted += 1
         monkeypatch.setattr(Decoder, "put", put)
-        assert result(generation) == wanted
-    assert interrupted >= len(wanted[1]) - 1
+        assert result(generation)[:2] == (text, tuple(tokens))
+    assert interrupted == len(tokens) - 1
+
+
+@pytest.mark.parametrize("sampling, tokens, text, reason", [
+    ({"stop": "bc"}, [0, 1, 2], "a", "stop"),
+    ({"stop": ["bcd", "cx"]}, [0, 1, 2, 0, 1, 2, 13], "abca", "stop"),
+    ({"stop": "bc", "min_tokens": 3}, [0, 1, 2, 1, 2], "abc", "stop"),  # what stands among the first three is none
+    ({"stop": "bc", "min_tokens": 2}, [1, 2, 1, 2], "bc", "stop"),
+    ({"stop": "bc", "max_tokens": 3}, [0, 0, 1], "aab", "length"),
+    ({"stop": "bc", "stop_token_ids": [12]}, [0, 1, 12], "ab", "stop"),
+    ({"stop": "bc", "max_tokens": 2}, [1, 2], "", "stop"),
+    ({"stop": "\ufffd", "max_tokens": 2}, [0, 8], "a", "length"),  # half a character at the end: the text knows it, the reason does not
+])  # fmt: skip
+def test_where_stop_strings_end_an_answer(sampling, tokens, text, reason):
+    generation = make(sampling, SMALL)
+    for token in tokens:
+        assert generation.finish_reason is None
+        say(generation, [token])
+    assert result(generation)[:3] == (text, tuple(tokens), reason)
 
 
 def test_another_thread_takes_while_one_chooses():
@@ -311,13 +335,27 @@ def test_another_thread_takes_while_one_chooses():
     assert sum((c.logprobs for c in taken), ()) == wanted[3] and seen == sorted(seen)
 
 
+def test_text_that_another_thread_has_brought_further_is_not_told_twice():
+    """Between a look at the reason and one at the text, an answer may have gone on, and somebody else may have asked for all of it."""
+    generation = make({"temperature": 1.0, "max_tokens": 6}, SMALL)
+    while generation.finish_reason is None:
+        choose_step(None, [generation], model(generation.token_ids)[None])
+    wanted, core = result(generation), generation.sampler.core
+    rest, core.finish_reason = generation.token_ids[4:], None  # as it looked two tokens earlier
+    del generation.token_ids[4:]
+    first = generation.take()
+    generation.token_ids.extend(rest)
+    core.finish_reason = "length"
+    second = generation.take()
+    assert first.finish_reason is None and second.finish_reason == "length"
+    assert (first.text + second.text, first.token_ids + second.token_ids) == wanted[:2]
+
+
 def test_a_cancelled_answer_lets_go_what_was_held_back():
     generation = make({"stop": ["aZ"], "max_tokens": None}, SMALL)
-    logits = np.zeros((1, SMALL), np.float32)
-    logits[0, 10] = 5  # "a", which may begin the stop string
-    assert choose_step(None, [generation], logits) == [None] and generation.take() is None
-    logits[0, 18] = 9  # half a character is no text
-    assert choose_step(None, [generation], logits) == [None]
+    say(generation, [10])  # "a", which may begin the stop string
+    assert generation.take() is None
+    say(generation, [18])  # half a character is no text
     generation.cancel()
     last = generation.take()
     assert (last.text, last.token_ids, last.finish_reason) == ("a", (10, 18), "cancelled") and generation.take() is None
@@ -344,11 +382,8 @@ def test_a_reader_is_not_used_up():
             return Found(f"<{len(self.seen)}>")
 
     reader = Reader()
-    generation = Generation(Letters(SMALL), SMALL, np.array([1], np.int32), SamplingParams(max_tokens=2), 9, copy.copy(reader))
-    for token in (10, 1):
-        logits = np.zeros((1, SMALL), np.float32)
-        logits[0, token] = 1
-        choose_step(None, [generation], logits)
+    generation = Generation(Letters(SMALL), SMALL, np.array([1], np.int32), SamplingParams(max_tokens=2), 9, reader)
+    say(generation, [10, 1])
     assert generation.take().text == result(generation)[0] == "AB<2>" and reader.seen == ""
 
 
@@ -384,13 +419,14 @@ def test_what_workers_keep_is_what_is_counted():
         return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
     team = _core.Team([0, 0, 0], [0, 0, 0])
+    own = _core.SampleScratch(n_vocab)
     cores = [Sampler(SamplingParams(temperature=1.0, top_p=0.99, seed=i), n_vocab).core for i in range(n)]
     mask, logits = np.full(n_vocab // 32, 0xFFFFFFFF, np.uint32), np.zeros((n, n_vocab), np.float32)
     logits += 1  # its pages are there
     scratches = [_core.SampleScratch(n_vocab, 3) for _ in range(6)]
     before = held()
-    for scratch in scratches:
-        assert _core.choose(team, scratch, cores, logits, None, dict.fromkeys(range(n), (None, mask))) == [None] * n
+    for team.scratch in scratches:
+        assert _core.choose(team, own, cores, logits, None, dict.fromkeys(range(n), (None, mask))) == [None] * n
     grown, counted = held() - before, sum(scratch.bytes for scratch in scratches)
     assert grown < counted + (2 << 20) < 6 * 3 * 4 * n_vocab, "less than one array of floats for each worker"
     team.close()

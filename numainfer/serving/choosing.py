@@ -4,13 +4,11 @@ What can be done without Python is: cuts, draws, log-probabilities, counting, en
 for a logits processor or a form's mask, and after for a form and for stop strings, and only for the sequences that have these.
 """
 
-import contextlib
-
 from .. import _core
 from .sampling import scratch_of_thread
 
 
-def choose_step(team, generations, logits, proposals=None, turn=contextlib.nullcontext):
+def choose_step(team, generations, logits, proposals=None, turn=None):
     """Choose the next token of each generation, or several, where some were proposed.
 
     Parameters
@@ -25,8 +23,8 @@ def choose_step(team, generations, logits, proposals=None, turn=contextlib.nullc
     proposals : list of (int32 array or None), optional
         Tokens that may come next, of each generation. Tokens are chosen from its rows in order, up to and with the first that differs
         from the proposal: just those that would be chosen one by one. ``token_ids`` tells how many that were.
-    turn : callable
-        Gives the context manager in which the team is used, alone. No Python of a caller's runs in it.
+    turn : callable, optional
+        Gives the context manager in which the team is used, alone, if it is: for little work it is not. No Python of a caller's runs in it.
 
     Returns
     -------
@@ -41,10 +39,9 @@ def choose_step(team, generations, logits, proposals=None, turn=contextlib.nullc
     if proposals is not None and any(p is not None and len(p) and g.sampler.core.holds for g, p in zip(generations, proposals)):
         return _one_by_one(team, generations, logits, proposals, turn)
     samplers = [g.sampler.core for g in generations]
-    scratch = scratch_of_thread(logits.shape[1]) if team is None else scratch_of(team, logits.shape[1])
+    scratch = scratch_of_thread(logits.shape[1])
     if not any(s.holds for s in samplers):
-        with turn():
-            found = _core.choose(team, scratch, samplers, logits, proposals)
+        found = _core.choose(team, scratch, samplers, logits, proposals, None, turn)
         return [None if code is None else g.sampler.error(code) for g, code in zip(generations, found)]
 
     errors, given, row_of, at = [None] * len(generations), {}, {}, 0
@@ -57,8 +54,7 @@ def choose_step(team, generations, logits, proposals=None, turn=contextlib.nullc
             except Exception as e:
                 errors[i], given[i] = e, None
         at += 1 if proposals is None or proposals[i] is None else 1 + len(proposals[i])
-    with turn():
-        found = _core.choose(team, scratch, samplers, logits, proposals, given)
+    found = _core.choose(team, scratch, samplers, logits, proposals, given, turn)
     for i, g in enumerate(generations):
         if errors[i] is not None or found[i] is None:
             continue
@@ -90,10 +86,3 @@ def _one_by_one(team, generations, logits, proposals, turn):
                  and step < len(proposals[i]) and generations[i].token_ids[-1] == proposals[i][step]]  # fmt: skip
         step += 1
     return errors
-
-
-def scratch_of(team, n_vocab):
-    """The workers' memory for sampling: a lane's team has its own from the beginning."""
-    if team.scratch is None or team.scratch.n_vocab < n_vocab:
-        team.scratch = _core.SampleScratch(n_vocab, len(team))
-    return team.scratch

@@ -91,18 +91,15 @@ class Generation:
         return self.take()
 
     def watch(self, token, reason):
-        """Looks for stop strings in the text up to a token that is about to be published, as the last one for `reason` or not.
+        """Looks for stop strings in the text up to a token that is about to be published.
 
         Returns
         -------
         str or None
-            The reason, or "stop".
+            "stop", or the reason as it was.
         """
-        text = self._watcher
-        text.put(token)
-        if reason is not None and not text.stopped:
-            text.end(reason)
-        return "stop" if text.stopped else reason
+        self._watcher.put(token)
+        return "stop" if self._watcher.stopped else reason
 
     # ---- text --------------------------------------------------------------------------------------------------------
 
@@ -112,7 +109,7 @@ class Generation:
         return _Text(decoder, StopStrings(self.params.stop), reader, self._ends, self._marks, self.params.min_tokens)
 
     def _text(self, n, reason):
-        """The text of the first n tokens, the last ones if there is a reason.
+        """The text of at least the first n tokens, the last ones if there is a reason.
 
         Text follows from the tokens alone. So what Ctrl-C interrupts is not mended but made anew, and so is what another thread has in
         hand just now.
@@ -141,16 +138,16 @@ class Generation:
         if self._told_end or n == start and reason is None:
             return None
         text = self._text(n, reason)
-        piece, reasoning, calls = text.between(start, n)
+        piece, reasoning, calls = text.between(start, n, reason is not None)
         if not (piece or reason or reasoning or calls):
             return None
         logprobs = None if self.params.logprobs is None else self._logprobs(start, n)
-        chunk = Chunk(piece, tuple(self.token_ids[start:n]), text.reason, logprobs, reasoning, calls)
+        chunk = Chunk(piece, tuple(self.token_ids[start:n]), reason and text.reason, logprobs, reasoning, calls)
         self._shown, self._told_end = n, reason is not None
         return chunk
 
     def cancel(self):
-        """End it here, unless it has ended; text that was held back is let go."""
+        """End it here, unless it has ended; text that was held back is let go. By the thread that chooses."""
         if self.finish_reason is None:
             self.sampler.core.finish_reason = "cancelled"
 
@@ -183,8 +180,9 @@ class Generation:
         timings = Timings(clock.prompt_tokens, clock.prompt, max(n - 1, 0), clock.generation, clock.first_token, clock.mode)
         logprobs = None if self.params.logprobs is None else self._logprobs(0, n)
         text = self._text(n, reason)
-        piece, reasoning, calls = text.between(0, n)
-        return Completion(piece, tuple(self.token_ids[:n]), text.reason, logprobs, usage, timings, None, reasoning or None, calls)
+        piece, reasoning, calls = text.between(0, n, reason is not None)
+        ids, reason = tuple(self.token_ids[:n]), reason and text.reason
+        return Completion(piece, ids, reason, logprobs, usage, timings, None, reasoning or None, calls)
 
 
 class _Text:
@@ -243,9 +241,9 @@ class _Text:
             self._found.append(found)
         self._pieces.append(text)
 
-    def between(self, start, n):
-        """What tokens start .. n - 1 brought, and the end, if it came: text, thinking and calls."""
-        stop = n + (self.reason is not None)
+    def between(self, start, n, last):
+        """What tokens start .. n - 1 brought, and the end, if they are the last ones: text, thinking and calls."""
+        stop = n + last
         piece = "".join(self._pieces[start:stop])
         if self._reader is None:
             return piece, "", ()
