@@ -305,6 +305,43 @@ def test_layouts():
     assert StateLayout(2, 512).bytes(10**6) == 0 == Layout("f16", 512, 2).bytes(0)
 
 
+def test_a_state_is_read_and_written_whatever_the_nodes(paths, monkeypatch):
+    """The same bytes on any number of nodes; written on others they are the same state."""
+    found = []
+    for shape in SHAPES:
+        pretend(monkeypatch, *shape)
+        with open_engine(paths["qwen3next"], n_ctx=N, n_batch=128) as engine:
+            kv, layout = engine.new_kv(), engine.plan.kv.states
+            logits(engine, IDS[:100], kv=kv)
+            found.append(layout.read(kv.states.lend(100).block.address))
+            assert found[-1].nbytes == layout.read_bytes and np.array_equal(found[-1], found[0])
+            block = _core.Block(engine.caches.state_pool)
+            layout.write(block.address, found[0])
+            assert np.array_equal(layout.read(block.address), found[0])
+    assert found[0].any()
+
+
+def test_a_state_that_is_lent(engine, wanted):
+    """Whoever has it goes on from it, as often as he likes; it stays when its sequence has gone, and its holders are known."""
+    kv = engine.new_kv()
+    logits(engine, IDS[:256], [128], kv=kv)
+    assert kv.states.lend(100) is None
+    kept = kv.states.lend(256)
+    assert set(kept.holders) == {kv.states}
+    logits(engine, IDS[:50], kv=kv, start=256)  # the sequence writes to other blocks
+    kv.close()
+    assert not kept.holders and blocks(engine) == 1
+    for _ in range(2):
+        again, twin = engine.new_kv(), engine.new_kv()
+        logits(engine, IDS[:256], kv=again)
+        again.states.adopt(256, kept)
+        twin.states.share(again.states, 256)
+        assert set(kept.holders) == {again.states, twin.states} and again.states.positions() == [256]
+        same_bits(logits(engine, IDS[256:300], [20], kv=again, start=256), wanted["qwen3next"][256:300])
+        again.close(), twin.close()
+        assert not kept.holders
+
+
 def test_states_without_recurrent_layers():
     states = States(None, StateLayout(1, 8))
     assert states.prepare(0, 5) is None and states.reach(7) == [7] and states.addresses() == []

@@ -39,7 +39,7 @@ class Recurrent:
         self._is_vector("short_conv", "w", w, taps * x.width)
         if bias is not None:
             self._is_vector("short_conv", "bias", bias, x.width)
-        state = self.kv.states.add(-(-x.width // _CHANNELS), 4 * _CHANNELS * (taps - 1))
+        state = self.kv.states.add(-(-x.width // _CHANNELS), 4 * _CHANNELS * (taps - 1), rows=taps - 1)
         out = self._tensor("conv", x.width, PER_NODE, "f", source=x.source)
         return self._add("short_conv", [x, out], [w, bias], (taps, int(silu)), state=state)
 
