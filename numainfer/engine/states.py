@@ -17,7 +17,7 @@ import numpy as np
 from .. import _core
 
 UNIT = 64  # bytes: NI_STATE_UNIT of csrc/ops/state.h
-SPACING, MOST = 4096, 4  # of checkpoints
+SPACING, MOST = 1024, 4  # of checkpoints: whole chunks apart, so that a beginning that others share ends there
 _PAGE, _HUGE, _MOST_PADDING = 4096, 2 << 20, 1 / 8
 _RESIDENT = 0b11 << 62  # of an entry of /proc/self/pagemap: in memory, or swapped out
 
