@@ -212,7 +212,7 @@ class States:
 
     def cut(self, n):
         """Forget states behind the first n positions."""
-        for pos in [pos for pos in self.positions() if pos > n]:
+        for pos in [pos for pos in self._kept if pos > n]:
             self._drop(pos)
 
     def _drop(self, pos):
@@ -232,10 +232,12 @@ class States:
         if self._pool is None:
             return None
         self.cut(pos0)
-        stops = {end, *range(pos0 // self._spacing * self._spacing + self._spacing, end + 1, self._spacing)}
-        last = (end - 1) // _core.CHUNK * _core.CHUNK  # a prompt that differs near its end is computed from here
-        if end - pos0 > 1 and last > pos0:
-            stops.add(last)
+        stops = {end}
+        if end - pos0 > 1:
+            stops.update(range(pos0 // self._spacing * self._spacing + self._spacing, end, self._spacing))
+            last = (end - 1) // _core.CHUNK * _core.CHUNK  # a prompt that differs near its end is computed from here
+            if last > pos0:
+                stops.add(last)
         return Coming(self._kept.get(pos0), {pos: self._room() for pos in sorted(stops)})
 
     def _room(self):
@@ -247,6 +249,10 @@ class States:
         if coming is None or self.closed:
             return
         self._kept.update(coming.blocks)
+        if end - pos0 == 1 and pos0 % self._spacing and end % self._spacing:  # nothing but the newest changes
+            if pos0 != self._prompt:
+                self._drop(pos0)
+            return
         last = (end - 1) // _core.CHUNK * _core.CHUNK
         if end - pos0 > 1 and last >= pos0:
             self._prompt = last
