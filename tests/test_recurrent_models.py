@@ -79,7 +79,7 @@ def added(name):
 
 
 @pytest.mark.parametrize(("name", "keys", "edit", "error", "says"), [
-    ("qwen3next", {"ssm.group_count": 3}, None, ni.CorruptModel, "ssm.time_step_rank = 4; wanted a multiple of qwen3next.ssm.group_count = 3"),
+    ("qwen3next", {"ssm.group_count": 3}, None, ni.CorruptModel, "time_step_rank = 4; wanted a multiple of qwen3next.ssm.group_count = 3"),
     ("qwen3next", {"ssm.inner_size": 130}, None, ni.CorruptModel, "ssm.inner_size = 130; wanted a multiple of"),
     ("qwen3next", {"ssm.conv_kernel": 1}, None, ni.CorruptModel, "ssm.conv_kernel = 1"),
     ("qwen3next", {"ssm.conv_kernel": 3}, None, ni.CorruptModel, "blk.0.ssm_conv1d.weight) has width 1024, wanted 768"),
@@ -87,7 +87,7 @@ def added(name):
     ("qwen35", {"ssm.inner_size": 64}, None, ni.CorruptModel, "blk.0.attn_qkv.weight has 256 rows, wanted 192"),
     ("qwen35", {"full_attention_interval": 0}, None, ni.CorruptModel, "full_attention_interval = 0"),
     ("qwen35", {"attention.recurrent_layers": [True, True]}, None, ni.CorruptModel, "recurrent_layers = 2 values; wanted 5, one per layer"),
-    ("qwen35", {"full_attention_interval": 2}, None, ni.CorruptModel, "'blk.1.attn_q.weight' is missing"),
+    ("qwen35", {"full_attention_interval": 2}, None, ni.CorruptModel, "'blk.1.attn_qkv.weight' has 256 rows, wanted 768"),
     ("qwen35", {"rope.dimension_sections": [3, 3, 1, 1]}, None, ni.UnsupportedModel, "rope.dimension_sections = [3, 3, 1, 1]"),
     ("qwen35moe", {"ssm.time_step_rank": 0}, None, ni.CorruptModel, "ssm.time_step_rank = 0"),
     ("qwen35", {}, cut("blk.0.ssm_a", 3), ni.CorruptModel, "operand factor (blk.0.ssm_a) has width 3, wanted 4"),
@@ -97,9 +97,9 @@ def added(name):
     ("qwen35", {}, cut("blk.3.attn_q.weight", 256), ni.CorruptModel, "blk.3.attn_q.weight has 256 rows, wanted 512: queries and gates"),
     ("qwen3next", {}, without("blk.0.attn_qkv.weight"), ni.CorruptModel, "'blk.0.attn_qkv.weight' is missing"),
     ("qwen3next", {}, without("blk.1.ssm_ba.weight"), ni.CorruptModel, "'blk.1.ssm_beta.weight' is missing"),
-    ("qwen3next", {}, without("blk.2.ssm_a"), ni.CorruptModel, "blk.2.ssm_a"),
+    ("qwen3next", {}, without("blk.2.ssm_a"), ni.CorruptModel, "'blk.2.ssm_a' is missing"),
     ("qwen3next", {}, without("blk.2.ssm_conv1d.weight"), ni.CorruptModel, "'blk.2.ssm_conv1d.weight' is missing"),
-    ("qwen3next", {}, added("blk.0.ssm_d"), ni.UnsupportedModel, "tensor = blk.0.ssm_d"),
+    ("qwen3next", {}, added("blk.0.ssm_d"), ni.UnsupportedModel, "tensor = 'blk.0.ssm_d'"),
     ("qwen3next", {}, cut("blk.0.ssm_ba.weight", 6), ni.CorruptModel, "(blk.0.ssm_ba.weight) has 6 values, wanted 2 pieces of at least 4"),
 ])  # fmt: skip
 def test_what_is_refused(tmp_path, name, keys, edit, error, says):
@@ -108,7 +108,7 @@ def test_what_is_refused(tmp_path, name, keys, edit, error, says):
 
 
 def test_barriers(tmp_path):
-    """Five of the team for a layer with experts and a shared one, recurrent or not; the chosen experts' and the shared one's are the same."""
+    """Five of the team for a layer with experts and a shared one, recurrent or not: the chosen ones' and the shared one's are the same."""
     with GGUFFile(model(tmp_path, "qwen3next")) as file:
         plan = build(Plan(2, 8, 64), Catalog(file))
     assert sum(op.barrier == TEAM for op in plan.ops) == 5 * 4
