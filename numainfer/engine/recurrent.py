@@ -66,7 +66,8 @@ class Recurrent:
         if kind not in GATE_KINDS or (kind == "decay") != (factor is not None):
             raise PlanError(f"gates: kind {kind!r}; wanted one of {', '.join(GATE_KINDS)}, and a factor for 'decay' alone")
         if x.width % pieces or first < 0 or count < 1 or first + count > x.width // pieces:
-            self._refuse(f"gates: operand x ({_name(x)}) has {x.width} values, wanted {pieces} pieces of at least {first + count}", x.source)
+            found = f"operand x ({_name(x)}) has {x.width} values"
+            self._refuse(f"gates: {found}, wanted {counted(pieces, 'piece')} of at least {first + count}", x.source)
         for name, vector in (("bias", bias), ("factor", factor)):
             if vector is not None:
                 self._is_vector("gates", name, vector, pieces * count)
