@@ -21,7 +21,7 @@ static void NI_VEC(short_conv)(const float *const *x, int taps, const float *w, 
 
 /* Blocks that are advanced at a time: each has four sums in registers, and what is broadcast serves all of them. */
 #if defined(V16_AVX512)
-#define NI_RECUR_BLOCKS 4
+#define NI_RECUR_BLOCKS 2
 #else
 #define NI_RECUR_BLOCKS 1
 #endif

@@ -15,6 +15,11 @@ def _padded(n, step):
     return -(-n // step) * step
 
 
+def _name(x):
+    """Of a tensor: the matrix that made it, if one did."""
+    return x.name if x.source is None else x.source.name
+
+
 class Recurrent:
     """Methods of `Plan`."""
 
@@ -39,7 +44,7 @@ class Recurrent:
         self._is_vector("short_conv", "w", w, taps * x.width)
         if bias is not None:
             self._is_vector("short_conv", "bias", bias, x.width)
-        state = self.kv.states.add(-(-x.width // _CHANNELS), 4 * _CHANNELS * (taps - 1))
+        state = self.kv.states.add(-(-x.width // _CHANNELS), 4 * _CHANNELS * (taps - 1), rows=taps - 1)
         out = self._tensor("conv", x.width, PER_NODE, "f", source=x.source)
         return self._add("short_conv", [x, out], [w, bias], (taps, int(silu)), state=state)
 
@@ -61,7 +66,8 @@ class Recurrent:
         if kind not in GATE_KINDS or (kind == "decay") != (factor is not None):
             raise PlanError(f"gates: kind {kind!r}; wanted one of {', '.join(GATE_KINDS)}, and a factor for 'decay' alone")
         if x.width % pieces or first < 0 or count < 1 or first + count > x.width // pieces:
-            self._refuse(f"gates: operand x ({x.name}) has {x.width} values, wanted {pieces} pieces of at least {first + count}", x.source)
+            found = f"operand x ({_name(x)}) has {x.width} values"
+            self._refuse(f"gates: {found}, wanted {counted(pieces, 'piece')} of at least {first + count}", x.source)
         for name, vector in (("bias", bias), ("factor", factor)):
             if vector is not None:
                 self._is_vector("gates", name, vector, pieces * count)
@@ -95,7 +101,7 @@ class Recurrent:
         for name, (x, first), width in (("q", q, groups * key_length), ("k", k, groups * key_length), ("v", v, heads * value_length)):
             self._check("recur", name, x, x.width)
             if first < 0 or first + width > x.width:
-                self._refuse(f"recur: operand {name} ({x.name}) has {x.width} values, wanted {width} from {first} on", x.source)
+                self._refuse(f"recur: operand {name} ({_name(x)}) has {x.width} values, wanted {width} from {first} on", x.source)
         wide = decay.width != heads
         self._check("recur", "decay", decay, heads * key_length if wide else heads)
         if beta is not None:

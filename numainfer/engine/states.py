@@ -7,14 +7,17 @@ has ended its block becomes the sequence's newest, and the one before it is room
 Beside the newest some older ones are kept (`StateLayout.spacing`, `most`), for a state cannot go back: a sequence is cut to the nearest.
 """
 
+import ctypes
+import weakref
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
 from .. import _core
 
 UNIT = 64  # bytes: NI_STATE_UNIT of csrc/ops/state.h
-SPACING, MOST = 4096, 4  # of checkpoints
+SPACING, MOST = 1024, 4  # of checkpoints: whole chunks apart, so that a beginning that others share ends there
 _PAGE, _HUGE, _MOST_PADDING = 4096, 2 << 20, 1 / 8
 _RESIDENT = 0b11 << 62  # of an entry of /proc/self/pagemap: in memory, or swapped out
 
@@ -33,12 +36,15 @@ class StatePart:
         Of all nodes together.
     unit_bytes : int
         A multiple of `UNIT`.
+    rows : int
+        A node's units are no runs of bytes but columns of so many rows, which lie one behind the other.
     offset : int
         Of each node's first unit, from the beginning of its stretch of a block.
     """
 
     units: int
     unit_bytes: int
+    rows: int = 1
     offset: int = 0
 
 
@@ -71,9 +77,9 @@ class StateLayout:
         self.n_nodes, self.n_batch, self.parts, self.block_bytes, self.stride, self.huge = n_nodes, n_batch, [], 0, 0, False
         self.spacing, self.most = SPACING, MOST
 
-    def add(self, units, unit_bytes):
+    def add(self, units, unit_bytes, rows=1):
         """The StatePart of the model's next op with state; its place is settled by `place`."""
-        part = StatePart(units, _round_up(unit_bytes, UNIT))
+        part = StatePart(units, _round_up(unit_bytes, UNIT), rows)
         self.parts.append(part)
         return part
 
@@ -105,18 +111,56 @@ class StateLayout:
         """Bytes that a token reads, and writes."""
         return sum(part.units * part.unit_bytes for part in self.parts)
 
+    def _stretches(self, address):
+        """Views of a block: of each part, and of each node, the rows of its units, uint8 array (rows, bytes)."""
+        block = np.ctypeslib.as_array((ctypes.c_uint8 * self.block_bytes).from_address(address))
+        for part in self.parts:
+            ends = [part.units * node // self.n_nodes for node in range(self.n_nodes + 1)]
+            yield [block[node * self.stride + part.offset :][: (end - first) * part.unit_bytes].reshape(part.rows, -1)
+                   for node, (first, end) in enumerate(pairwise(ends)) if end > first]  # fmt: skip
+
+    def read(self, address):
+        """The state in a block, whatever the nodes: uint8 array (read_bytes,)."""
+        return np.concatenate([np.concatenate(stretches, axis=1).ravel() for stretches in self._stretches(address)])
+
+    def write(self, address, data):
+        """Put what `read` gave into a block."""
+        at = 0
+        for part, stretches in zip(self.parts, self._stretches(address)):
+            size = part.units * part.unit_bytes
+            rows, first = data[at : at + size].reshape(part.rows, -1), 0
+            for stretch in stretches:
+                stretch[:] = rows[:, first : first + stretch.shape[1]]
+                first += stretch.shape[1]
+            at += size
+
     def owners(self, n_nodes):
         """Which of a lane's nodes has each page of a block, int64 array (pages,); a lane is on all nodes or on one."""
         return np.repeat(np.arange(self.n_nodes) * n_nodes // self.n_nodes, self.stride // _PAGE)
 
 
-class _Kept:
-    """A block and whether another sequence may read it, too: then nobody writes to it any more."""
+class Kept:
+    """A state that is kept.
 
-    __slots__ = ("block", "shared")
+    Attributes
+    ----------
+    block : _core.Block
+    shared : bool
+        Somebody else may read it, too: then nobody writes to it any more.
+    holders : weakref.WeakSet
+        Of one that is shared, the sequences that have it.
+    """
+
+    __slots__ = ("block", "holders", "shared")
 
     def __init__(self, block):
-        self.block, self.shared = block, False
+        self.block, self.shared, self.holders = block, False, ()
+
+    def share(self, *states):
+        """Let these `States` have it, and others read it."""
+        if not self.shared:
+            self.shared, self.holders = True, weakref.WeakSet()
+        self.holders.update(states)
 
 
 class Coming:
@@ -131,7 +175,7 @@ class Coming:
     """
 
     def __init__(self, begin, blocks):
-        self.begin, self.blocks = begin, blocks  # blocks: {position: _Kept}
+        self.begin, self.blocks = begin, blocks  # blocks: {position: Kept}
         self.state = begin.block.address if begin else 0
         self.stops = np.array([(pos, kept.block.address) for pos, kept in sorted(blocks.items())], _core.STOP_DTYPE)
 
@@ -168,12 +212,14 @@ class States:
 
     def cut(self, n):
         """Forget states behind the first n positions."""
-        for pos in [pos for pos in self.positions() if pos > n]:
+        for pos in [pos for pos in self._kept if pos > n]:
             self._drop(pos)
 
     def _drop(self, pos):
         kept = self._kept.pop(pos, None)
-        if kept is not None and not kept.shared:
+        if kept is not None and kept.shared:
+            kept.holders.discard(self)
+        elif kept is not None:
             self._spare = kept
 
     def prepare(self, pos0, end):
@@ -186,21 +232,27 @@ class States:
         if self._pool is None:
             return None
         self.cut(pos0)
-        stops = {end, *range(pos0 // self._spacing * self._spacing + self._spacing, end + 1, self._spacing)}
-        last = (end - 1) // _core.CHUNK * _core.CHUNK  # a prompt that differs near its end is computed from here
-        if end - pos0 > 1 and last > pos0:
-            stops.add(last)
+        stops = {end}
+        if end - pos0 > 1:
+            stops.update(range(pos0 // self._spacing * self._spacing + self._spacing, end, self._spacing))
+            last = (end - 1) // _core.CHUNK * _core.CHUNK  # a prompt that differs near its end is computed from here
+            if last > pos0:
+                stops.add(last)
         return Coming(self._kept.get(pos0), {pos: self._room() for pos in sorted(stops)})
 
     def _room(self):
         kept, self._spare = self._spare, None
-        return kept or _Kept(_core.Block(self._pool))
+        return kept or Kept(_core.Block(self._pool))
 
     def done(self, pos0, end, coming):
         """The step that `prepare` spoke of has succeeded."""
         if coming is None or self.closed:
             return
         self._kept.update(coming.blocks)
+        if end - pos0 == 1 and pos0 % self._spacing and end % self._spacing:  # nothing but the newest changes
+            if pos0 != self._prompt:
+                self._drop(pos0)
+            return
         last = (end - 1) // _core.CHUNK * _core.CHUNK
         if end - pos0 > 1 and last >= pos0:
             self._prompt = last
@@ -217,9 +269,22 @@ class States:
         """Become the states of the first n positions of `other`; nothing is copied."""
         for pos, kept in list(other._kept.items()):
             if pos <= n:
-                kept.shared = True
+                kept.share(self, other)
                 self._kept[pos] = kept
         self._spacing, self._prompt = other._spacing, other._prompt if other._prompt <= n else 0
+
+    def lend(self, pos):
+        """The Kept of a position, for somebody who may give it to others; None where there is none."""
+        kept = self._kept.get(pos)
+        if kept is not None:
+            kept.share(self)
+        return kept
+
+    def adopt(self, pos, kept):
+        """Begin with a state that somebody was lent, in place of what it has."""
+        self.cut(-1)
+        kept.share(self)
+        self._kept[pos] = kept
 
     def addresses(self):
         """Of the blocks that it has, those shared with other sequences too."""
@@ -244,4 +309,7 @@ class States:
     def close(self):
         """Give the memory back: now, or with the step that works on it."""
         self.closed = True
+        for kept in list(self._kept.values()):
+            if kept.shared:
+                kept.holders.discard(self)
         self._kept, self._spare = {}, None

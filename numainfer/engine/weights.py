@@ -384,6 +384,10 @@ class _Block:
         """A bias that goes with no weight, ``<name>.bias`` or, in some files, ``<name>`` alone; None if the file has none."""
         return self._catalog.get(f"{self._prefix}{name}.bias") or self._catalog.get(f"{self._prefix}{name}")
 
+    def exactly(self, name):
+        """The tensor of that name, which need not end in ``.weight``; it must be there."""
+        return self._catalog[f"{self._prefix}{name}"]
+
     def row(self, name):
         """A matrix of one row, which files may hold as a vector."""
         return self._catalog.row(f"{self._prefix}{name}.weight")

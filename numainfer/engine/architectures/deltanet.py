@@ -87,7 +87,7 @@ def _projected(p, h, w, net):
     for matrix, rows in zip(matrices, (sum(net.widths), net.widths[2])):
         if matrix.n != rows:
             raise CorruptModel(w.path, f"{matrix.name} has {matrix.n} rows, wanted {rows}")
-    bias, factor = w.bias("ssm_dt"), w.bias("ssm_a")
+    bias, factor = w.bias("ssm_dt") or w.exactly("ssm_dt.bias"), w.exactly("ssm_a")
     if w.get("ssm_ba") is None:
         qkv_z = p.matmul(h, *matrices)
         beta, alpha = p.matmul(h, w.ssm_beta, w.ssm_alpha)

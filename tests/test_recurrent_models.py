@@ -1,0 +1,114 @@
+"""Files of models with recurrent layers that are not quite those of the goldens: what fits, and what is refused by name."""
+
+import re
+
+import numpy as np
+import pytest
+from test_mixture_models import fuse, logits, model, quantise
+
+import numainfer as ni
+from numainfer.engine.architectures import build
+from numainfer.engine.ops import TEAM
+from numainfer.engine.plan import Plan
+from numainfer.engine.weights import Catalog
+from numainfer.gguf.file import GGUFFile
+
+
+@pytest.mark.parametrize("name", ["qwen3next", "qwen35", "qwen35moe"])
+def test_quantised_matrices(tmp_path, name, monkeypatch):
+    """The same bits everywhere; the convolution and the gates' vectors stay floats."""
+    path = model(tmp_path, name, edit=quantise)
+    found = logits(path)
+    for nodes, placement in ((1, "auto"), (2, "replicate"), (2, "shard"), (3, "shard")):
+        monkeypatch.setenv("NUMAINFER_FAKE_NODES", str(nodes))
+        np.testing.assert_array_equal(logits(path, threads=max(nodes, 2), placement=placement, n_batch=33), found)
+
+
+def test_gate_and_up_in_one_tensor(tmp_path):
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    np.testing.assert_array_equal(logits(model(tmp_path / "a", "qwen35moe", edit=fuse)), logits(model(tmp_path / "b", "qwen35moe")))
+
+
+def fused_attention(tensors):
+    tensors["blk.3.attn_qkv.weight"] = np.concatenate([tensors.pop(f"blk.3.attn_{x}.weight") for x in "qkv"])
+
+
+def test_queries_gates_keys_and_values_in_one_tensor(tmp_path):
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    found = logits(model(tmp_path / "a", "qwen3next", edit=fused_attention))
+    np.testing.assert_array_equal(found, logits(model(tmp_path / "b", "qwen3next")))
+
+
+def one_tensor(quantised):
+    """All that a recurrent layer reads as the first files had it: a head of keys, with what belongs to it, after the other."""
+    def edit(tensors):
+        if quantised:
+            quantise(tensors)
+        for i in range(3):
+            qkv, z = tensors.pop(f"blk.{i}.attn_qkv.weight"), tensors.pop(f"blk.{i}.attn_gate.weight")
+            q, k, v = qkv[:64].reshape(2, 32, -1), qkv[64:128].reshape(2, 32, -1), qkv[128:].reshape(2, 64, -1)
+            tensors[f"blk.{i}.ssm_in.weight"] = np.concatenate([q, k, v, z.reshape(2, 64, -1)], axis=1).reshape(384, -1)
+    return edit
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+def test_older_files(tmp_path, quantised):
+    """Rows are picked from the one tensor as they are: the bits of a newer file."""
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    found = logits(model(tmp_path / "a", "qwen3next", edit=one_tensor(quantised)))
+    np.testing.assert_array_equal(found, logits(model(tmp_path / "b", "qwen3next", edit=quantise if quantised else None)))
+
+
+def without(*names):
+    def edit(tensors):
+        for name in names:
+            del tensors[name]
+    return edit
+
+
+def cut(name, *shape):
+    def edit(tensors):
+        tensors[name] = np.ascontiguousarray(tensors[name][tuple(slice(n) for n in shape)])
+    return edit
+
+
+def added(name):
+    def edit(tensors):
+        tensors[name] = np.ones(8, np.float32)
+    return edit
+
+
+@pytest.mark.parametrize(("name", "keys", "edit", "error", "says"), [
+    ("qwen3next", {"ssm.group_count": 3}, None, ni.CorruptModel, "time_step_rank = 4; wanted a multiple of qwen3next.ssm.group_count = 3"),
+    ("qwen3next", {"ssm.inner_size": 130}, None, ni.CorruptModel, "ssm.inner_size = 130; wanted a multiple of"),
+    ("qwen3next", {"ssm.conv_kernel": 1}, None, ni.CorruptModel, "ssm.conv_kernel = 1"),
+    ("qwen3next", {"ssm.conv_kernel": 3}, None, ni.CorruptModel, "blk.0.ssm_conv1d.weight) has width 1024, wanted 768"),
+    ("qwen3next", {"ssm.state_size": 16}, None, ni.CorruptModel, "blk.0.attn_qkv.weight has 256 rows, wanted 192"),
+    ("qwen35", {"ssm.inner_size": 64}, None, ni.CorruptModel, "blk.0.attn_qkv.weight has 256 rows, wanted 192"),
+    ("qwen35", {"full_attention_interval": 0}, None, ni.CorruptModel, "full_attention_interval = 0"),
+    ("qwen35", {"attention.recurrent_layers": [True, True]}, None, ni.CorruptModel, "recurrent_layers = 2 values; wanted 5, one per layer"),
+    ("qwen35", {"full_attention_interval": 2}, None, ni.CorruptModel, "'blk.1.attn_qkv.weight' has 256 rows, wanted 768"),
+    ("qwen35", {"rope.dimension_sections": [3, 3, 1, 1]}, None, ni.UnsupportedModel, "rope.dimension_sections = [3, 3, 1, 1]"),
+    ("qwen35moe", {"ssm.time_step_rank": 0}, None, ni.CorruptModel, "ssm.time_step_rank = 0"),
+    ("qwen35", {}, cut("blk.0.ssm_a", 3), ni.CorruptModel, "operand factor (blk.0.ssm_a) has width 3, wanted 4"),
+    ("qwen35", {}, cut("blk.0.ssm_dt.bias", 2), ni.CorruptModel, "operand bias (blk.0.ssm_dt.bias) has width 2, wanted 4"),
+    ("qwen35", {}, cut("blk.1.ssm_norm.weight", 16), ni.CorruptModel, "blk.1.ssm_norm.weight) has width 16, wanted 32"),
+    ("qwen35", {}, cut("blk.1.attn_gate.weight", 64), ni.CorruptModel, "blk.1.attn_gate.weight has 64 rows, wanted 128"),
+    ("qwen35", {}, cut("blk.3.attn_q.weight", 256), ni.CorruptModel, "blk.3.attn_q.weight has 256 rows, wanted 512: queries and gates"),
+    ("qwen3next", {}, without("blk.0.attn_qkv.weight"), ni.CorruptModel, "'blk.0.attn_qkv.weight' is missing"),
+    ("qwen3next", {}, without("blk.1.ssm_ba.weight"), ni.CorruptModel, "'blk.1.ssm_beta.weight' is missing"),
+    ("qwen3next", {}, without("blk.2.ssm_a"), ni.CorruptModel, "'blk.2.ssm_a' is missing"),
+    ("qwen3next", {}, without("blk.2.ssm_conv1d.weight"), ni.CorruptModel, "'blk.2.ssm_conv1d.weight' is missing"),
+    ("qwen3next", {}, added("blk.0.ssm_d"), ni.UnsupportedModel, "tensor = 'blk.0.ssm_d'"),
+    ("qwen3next", {}, cut("blk.0.ssm_ba.weight", 6), ni.CorruptModel, "(blk.0.ssm_ba.weight) has 6 values, wanted 2 pieces of at least 4"),
+])  # fmt: skip
+def test_what_is_refused(tmp_path, name, keys, edit, error, says):
+    with pytest.raises(error, match=re.escape(says)):
+        ni.load(model(tmp_path, name, keys, edit))
+
+
+def test_barriers(tmp_path):
+    """Five of the team for a layer with experts and a shared one, recurrent or not: the chosen ones' and the shared one's are the same."""
+    with GGUFFile(model(tmp_path, "qwen3next")) as file:
+        plan = build(Plan(2, 8, 64), Catalog(file))
+    assert sum(op.barrier == TEAM for op in plan.ops) == 5 * 4
