@@ -89,7 +89,10 @@ def sheet(tmp_path_factory):
     index_q, index_k = rng.integers(-2, 3, (N, 7, 40)), rng.integers(-3, 4, (N, 40))
     index_q[:, :, [0, 32]], index_k[:, [0, 32]] = 0, 127  # so that q8_0 keeps them, too
     weights = rng.integers(-4, 9, (N, 7)) / 4
-    weights[1023] = np.nan
+    # No number at all; infinities, and no numbers where a head has nothing to say; scores so small that halves of the least round to -0.
+    weights[1023], weights[1024, 0] = np.nan, np.inf
+    index_q = index_q.astype(float)
+    weights[700], weights[700, 0], index_q[700] = 0, -(2.0**-147), index_q[700] / 8
     made = Sheet(tmp_path_factory.mktemp("sparse") / "sheet.gguf", {
         "q": rng.standard_normal((N, 40 * 48)), "k": rng.standard_normal((N, 48)), "index_q": index_q.reshape(N, -1), "index_k": index_k,
         "weights": weights})  # fmt: skip
@@ -122,10 +125,11 @@ def run(r, sizes):
 
 
 def best(sheet, pos):
-    """The positions with the best scores, of equal ones the lower; of scores that are no numbers, the first."""
+    """The positions with the best scores, of equal ones the lower; scores that are no numbers are the worst."""
     q, k, w = sheet.exact["index_q"][pos].reshape(7, 40), sheet.exact["index_k"][: pos + 1], sheet.exact["weights"][pos]
-    scores = w @ np.maximum(q @ k.T, 0)
-    order = np.lexsort((np.arange(pos + 1), -scores)) if np.isfinite(scores).all() else np.arange(pos + 1)
+    with np.errstate(invalid="ignore"):
+        scores = (w * INDEX.scale @ np.maximum(q @ k.T, 0)).astype(np.float32)
+    order = np.lexsort((np.arange(pos + 1), -np.where(np.isnan(scores), -np.inf, scores)))
     return np.sort(order[:CHOSEN])
 
 
