@@ -41,7 +41,8 @@ def chunks_of(rng, n, width, kv_type, part):
     return np.array(rows), [SCALAR.store(kv_type, part, x) for x in rows]
 
 
-@pytest.mark.parametrize(("n_q", "e", "blocks"), [(1, 16, 1), (2, 48, 3), (5, 32, 16), (6, 80, 7), (7, 64, 4), (13, 128, 15), (64, 128, 16)])
+@pytest.mark.parametrize(("n_q", "e", "blocks"), [(1, 16, 1), (2, 48, 3), (5, 32, 16), (6, 80, 7), (7, 64, 4), (13, 128, 15),
+                                                  (64, 128, 16)])  # fmt: skip
 def test_scores(vec, kv_type, n_q, e, blocks):
     """By the contract's chain of fused multiply-adds; what lies behind the blocks may be anything."""
     rng = np.random.default_rng(n_q * 1000 + e)
@@ -196,7 +197,8 @@ def test_teams_chunks_and_company(sheet, one_worker, monkeypatch, most):
                     r.run(np.arange(at, at + size), [(kv, size, at)])
             for seed in (0, 1, 2, 3):
                 table, rows = [], []
-                for name, size in (("short", 3), ("long", 1), ("edge", 4 if seed == 1 else 1), ("middle", 1 if seed % 2 else 33)):
+                sizes = {"short": 3, "long": 1, "edge": 4 if seed == 1 else 1, "middle": 1 if seed % 2 else 33}
+                for name, size in sizes.items():
                     kv, at = sequences[name]
                     table.append((kv, size, at)), rows.append(np.arange(at, at + size))
                     sequences[name] = kv, at + size
@@ -225,7 +227,7 @@ IDS = np.random.default_rng(5).integers(6, 120, 620).astype(np.int32)
 
 @pytest.fixture(scope="module", params=["deepseek32", "glm-dsa"])
 def path(request, tmp_path_factory):
-    """The tiny models with a longer context, of which they choose a tenth; GLM's second and third layers attend to the first one's choice."""
+    """The tiny models with a longer context, of which they choose a tenth; of GLM's layers two attend to the first one's choice."""
     return edited(tmp_path_factory.mktemp("sparse"), f"{request.param}-top16", {"context_length": N_CTX, "attention.indexer.top_k": TOP})
 
 
@@ -332,3 +334,18 @@ def test_files_that_do_not_fit(tmp_path):
         ni.load(edited(tmp_path, "deepseek32-top16", {"attention.indexer.head_count": 4}))
     with pytest.raises(CorruptModel, match="indexer.key_length.* at least .*dimension_count = 64"):
         ni.load(edited(tmp_path, "deepseek32-top16", {"attention.indexer.key_length": 32}))
+
+
+def test_there_is_room_for_the_pieces_of_a_list():
+    """As many decoding sequences are split as elsewhere, though a list has more pieces than the context has chunks."""
+    p = Plan(1, 8, 1024, hidden=True)
+    widths = {"q": 40, "k": 20, "weights": 2, "queries": 96, "rows": 48}
+    q, k, weights, queries, rows = (p._tensor(name, width, 1, "f") for name, width in widths.items())
+    for tensor in (q, k, weights, queries, rows):
+        tensor.first = 0
+    ids = p.index(q, k, weights, Attention(2, 1, 20, 0, 0, False, 1.0), 500)
+    p.logits(p.attend(queries, rows, None, Attention(2, 1, 48, 32, 0, False, 1.0), chosen=ids), None)
+    p.tensors = [tensor for tensor in p.tensors if tensor.is_read]
+    p.compile()
+    found = next(op for op in p.ops if op.name == "attend").attention
+    assert (found["piece"], found["least_parts"], found["part_runs"]) == (16, 32, 8 * 32)

@@ -203,8 +203,8 @@ class Plan:
         for name, tensor, width in (("q", q, a.heads * a.key_length), ("k", k, a.key_length), ("weights", weights, a.heads)):
             self._check("index", name, tensor, width)
         if a.kv_heads != 1 or a.value_length or a.window or chosen < 1:
-            raise PlanError(f"index: wanted one kv-head without values, that sees everything, and at least one position to choose; found {a} "
-                            f"and {chosen}")
+            raise PlanError(f"index: wanted one kv-head without values, that sees everything, and at least one position to choose; "
+                            f"found {a} and {chosen}")
         if rope is not None:
             self._check("index", "rope", rope, a.rope_dim)
         cache = self.kv.add(1, a.key_length, 0, 0, chosen, indexes=True)
@@ -268,7 +268,8 @@ class Plan:
         rows = self._tensor("rows", a.heads * a.value_length, SHARED, "f")
         o = self._tensor("o", rows.width, PER_NODE)
         self._add("kv_append", [k, v, rope, kv], [k_norm], ints, (a.eps,), cache=cache)
-        self._add("attend", [q, rope, kv, parts, rows, chosen], [q_norm, sinks], ints, (a.eps, a.scale, a.softcap, a.temperature), cache=cache)
+        self._add("attend", [q, rope, kv, parts, rows, chosen], [q_norm, sinks], ints, (a.eps, a.scale, a.softcap, a.temperature),
+                  cache=cache)
         return self._add("combine", [parts, rows, o], [sinks], ints, cache=cache)
 
     def gated(self, gate, up, activation, alpha=1.0, limit=0.0):
