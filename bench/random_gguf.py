@@ -124,7 +124,8 @@ def write(path, shape, weight_type, *, embedding_type="Q8_0", layers=None, token
         writer.add_leading_dense_block_count(layers)
         writer.add_expert_used_count(1)  # wanted, though no layer has experts
     if sparse:
-        for key, value in (("head_count", shape.latent.index_heads), ("key_length", shape.latent.index_width), ("top_k", shape.latent.chosen)):
+        indexer = {"head_count": shape.latent.index_heads, "key_length": shape.latent.index_width, "top_k": shape.latent.chosen}
+        for key, value in indexer.items():
             writer.add_uint32(f"{architecture}.attention.indexer.{key}", value)
     if shape.experts or shape.delta:
         writer.add_key_length(head)

@@ -41,7 +41,8 @@ def chunks_of(rng, n, width, kv_type, part):
     return np.array(rows), [SCALAR.store(kv_type, part, x) for x in rows]
 
 
-@pytest.mark.parametrize(("n_q", "e", "blocks"), [(1, 16, 1), (2, 48, 3), (5, 32, 16), (6, 80, 7), (7, 64, 4), (13, 128, 15), (64, 128, 16)])
+@pytest.mark.parametrize(("n_q", "e", "blocks"), [(1, 16, 1), (2, 48, 3), (5, 32, 16), (6, 80, 7), (7, 64, 4), (13, 128, 15),
+                                                  (64, 128, 16)])  # fmt: skip
 def test_scores(vec, kv_type, n_q, e, blocks):
     """By the contract's chain of fused multiply-adds; what lies behind the blocks may be anything."""
     rng = np.random.default_rng(n_q * 1000 + e)
@@ -89,7 +90,10 @@ def sheet(tmp_path_factory):
     index_q, index_k = rng.integers(-2, 3, (N, 7, 40)), rng.integers(-3, 4, (N, 40))
     index_q[:, :, [0, 32]], index_k[:, [0, 32]] = 0, 127  # so that q8_0 keeps them, too
     weights = rng.integers(-4, 9, (N, 7)) / 4
-    weights[1023] = np.nan
+    # No number at all; infinities, and no numbers where a head has nothing to say; scores so small that halves of the least round to -0.
+    weights[1023], weights[1024, 0] = np.nan, np.inf
+    index_q = index_q.astype(float)
+    weights[700], weights[700, 0], index_q[700] = 0, -(2.0**-147), index_q[700] / 8
     made = Sheet(tmp_path_factory.mktemp("sparse") / "sheet.gguf", {
         "q": rng.standard_normal((N, 40 * 48)), "k": rng.standard_normal((N, 48)), "index_q": index_q.reshape(N, -1), "index_k": index_k,
         "weights": weights})  # fmt: skip
@@ -122,10 +126,11 @@ def run(r, sizes):
 
 
 def best(sheet, pos):
-    """The positions with the best scores, of equal ones the lower; of scores that are no numbers, the first."""
+    """The positions with the best scores, of equal ones the lower; scores that are no numbers are the worst."""
     q, k, w = sheet.exact["index_q"][pos].reshape(7, 40), sheet.exact["index_k"][: pos + 1], sheet.exact["weights"][pos]
-    scores = w @ np.maximum(q @ k.T, 0)
-    order = np.lexsort((np.arange(pos + 1), -scores)) if np.isfinite(scores).all() else np.arange(pos + 1)
+    with np.errstate(invalid="ignore"):
+        scores = (w * INDEX.scale @ np.maximum(q @ k.T, 0)).astype(np.float32)
+    order = np.lexsort((np.arange(pos + 1), -np.where(np.isnan(scores), -np.inf, scores)))
     return np.sort(order[:CHOSEN])
 
 
@@ -192,7 +197,8 @@ def test_teams_chunks_and_company(sheet, one_worker, monkeypatch, most):
                     r.run(np.arange(at, at + size), [(kv, size, at)])
             for seed in (0, 1, 2, 3):
                 table, rows = [], []
-                for name, size in (("short", 3), ("long", 1), ("edge", 4 if seed == 1 else 1), ("middle", 1 if seed % 2 else 33)):
+                sizes = {"short": 3, "long": 1, "edge": 4 if seed == 1 else 1, "middle": 1 if seed % 2 else 33}
+                for name, size in sizes.items():
                     kv, at = sequences[name]
                     table.append((kv, size, at)), rows.append(np.arange(at, at + size))
                     sequences[name] = kv, at + size
@@ -221,7 +227,7 @@ IDS = np.random.default_rng(5).integers(6, 120, 620).astype(np.int32)
 
 @pytest.fixture(scope="module", params=["deepseek32", "glm-dsa"])
 def path(request, tmp_path_factory):
-    """The tiny models with a longer context, of which they choose a tenth; GLM's second and third layers attend to the first one's choice."""
+    """The tiny models with a longer context, of which they choose a tenth; of GLM's layers two attend to the first one's choice."""
     return edited(tmp_path_factory.mktemp("sparse"), f"{request.param}-top16", {"context_length": N_CTX, "attention.indexer.top_k": TOP})
 
 
@@ -328,3 +334,18 @@ def test_files_that_do_not_fit(tmp_path):
         ni.load(edited(tmp_path, "deepseek32-top16", {"attention.indexer.head_count": 4}))
     with pytest.raises(CorruptModel, match="indexer.key_length.* at least .*dimension_count = 64"):
         ni.load(edited(tmp_path, "deepseek32-top16", {"attention.indexer.key_length": 32}))
+
+
+def test_there_is_room_for_the_pieces_of_a_list():
+    """As many decoding sequences are split as elsewhere, though a list has more pieces than the context has chunks."""
+    p = Plan(1, 8, 1024, hidden=True)
+    widths = {"q": 40, "k": 20, "weights": 2, "queries": 96, "rows": 48}
+    q, k, weights, queries, rows = (p._tensor(name, width, 1, "f") for name, width in widths.items())
+    for tensor in (q, k, weights, queries, rows):
+        tensor.first = 0
+    ids = p.index(q, k, weights, Attention(2, 1, 20, 0, 0, False, 1.0), 500)
+    p.logits(p.attend(queries, rows, None, Attention(2, 1, 48, 32, 0, False, 1.0), chosen=ids), None)
+    p.tensors = [tensor for tensor in p.tensors if tensor.is_read]
+    p.compile()
+    found = next(op for op in p.ops if op.name == "attend").attention
+    assert (found["piece"], found["least_parts"], found["part_runs"]) == (16, 32, 8 * 32)

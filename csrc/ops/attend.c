@@ -1,5 +1,6 @@
 /* Causal attention over the KV memory (arXiv:1706.03762, grouped as in arXiv:2305.13245).
- * t: q, rope table?, kv, parts, out [T][H * ev], ids? (positions that were chosen, where they are).  w: q norm?, sinks? [H] (floats).  f: eps, scale, score cap (0: none), temperature.
+ * t: q, rope table?, kv, parts, out [T][H * ev], ids? [T][chosen].  w: q norm?, sinks? [H] (floats).  f: eps, scale, score cap (0: none),
+ * temperature.
  * i: attention.def.
  *
  * Every query folds its chunks in an order that depends on its position alone (attention.h), and so do its bits.  units.h says which

@@ -1,5 +1,6 @@
 /* Chooses experts for each token from their scores, best first, and weighs them.
- * t: scores [T][E], ids [T][used], weights [T][used].  w: bias? (floats [E]: counts for choosing, not for weighing).
+ * t: scores [T][E], ids [T][used], weights [T][used].  w: bias? (floats [E]: counts for choosing, not for weighing), factors? (floats [E]:
+ *    each expert's own on its weight).
  * i: 0 gating: NI_SOFTMAX of all scores, NI_SIGMOID, NI_CHOSEN: softmax of the chosen alone, NI_ROOT: square root of log(1 + exp(score)),
  *    NI_LATE: sigmoids of the chosen, which are chosen by score; NI_SPARSE: as of `nearly_tied`, choice by choice;
  *    1 1 to divide weights by their sum; 2 groups, 3 groups that may be chosen from, 4 how many of its best make a group's score, 1 or 2.
@@ -62,7 +63,8 @@ static float nearly_tied(const float *score, const float *taken, int64_t n, int6
     return 1.0f / ni_k->vec.sum(mine, m);
 }
 
-static void route(const ni_op *op, const float *score, const float *bias, int64_t n, int64_t used, float *mine, int32_t *ids, float *weights) {
+static void route(const ni_op *op, const float *score, const float *bias, const float *factors, int64_t n, int64_t used, float *mine,
+                  int32_t *ids, float *weights) {
     float *gate = mine, *choice = mine + n, *taken = choice + n;
     if (op->i[0] == NI_SOFTMAX) softmax(score, n, gate);
     else if (op->i[0] == NI_SIGMOID) ni_sigmoid(score, n, gate);
@@ -85,7 +87,7 @@ static void route(const ni_op *op, const float *score, const float *bias, int64_
         for (int64_t s = 0; s < used; s++) sum += weights[s];
         for (int64_t s = 0; s < used; s++) weights[s] /= sum > NI_LEAST_SUM ? sum : NI_LEAST_SUM;
     }
-    for (int64_t s = 0; s < used; s++) weights[s] *= op->f[0];
+    for (int64_t s = 0; s < used; s++) weights[s] *= factors ? op->f[0] * factors[ids[s]] : op->f[0];
 }
 
 void ni_op_route(const ni_ctx *c, const ni_op *op) {
@@ -93,6 +95,6 @@ void ni_op_route(const ni_ctx *c, const ni_op *op) {
     int64_t a, b;
     ni_cut(ni_rows(c, op), c->me->size, c->me->rank, &a, &b);
     for (int64_t t = a; t < b; t++)
-        route(op, ni_floats(c, op, 0) + t * n, ni_copy_of(c, op, 0), n, used, (float *)c->scratch, ni_ids(c, op, 1) + t * used,
-              ni_floats(c, op, 2) + t * used);
+        route(op, ni_floats(c, op, 0) + t * n, ni_copy_of(c, op, 0), ni_copy_of(c, op, 1), n, used, (float *)c->scratch,
+              ni_ids(c, op, 1) + t * used, ni_floats(c, op, 2) + t * used);
 }

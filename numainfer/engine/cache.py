@@ -49,6 +49,8 @@ class LayerCache:
         Of a chunk of one kv-head.
     chosen : int
         Of the positions that a token sees, it reads so many, which an indexer chose; 0: all.
+    readers : int
+        Layers that attend to it.
     indexes : bool
         These are the indexer's keys, which a token reads that sees more than ``chosen`` positions.
     offset, stride : int
@@ -62,6 +64,7 @@ class LayerCache:
     chunk_bytes: int
     chosen: int = 0
     indexes: bool = False
+    readers: int = 1
     offset: int = 0
     stride: int = 0
 
@@ -196,7 +199,8 @@ class Layout:
 
     def read_bytes(self, n):
         """Bytes of keys, values and state that the n-th token reads; n may be an array."""
-        return sum(layer.position_bytes * layer.seen(n) for layer in self.layers) + self.states.read_bytes + 0 * n
+        read = sum(layer.readers * layer.position_bytes * layer.seen(n) for layer in self.layers)
+        return read + self.states.read_bytes + 0 * n
 
 
 class Slab(NamedTuple):

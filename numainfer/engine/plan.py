@@ -56,6 +56,7 @@ class Plan(Recurrent):
         self.whole = set()  # matrices that every node needs whole
         self.experts = set()  # those among which a token's ids choose
         self._known = set()  # ids of `weights`
+        self._kept = {}  # what `attend` returned: its LayerCache, the tensor that stands for its memory, and the shape of that
         self.arena_bytes = [0, 0]
         self.out_width = 0
 
@@ -204,8 +205,8 @@ class Plan(Recurrent):
         for name, tensor, width in (("q", q, a.heads * a.key_length), ("k", k, a.key_length), ("weights", weights, a.heads)):
             self._check("index", name, tensor, width)
         if a.kv_heads != 1 or a.value_length or a.window or chosen < 1:
-            raise PlanError(f"index: wanted one kv-head without values, that sees everything, and at least one position to choose; found {a} "
-                            f"and {chosen}")
+            raise PlanError(f"index: wanted one kv-head without values, that sees everything, and at least one position to choose; "
+                            f"found {a} and {chosen}")
         if rope is not None:
             self._check("index", "rope", rope, a.rope_dim)
         cache = self.kv.add(1, a.key_length, 0, 0, chosen, indexes=True)
@@ -227,7 +228,7 @@ class Plan(Recurrent):
                  "most_runs": MOST_RUNS, "turn": self.kv.turn, "norm_last": int(a.norm_last), "floor": a.floor, "ahead": a.ahead}
         return [named.get(name, 0) for name in ATTENTION_INTS]
 
-    def attend(self, q, k, v, a, rope=None, q_norm=None, k_norm=None, sinks=None, chosen=None):
+    def attend(self, q, k, v, a, rope=None, q_norm=None, k_norm=None, sinks=None, chosen=None, kept=None):
         """Appends k, v to the sequence's KV memory and attends: o, one copy per node, width H * value_length.
 
         v : Tensor, optional
@@ -236,17 +237,21 @@ class Plan(Recurrent):
             (H,) a score of each head that takes part in its softmax and adds nothing (arXiv:2309.17453).
         chosen : Tensor, optional
             Of `index`: what tokens attend to that see more; latent rows alone.
+        kept : Tensor, optional
+            What an earlier call, of the same widths and window, returned: its keys and values are attended to, and k and v are None.
         """
         for name, tensor, heads, count, key, width in (("q", q, "head_count", a.heads, "key_length", a.key_length),
                                                        ("k", k, "head_count_kv", a.kv_heads, "key_length", a.key_length),
                                                        ("v", v, "head_count_kv", a.kv_heads, "value_length", a.value_length)):
-            if tensor is None and name == "v":
+            if tensor is None and (name == "v" or kept is not None):
                 continue
             self._check("attend", name, tensor, count * width, of=f" (attention.{heads} = {count} of {key} {width})")
         if a.heads % a.kv_heads or a.rope_dim % 2 or a.rope_first + a.rope_dim > a.key_length:
             raise PlanError(f"attend: heads must be a multiple of kv-heads, rope_dim even and at most the key width, from rope_first on; "
                             f"found {a}")
-        if v is None and a.value_length > a.key_length:
+        if kept is not None and ((k, v, chosen) != (None,) * 3 or self._kept.get(kept, (0, 0, 0))[2] != _kept_shape(a)):
+            raise PlanError(f"attend: an earlier call's keys and values ({kept.name}) go with no others and the same shape; found {a}")
+        if v is None and kept is None and a.value_length > a.key_length:
             raise PlanError(f"attend: values that are the first of the keys can be no wider; found {a}")
         if rope is not None:
             self._check("attend", "rope", rope, a.rope_dim)
@@ -260,17 +265,26 @@ class Plan(Recurrent):
         q = self._near(q)
         if self.n_chunks >= 2**31:
             raise PlanError(f"attend: a context of {self.n_ctx} tokens; wanted less than {2**31 * _core.CHUNK}")
-        most = 0 if chosen is None else chosen.width
-        cache = self.kv.add(a.kv_heads, *((0, a.key_length) if v is None else (a.key_length, a.value_length)), a.window, most)
-        ints = self._attention_ints(a, rope, int(v is None), most)
+        most, latent = 0 if chosen is None else chosen.width, v is None and kept is None
+        ints = self._attention_ints(a, rope, int(latent), most)
         # Each head stays with one node where heads divide evenly; else its chunks go round, and all nodes read them.
-        kv = self._tensor(f"kv {len(self.kv.layers) - 1}", 0, PER_NODE if a.kv_heads % self.n_nodes == 0 else SHARED)
+        if kept is None:
+            cache = self.kv.add(a.kv_heads, *((0, a.key_length) if latent else (a.key_length, a.value_length)), a.window, most)
+            kv = self._tensor(f"kv {len(self.kv.layers) - 1}", 0, PER_NODE if a.kv_heads % self.n_nodes == 0 else SHARED)
+        else:
+            cache, kv, _ = self._kept[kept]
+            cache.readers += 1
         parts = self._tensor("parts", 0, SHARED, "f")
         rows = self._tensor("rows", a.heads * a.value_length, SHARED, "f")
         o = self._tensor("o", rows.width, PER_NODE)
-        self._add("kv_append", [k, v, rope, kv], [k_norm], ints, (a.eps,), cache=cache)
-        self._add("attend", [q, rope, kv, parts, rows, chosen], [q_norm, sinks], ints, (a.eps, a.scale, a.softcap, a.temperature), cache=cache)
-        return self._add("combine", [parts, rows, o], [sinks], ints, cache=cache)
+        if kept is None:
+            self._add("kv_append", [k, v, rope, kv], [k_norm], ints, (a.eps,), cache=cache)
+        self._add("attend", [q, rope, kv, parts, rows, chosen], [q_norm, sinks], ints, (a.eps, a.scale, a.softcap, a.temperature),
+                  cache=cache)
+        self._add("combine", [parts, rows, o], [sinks], ints, cache=cache)
+        if not latent:
+            self._kept[o] = cache, kv, _kept_shape(a)
+        return o
 
     def gated(self, gate, up, activation, alpha=1.0, limit=0.0):
         """activation(gate) * up: one copy per node.
@@ -321,7 +335,7 @@ class Plan(Recurrent):
             y.source = w
         return y
 
-    def route(self, scores, used, *, gating="softmax", bias=None, normed=False, scale=1.0, groups=1, groups_used=1,
+    def route(self, scores, used, *, gating="softmax", bias=None, factors=None, normed=False, scale=1.0, groups=1, groups_used=1,
               group_best=2):
         """Chooses experts: (ids, weights), both (T, used), the best first, of equal ones that with the lower index.
 
@@ -337,6 +351,8 @@ class Plan(Recurrent):
             softmax among those, not yet chosen, that are less than 2 % below it (arXiv:2310.00811).
         bias : Vector, optional
             (E,) added for choosing, not for weighing.
+        factors : Vector, optional
+            (E,) each expert's own on its weight.
         normed : bool
             Weights are divided by their sum.
         scale : float
@@ -357,8 +373,10 @@ class Plan(Recurrent):
                             f"wanted groups of equal size, at most 64, with enough experts, and scores on every node")
         if bias is not None:
             self._is_vector("route", "bias", bias, scores.width)
+        if factors is not None:
+            self._is_vector("route", "factors", factors, scores.width)
         ids, weights = self._tensor("ids", used, PER_NODE, "i"), self._tensor("weights", used, PER_NODE, "f")
-        self._add("route", [scores, ids, weights], [bias], (GATING[gating], int(normed), groups, groups_used, group_best),
+        self._add("route", [scores, ids, weights], [bias, factors], (GATING[gating], int(normed), groups, groups_used, group_best),
                   (scale,))
         return ids, weights
 
@@ -604,6 +622,11 @@ class Plan(Recurrent):
         first, second, *_ = str(self).split("\n", 2)
         ops = looks.table(("", "barrier", "op", "operands", "weights"), self._rows(), second, left=(1, 2, 3, 4))
         return looks.foldable(first, looks.Html(f'<div style="max-height:30em;overflow:auto">{ops}</div>'))
+
+
+def _kept_shape(a):
+    """What has to agree where two layers attend to the same memory."""
+    return a.kv_heads, a.key_length, a.value_length, a.window, a.pieces
 
 
 def _shown(tensor):

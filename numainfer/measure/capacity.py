@@ -122,6 +122,13 @@ def _runs(past, window):
     return end - first
 
 
+def _kv_layer(op):
+    """An entry of `Demand.kv_layers`: of an indexer's op, which reads keys of all positions, or of a layer's attention."""
+    if op.name == "index":
+        return op.cache.position_bytes, 0, 0
+    return op.cache.position_bytes, op.cache.window or op.cache.chosen, op.attention["heads"] * (op.attention["ev"] + 16) * 4
+
+
 def demand(gguf, n_nodes, n_ctx=None, n_batch=512, kv_type="f16"):
     """Demand of an open GGUF file on n_nodes nodes; reads the header and the small vectors.
 
@@ -146,7 +153,6 @@ def demand(gguf, n_nodes, n_ctx=None, n_batch=512, kv_type="f16"):
     plan = build(Plan(n_nodes, n_batch, n_ctx, kv_type=kv_type), catalog)
     alone = build(Plan(1, n_batch, n_ctx, kv_type=kv_type), catalog) if n_nodes > 1 else plan
     costs = [op.cost(1) for op in plan.ops]
-    attention = (op.attention for op in plan.ops if op.name == "attend")
     types, choices = Counter(), Counter()
     for op in plan.ops:
         for w, n_bytes, _ in op.products(1):
@@ -161,8 +167,7 @@ def demand(gguf, n_nodes, n_ctx=None, n_batch=512, kv_type="f16"):
         macs=sum(cost.macs for cost in costs),
         n_ctx=n_ctx,
         kv_bytes=plan.kv_bytes,
-        kv_layers=tuple((layer.position_bytes, 0 if layer.indexes else layer.window or layer.chosen,
-                         0 if layer.indexes else (a := next(attention))["heads"] * (a["ev"] + 16) * 4) for layer in plan.kv.layers),
+        kv_layers=tuple(_kv_layer(op) for op in plan.ops if op.name in ("index", "attend")),
         activations=sum(plan.arena_bytes),
         exchange=sum(cost.exchanged for cost in costs),
         node_barriers=node,

@@ -388,6 +388,34 @@ static void check_latent(const ni_kernels *table, size_t *sum) {
     *sum += count;
 }
 
+/* What an indexer's attention needs: a list of rows of two chunks, and scores. */
+static void check_listed(const ni_kernels *table, size_t *sum) {
+    enum { E = 80, MOST_Q = 40, MOST_ROWS = 40 };
+    static float q[MOST_Q * E], x[E], scratch[NI_LATENT_SCRATCH(E)];
+    static uint8_t rows[2][NI_CHUNK * E * 4], keys[NI_CHUNK * E * 4];
+    static const int64_t ends[][2] = {{64, 48}, {16, 16}, {80, 32}};
+    size_t count = 0;
+    for (ni_kv_type t = 0; t < NI_N_KV_TYPES; t++)
+        for (int n = 1; n <= MOST_Q; n += n % 16 ? 3 : 1) {
+            const int64_t e = ends[n % 3][0], ev = ends[n % 3][1];
+            const int listed = 1 + n % MOST_ROWS, blocks = 1 + n % 16;
+            const uint8_t *of[MOST_ROWS];
+            int32_t at[MOST_ROWS];
+            for (int i = 0; i < 3 * NI_CHUNK; i++) {
+                floats(x, E, 2);
+                if (i < 2 * NI_CHUNK) ni_kernels_scalar.vec.kv[t].store_value(x, e, rows[i / NI_CHUNK], i % NI_CHUNK);
+                else ni_kernels_scalar.vec.kv[t].store_key(x, e, keys, i % NI_CHUNK);
+            }
+            floats(q, MOST_Q * E, n % 4 ? 0.3f : 20.0f), floats(x, MOST_Q, 1);
+            for (int i = 0; i < listed; i++) of[i] = rows[draw() % 2], at[i] = (int32_t)(draw() % NI_CHUNK);
+            BOTH("attend_listed", float, n * (ev + 2),
+                 V->kv[t].attend_listed(q, n, e, ev, of, at, listed, listed, n % 2 ? 0.0f : 1.5f, OUT + n * ev, OUT + n * (ev + 1), OUT,
+                                        scratch));
+            BOTH("index", float, 16 * blocks, V->kv[t].index(q, x, n, e, keys, keys, blocks, OUT, scratch));
+        }
+    *sum += count;
+}
+
 static void check_attention(const ni_kernels *table) {
     enum { E = 80, MOST_Q = 14 };
     static float q[MOST_Q * E], x[E], scratch[MOST_Q * (NI_CHUNK + E)];
@@ -418,6 +446,7 @@ static void check_attention(const ni_kernels *table) {
                  V->merge(OUT + ev, OUT + ev + 1, OUT, 3.0f, 1.5f, scratch, ev - n));
         }
     check_latent(table, &count);
+    check_listed(table, &count);
     /* The least factor that is not 0, alone. */
     floats(scratch, 16, 0);
     BOTH("merge", float, 18, for (int j = 0; j < 16; j++) OUT[j] = q[j]; OUT[16] = -87.3f; OUT[17] = 2;

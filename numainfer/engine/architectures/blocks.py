@@ -44,6 +44,10 @@ class Residual:
             self._x = self._plan.add(self._x, **self._next(), eps=self._eps, layer=self._layer)
         return self._x
 
+    def scale(self, factor):
+        """The stream so far, times a factor."""
+        self._x = self._plan.mix(self.value(), None, scale=factor)
+
     def _next(self):
         """The first two that wait, as the plan's operands."""
         waiting, self._waiting = self._waiting[:2], self._waiting[2:]

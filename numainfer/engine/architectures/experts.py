@@ -30,8 +30,8 @@ class Experts:
     groups_used: int
     group_best: int = 2
 
-    def route(self, p, h, w, matrices):
-        """(ids, weights) of a layer's router, for such matrices of its experts."""
+    def route(self, p, h, w, matrices, factors=None):
+        """(ids, weights) of a layer's router, for such matrices of its experts; factors: of `Plan.route`."""
         router = w.ffn_gate_inp
         for matrix in matrices:
             found = getattr(matrix, "experts", 1)
@@ -44,7 +44,7 @@ class Experts:
         if used > most:
             self.c.refuse("expert_used_count", used, f"at most {most}")
         bias = None if self.gating == "sparse" else w.bias("exp_probs_b")
-        return p.route(p.score(h, router), used, gating=self.gating, bias=bias, normed=self.normed, scale=self.scale,
+        return p.route(p.score(h, router), used, gating=self.gating, bias=bias, factors=factors, normed=self.normed, scale=self.scale,
                        groups=self.groups, groups_used=self.groups_used, group_best=self.group_best)
 
 
@@ -54,7 +54,7 @@ def shared_expert(p, h, w, activation="silu", **how):
     return lambda: p.matmul(p.gated(gate, up, activation, **how), w.ffn_down_shexp)
 
 
-def mixture(p, h, w, e, shared=None, gate=None, scale=1.0, **how):
+def mixture(p, h, w, e, shared=None, gate=None, scale=1.0, by=None, factors=None, **how):
     """Feed-forward networks of the chosen experts, weighed and summed, plus `shared`, times sigmoid(gate) where there is one.
 
     Parameters
@@ -69,12 +69,16 @@ def mixture(p, h, w, e, shared=None, gate=None, scale=1.0, **how):
     gate : Tensor, optional
     scale : float
         Factor on all of it.
+    by : Tensor, optional
+        What the router reads instead of h.
+    factors : Vector, optional
+        Each expert's own on its weight.
     how : dict
         For `Plan.gated`.
     """
     fused = w.get("ffn_gate_up_exps")
     into, out = [fused] if fused else [w.ffn_gate_exps, w.ffn_up_exps], w.ffn_down_exps
-    ids, weights = e.route(p, h, w, [*into, out])
+    ids, weights = e.route(p, h if by is None else by, w, [*into, out], factors)
     pair = p.matmul_grouped(h, ids, *into)
     a = p.gated(*([pair, None] if fused else pair), **({"activation": "silu"} | how))
     also = shared and shared()
