@@ -23,9 +23,9 @@ from .errors import ForkedProcess, ModelClosed
 from .prompts import split_prompts
 from .results import Chunk, Completion, Completions, Logprobs, Timings, Usage
 from .serving.forms import response_form
-from .serving.masks import make_form
+from .serving.lists import check_params, params_each
 from .serving.requests import AHEAD, Answer, Rows
-from .serving.sampling import Sampler, SamplingParams, check_sampling, resolve_params
+from .serving.sampling import SamplingParams, check_sampling, resolve_params
 from .signatures import Conversations, Messages, Prompt, Prompts, ResponseFormat, SamplingOptions, Tools
 from .text.messages import split_conversations
 
@@ -41,15 +41,15 @@ class _Bell:
 
     def ring(self, event):
         """Set an asyncio.Event of the loop; False where the loop was closed."""
+        loop = self._loop()
+        if loop is None or loop.is_closed():  # perhaps before it woke those that were rung for
+            return False
         self._ready.append(event)
         if not self._rung:
-            self._rung, loop = True, self._loop()
+            self._rung = True
             try:
-                if loop is None:
-                    raise RuntimeError
                 loop.call_soon_threadsafe(self._wake)
-            except RuntimeError:  # it is closed, or gone
-                self._rung = False
+            except RuntimeError:  # it was closed just now
                 return False
         return True
 
@@ -79,21 +79,6 @@ Prepare = Callable[[], Prepared]
 """Called in a thread of asyncio's pool."""
 
 
-def check_params(runtime: Runtime, params: SamplingParams) -> SamplingParams:
-    """The parameters, if they fit the model: their ids exist, and their form compiles (which may take a while, once).
-
-    Raises
-    ------
-    ValueError
-    ImportError
-        A form, and there is no llguidance.
-    """
-    n_vocab = min(runtime.n_vocab, runtime.tokenizer.n_vocab)
-    Sampler(params, n_vocab, (), params.stop_token_ids)
-    make_form(runtime.tokenizer, n_vocab, params, params.stop_token_ids)
-    return params
-
-
 class AsyncTokenStream(AsyncIterator[Chunk]):
     """One answer piece by piece, for ``async for``; each piece is a `Chunk` with all that is new since the last.
 
@@ -108,6 +93,7 @@ class AsyncTokenStream(AsyncIterator[Chunk]):
         self._runtime, self._params, self._ahead = runtime, params, ahead
         self._prepare, self._prepared = prepare, prepared
         self._request: Answer | None = None
+        self._bell = self._news = None
         self._reading = self._cancelled = False
 
     def __aiter__(self) -> AsyncTokenStream:
@@ -143,7 +129,13 @@ class AsyncTokenStream(AsyncIterator[Chunk]):
                 return chunk
             if ended:
                 raise StopAsyncIteration
-            await self._news.wait()
+            await self._wait()
+
+    async def _wait(self):
+        """Wait for news, which come to the event loop where the stream began."""
+        if _bell() is not self._bell:
+            raise RuntimeError("this stream began in another event loop: read, finish or close it there")
+        await self._news.wait()
 
     def _raise(self):
         """Raise, once, what ended the answer early."""
@@ -170,11 +162,13 @@ class AsyncTokenStream(AsyncIterator[Chunk]):
 
     async def start(self) -> None:
         """Hand the prompt to the model, unless that is done; by default the first piece that is wanted does."""
+        if self._request is not None or self._cancelled:
+            return
         await self._get_ready()
         if self._request is None and not self._cancelled:
             ids, reader = self._prepared
-            self._news = asyncio.Event()
-            notify = _Notify(_bell(), self._news)
+            self._bell, self._news = _bell(), asyncio.Event()
+            notify = _Notify(self._bell, self._news)
             request = Answer(self._runtime, ids, self._params, reader=reader, ahead=self._ahead, notify=notify)
             notify.request = weakref.ref(request)
             self._runtime.submit(request)
@@ -195,7 +189,7 @@ class AsyncTokenStream(AsyncIterator[Chunk]):
         while self._request is not None and not self._request.ended:
             self._news.clear()
             if not self._request.ended:
-                await self._news.wait()
+                await self._wait()
 
     async def finish(self) -> Completion:
         """Wait for the rest without looking at the pieces.
@@ -304,7 +298,7 @@ class AsyncVerbs:
         if not is_list:
             own = resolve_params(params, **sampling)  # type: ignore[arg-type]  # it refuses a list
             return await self._ids_stream("prompt", prompts[0], own, None).finish()
-        each = _params_each(params, len(prompts), sampling)
+        each = await asyncio.to_thread(params_each, self.runtime, params, len(prompts), sampling)
         return await _finish_all([self._ids_stream(f"prompt[{i}]", p, own, None) for i, (p, own) in enumerate(zip(prompts, each))])
 
     def astream(
@@ -381,7 +375,7 @@ class AsyncVerbs:
         if is_list:
             if stream:
                 raise TypeError("stream: found a list of conversations, wanted one; a list gives a list of Completion")
-            each = _params_each(params, len(conversations), sampling)
+            each = await asyncio.to_thread(params_each, self.runtime, params, len(conversations), sampling)
             return await _finish_all([answer(f"messages[{i}]", c, own, None) for i, (c, own) in enumerate(zip(conversations, each))])
         own = resolve_params(params, **sampling)  # type: ignore[arg-type]  # it refuses a list
         made = answer("messages", messages, own, AHEAD if stream else None)
@@ -389,15 +383,6 @@ class AsyncVerbs:
             return await made.finish()
         await made._get_ready()
         return made
-
-
-def _params_each(params, n, sampling):
-    """SamplingParams for each of n prompts."""
-    if isinstance(params, (list, tuple)):
-        if len(params) != n:
-            raise ValueError(f"params: found {len(params)} SamplingParams for {n} prompts, wanted one for each")
-        return [resolve_params(own, **sampling) for own in params]
-    return [resolve_params(params, **sampling)] * n
 
 
 async def _finish_all(streams):

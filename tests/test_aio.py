@@ -144,10 +144,42 @@ def test_what_a_logits_processor_raises_ends_its_answer_alone(tiny_model):
         return await good, pieces, [c async for c in stream]
 
     good, pieces, after = asyncio.run(work())
+    assert asyncio.run(reasons_before_an_error(tiny_model, broken)) == {None}
     assert same(good, tiny_model.generate("a", max_tokens=20)) and pieces <= 3 and after == []
 
 
-@pytest.mark.parametrize("how", ["task", "break", "cancel", "aclose", "with", "timeout", "dropped"])
+async def reasons_before_an_error(model, broken):
+    """The finish_reasons of what a stream brings before its error."""
+    found = set()
+    with pytest.raises(KeyError):
+        async for chunk in model.astream("a", logits_processor=broken):
+            found.add(chunk.finish_reason)
+            await asyncio.sleep(0.1)  # meanwhile it has failed
+    return found
+
+
+def test_embeddings_have_the_bits_of_embed(tiny_path):
+    with ni.load(tiny_path, n_batch=16) as model:
+        ids = np.array(model.tokenizer.encode("the rain in Spain " * 5), np.int32)
+        for pooling in ("mean", "last"):
+            found = asyncio.run(aio.embedding(model.runtime, ids, pooling))
+            assert found.dtype == np.float32 and np.array_equal(found, model.embed(ids, pooling=pooling))
+
+
+def test_a_cancelled_embedding_ends(tiny_path):
+    async def work(model):
+        task = asyncio.ensure_future(aio.embedding(model.runtime, np.full(250, 5, np.int32), "mean"))
+        await soon(lambda: in_use(model))
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await soon(lambda: not in_use(model))
+
+    with ni.load(tiny_path, n_batch=1) as model:
+        asyncio.run(work(model))
+
+
+@pytest.mark.parametrize("how", ["task", "break", "cancel", "aclose", "with", "timeout", "dropped", "finish"])
 def test_who_leaves_frees_the_memory_at_once(tiny_model, how):
     async def leave():
         stream = tiny_model.astream("the", temperature=1, seed=2, max_tokens=None, ignore_eos=True)
@@ -155,6 +187,12 @@ def test_who_leaves_frees_the_memory_at_once(tiny_model, how):
         assert first.finish_reason is None and in_use(tiny_model)
         if how == "task":
             task = asyncio.ensure_future(drain(stream))
+            await asyncio.sleep(0.01)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        elif how == "finish":
+            task = asyncio.ensure_future(stream.finish())
             await asyncio.sleep(0.01)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -182,10 +220,10 @@ def test_who_leaves_frees_the_memory_at_once(tiny_model, how):
             gc.collect()
         start = time.monotonic()
         await soon(lambda: not in_use(tiny_model))
-        return time.monotonic() - start
+        return time.monotonic() - start, locals().get("stream")  # held till now, but where it was dropped
 
     async def work():
-        taken = await leave()
+        taken, _ = await leave()
         assert taken < 1  # 50 ms on a machine that does nothing else
         return await tiny_model.agenerate("the", max_tokens=3)
 
@@ -261,17 +299,49 @@ def test_an_event_loop_that_ends_leaves_nothing(tiny_model, caplog):
 
     def freed():
         end = time.monotonic() + 5
-        while in_use(tiny_model) and time.monotonic() < end:
+        while not all(stream.result().finish_reason for stream in kept) and time.monotonic() < end:
             time.sleep(0.005)
-        return not in_use(tiny_model)
+        return not in_use(tiny_model) and {stream.result().finish_reason for stream in kept} == {"cancelled"}
 
     kept = asyncio.run(forget(10_000))  # its loop is closed now; nobody can read on, though somebody holds them
-    assert freed() and all(stream.result().finish_reason == "cancelled" for stream in kept)
+    assert freed()
     kept = asyncio.run(forget(4))  # these wait for their reader
     for stream in kept:
         stream.cancel()
     assert freed() and not caplog.records
     assert asyncio.run(tiny_model.agenerate("in", max_tokens=3)).text == tiny_model.generate("in", max_tokens=3).text
+
+
+def test_a_stream_belongs_to_its_event_loop(tiny_model):
+    async def begin():
+        stream = tiny_model.astream("the", max_tokens=None, ignore_eos=True)
+        await anext(stream)
+        return stream
+
+    async def go_on(stream):
+        try:
+            async with asyncio.timeout(10):
+                async for _ in stream:  # what lies there can be read
+                    pass
+        except RuntimeError as e:
+            assert "another event loop" in str(e)
+        else:  # it was ended already
+            assert stream.result().finish_reason == "cancelled"
+        await soon(lambda: not in_use(tiny_model))
+
+    for _ in range(5):
+        asyncio.run(go_on(asyncio.run(begin())))
+
+
+def test_a_stream_that_is_cancelled_before_it_begins(tiny_model):
+    async def work():
+        stream = tiny_model.astream([5] * 300)
+        stream.cancel()
+        assert [c async for c in stream] == [] and stream.result().finish_reason == "cancelled" == (await stream.finish()).finish_reason
+        await stream.aclose()
+        assert repr(stream) == "<AsyncTokenStream, not begun>"
+
+    asyncio.run(work())
 
 
 def test_closing_the_model_ends_what_is_awaited(tiny_model):

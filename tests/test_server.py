@@ -1,6 +1,7 @@
 """``numainfer serve`` as the real client of OpenAI meets it: answers are the model's own, in OpenAI's form."""
 
 import base64
+import dataclasses
 import json
 import struct
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,8 @@ from server_tools import chat_request, events, eventually, serving
 from tiny_models import tiny
 
 import numainfer as ni
+from numainfer.server import answering
+from numainfer.server.asked import Asked
 
 HI = [{"role": "user", "content": "the rain"}]
 GREEDY = {"model": "tiny", "messages": HI, "temperature": 0}
@@ -218,6 +221,25 @@ def test_one_call_at_a_time(caller):
             else:
                 calls, reason = got.choices[0].message.tool_calls, got.choices[0].finish_reason
             assert [json.loads(c.function.arguments)["n"] for c in calls] == list(range(n)) and reason == "tool_calls"
+
+
+def test_what_comes_behind_the_one_call_is_not_computed(caller):
+    text = 'Now.<tool_call>{"name": "clock", "arguments": {}}</tool_call>' + "x" * 300
+    more = {"parallel_tool_calls": False, "extra_body": says(text)}
+    whole = caller[1].chat.completions.create(**GREEDY, tools=[CLOCK], **more)
+    assert 20 < whole.usage.completion_tokens < 200 and whole.choices[0].message.content.rstrip("x") == "Now."
+    assert len(whole.choices[0].message.content) < 12 and whole.choices[0].finish_reason == "tool_calls"
+    *pieces, last = caller[1].chat.completions.create(**GREEDY, tools=[CLOCK], **more, stream=True, stream_options={"include_usage": True})
+    assert 20 < last.usage.completion_tokens < 200 and len("".join(p.choices[0].delta.content or "" for p in pieces)) < 12
+    assert [p.choices[0].finish_reason for p in pieces if p.choices[0].finish_reason] == ["tool_calls"]
+
+
+def test_of_many_calls_one_is_told():
+    call = ni.ToolCall("a", "clock", {})
+    done = ni.Completion("", (), "stop", None, ni.Usage(1, 1), ni.Timings(0, 0.0, 0, 0.0, None), tool_calls=(call, call))
+    wanted = Asked(prompts=[], params=ni.SamplingParams(), n=1, stream=False, usage=False)
+    assert answering.told(wanted, done).tool_calls == (call, call)
+    assert answering.told(dataclasses.replace(wanted, one_call=True), done).tool_calls == (call,)
 
 
 @pytest.mark.parametrize("stream", [False, True])

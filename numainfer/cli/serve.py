@@ -25,9 +25,9 @@ def add_serve(parser):
                        help="web pages from there may use it, as http://localhost:3000; may be given again (default: none)")  # fmt: skip
     group.add_argument("--max-body", type=int, default=8 << 20, metavar="BYTES", help="of a request (default 8 MiB)")
     group.add_argument("--max-prompt", type=int, metavar="TOKENS", help="of a prompt (default: as many as the context holds)")
-    group.add_argument("--max-waiting", type=int, default=64, metavar="N",
-                       help="answers that may wait for their first token; more are sent away with status 429 (default 64)")  # fmt: skip
-    group.add_argument("--time-limit", type=int, default=600, metavar="SECONDS", help="for an answer, waiting included (default 600)")
+    group.add_argument("--max-waiting", type=int, default=256, metavar="N",
+                       help="answers that may wait for their first token; more are sent away with status 429 (default 256)")  # fmt: skip
+    group.add_argument("--time-limit", type=int, default=3600, metavar="SECONDS", help="for an answer, waiting included (default 3600)")
     group.add_argument("--stall-limit", type=int, default=30, metavar="SECONDS",
                        help="clients that read or send nothing for so long are cut off (default 30)")  # fmt: skip
     group.add_argument("--grace", type=int, default=10, metavar="SECONDS",

@@ -42,14 +42,18 @@ async def answer(service, wanted, shape, reply):
 
 async def _whole(wanted, shape, reply, answers):
     async def complete(made):
+        text, called = "", False
         async for chunk in made:
+            text += "" if called else chunk.text
             if wanted.one_call and chunk.tool_calls:
                 made.stop()
-        return made.result()
+                called = True
+        done = made.result()
+        return dataclasses.replace(done, text=text) if called else done  # what was computed behind the call is not told
 
     done = await _all(complete(made) for made in answers)
-    told = [_told(wanted, i, completion) for i, completion in enumerate(done)]
-    choices = [shape.choice(i, completion, _reason(completion)) for i, completion in enumerate(told)]
+    done = [told(wanted, completion) for completion in done]
+    choices = [shape.choice(i, completion, _reason(completion)) for i, completion in enumerate(done)]
     await reply.whole(shape.whole(choices, _counts(wanted, answers)))
 
 
@@ -69,11 +73,12 @@ async def _stream(wanted, shape, reply, answers):
             held[i].append(chunk)
             if chunk.finish_reason is None:
                 continue
-            chunk = _joined(held[i])
-            chunk = _told(wanted, i, chunk)
+            chunk = told(wanted, _joined(held[i]))
         reason = chunk.finish_reason and _reason(chunk, n_calls[i])
-        if wanted.one_call and chunk.tool_calls:
-            chunk, reason = dataclasses.replace(chunk, tool_calls=chunk.tool_calls[: max(0, 1 - n_calls[i])]), None
+        if wanted.one_call and n_calls[i]:
+            chunk = dataclasses.replace(chunk, text="", tool_calls=())
+        elif wanted.one_call and chunk.tool_calls:
+            chunk = told(wanted, chunk)
             answers[i].stop()
         await reply.event(shape.piece([shape.delta(i, chunk, n_calls[i], reason)], **more))
         n_calls[i] += len(chunk.tool_calls)
@@ -83,7 +88,7 @@ async def _stream(wanted, shape, reply, answers):
     await reply.end()
 
 
-def _told(wanted, i, done):
+def told(wanted, done):
     """A Completion or a Chunk as it is told: where a call was demanded, its text is one."""
     if wanted.choice is not None and wanted.choice.schema is not None:
         call = wanted.choice.call(done.text, wanted.prompts[0][0])

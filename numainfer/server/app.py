@@ -14,9 +14,8 @@ from starlette.routing import Route
 
 from . import asked, shapes
 from .answering import answer
-from .fields import read_object
 from .http import Gone, Reply, header, read_body, to_json, while_connected
-from .refusals import Refusal, of_answer, of_request
+from .refusals import Refusal, of_answer
 
 LEFT = 499  # status in the metrics of a client that did not wait
 
@@ -89,33 +88,20 @@ class _Post(_Path):
         await while_connected(receive, self.work(service, body, reply))
 
 
-async def _read(service, body, read):
-    """What ``read`` makes of a body, in another thread: a long prompt holds nobody up."""
-
-    def work():
-        try:
-            return read(service, read_object(body))
-        except Exception as e:
-            raise of_request(e) or e from e
-
-    return await asyncio.to_thread(work)
-
-
 async def _chat(service, body, reply):
-    wanted = await _read(service, body, asked.chat)
+    wanted = await service.read(body, asked.chat)
     await answer(service, wanted, shapes.Chat(service.names[0], service.model.tokenizer), reply)
 
 
 async def _completion(service, body, reply):
-    wanted = await _read(service, body, asked.completion)
+    wanted = await service.read(body, asked.completion)
     await answer(service, wanted, shapes.Text(service.names[0], service.model.tokenizer), reply)
 
 
 async def _embeddings(service, body, reply):
-    texts, pooling, packed = await _read(service, body, asked.embedding)
+    texts, pooling, packed = await service.read(body, asked.embedding)
     data = []
-    for i, ids in enumerate(texts):
-        vector = await service.embed(ids, pooling)
+    for i, vector in enumerate(await service.embed(texts, pooling)):
         norm = float(np.linalg.norm(vector.astype(np.float64)))
         vector = (vector / (norm or 1.0)).astype("<f4")
         data.append({"object": "embedding", "index": i,

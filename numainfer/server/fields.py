@@ -22,6 +22,7 @@ HARMLESS = ("user", "metadata", "store", "service_tier", "safety_identifier", "p
 """Bookkeeping of OpenAI's own service, and hints that only make it faster."""
 
 _MOST_CHOICES = 128  # OpenAI's limit of n
+_MOST_STOPS = 64  # OpenAI's is 4
 _ONLY = {  # fields of which one value is honoured, for it is what is done anyway
     "echo": (False, "the prompt is not given back with its answer"),
     "suffix": ("", "text is continued, not filled in"),
@@ -94,7 +95,7 @@ def check_fields(fields, known):
             raise ValueError(f"{name}: is not supported: {_NEVER[name]}")
         if name in _ONLY and value != _ONLY[name][0]:
             raise ValueError(f"{name} = {_short(value)}: is not supported: {_ONLY[name][1]}")
-    wrong = [name for name in fields if name not in known and name not in HARMLESS and name not in _ONLY]
+    wrong = [name[:80] for name in fields if name not in known and name not in HARMLESS and name not in _ONLY]
     if wrong:
         check_names("field", wrong, known, _ELSEWHERE)
 
@@ -124,6 +125,8 @@ def sampling(fields, max_tokens):
     TypeError, ValueError
     """
     found = {name: fields[name] for name in SAMPLING if name in fields}
+    if isinstance(found.get("stop"), list) and len(found["stop"]) > _MOST_STOPS:  # each is looked for after every token
+        raise ValueError(f"stop: found {len(found['stop'])} strings, wanted at most {_MOST_STOPS}")
     most = [integer(name, fields[name], 1) for name in ("max_tokens", "max_completion_tokens") if name in fields]
     if len(set(most)) == 2:
         raise ValueError(f"max_tokens and max_completion_tokens: found {most[0]} and {most[1]}, wanted one of them")

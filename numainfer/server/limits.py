@@ -27,8 +27,8 @@ class Limits:
 
     body: int = 8 << 20
     prompt: int | None = None
-    waiting: int = 64
-    seconds: int = 600
+    waiting: int = 256
+    seconds: int = 3600
     stall: int = 30
     grace: int = 10
 

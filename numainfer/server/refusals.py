@@ -8,6 +8,7 @@ from ..errors import ContextOverflow, ForkedProcess, ModelClosed, UnsupportedMod
 log = logging.getLogger("numainfer")
 
 _KINDS = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error", 501: "server_error", 503: "server_error"}
+_MOST_MESSAGE = 1000  # characters: a sentence may quote what the client sent
 
 
 class Refusal(Exception):
@@ -27,7 +28,7 @@ class Refusal(Exception):
     """
 
     def __init__(self, status, message, code=None, param=None, headers=None):
-        super().__init__(message)
+        super().__init__(message if len(message) <= _MOST_MESSAGE else f"{message[:_MOST_MESSAGE]}...")
         self.status, self.code, self.param, self.headers = status, code, param, dict(headers or {})
 
     def to_dict(self):

@@ -6,14 +6,17 @@ import hashlib
 import hmac
 import time
 
-from ..aio import AsyncTokenStream, check_params, embedding
+from ..aio import AsyncTokenStream, embedding
+from ..serving.lists import check_params
 from ..serving.sampling import SamplingParams
 from ..text.chat_template import ChatTemplate
 from . import asked
+from .fields import read_object
 from .http import header
 from .metrics import Metrics
-from .refusals import Refusal, busy
+from .refusals import Refusal, busy, of_request
 
+_TOGETHER = 16  # texts of one request that are embedded at the same time; others' come between
 DEFAULTS = {"temperature": 1.0}
 """Sampling where neither request nor file says anything: OpenAI's."""
 
@@ -49,17 +52,14 @@ class Service:
         self.model, self.names, self.limits = model, list(names), limits
         self._key = None if api_key is None else hashlib.sha256(api_key.strip().encode("utf-8", "surrogateescape")).digest()
         self.answers, self.ending, self.loaded_at = set(), False, time.time()
+        self._reading = 0
         self.metrics = Metrics(lambda: len(self.answers) - self._waiting(), self._waiting, self._kv_bytes)
 
     def _waiting(self):
-        return sum(not answer.begun for answer in self.answers)
+        return self._reading + sum(not answer.begun for answer in self.answers)
 
     def _kv_bytes(self):
-        """Of all sequences' blocks; what several share counts once."""
-        if self.model.closed:
-            return 0
-        caches = [cache for cache in list(self.model.runtime.engine.caches.alive) if not cache.closed]
-        return sum({address: kind.block_bytes for cache in caches for kind, _, address, _ in cache.blocks()}.values())
+        return 0 if self.model.closed else sum(lane.kv_bytes for lane in self.model.stats().lanes)
 
     def check_key(self, scope):
         """Refuse who does not bring the key, in a time that does not tell how much of it was right."""
@@ -78,7 +78,9 @@ class Service:
 
     def params(self, given):
         """The SamplingParams of a request, over OpenAI's defaults."""
-        return check_params(self.model.runtime, SamplingParams(**DEFAULTS | given))
+        params = SamplingParams(**DEFAULTS | given)
+        check_params(self.model.runtime, params)
+        return params
 
     def template(self, tools):
         """The chat template that a conversation with, or without, these tools is written by; None: there is none."""
@@ -99,19 +101,45 @@ class Service:
             How many begin now.
         """
         self.check_open()
-        waiting = self._waiting()
-        if waiting + n > self.limits.waiting and (waiting or n > self.limits.waiting):
-            raise busy(f"{waiting} answers wait for their turn, and this server lets {self.limits.waiting} wait; try again later",
-                       self.metrics.mean_wait)  # fmt: skip
+        most, waiting = self.limits.waiting, self._waiting()
+        if n > most:
+            raise Refusal(400, f"the request asks for {n} answers, and this server lets {most} wait for their turn", "too_many_answers")
+        if waiting + n > most:
+            raise busy(f"{waiting} answers wait for their turn, and this server lets {most} wait; try again later", self.metrics.mean_wait)
+
+    async def read(self, body, read):
+        """``read(self, fields)`` of a body, in another thread: a long prompt holds nobody up. Meanwhile it counts as an answer that waits.
+
+        Raises
+        ------
+        Refusal
+        """
+
+        def work():
+            try:
+                return read(self, read_object(body))
+            except Exception as e:
+                raise of_request(e) or e from e
+
+        self.admit(1)
+        self._reading += 1
+        try:
+            return await asyncio.to_thread(work)
+        finally:
+            self._reading -= 1
 
     def answer(self, ids, reader, params):
         """Begin an Answer; the caller closes it."""
         return Answer(self, AsyncTokenStream(self.model.runtime, params, prepared=(ids, reader)))
 
-    async def embed(self, ids, pooling):
-        """The embedding of one text, float32 (n_embd,)."""
-        self.check_open()
-        return await embedding(self.model.runtime, ids, pooling)
+    async def embed(self, texts, pooling):
+        """Embeddings of texts given as ids, list of float32 (n_embd,)."""
+        self.admit(1)
+        found = []
+        async with Vectors(self):
+            for i in range(0, len(texts), _TOGETHER):
+                found += await asyncio.gather(*(embedding(self.model.runtime, ids, pooling) for ids in texts[i : i + _TOGETHER]))
+        return found
 
     def end(self):
         """Take nothing new; what runs may go on for the limits' grace."""
@@ -121,7 +149,7 @@ class Service:
 
     def cut(self):
         """End what still runs."""
-        for answer in self.answers:
+        for answer in list(self.answers):
             answer.cut("end")
 
 
@@ -168,28 +196,12 @@ class Answer:
                 metrics.first_token(now - self._started)
             self._last = now
         if chunk.finish_reason == "cancelled" and (self.why_cut == "end" or self.why_cut == "time" and not self.begun):
-            raise self._refusal()
+            raise _cut_off(self.why_cut, self._service.limits.seconds)
         return chunk
-
-    async def finish(self):
-        """Wait for all of it.
-
-        Returns
-        -------
-        Completion
-        """
-        async for _ in self:
-            pass
-        return self._stream.result()
 
     def result(self):
         """The Completion, as far as it is."""
         return self._stream.result()
-
-    def _refusal(self):
-        if self.why_cut == "end":
-            return busy("the server is about to end, and this answer was not complete", 5, 503, "shutting_down")
-        return busy(f"no token after {self._service.limits.seconds} s: the server is busy, or the prompt is long", 5, 503, "time_limit")
 
     async def aclose(self):
         """Free what it holds."""
@@ -200,3 +212,42 @@ class Answer:
             if self in self._service.answers:
                 self._service.answers.discard(self)
                 self._service.metrics.usage(self._stream.result().usage)
+
+
+class Vectors:
+    """A request for embeddings in the making: it counts as an answer that waits, and is cut off like one.
+
+    Attributes
+    ----------
+    begun : bool
+        Never: it has no tokens.
+    """
+
+    begun = False
+
+    def __init__(self, service):
+        self._service, self._why = service, "time"
+        self._limit = asyncio.timeout(service.limits.seconds)
+
+    def cut(self, why):
+        """End it early."""
+        self._why = why
+        self._limit.reschedule(asyncio.get_running_loop().time())
+
+    async def __aenter__(self):
+        await self._limit.__aenter__()
+        self._service.answers.add(self)
+
+    async def __aexit__(self, *error):
+        self._service.answers.discard(self)
+        try:
+            return await self._limit.__aexit__(*error)
+        except TimeoutError:
+            raise _cut_off(self._why, self._service.limits.seconds) from None
+
+
+def _cut_off(why, seconds):
+    """The Refusal of what was cut off before there was anything to tell."""
+    if why == "end":
+        return busy("the server is about to end, and this answer was not complete", 5, 503, "shutting_down")
+    return busy(f"nothing to tell after {seconds} s: the server is busy, or the prompt is long", 5, 503, "time_limit")

@@ -44,7 +44,7 @@ def generate_list(runtime, n, prompt_of, params, mode, progress, on_interrupt, s
         All answers to a prompt before those to the next.
     """
     _check_lanes(runtime, mode)
-    params = _params_each(runtime, params, n, sampling)
+    params = params_each(runtime, params, n, sampling)
     run = _Run(runtime, [(prompt_of, i, each) for i, own in enumerate(params) for each in own.each()], mode)
     with progress_bar(progress, "Generating", unit="prompts") as report:
         run.run(report)
@@ -73,7 +73,7 @@ def _check_lanes(runtime, mode):
         )
 
 
-def _params_each(runtime, params, n, sampling):
+def params_each(runtime, params, n, sampling):
     """SamplingParams for each of n prompts; what is wrong with them is wrong with the call."""
     if isinstance(params, (list, tuple)):
         if len(params) != n:
@@ -84,11 +84,16 @@ def _params_each(runtime, params, n, sampling):
         each = [resolve_params(own, **sampling) for own in params]
     else:
         each = [resolve_params(params, **sampling)] * n
-    for own in {id(own): own for own in each}.values():  # refuses token ids that do not exist, and forms
-        n_vocab = min(runtime.n_vocab, runtime.tokenizer.n_vocab)
-        Sampler(own, n_vocab, (), own.stop_token_ids)
-        make_form(runtime.tokenizer, n_vocab, own, own.stop_token_ids)
+    for own in {id(own): own for own in each}.values():
+        check_params(runtime, own)
     return each
+
+
+def check_params(runtime, params):
+    """Raise ValueError for token ids that do not exist, and for a form that does not compile, which may take a while."""
+    n_vocab = min(runtime.n_vocab, runtime.tokenizer.n_vocab)
+    Sampler(params, n_vocab, (), params.stop_token_ids)
+    make_form(runtime.tokenizer, n_vocab, params, params.stop_token_ids)
 
 
 class _Run:
