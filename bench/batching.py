@@ -82,7 +82,7 @@ def main():
     parser.add_argument("--mode", default="auto")
     args = parser.parse_args()
     rng = np.random.default_rng(0)
-    with ni.load(find_model(args.model), n_ctx=args.tokens + 256, threads=args.threads) as model:
+    with ni.load(find_model(args.model), n_ctx=args.tokens + 256, threads=args.threads, prefix_cache=0) as model:
         prompts = [rng.integers(300, 1000, n) for n in rng.integers(8, 33, args.prompts)]
         engine = model.runtime.engine
         print(f"{model.path.name}, {engine.threads} threads on {len(engine.nodes)} nodes, {engine.isa}")

@@ -20,6 +20,7 @@ import numpy as np
 import numainfer as ni
 rng = np.random.default_rng(0)
 model = ni.load(sys.argv[1], n_ctx=512, progress=False)
+if hasattr(model.runtime, "prefixes"): model.runtime.prefixes.most = 0
 prompts = [rng.integers(300, 1000, n) for n in rng.integers(8, 33, 64)]
 more = dict(max_tokens=48, ignore_eos=True)
 

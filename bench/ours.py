@@ -23,7 +23,7 @@ class Ours:
     def __init__(self, path, threads=2, n_ctx=2048):
         import numainfer
 
-        self._model = numainfer.load(path, threads=threads, n_ctx=n_ctx)
+        self._model = numainfer.load(path, threads=threads, n_ctx=n_ctx, prefix_cache=0)
         self._threads, self._probe = threads, None
         self._n_vocab = self._model.logits([3]).shape[-1]
 

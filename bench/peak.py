@@ -47,7 +47,7 @@ class WholeModel:
 
         import numainfer
 
-        self._model = numainfer.load(path, threads=threads, n_ctx=tokens + 8, n_batch=tokens)
+        self._model = numainfer.load(path, threads=threads, n_ctx=tokens + 8, n_batch=tokens, prefix_cache=0)
         vocabulary = self._model.logits([3]).shape[-1]
         self._ids = np.random.default_rng(0).integers(3, vocabulary, tokens).tolist()
         self._model.logits(self._ids)  # first touches

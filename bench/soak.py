@@ -96,6 +96,7 @@ def soak(model, n, n_threads):
     seconds = time.perf_counter() - start
     gc.collect()
     time.sleep(1)
+    model.runtime.prefixes.reclaim()
     held = sum(pool.n_out for pool in model.runtime.engine.caches.pools)
     print(f"{sum(count)} sequences in {seconds:.1f} s; resident {begin:.1f} MB before, {resident():.1f} after; blocks held {held}; "
           f"{len(wrong)} wrong; {model.stats()}")  # fmt: skip

@@ -172,7 +172,7 @@ int ni_table_put(ni_table *t, int64_t j, int64_t b, int64_t n, ni_status *st) {
     own->count++;
     if (own->top < n) own->top = (int32_t)n;
     t->block[j] = b, t->at[j] = ni_pool_at(t->pool, b);
-    t->end = j + 1;
+    t->end = j + 1, t->written = j * NI_CHUNK + n;
     return 0;
 }
 
@@ -180,7 +180,7 @@ int ni_table_share(ni_table *t, const ni_table *from, int64_t n, ni_status *st) 
     int64_t end = chunks(n);
     if (grow(t, end, st)) return -1;
     cut(t, 0);
-    t->first = t->end = ni_min(from->first, end);
+    t->first = t->end = ni_min(from->first, end), t->written = n;
     for (; t->end < end; t->end++) {
         t->block[t->end] = from->block[t->end], t->at[t->end] = from->at[t->end];
         t->pool->blocks[t->block[t->end]].count++;

@@ -228,7 +228,7 @@ typedef struct {
     int64_t window;         /* positions that a token sees, itself included; 0: all before it */
     int64_t reach;          /* positions before the end of a step that are kept: window + most tokens of a step - 1 */
     int64_t first, end;     /* chunks first .. end - 1 are there */
-    int64_t written;        /* end of the last step */
+    int64_t written;        /* end of the last step, or of what was put or shared since */
     int64_t room;           /* of the arrays */
     int64_t *block;         /* numbers in the pool */
     uint8_t **at;           /* their addresses */
@@ -237,7 +237,8 @@ typedef struct {
 /* Whether a step may begin at position n: whether all that its first token sees is there. */
 int ni_table_reaches(const ni_table *t, int64_t n);
 /* Makes room for a step of tokens pos0 .. end - 1, which pos0 reaches: blocks of later and of long past positions go, so that at most
- * ceil((reach - 1) / NI_CHUNK) + 1 of a window are there; new ones come.  Again with the same numbers it changes nothing.
+ * ceil((reach - 1) / NI_CHUNK) + 1 of a window are there; new ones come.  Again with the same numbers, after a step that was cancelled, it
+ * may say 1 where it did not.
  * 1: the block of pos0 has positions before it and others have it too, with pos0 or later ones, so that it must be replaced by a copy
  * before the step (ni_table_swap); else 0, or -1: blocks are missing, what stood before pos0 is as it was. */
 int ni_table_prepare(ni_table *t, int64_t pos0, int64_t end, ni_status *st);

@@ -308,6 +308,27 @@ class LaneStats:
     kv_bytes: int
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class PrefixStats:
+    """What is kept of sequences for others that begin in the same way, and what they found, since the model was loaded.
+
+    Attributes
+    ----------
+    bytes, most_bytes : int
+        KV memory that it takes, blocks included that sequences share which go on; and its bound, ``prefix_cache`` of `load`.
+    sequences, hits : int
+        That began, and those of them that found some of their beginning.
+    tokens : int
+        That those did not compute.
+    """
+
+    bytes: int
+    most_bytes: int
+    sequences: int
+    hits: int
+    tokens: int
+
+
 @dataclasses.dataclass(frozen=True, slots=True, repr=False)
 class Stats:
     """What a model computes just now. Made by ``Model.stats()``.
@@ -320,16 +341,20 @@ class Stats:
         Sequences that have not begun.
     mode : str
         Where the next that may choose will go: "latency" or "throughput".
+    prefixes : PrefixStats
     """
 
     lanes: tuple[LaneStats, ...]
     waiting: int
     mode: str
+    prefixes: PrefixStats
 
     def __repr__(self) -> str:
         lanes = "; ".join(f"node {'+'.join(lane.nodes)}: {counted(lane.sequences, 'sequence')}, {lane.tokens_per_second:.1f} tokens/s, "
                           f"KV {short_bytes(lane.kv_bytes)}" for lane in self.lanes)  # fmt: skip
-        return f"<Stats, {self.waiting} waiting, mode {self.mode}; {lanes}>"
+        p = self.prefixes
+        found = f"; prefixes {short_bytes(p.bytes)}, found by {p.hits} of {counted(p.sequences, 'sequence')}"
+        return f"<Stats, {self.waiting} waiting, mode {self.mode}; {lanes}{found}>"
 
     def _repr_html_(self) -> str:
         from . import looks
@@ -337,7 +362,9 @@ class Stats:
         head = ("nodes", "mode", "sequences", "paused", "tokens/s", "KV memory")
         rows = [(" + ".join(lane.nodes), lane.mode, lane.sequences, lane.paused, f"{lane.tokens_per_second:.1f}",
                  short_bytes(lane.kv_bytes)) for lane in self.lanes]  # fmt: skip
-        return looks.Html(looks.table(head, rows, left=(0, 1)) + f"<p>{self.waiting} waiting; mode {self.mode}</p>")
+        p = self.prefixes
+        found = f"prefixes: {short_bytes(p.bytes)} of at most {short_bytes(p.most_bytes)}; found by {p.hits} of {p.sequences}"
+        return looks.Html(looks.table(head, rows, left=(0, 1)) + f"<p>{self.waiting} waiting; mode {self.mode}; {found}</p>")
 
     def to_dict(self) -> dict[str, Any]:
         """A dict that ``json`` can write."""

@@ -265,9 +265,20 @@ def test_wrong_use():
     tables.prepare(0, CHUNK)
     for refused in (lambda: other.share(tables, 1), lambda: tables.swap(0, 0, _core.Block(two)),
                     lambda: tables.swap(0, 1, _core.Block(one)), lambda: _core.Tables([one], [0], N_BATCH).share(tables, CHUNK + 1),
-                    lambda: tables.swap(1, 0, _core.Block(one)), lambda: tables.blocks(1), lambda: tables.address_of(0, 1)):  # fmt: skip
+                    lambda: tables.swap(1, 0, _core.Block(one)), lambda: tables.blocks(1), lambda: tables.address_of(0, 1),
+                    lambda: tables.block(1, 0), lambda: tables.put(0, 2, _core.Block(one), 1),
+                    lambda: tables.put(1, 0, _core.Block(one), 1), lambda: tables.put(0, 1, _core.Block(two), 1),
+                    lambda: other.put(0, -1, _core.Block(two), 1),
+                    lambda: tables.read(0, 0, BLOCK - 1, np.zeros(2, np.uint8)), lambda: tables.read(0, 0, -1, np.zeros(1, np.uint8)),
+                    lambda: tables.read(0, 1, 0, np.zeros(1, np.uint8)), lambda: _core.kv_clear(0, 32, 32, np.zeros(5, np.uint8), 0),
+                    lambda: _core.kv_clear(0, 0, 16, np.zeros(_core.kv_chunk_bytes(0, 0, 16), np.uint8), CHUNK + 1)):  # fmt: skip
         with pytest.raises(ValueError):
             refused()
+    closed = _core.Block(one)
+    closed.close()
+    with pytest.raises(ValueError, match="was closed"):
+        tables.put(0, 1, closed, 1)
+    assert closed.references == 0
     gc.collect()
     assert (one.n_out, two.n_out) == (1, 0)
 

@@ -163,7 +163,9 @@ def public_values(model):
     found += [errors.CorruptModel("a.gguf", "is broken", 7), errors.UnsupportedModel("key", 1, [2], "why"),
               errors.Interrupted("2 of 3", done)]  # fmt: skip
     simple = [cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, (Exception, Warning))]
-    return found + [cls("says") for cls in simple if cls not in (errors.CorruptModel, errors.UnsupportedModel)]
+    found += [errors.SavedSessionError("a.session", "is broken", 7)]
+    own = (errors.CorruptModel, errors.UnsupportedModel, errors.SavedSessionError)
+    return found + [cls("says") for cls in simple if cls not in own]
 
 
 def plain(value):

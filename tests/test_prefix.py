@@ -51,6 +51,8 @@ def compute(engine, prefixes, ids, *, lane=None, sizes=None, offers=(), others=(
     """All that a sequence computes: its cache, how many positions it was spared, and logits of the others, (n - spared, n_vocab)."""
     lane, kv = lane or engine.lane, engine.new_kv()
     at = spared = prefixes.attach(kv, ids, lane.nodes, others)
+    if at and kv.nodes != lane.nodes:
+        kv.settle(lane)
     sizes, rows = list(sizes or [engine.n_batch]), []
     while at < len(ids):
         size = sizes.pop(0) if len(sizes) > 1 else sizes[0]
@@ -121,6 +123,44 @@ def test_sequences_that_go_on_serve_others_at_once(paths):
         assert compute(engine, prefixes, IDS[:377], others=[(kv, IDS, 500)])[1] == 376  # the last gives the logits
         kv.close()
         assert compute(engine, prefixes, other, others=[(kv, IDS, 377)])[1] == 0
+
+
+def test_one_that_is_closed_in_between(paths, monkeypatch):
+    """By another thread, after it was found and before it is shared: the next best will do."""
+    with open_engine(paths["all"], n_batch=400) as engine:
+        prefixes = Prefixes(engine.caches, 1 << 30)
+        compute(engine, prefixes, IDS[:300])[0].close()
+        kv, right = engine.new_kv(), logits(engine, IDS[:400])
+        logits(engine, IDS[:390], kv=kv)
+        best = Prefixes._best
+        monkeypatch.setattr(Prefixes, "_best", lambda *args: (best(*args), kv.close())[0])
+        mine, spared, found = compute(engine, prefixes, IDS[:400], others=[(kv, IDS, 390)])
+        assert spared == 300 and kv.closed and (prefixes.queries, prefixes.hits) == (2, 1)
+        same_bits(found, right[300:])
+
+
+@pytest.mark.parametrize("name", ["all", "window 300", "windows only"])
+def test_one_that_is_closed_while_it_is_offered(paths, monkeypatch, name):
+    """What was taken in before is whole."""
+    with open_engine(paths[name], n_batch=400) as engine:
+        prefixes, kv = Prefixes(engine.caches, 1 << 30), engine.new_kv()
+        logits(engine, IDS[:700], kv=kv)
+        lend, calls = kv.lend, []
+
+        def closing(chunk):
+            calls.append(chunk)
+            if chunk == 2:
+                kv.close()
+            return lend(chunk)
+
+        monkeypatch.setattr(kv, "lend", closing)
+        prefixes.offer(kv, IDS, 700)
+        assert calls == [0, 1, 2]
+        check(prefixes)
+        other = branch(600, 720)
+        _, spared, found = compute(engine, prefixes, other)
+        assert spared == 512
+        same_bits(found, logits(engine, other)[spared:])
 
 
 def test_ids_that_repeat(paths):
@@ -202,25 +242,46 @@ def test_a_window_that_was_forgotten(paths):
 # ---- nodes ------------------------------------------------------------------------------------------------------------
 
 
-def test_nodes_that_work_apart_share_nothing(paths, monkeypatch):
+def test_nodes_that_work_apart_copy(paths, monkeypatch):
+    """What one lane computed another copies, so that it reads its own; and what it has itself it shares."""
+    pretend(monkeypatch, 2, 1)
+    right = None
+    with open_engine(paths["all"], placement="replicate", n_batch=300) as engine:
+        prefixes = Prefixes(engine.caches, 1 << 30)
+        lanes, found = [engine.lane, *engine.node_lanes()], []
+        for i, lane in enumerate(lanes):
+            before = out(engine)[0]
+            kv, spared, rows = compute(engine, prefixes, IDS[:400], lane=lane)
+            right = rows if right is None else right
+            assert spared == (399 if i else 0) and kv.nodes == lane.nodes and out(engine)[0] == before + 2
+            same_bits(rows, right[spared:])
+            found.append(kv)
+        for kv, lane in zip(found, lanes):
+            other = branch(390, 450)
+            twin, spared, rows = compute(engine, prefixes, other, lane=lane)
+            assert spared == 390 and twin.nodes == lane.nodes
+            assert {b[2] for b in twin.blocks() if b[1] == 0} == {b[2] for b in kv.blocks() if b[1] == 0}  # the first block is shared
+            same_bits(rows, logits(engine, other)[390:])
+        first = engine.lane
+        near, far = some_ids(CHUNK, 5), some_ids(CHUNK + LEAST - 1, 5)
+        compute(engine, prefixes, near, lane=lanes[1])
+        compute(engine, prefixes, far, lane=first)
+        assert prefixes.attach(engine.new_kv(), np.append(far, 7).astype(np.int32), lanes[1].nodes) == CHUNK  # hardly more is far
+
+
+def test_forgetting_what_lies_on_a_node(paths, monkeypatch):
     pretend(monkeypatch, 2, 1)
     with open_engine(paths["all"], placement="replicate", n_batch=300) as engine:
         prefixes = Prefixes(engine.caches, 1 << 30)
         lanes = [engine.lane, *engine.node_lanes()]
-        for lane in lanes:
-            kv, spared, found = compute(engine, prefixes, IDS[:400], lane=lane)
-            assert spared == 0 and kv.nodes == lane.nodes
-        for lane in lanes:
-            kv, spared, again = compute(engine, prefixes, IDS[:400], lane=lane)
-            assert spared == 399 and kv.nodes == lane.nodes
-            same_bits(again, found[399:])
-        for kv in list(engine.caches.alive):
-            kv.close()
+        for i, lane in enumerate(lanes):
+            compute(engine, prefixes, some_ids(400, i), lane=lane)[0].close()
         each = prefixes.bytes // 3
         assert prefixes.reclaim(1, [0]) == each // 2  # of all nodes' lane, whose was used least recently: the second block
         prefixes.reclaim(nodes=[1])
         assert prefixes.bytes == each
-        assert [compute(engine, prefixes, IDS[:400], lane=lane)[1] for lane in lanes] == [0, 399, 0]
+        known = [prefixes.known(some_ids(401, i)[:400], lanes[1].nodes) for i in range(3)]
+        assert known == [0, 399, 0]
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------

@@ -328,7 +328,7 @@ class Cache:
     def prepare(self, lane, pos0, end):
         """Make room for positions pos0 to end - 1, which a step of the lane will write; what stood there and behind is given up.
 
-        Again after a cancelled step, it changes nothing.
+        It may be done again, after a step that was cancelled.
 
         Returns
         -------
@@ -446,6 +446,18 @@ class Cache:
             self._tables.cut(0)
             raise
         self.n, self.nodes = n, list(nodes)
+
+    def settle(self, lane):
+        """Replace all blocks by copies that a lane's workers have placed, so that what it reads from now on is near.
+
+        Raises
+        ------
+        Cancelled, OutOfNodeMemory
+            Some of them are replaced, and all hold the same.
+        """
+        for kind, chunk, *_ in self.blocks():
+            self._own(lane.team, kind.index, chunk)
+        self.nodes = lane.nodes
 
     # ---- looking -----------------------------------------------------------------------------------------------------
 

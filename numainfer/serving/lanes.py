@@ -7,6 +7,7 @@ again without it: the same steps over fewer sequences give the same bits.
 """
 
 import collections
+import contextlib
 import functools
 import logging
 import queue
@@ -249,8 +250,17 @@ class LaneLoop:
         return batch
 
     def _begins(self, s):
-        """`Request.begins` with those before it."""
-        return s.begins(self.lane.nodes, [*self._answering, *self._reading[: self._reading.index(s)]])
+        """`Request.begins` with those before it; what goes wrong there is its own end."""
+        have = s.at
+        try:
+            begun = s.begins(self.lane.nodes, [*self._answering, *self._reading[: self._reading.index(s)]])
+            if s.at > have and s.cache.nodes != self.lane.nodes:
+                with contextlib.suppress(Cancelled, OutOfNodeMemory), s.runtime.turn(None if self.whole else self.lane):
+                    s.cache.settle(self.lane)
+            return begun
+        except Exception as e:
+            s.end(e)
+            return False
 
     def _goes_on(self, s):
         """Whether steps are run for a request; it ends here where it was cancelled or its session closed."""

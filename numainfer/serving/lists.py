@@ -55,7 +55,8 @@ def generate_list(runtime, n, prompt_of, params, mode, progress, on_interrupt, s
         log.warning("%d of %d prompts failed; the first is %d: %s", len(failed), len(results), i, error)
     if run.interrupted:
         lost = sum(done.finish_reason == "cancelled" for done in results)
-        says = f"interrupted: {lost} of {counted(len(results), 'prompt' if len(results) == n else 'answer')} {'was' if lost == 1 else 'were'} cancelled"
+        all_ = counted(len(results), "prompt" if len(results) == n else "answer")
+        says = f"interrupted: {lost} of {all_} {'was' if lost == 1 else 'were'} cancelled"
         if on_interrupt == "raise":
             raise Interrupted(says, results)
         warnings.warn(says, CancelledWarning, stacklevel=3)

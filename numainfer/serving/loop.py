@@ -29,6 +29,7 @@ from .modes import faster, kv_budget, measure
 log = logging.getLogger("numainfer")
 
 _LOOKED_UP = 0.25  # seconds between two looks at how much memory there is, each of which takes half a millisecond
+_SMALL = 64 << 20  # bytes of KV memory for which nobody looks, where a lane computes nothing else
 _RECENT = 1.0  # seconds: who has taken something of a stream since then waits for more
 
 
@@ -48,7 +49,7 @@ class Loop:
         self._lock = threading.Lock()
         self._waiting = {mode: collections.deque() for mode in ("auto", "latency", "throughput")}
         self._lanes, self._of_nodes, self._mode = {}, None, "latency"
-        self._budgets = {}  # by lane, when it was looked up, and what sequences may fill
+        self._budgets = {}  # by lane, when it was looked up, what sequences may fill, and what prefixes had then
         self._reserved = {}  # bytes of KV memory by request, of those that were begun and have not ended
         self._streams = {}  # answers that somebody takes piece by piece, whose prompt is read, and that have not ended
         _loops.add(self)
@@ -205,22 +206,29 @@ class Loop:
         """Whether a lane may take a request now: others may deserve it more, or there is no room for it."""
         if not lane.n_active:
             self._budgets.pop(lane, None)
+            if request.n_bytes <= _SMALL:
+                return True
         elif name != "latency" and not lane.whole:
             # Its part of all that is not finished, so that the fastest lane does not take them all.
             unfinished = self.n_waiting - len(self._waiting["latency"]) + sum(other.n_active for other in self._of_nodes)
             if lane.n_active >= lane.lane.n_workers / sum(other.lane.n_workers for other in self._of_nodes) * unfinished:
                 return False
-        own = [(r, n) for r, n in list(self._reserved.items()) if r.lane is lane]
-        now = time.monotonic()
-        when, budget = self._budgets.get(lane, (0.0, 0))
-        if now - when > _LOOKED_UP:
-            when, budget = now, kv_budget(runtime, lane.lane) + sum(r.held_bytes for r, _ in own)
-        short = request.n_bytes + sum(n for _, n in own) - budget
-        if short > 0:
-            freed = runtime.prefixes.reclaim(short, lane.lane.nodes)
-            short, budget = short - freed, budget + freed
-        self._budgets[lane] = when, budget
+        need = request.n_bytes + sum(n for r, n in list(self._reserved.items()) if r.lane is lane)
+        short = need - self._budget(lane, runtime)
+        if short > 0 and runtime.prefixes.bytes:
+            runtime.prefixes.reclaim(short, lane.lane.nodes)
+            self._budgets.pop(lane, None)
+            short = need - self._budget(lane, runtime)
         return short <= 0 or not lane.n_active
+
+    def _budget(self, lane, runtime):
+        """Bytes of KV memory that a lane's sequences may fill, those included that they have; looked up now and then."""
+        now, kept = time.monotonic(), runtime.prefixes.bytes
+        when, budget, then = self._budgets.get(lane, (0.0, 0, 0))
+        if now - when > _LOOKED_UP:
+            budget, then = kv_budget(runtime, lane.lane) + sum(r.held_bytes for r in list(self._reserved) if r.lane is lane), kept
+            self._budgets[lane] = now, budget, then
+        return budget - max(kept - then, 0)
 
     def _choose_mode(self, runtime):
         """Where those go that leave it to us: "latency" or "throughput". Under the lock."""
@@ -276,7 +284,7 @@ class Loop:
             own = [request for request in reserved if request.lane is lane]
             lanes.append(LaneStats(tuple(names[i] for i in lane.lane.nodes), "latency" if lane.whole else "throughput", len(own),
                                    sum(request.paused for request in own), lane.rate, sum(request.held_bytes for request in own)))
-        return Stats(tuple(lanes), self.n_waiting + self._came.qsize(), self._mode)
+        return Stats(tuple(lanes), self.n_waiting + self._came.qsize(), self._mode, runtime.prefixes.stats())
 
     # ---- the end -----------------------------------------------------------------------------------------------------
 

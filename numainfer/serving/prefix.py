@@ -5,7 +5,8 @@ parent's end, and it holds references to the blocks of keys and values (`engine.
 known beginning of a prompt is a way down from the root, token by token to its end: ids are compared, not hashes of them. Blocks are
 shared by reference; who goes on in the midst of one that others went on from gets a copy of it (`Cache`).
 
-Each set of nodes that work together has a tree of its own, for their workers placed the blocks' pages.
+Each set of nodes that work together has a tree of its own, for their workers placed the blocks' pages; what is found in another's should be
+copied (`Cache.settle`), which takes a hundredth of the time of computing it.
 
 Of layers with a window a node has blocks only if its sequence had them when it was offered: those before its end.  They leave by
 themselves, for a prompt can begin only where a window's blocks are there; the other blocks of a node leave when it is a leaf.
@@ -21,6 +22,7 @@ import numpy as np
 from .. import _core
 from ..engine.cache import chunks
 from ..machine.limits import limits, node_memory, spare
+from ..results import PrefixStats
 
 CHUNK = _core.CHUNK
 LEAST = 16
@@ -186,7 +188,8 @@ class Prefixes:
         Returns
         -------
         int
-            Positions that need not be computed: less than n, for the last gives the logits.  If it is `have`, the cache is as it was.
+            Positions that need not be computed: less than n, for the last gives the logits.  If it is `have`, the cache is as it was. If
+            they are other nodes', ``cache.nodes`` tells.
         """
         nodes = tuple(cache.nodes if nodes is None else nodes)
         with self._entered():
@@ -195,10 +198,14 @@ class Prefixes:
             if n <= have:
                 return have
             if donor is None:
-                cache.adopt(self._blocks(way, n), n, nodes)
+                cache.adopt(self._blocks(way, n), n, way[0].nodes)
                 self._touch(way)
             else:
-                cache.share(donor, n)
+                try:
+                    cache.share(donor, n)
+                except ValueError:  # another thread has closed it meanwhile
+                    self.queries -= 1
+                    return self.attach(cache, ids, nodes)
             self.hits += 1
             self.positions += n
             return n
@@ -211,6 +218,11 @@ class Prefixes:
     def _best(self, nodes, ids, others):
         """Positions that are known, and where: the way in the tree, or one of the others."""
         way, n = self._find(nodes, ids)
+        for far in self._roots:
+            if far != nodes:
+                far_way, m = self._find(far, ids)
+                if m >= n + LEAST:
+                    way, n = far_way, m
         donor = None
         for other, its, computed in others:
             m = self._worth(min(in_common(its[:computed], ids), len(ids) - 1))
@@ -252,13 +264,16 @@ class Prefixes:
         nodes = tuple(cache.nodes)
         node, way = self._roots.setdefault(nodes, _Node(None, b"", -1, nodes)), []
         for chunk in range(chunks(n)):
+            lent = cache.lend(chunk)
+            if any(kind.index not in lent for kind in self._kinds if not kind.window):
+                break  # another thread has closed it meanwhile
             own = key[chunk * CHUNK * _ID.itemsize :][: CHUNK * _ID.itemsize]
             common, child = node.nearest(own)
             if child is None or common * _ID.itemsize < min(len(own), len(child.key)):
                 child = node.add(own)
             elif len(own) > len(child.key):
                 child.lengthen(own)
-            self._take(child, cache.lend(chunk), len(own) // _ID.itemsize)
+            self._take(child, lent, len(own) // _ID.itemsize)
             way.append(child)
             node = child
         self._touch(way)
@@ -326,6 +341,10 @@ class Prefixes:
                 if part is node.all or part.blocks:
                     self._used[part] = None
                     self._used.move_to_end(part)
+
+    def stats(self):
+        """PrefixStats."""
+        return PrefixStats(self.bytes, self.most, self.queries, self.hits, self.positions)
 
     # ---- memory ------------------------------------------------------------------------------------------------------
 

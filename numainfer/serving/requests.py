@@ -194,13 +194,18 @@ class Request:
             The lane's.
         before : list of Request
             That the lane computes and that came before it.
+
+        Raises
+        ------
+        ModelClosed
+            Its session was closed.
         """
         if self._behind is not None:
             other, n = self._behind
             if other.at < n and not (other.ended or other.paused):
                 return False
         prefixes, most = self.runtime.prefixes, len(self.ids) - 1
-        others = [(other.cache, other.ids, other.at) for other in before if other.at and not other.ended]
+        others = [(cache, other.ids, other.at) for other in before if other.at and (cache := other.cache) is not None]
         least, self._behind = max(prefixes.known(self.ids, nodes, others), self.at) + LEAST, None
         for other in before:
             # One whose steps are of the other kind may have to wait for these.

@@ -25,7 +25,7 @@ def build(p, weights):
     for w in layers(c, weights):
         x.add(attention(p, x.norm(w.attn_norm), w, a, rope), post=w.attn_output_norm)
         h = x.norm(w.ffn_norm)
-        beside = gated(p, h, w, "gelu") if w.get("ffn_up") else None
+        beside = functools.partial(gated, p, h, w, "gelu") if w.get("ffn_up") else None
         y = mixture(p, h, w, experts, shared=beside, activation="gelu", scale=math.sqrt(0.5) if beside else 1.0)
         x.add(y, post=w.get("layer_output_norm") or w.post_ffw_norm)
     end(p, weights, x, scale=c.float("logit_scale", default=LOGITS), softcap=c.float("final_logit_softcapping", default=0.0, low=0))
