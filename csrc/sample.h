@@ -38,6 +38,9 @@ enum {
     NI_SAMPLE_NO_MEMORY = -4
 };
 
+/* Why the output ends with a token. */
+enum { NI_SAMPLE_STOP = 1, NI_SAMPLE_LENGTH = 2 };
+
 #define NI_LOGPROBS_MAX 1024 /* most entries ni_top_logprobs lists */
 
 typedef struct {
@@ -49,21 +52,28 @@ typedef struct {
     double frequency_penalty;  /* finite as a float; 0 = off */
     int32_t top_k;             /* >= 0; 0 = off */
     int32_t min_tokens;        /* >= 0; stop tokens are banned until so many tokens were produced */
+    int64_t max_tokens;        /* >= 0; the output ends with so many; 0 = never */
     uint64_t seed;
 } ni_sampler_params;
 
 typedef struct ni_sampler ni_sampler; /* not for two threads at once */
 
 /* Bytes of scratch that ni_sample, ni_sampler_distribution and ni_top_logprobs need for n_vocab logits; the buffer must
- * be aligned to 16 bytes and its content means nothing between calls. */
+ * be aligned to 16 bytes. It begins as zeros, and no call needs what another one left there. */
 size_t ni_sample_scratch_bytes(int32_t n_vocab);
 
+/* Most of the scratch is room for candidates, which are few as a rule. Where there were many, this gives the pages behind the first some
+ * to the system again, so that no more than ni_sample_kept_bytes of it hold memory. */
+void ni_sample_trim(void *scratch, int32_t n_vocab);
+size_t ni_sample_kept_bytes(int32_t n_vocab);
+
 /* A new sampler, or NULL with *status = NI_SAMPLE_BAD_ARGUMENT or NI_SAMPLE_NO_MEMORY. Everything is copied. All ids
- * must lie in [0, n_vocab). stop_ids matter to min_tokens only. */
+ * must lie in [0, n_vocab). stop_ids: tokens that end the output. */
 ni_sampler *ni_sampler_new(const ni_sampler_params *params, int32_t n_vocab, const int32_t *prompt, int64_t n_prompt,
                            const int32_t *bias_ids, const float *bias, int32_t n_bias, const int32_t *stop_ids,
                            int32_t n_stop, int *status);
 void ni_sampler_free(ni_sampler *s); /* NULL is fine */
+int32_t ni_sampler_n_vocab(const ni_sampler *s);
 
 /* Copies logits to out, those whose bit in the mask is 0 as -inf; a NaN stays one, so that a mask hides no broken model.
  * mask: bit i % 32 of word i / 32 is token i's; at least n bits. n >= 1; out does not overlap the others. */
@@ -77,7 +87,8 @@ int32_t ni_sample(ni_sampler *s, float *logits, void *scratch);
  * entries of room each, and returns their number, or NI_SAMPLE_NAN or NI_SAMPLE_EMPTY. Greedy: one token. */
 int32_t ni_sampler_distribution(ni_sampler *s, float *logits, void *scratch, int32_t *ids, double *probs);
 
-/* Records that the sequence got this token, chosen here or not. 0, or NI_SAMPLE_BAD_ARGUMENT. */
+/* Records that the sequence got this token, chosen here or not. 0, or that the output ends with it: NI_SAMPLE_STOP (it is one of the stop
+ * ids) before NI_SAMPLE_LENGTH; or NI_SAMPLE_BAD_ARGUMENT. */
 int ni_sampler_accept(ni_sampler *s, int32_t id);
 
 /* The number that a sampler with this seed draws for its token at this position (0 = first of the output): uniform on

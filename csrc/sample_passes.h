@@ -3,7 +3,8 @@
  * How it is fast: one pass over the logits finds the maximum of every block of 32, and a cut by value then visits only
  * the blocks whose maximum passes it. min_p is such a cut; top_k becomes one, because at least k tokens reach the k-th
  * greatest block maximum; top_p tries a few falling cuts until enough mass is above. What remains is cut exactly by a
- * radix selection, and the exponential is taken of what remains only (top_p alone needs the whole sum, in SIMD). */
+ * radix selection, and the exponential is kept of what remains only (top_p alone needs the sum of all). Passes over all logits are SIMD
+ * of the table in use (isa/sample_impl.h). */
 #ifndef NI_SAMPLE_PASSES_H
 #define NI_SAMPLE_PASSES_H
 
@@ -13,44 +14,26 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "formats/half.h"
+#include "isa/kernels.h"
+#include "isa/sample_impl.h"
 #include "sample.h"
 
-enum { BLOCK = 32, BUCKETS = 2048 };
+enum { BLOCK = NI_SAMPLE_BLOCK, BUCKETS = 2048 };
 
-/* A float's bits as an integer in the same order; the map is its own inverse. -0 becomes +0, since they are equal. */
+/* Keys (isa/sample_impl.h) of the ends. */
 #define KEY_INF 0x7f800000
 #define KEY_MINUS_INF (-0x7f800000 - 1)
 #define KEY_LOWEST (-0x7f800000) /* -FLT_MAX: the least logit that has a chance */
 
-static inline int32_t key_of(float x) {
-    int32_t i = (int32_t)ni_f32_bits(x + 0.0f);
-    return i ^ (int32_t)((uint32_t)(i >> 31) >> 1);
-}
+static inline int32_t key_of(float x) { return ni_sample_key(x); }
 
-static inline float value_of(int32_t key) { return ni_bits_f32((uint32_t)(key ^ (int32_t)((uint32_t)(key >> 31) >> 1))); }
+static inline float value_of(int32_t key) { return ni_sample_value(key); }
 
 /* The key of the least float >= v, at least KEY_LOWEST.  v <= FLT_MAX */
 static int32_t key_at_least(double v) {
     if (!(v > -(double)FLT_MAX)) return KEY_LOWEST;
     float f = (float)v;
     return key_of(f) + ((double)f < v);
-}
-
-/* e^x for x <= 0, relative error below 1e-7; exactly 1 at 0, and 0 below e^-87.7, where floats go denormal.
- * x = n ln 2 + r, ln 2 in two parts, the first short enough for n * ln2_high to be exact; the polynomial
- * 1 + r + r^2 q(r) is a minimax fit on |r| <= ln 2 / 2 (relative error 3e-9). Adding 1.5 * 2^23 + 127 rounds to an
- * integer and leaves the exponent of 2^n in the low bits, 0 for the least x. The limit is taken on the bits, where a
- * negative number's size is in unsigned order, because gcc makes branches, not SIMD, of float comparisons. */
-static inline float exp_nonpositive(float x) {
-    const float shifter = 12583039.0f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
-    uint32_t u = ni_f32_bits(x), limit = ni_f32_bits(-88.0f);
-    float c = ni_bits_f32(u < limit ? u : limit);
-    float t = c * 1.44269504f + shifter;
-    float n = t - shifter;
-    float r = (c - n * ln2_high) - n * ln2_low;
-    float q = (((0.00138145988f * r + 0.00836871658f) * r + 0.04166838899f) * r + 0.16666521132f) * r + 0.49999994040f;
-    return (q * (r * r) + r + 1.0f) * ni_bits_f32(ni_f32_bits(t) << 23);
 }
 
 /* ---- scratch ---- */
@@ -62,25 +45,28 @@ typedef struct {
     int32_t *block; /* greatest key of each block of logits */
     int32_t *id;    /* candidates, ids ascending; room for one block more than n_vocab */
     int32_t *key;
+    int32_t *most;  /* most candidates that there were, since ni_sample_trim */
     double total; /* of the weights */
 } scratch;
 
+enum { HEAD = 2 }; /* doubles before all that, for `most` */
+
 static size_t blocks_of(int32_t n) { return ((size_t)n + BLOCK - 1) / BLOCK; }
 
-static size_t scratch_bytes(int32_t n_vocab) {
-    size_t n_blocks = blocks_of(n_vocab) + 1;
-    return 8 * (BUCKETS + n_blocks) + 4 * n_blocks * (1 + 3 * BLOCK);
-}
+/* Of what stands before the candidates, and of all. */
+static size_t fixed_bytes(int32_t n_vocab) { return 8 * (HEAD + BUCKETS) + 12 * (blocks_of(n_vocab) + 1); }
+static size_t scratch_bytes(int32_t n_vocab) { return fixed_bytes(n_vocab) + 12 * BLOCK * (blocks_of(n_vocab) + 1); }
 
 static scratch lay_out(void *memory, int32_t n_vocab) {
     size_t n_blocks = blocks_of(n_vocab) + 1;
     scratch t = {0};
-    t.hist = memory;
+    t.most = memory;
+    t.hist = (double *)memory + HEAD;
     t.mass = t.hist + BUCKETS;
-    t.weight = (float *)(t.mass + n_blocks);
+    t.block = (int32_t *)(t.mass + n_blocks);
+    t.weight = (float *)(t.block + n_blocks);
     t.id = (int32_t *)(t.weight + n_blocks * BLOCK);
     t.key = t.id + n_blocks * BLOCK;
-    t.block = t.key + n_blocks * BLOCK;
     return t;
 }
 
@@ -89,23 +75,12 @@ static scratch lay_out(void *memory, int32_t n_vocab) {
 /* Fills t->block and *top, the greatest key.  0, NI_SAMPLE_NAN or NI_SAMPLE_EMPTY.
  * A NaN's key is beyond that of the infinity of its sign, so minimum and maximum find it for free. */
 static int scan(const float *logits, int32_t n, scratch *t, int32_t *top) {
-    int32_t high = INT32_MIN, low = INT32_MAX;
-    for (int32_t i = 0, b = 0; i < n; i += BLOCK, b++) {
+    int32_t high = INT32_MIN, low = INT32_MAX, whole = n / BLOCK * BLOCK;
+    ni_k->vec.sample_keys(logits, whole, t->block, &low, &high);
+    if (whole < n) {
         float padded[BLOCK];
-        const float *l = logits + i;
-        if (n - i < BLOCK) {
-            for (int j = 0; j < BLOCK; j++) padded[j] = j < n - i ? l[j] : -INFINITY;
-            l = padded;
-        }
-        int32_t most = INT32_MIN, least = INT32_MAX;
-        for (int j = 0; j < BLOCK; j++) {
-            int32_t k = key_of(l[j]);
-            most = k > most ? k : most;
-            least = k < least ? k : least;
-        }
-        t->block[b] = most;
-        high = most > high ? most : high;
-        low = least < low ? least : low;
+        for (int j = 0; j < BLOCK; j++) padded[j] = j < n - whole ? logits[whole + j] : -INFINITY;
+        ni_k->vec.sample_keys(padded, BLOCK, t->block + whole / BLOCK, &low, &high);
     }
     *top = high;
     if (high > KEY_INF || low < KEY_MINUS_INF) return NI_SAMPLE_NAN;
@@ -114,25 +89,14 @@ static int scan(const float *logits, int32_t n, scratch *t, int32_t *top) {
 
 /* Lists the logits with key >= least in t->id and t->key and returns their number. Needs scan's t->block. */
 static int32_t collect(const float *logits, int32_t n, int32_t least, scratch *t) {
-    int32_t count = 0;
-    for (int32_t i = 0, b = 0; i < n; i += BLOCK, b++) {
-        if (t->block[b] < least) continue;
-        int32_t end = n - i < BLOCK ? n : i + BLOCK;
-        for (int32_t j = i; j < end; j++) { /* writes always, advances on a hit: no branch to mispredict */
-            int32_t k = key_of(logits[j]);
-            t->id[count] = j;
-            t->key[count] = k;
-            count += k >= least;
-        }
+    int32_t whole = n / BLOCK * BLOCK, count = (int32_t)ni_k->vec.sample_collect(logits, whole, t->block, least, t->id, t->key);
+    for (int32_t i = whole; i < n; i++) {
+        if (key_of(logits[i]) < least) continue;
+        t->id[count] = i;
+        t->key[count++] = key_of(logits[i]);
     }
+    *t->most = count > *t->most ? count : *t->most;
     return count;
-}
-
-static double block_sum(const float *w) {
-    double lane[8] = {0};
-    for (int j = 0; j < BLOCK; j += 8)
-        for (int l = 0; l < 8; l++) lane[l] += w[j + l];
-    return ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]));
 }
 
 /* Pads the first n of t->weight to whole blocks, fills t->mass and t->total. */
@@ -140,20 +104,36 @@ static void sum_weights(int32_t n, scratch *t) {
     size_t n_blocks = blocks_of(n);
     for (size_t i = (size_t)n; i < n_blocks * BLOCK; i++) t->weight[i] = 0.0f;
     t->total = 0;
-    for (size_t b = 0; b < n_blocks; b++) t->total += t->mass[b] = block_sum(t->weight + b * BLOCK);
+    for (size_t b = 0; b < n_blocks; b++) t->total += t->mass[b] = ni_sample_sum(t->weight + b * BLOCK);
 }
 
-/* t->weight = exp((value - max) / T) for all logits or, if logits is NULL, for the first n of t->key; then sums.
+/* t->weight = exp((value - max) / T) for the first n of t->key; then sums.
  * max == +inf: 1 for candidates (the caller collected only those at +inf). */
-static void weigh(const float *logits, int32_t n, float max, float inverse_t, scratch *t) {
+static void weigh(int32_t n, float max, float inverse_t, scratch *t) {
     float *w = t->weight;
     if (max > FLT_MAX)
         for (int32_t i = 0; i < n; i++) w[i] = 1.0f;
-    else if (logits)
-        for (int32_t i = 0; i < n; i++) w[i] = exp_nonpositive((logits[i] - max) * inverse_t);
     else
-        for (int32_t i = 0; i < n; i++) w[i] = exp_nonpositive((value_of(t->key[i]) - max) * inverse_t);
+        ni_k->vec.sample_weigh(t->key, n, max, inverse_t, w);
     sum_weights(n, t);
+}
+
+/* The weights of the block of logits that begins at i: zeros past the end. */
+static void weigh_block(const float *logits, int32_t n, int32_t i, float max, float inverse_t, float *w) {
+    for (int32_t j = 0; j < BLOCK; j++) w[j] = j < n - i ? ni_sample_exp((logits[i + j] - max) * inverse_t) : 0.0f;
+}
+
+/* t->mass and t->total of all logits, whose weights are kept nowhere. max is finite. */
+static void weigh_all(const float *logits, int32_t n, float max, float inverse_t, scratch *t) {
+    int32_t whole = n / BLOCK * BLOCK;
+    ni_k->vec.sample_masses(logits, whole, max, inverse_t, t->mass);
+    if (whole < n) {
+        float w[BLOCK];
+        weigh_block(logits, n, whole, max, inverse_t, w);
+        t->mass[whole / BLOCK] = ni_sample_sum(w);
+    }
+    t->total = 0;
+    for (size_t b = 0; b < blocks_of(n); b++) t->total += t->mass[b];
 }
 
 typedef struct {

@@ -63,6 +63,7 @@ class Arena:
 
 class Team:
     n_nodes: int
+    scratch: SampleScratch | None
     def __init__(self, cpus: Sequence[int], nodes: Sequence[int], domains: Sequence[int] | None = None) -> None: ...
     def __len__(self) -> int: ...
     def close(self) -> None: ...
@@ -144,11 +145,26 @@ def mask_logits(logits: np.ndarray, mask: np.ndarray, out: np.ndarray) -> None: 
 
 class SampleScratch:
     n_vocab: int
-    def __init__(self, n_vocab: int) -> None: ...
+    n_threads: int
+    bytes: int
+    def __init__(self, n_vocab: int, n_threads: int = 1) -> None: ...
 
 class Sampler:
     n_vocab: int
+    holds: bool
+    n_logprobs: int
+    token_ids: list[int]
+    logprobs: list[tuple[int, float, int, tuple[tuple[int, float], ...]]]
+    finish_reason: str | None
     def __init__(
         self, n_vocab: int, prompt: np.ndarray, bias_ids: np.ndarray, bias: np.ndarray, stop_ids: np.ndarray, **params: Any
     ) -> None: ...
-    def __getattr__(self, name: str) -> Any: ...
+    def distribution(self, logits: np.ndarray, scratch: SampleScratch, ids: np.ndarray, probs: np.ndarray) -> int: ...
+    def accept(self, token: int) -> str | None: ...
+    def publish(self, token: int, logprob: tuple[int, float, int, tuple[tuple[int, float], ...]] | None = None,
+                reason: str | None = None) -> None: ...
+
+def choose(
+    team: Team | None, scratch: SampleScratch, samplers: list[Sampler], logits: np.ndarray, proposals: list[Any] | None = None,
+    given: dict[int, Any] | None = None
+) -> list[Any]: ...

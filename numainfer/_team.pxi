@@ -43,8 +43,14 @@ cdef class Team:
         Per worker: its CPU, and its node's index, ascending from 0.
     domains : sequence of int, optional
         Per worker a number that neighbours share who share an L3 cache; by default all of a node do.
+
+    Attributes
+    ----------
+    scratch : SampleScratch or None
+        The workers' memory for sampling (`choose`); whoever gives it to them counts it.
     """
     cdef ni_team *p
+    cdef public object scratch
     cdef object pid
     cdef readonly int n_nodes
 

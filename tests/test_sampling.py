@@ -372,16 +372,27 @@ def test_binding_refuses_what_would_be_unsafe():
         "seed": 0,
     }
     sampler = _core.Sampler(4, none, none, np.zeros(0, np.float32), none, **good)
-    for bad in (np.zeros(5, np.float32), np.zeros(0, np.float32)):
-        with pytest.raises(ValueError, match="the sampler is for 4"):
-            sampler.sample(bad, scratch)
-    with pytest.raises(ValueError, match="the sampler is for 4"):
-        sampler.sample(logits, _core.SampleScratch(3))
+    rows, mask = logits[None], np.zeros(1, np.uint32)
+    for bad in (rows[:, :3], np.zeros((0, 4), np.float32), np.zeros((2, 4), np.float32)):
+        with pytest.raises(ValueError, match="logits: found"):
+            _core.choose(None, scratch, [sampler], bad)
+    with pytest.raises(ValueError, match="scratch for 3"):
+        _core.choose(None, _core.SampleScratch(3), [sampler], rows)
+    two = np.zeros((2, 4), np.float32)
+    for own in ((logits[:3], None), (np.zeros(5, np.float32), None), (None, mask[:0]), (None, np.zeros(2, np.uint32))):
+        with pytest.raises(ValueError, match="sequence 0: found"):
+            _core.choose(None, scratch, [sampler], rows, None, {0: own})
+    with pytest.raises(ValueError, match="the first of 2 rows"):
+        _core.choose(None, scratch, [sampler], two, [np.zeros(1, np.int32)], {0: (None, mask)})
+    sampler.holds = True
+    with pytest.raises(ValueError, match="takes one row"):
+        _core.choose(None, scratch, [sampler], two, [np.zeros(1, np.int32)])
+    sampler.holds = False
+    with pytest.raises(ValueError, match="n_threads = 0"):
+        _core.SampleScratch(4, 0)
     with pytest.raises(ValueError, match="the sampler is for 4"):
         sampler.distribution(logits, scratch, np.zeros(3, np.int32), np.zeros(4))
-    for chosen in (-1, 4):
-        with pytest.raises(ValueError, match="outside"):
-            _core.top_logprobs(logits, chosen, scratch, none, np.zeros(0, np.float32))
+    assert sampler.token_ids == []
     nan = math.nan
     for change in [
         {"temperature": nan},

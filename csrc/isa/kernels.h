@@ -137,6 +137,15 @@ typedef struct ni_kernels {
         /* Folds part (m1, l1, acc1) into (m, l, acc) of n values:
          *   mn = max(m, m1), a = exp(m - mn), b = exp(m1 - mn); l = fma(l, a, l1*b); acc = fma(acc, a, acc1*b); m = mn */
         void (*merge)(float *m, float *l, float *acc, float m1, float l1, const float *acc1, int64_t n);
+        /* For the sampler (sample_impl.h), over blocks of 32 of n logits, a multiple of 32: the greatest key of each block, and low and high,
+         * which go as far down and up as keys do. */
+        void (*sample_keys)(const float *x, int64_t n, int32_t *most, int32_t *low, int32_t *high);
+        /* The sum of each block's weights exp((x - max) * inverse_t), x <= max. */
+        void (*sample_masses)(const float *x, int64_t n, float max, float inverse_t, double *mass);
+        /* w = exp((value - max) * inverse_t) of keys of values <= max. */
+        void (*sample_weigh)(const int32_t *key, int64_t n, float max, float inverse_t, float *w);
+        /* Lists the logits with a key >= least, in order, and returns their number; most: each block's greatest key.  There is room for n. */
+        int64_t (*sample_collect)(const float *x, int64_t n, const int32_t *most, int32_t least, int32_t *id, int32_t *key);
         /* By type of the KV memory; kv_layout.h says how a chunk of one kv-head lies. */
         struct ni_kv_kernels {
             /* Stores position pos of the chunk.  f32: as it is.  f16, bf16: rounded to nearest, ties to even.  q8_0: d and q as quantize gives them,

@@ -12,6 +12,7 @@
 #include "attend_impl.h"
 #include "exp_impl.h"
 #include "kernels.h"
+#include "sample_impl.h"
 #include "v16.h"
 
 /* Blocks with amax < NI_QUANT_TINY count as zero: 127 / amax would overflow, and amax / 127 be subnormal. */
@@ -209,6 +210,8 @@ static void NI_VEC(from_f16)(const uint16_t *x, int64_t n, float *y) {
         .sigmoid_mul = NI_VEC(sigmoid_mul), .clamped_mul = NI_VEC(clamped_mul), .limited_mul = NI_VEC(limited_mul), \
         .softcap = NI_VEC(softcap), .rope_norm = NI_VEC(rope_norm), .rope_neox = NI_VEC(rope_neox),              \
         .to_f16 = NI_VEC(to_f16), .from_f16 = NI_VEC(from_f16), .merge = NI_VEC(merge),                          \
+        .sample_keys = NI_VEC(sample_keys), .sample_masses = NI_VEC(sample_masses),                              \
+        .sample_weigh = NI_VEC(sample_weigh), .sample_collect = NI_VEC(sample_collect),                          \
         .kv = {[NI_KV_f16] = NI_KV_ENTRY(f16), [NI_KV_bf16] = NI_KV_ENTRY(bf16), [NI_KV_q8_0] = NI_KV_ENTRY(q8_0), \
                [NI_KV_f32] = NI_KV_ENTRY(f32)}                                                                   \
     }

@@ -66,15 +66,20 @@ class Lane:
 
     def rest(self):
         """End the workers and free the plans, until the next step makes both again; nobody may be in a step."""
-        engine = self._engine
         while self._plans:
             _, core = self._plans.popitem()
-            for i in self.nodes:
-                engine.placement.nodes[i].scratch -= core.bytes // len(self.nodes)
+            self._count(core.bytes, -1)
             core.close()
         team = vars(self).pop("team", None)
         if team is not None:
+            if team.scratch is not None:
+                self._count(team.scratch.bytes, -1)
             team.close()
+
+    def _count(self, n_bytes, sign=1):
+        """Tell the placement of memory that the lane's nodes have more (or less, -1), in equal parts."""
+        for i in self.nodes:
+            self._engine.placement.nodes[i].scratch += sign * (n_bytes // len(self.nodes))
 
     def cancel(self):
         """Ask the running step to end; from any thread."""
@@ -97,8 +102,10 @@ class Lane:
             core = _core.Plan(self.team, ops, tensors, [engine.replicas.entry(w) for w in plan.weights], plan.arena_bytes,
                               engine.n_batch, self.nodes, [engine.nodes[i] for i in self.nodes])
             self._plans[hidden] = core
-            for i in self.nodes:
-                engine.placement.nodes[i].scratch += core.bytes // len(self.nodes)
+            self._count(core.bytes)
+            if self.team.scratch is None:
+                self.team.scratch = _core.SampleScratch(engine.n_vocab, len(self.team))
+                self._count(self.team.scratch.bytes)
         return self._plans[hidden]
 
     def step(self, segments, out_rows, *, hidden=False, shuffle_seed=0, stop=None):

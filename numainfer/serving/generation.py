@@ -1,18 +1,24 @@
 """From logits to text, token by token: one answer in the making.
 
-`Generation` chooses tokens and decides where the text ends; it does not know where logits come from, so whoever runs
-the model (a stream, a batch of prompts) can drive many of them.
+`Generation` knows which tokens were chosen and decides where the text ends; it does not know where logits come from, so whoever
+runs the model can drive many of them (`choosing.choose_step`). Text is made when somebody asks for it, or when stop strings must be
+found in it.
 """
 
+import collections
+import copy
+
 from ..results import Chunk, Completion, Logprob, Logprobs, Timings, Usage
+from .choosing import choose_step
 from .masks import make_form
 from .sampling import Sampler
-from ..text.answers import NOTHING
 from ..text.stopping import StopStrings
 
 
 class Generation:
     """One answer in the making.
+
+    One thread chooses (`choosing.choose_step`), another one may take what is there (`take`, `completion`) at any time.
 
     Parameters
     ----------
@@ -24,13 +30,15 @@ class Generation:
     room : int
         Most tokens that the context leaves space for.
     reader : Reader or None
-        Of a chat's answer: takes thinking and calls of tools out of the text.
+        Of a chat's answer, at its beginning: takes thinking and calls of tools out of the text.
 
     Attributes
     ----------
     token_ids : list of int
         Chosen so far.
-    finish_reason : str or None
+    sampler : Sampler
+    watched : bool
+        Each token must be shown to `watch` before it is published.
 
     Raises
     ------
@@ -40,56 +48,85 @@ class Generation:
 
     def __init__(self, tokenizer, n_vocab, prompt_ids, params, room, reader=None):
         self.params, self.prompt_ids = params, prompt_ids
-        self.token_ids, self.finish_reason = [], None
         self._tokenizer, self._n_vocab = tokenizer, min(n_vocab, tokenizer.n_vocab)
         own = () if params.ignore_eos else (i for i in tokenizer.stop_token_ids if i < self._n_vocab)
         self._ends = frozenset(own).union(params.stop_token_ids, _special_stops(params.stop, tokenizer))
-        self._limit = room if params.max_tokens is None else min(room, params.max_tokens)
-        self._form = make_form(tokenizer, self._n_vocab, params, self._ends)
-        self._sampler = Sampler(params, self._n_vocab, prompt_ids, sorted(self._ends), self._form)
-        self._reader, self._found = reader, []  # of each token, what it brought besides text
+        limit = room if params.max_tokens is None else min(room, params.max_tokens)
+        form = make_form(tokenizer, self._n_vocab, params, self._ends)
+        self.sampler = Sampler(params, self._n_vocab, prompt_ids, sorted(self._ends), form, limit)
+        self.token_ids = self.sampler.token_ids
+        self._exact, self._reader = form is not None, reader
         self._marks = frozenset() if reader is None else tokenizer.control_ids(reader.marks)
-        self._decoder = tokenizer.stream(after=int(prompt_ids[-1]), exact=self._form is not None, keep=self._marks)
-        self._stops = StopStrings(params.stop)
-        self._pieces, self._logprobs, self._tail, self._last = [], [], "", NOTHING
-        self._shown, self._told_end = 0, False  # tokens and pieces that chunks have told already, and whether one told the end
+        self._texts = collections.deque(maxlen=1)
+        self._shown, self._told_end = 0, False  # tokens that chunks have told already, and whether one told the end
+        self.watched = bool(params.stop)
+        if self.watched:
+            self.sampler.core.holds, self._watcher = True, self._new_text(None)
+
+    @property
+    def finish_reason(self):
+        """str or None: as of a Completion, but "stop" also where the answer called tools, which only its text tells."""
+        return self.sampler.core.finish_reason
 
     def choose(self, logits):
-        """Choose the next token and take in its text.
+        """Choose the next token.
 
         Parameters
         ----------
         logits : float32 array (n_vocab,), C-contiguous, writable
+
+        Returns
+        -------
+        Chunk or None
+            What `take` gives.
+
+        Raises
+        ------
+        NumaInferError, TypeError, ValueError
+            As of `Sampler.sample`.
         """
-        token, logprob = self._sampler.sample(logits[: self._n_vocab])
-        ended = token in self._ends
-        piece = "" if ended else self._decoder.put(token)
-        if token in self._marks:
-            text = self._stops.flush() + piece  # stop strings are looked for between marks
-        elif len(self.token_ids) < self.params.min_tokens:
-            text = piece  # no stop string counts yet
-        else:
-            text = self._stops.feed(piece)
-        reason = None
-        if ended or self._stops.matched is not None or self._form is not None and self._form.complete:
-            reason = "stop"
-        elif len(self.token_ids) + 1 >= self._limit:
-            reason = "length"
-        if reason and self._stops.matched is None:
-            text += self._stops.feed(self._decoder.flush()) + self._stops.flush()
-        found = NOTHING
-        if self._reader is not None:
-            found = self._read(text, reason is not None)
-            text = found.text
-            self._found.append(found)
-            if reason == "stop" and self._reader.n_calls:
-                reason = "tool_calls"
-        # Ctrl-C may come between any two lines, so what a token brings goes in at once: the token last.
-        self._pieces.append(text)
-        if logprob is not None:
-            self._logprobs.append(self._named(logprob))
-        self.token_ids.append(token)
-        self.finish_reason = reason
+        (error,) = choose_step(None, [self], logits[None])
+        if error is not None:
+            raise error
+        return self.take()
+
+    def watch(self, token, reason):
+        """Looks for stop strings in the text up to a token that is about to be published, as the last one for `reason` or not.
+
+        Returns
+        -------
+        str or None
+            The reason, or "stop".
+        """
+        text = self._watcher
+        text.put(token)
+        if reason is not None and not text.stopped:
+            text.end(reason)
+        return "stop" if text.stopped else reason
+
+    # ---- text --------------------------------------------------------------------------------------------------------
+
+    def _new_text(self, reader):
+        after = int(self.prompt_ids[-1])
+        decoder = self._tokenizer.stream(after=after, exact=self._exact, keep=self._marks)
+        return _Text(decoder, StopStrings(self.params.stop), reader, self._ends, self._marks, self.params.min_tokens)
+
+    def _text(self, n, reason):
+        """The text of the first n tokens, the last ones if there is a reason.
+
+        Text follows from the tokens alone. So what Ctrl-C interrupts is not mended but made anew, and so is what another thread has in
+        hand just now.
+        """
+        try:
+            text = self._texts.pop()
+        except IndexError:
+            text = self._new_text(copy.deepcopy(self._reader))
+        for token in self.token_ids[text.n : n]:
+            text.put(token)
+        if reason is not None and text.reason is None:
+            text.end(reason)
+        self._texts.append(text)
+        return text
 
     def take(self):
         """What is new since the last time.
@@ -103,40 +140,28 @@ class Generation:
         start, n = self._shown, len(self.token_ids)
         if self._told_end or n == start and reason is None:
             return None
-        logprobs = None if self.params.logprobs is None else Logprobs(self._logprobs[start:n])
-        text = "".join(self._pieces[start:n]) + self._tail
-        reasoning, calls = self._besides(start, n)
-        if not (text or reason or reasoning or calls):
+        text = self._text(n, reason)
+        piece, reasoning, calls = text.between(start, n)
+        if not (piece or reason or reasoning or calls):
             return None
+        logprobs = None if self.params.logprobs is None else self._logprobs(start, n)
+        chunk = Chunk(piece, tuple(self.token_ids[start:n]), text.reason, logprobs, reasoning, calls)
         self._shown, self._told_end = n, reason is not None
-        return Chunk(text, tuple(self.token_ids[start:n]), reason, logprobs, reasoning, calls)
-
-    def _read(self, text, last):
-        found = self._reader.feed(text)
-        return found.plus(self._reader.flush()) if last else found
+        return chunk
 
     def cancel(self):
         """End it here, unless it has ended; text that was held back is let go."""
-        if self.finish_reason is not None:
-            return
-        tail = self._stops.flush()
-        if self._reader is not None:
-            self._last = self._read(tail, True)
-            tail = self._last.text
-        self._tail, self.finish_reason = tail, "cancelled"
+        if self.finish_reason is None:
+            self.sampler.core.finish_reason = "cancelled"
 
-    def _besides(self, start, stop):
-        """Thinking and calls that tokens brought, and the end."""
-        if self._reader is None:
-            return "", ()
-        found = [*self._found[start:stop], self._last]
-        return "".join(f.reasoning for f in found), tuple(call for f in found for call in f.calls)
+    def _logprobs(self, start, stop):
+        return Logprobs(self._named(self.sampler.logprob(i)) for i in range(start, stop))
 
     def _named(self, p):
-        top = tuple(Logprob(i, self._text(i), value, rank) for rank, (i, value) in enumerate(p.top, 1))
-        return Logprob(p.token_id, self._text(p.token_id), p.logprob, p.rank, top)
+        top = tuple(Logprob(i, self._spelled(i), value, rank) for rank, (i, value) in enumerate(p.top, 1))
+        return Logprob(p.token_id, self._spelled(p.token_id), p.logprob, p.rank, top)
 
-    def _text(self, token):
+    def _spelled(self, token):
         return self._tokenizer.token_bytes(token).decode("utf-8", "replace")
 
     def completion(self, clock, cached_tokens):
@@ -152,13 +177,80 @@ class Generation:
         -------
         Completion
         """
+        reason = self.finish_reason
         n, n_prompt = len(self.token_ids), len(self.prompt_ids)
         usage = Usage(n_prompt, n, cached_tokens)
         timings = Timings(clock.prompt_tokens, clock.prompt, max(n - 1, 0), clock.generation, clock.first_token, clock.mode)
-        logprobs = None if self.params.logprobs is None else Logprobs(self._logprobs[:n])
-        text = "".join(self._pieces[:n]) + self._tail
-        reasoning, calls = self._besides(0, n)
-        return Completion(text, tuple(self.token_ids), self.finish_reason, logprobs, usage, timings, None, reasoning or None, calls)
+        logprobs = None if self.params.logprobs is None else self._logprobs(0, n)
+        text = self._text(n, reason)
+        piece, reasoning, calls = text.between(0, n)
+        return Completion(piece, tuple(self.token_ids[:n]), text.reason, logprobs, usage, timings, None, reasoning or None, calls)
+
+
+class _Text:
+    """The text of an answer as its tokens come: pieces that no stop string, thinking or call can claim any more.
+
+    Attributes
+    ----------
+    n : int
+        Tokens taken in.
+    stopped : bool
+        A stop string was found.
+    reason : str or None
+        Why it ended.
+    """
+
+    def __init__(self, decoder, stops, reader, ends, marks, min_tokens):
+        self._decoder, self._stops, self._reader = decoder, stops, reader
+        self._ends, self._marks, self._min_tokens = ends, marks, min_tokens
+        self._pieces, self._found = [], []  # of each token; the last one is the end's
+        self.reason = None
+
+    @property
+    def n(self):
+        return len(self._pieces) - (self.reason is not None)
+
+    @property
+    def stopped(self):
+        return self._stops.matched is not None
+
+    def put(self, token):
+        """Takes in a token."""
+        piece = "" if token in self._ends else self._decoder.put(token)
+        if token in self._marks:
+            text = self._stops.flush() + piece  # stop strings are looked for between marks
+        elif len(self._pieces) < self._min_tokens:
+            text = piece  # no stop string counts yet
+        else:
+            text = self._stops.feed(piece)
+        self._add(text, False)
+
+    def end(self, reason):
+        """Nothing more will come."""
+        text = ""
+        if reason == "cancelled":  # half a character is no text
+            text = self._stops.flush()
+        elif not self.stopped:
+            text = self._stops.feed(self._decoder.flush()) + self._stops.flush()
+        self._add(text, True)
+        self.reason = "tool_calls" if reason == "stop" and self._reader is not None and self._reader.n_calls else reason
+
+    def _add(self, text, last):
+        if self._reader is not None:
+            found = self._reader.feed(text)
+            found = found.plus(self._reader.flush()) if last else found
+            text = found.text
+            self._found.append(found)
+        self._pieces.append(text)
+
+    def between(self, start, n):
+        """What tokens start .. n - 1 brought, and the end, if it came: text, thinking and calls."""
+        stop = n + (self.reason is not None)
+        piece = "".join(self._pieces[start:stop])
+        if self._reader is None:
+            return piece, "", ()
+        found = self._found[start:stop]
+        return piece, "".join(f.reasoning for f in found), tuple(call for f in found for call in f.calls)
 
 
 def _special_stops(stops, tokenizer):

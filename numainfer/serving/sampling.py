@@ -388,15 +388,16 @@ class TokenLogprob:
 class _PerThread(threading.local):
     """Scratch memory for the vocabulary used last: samplers of one thread never run at the same time."""
 
-    scratch = masked = None
+    scratch = None
 
     def for_vocab(self, n_vocab):
         if self.scratch is None or self.scratch.n_vocab != n_vocab:
-            self.scratch, self.masked = _core.SampleScratch(n_vocab), np.empty(n_vocab, np.float32)
+            self.scratch = _core.SampleScratch(n_vocab)
         return self.scratch
 
 
 _per_thread = _PerThread()
+scratch_of_thread = _per_thread.for_vocab
 
 
 class Sampler:
@@ -414,13 +415,19 @@ class Sampler:
         before ``min_tokens``.
     form : Form or None
         What else the tokens must fit.
+    max_tokens : int
+        The sequence ends with so many; 0: never.
 
     Attributes
     ----------
+    core : _core.Sampler
+        What `_core.choose` takes, and `finish_reason` is a part of.
     token_ids : list of int
         Produced so far.
     seed : int
         The seed in use: ``params.seed`` or the one drawn for this sequence.
+    special : bool
+        Before and after each choice there is something to do in Python: `prepare` and `settle`.
 
     Raises
     ------
@@ -430,13 +437,14 @@ class Sampler:
 
     @_core.in_default_floats
     def __init__(
-        self, params: SamplingParams, n_vocab: int, prompt_ids: TokenIds = (), stop_ids: Sequence[int] = (), form: Form | None = None
-    ) -> None:
+        self, params: SamplingParams, n_vocab: int, prompt_ids: TokenIds = (), stop_ids: Sequence[int] = (), form: Form | None = None,
+        max_tokens: int = 0,
+    ) -> None:  # fmt: skip
         self.params, self.n_vocab, self._form = params, n_vocab, form
-        self.token_ids: list[int] = []
         self.seed = secrets.randbits(64) if params.seed is None else params.seed
+        self.special = form is not None or params.logits_processor is not None
         bias = params.logit_bias or {}
-        self._sampler = _core.Sampler(
+        self.core = _core.Sampler(
             n_vocab,
             _id_array("prompt", prompt_ids, n_vocab),
             _id_array("logit_bias", list(bias), n_vocab),
@@ -450,8 +458,16 @@ class Sampler:
             presence_penalty=params.presence_penalty,
             frequency_penalty=params.frequency_penalty,
             min_tokens=params.min_tokens,
+            max_tokens=max_tokens,
             seed=self.seed,
         )
+        self.core.holds = self.special
+        if params.logprobs is not None:
+            self.core.n_logprobs = params.logprobs
+
+    @property
+    def token_ids(self) -> list[int]:
+        return self.core.token_ids
 
     def sample(self, logits: FloatArray) -> tuple[int, TokenLogprob | None]:
         """Chooses the next token and counts it.
@@ -475,20 +491,76 @@ class Sampler:
             ``logits``, or what the logits processor returned, is not such an array.
         """
         self._check("logits", logits)
-        scratch = _per_thread.for_vocab(self.n_vocab)
-        token = self._choose(self._processed(logits), scratch)
-        if token < 0:
-            raise self._error(token)
-        logprob = None if self.params.logprobs is None else self._logprob(logits, token, scratch)
-        self.accept(token)
-        return token, logprob
+        given = self.prepare(logits) if self.special else None
+        found = self._choose(logits, given)
+        if self.core.holds:
+            token, logprob, reason = self.settle(found, logits, given)
+            self.core.publish(token, logprob, reason)
+        elif found is not None:
+            raise self.error(found)
+        return self.token_ids[-1], self.logprob(-1)
+
+    def prepare(self, logits):
+        """What `_core.choose` is to be given for a row; parameters and errors as for `sample`.
+
+        Returns
+        -------
+        (float32 array (n_vocab,) or None, uint32 array or None)
+            Other logits, and the mask of the form.
+        """
+        instead, mask = None, None
+        if self.params.logits_processor is not None:
+            instead = self._processed(logits)
+        if self._form is not None and self.params.temperature > 0:
+            mask = self._form.mask()
+        return instead, mask
+
+    def settle(self, found, logits, given):
+        """Takes in what `_core.choose` found.
+
+        Parameters
+        ----------
+        found : tuple or int
+        logits, given :
+            The row that it chose from, and what `prepare` had for it, or None.
+
+        Returns
+        -------
+        token, logprob, reason
+            As `_core.Sampler.publish` takes them.
+
+        Raises
+        ------
+        NumaInferError
+            As for `sample`.
+        """
+        if not isinstance(found, tuple):
+            raise self.error(found)
+        form = self._form
+        if form is not None:
+            if given[1] is None and not form.allows(found[0]):  # of equal ones it is the lowest among those that are allowed, too
+                found = self._choose(logits, (given[0], form.mask()))
+                if not isinstance(found, tuple):
+                    raise self.error(found)
+            form.accept(found[0], ahead=self.params.temperature > 0)
+        token, logprob = found
+        reason = self.core.accept(token)
+        return token, logprob, "stop" if form is not None and form.complete else reason
+
+    def _choose(self, logits, given):
+        given = None if given is None else {0: given}
+        (found,) = _core.choose(None, scratch_of_thread(self.n_vocab), [self.core], logits[None], given=given)
+        return found
 
     def accept(self, token_id: int) -> None:
         """Counts a token that was chosen elsewhere."""
         if self._form is not None:
             self._form.accept(token_id, ahead=self.params.temperature > 0)
-        self._sampler.accept(token_id)
-        self.token_ids.append(token_id)
+        self.core.publish(token_id, None, self.core.accept(token_id))
+
+    def logprob(self, i: int) -> TokenLogprob | None:
+        """The log-probability of token i of ``token_ids``."""
+        return None if self.params.logprobs is None else TokenLogprob(*self.core.logprobs[i])
 
     def distribution(self, logits: FloatArray) -> tuple[np.ndarray, np.ndarray]:
         """What :meth:`sample` would draw from.
@@ -507,41 +579,20 @@ class Sampler:
         """
         self._check("logits", logits)
         ids, probs = np.empty(self.n_vocab, np.int32), np.empty(self.n_vocab)
-        scratch = _per_thread.for_vocab(self.n_vocab)
-        n = self._sampler.distribution(self._masked(self._processed(logits)), scratch, ids, probs)
+        if self.params.logits_processor is not None:
+            logits = self._processed(logits)
+        if self._form is not None:
+            logits, unmasked = np.empty_like(logits), logits
+            _core.mask_logits(unmasked, self._form.mask(), logits)
+        n = self.core.distribution(logits, scratch_of_thread(self.n_vocab), ids, probs)
         if n < 0:
-            raise self._error(n)
+            raise self.error(n)
         return ids[:n].copy(), probs[:n].copy()
 
-    def _choose(self, logits, scratch):
-        if self._form is not None and self.params.temperature == 0:
-            token = self._sampler.sample(logits, scratch)
-            if token < 0 or self._form.allows(token):  # of equal ones it is the lowest among those that are allowed, too
-                return token
-        return self._sampler.sample(self._masked(logits), scratch)
-
-    def _masked(self, logits):
-        """The logits, those of tokens that the form does not allow as -inf."""
-        if self._form is None:
-            return logits
-        masked = _per_thread.masked
-        _core.mask_logits(logits, self._form.mask(), masked)
-        return masked
-
     def _processed(self, logits):
-        process = self.params.logits_processor
-        if process is None:
-            return logits
-        result = process(tuple(self.token_ids), logits.copy())
+        result = self.params.logits_processor(tuple(self.token_ids), logits.copy())
         self._check("the result of logits_processor", result)
         return result
-
-    def _logprob(self, logits, token, scratch):
-        ids, logprobs = np.empty(self.params.logprobs, np.int32), np.empty(self.params.logprobs, np.float32)
-        n, logprob, rank = _core.top_logprobs(logits, token, scratch, ids, logprobs)
-        if n < 0:
-            raise self._error(n)
-        return TokenLogprob(token, logprob, rank, tuple(zip(ids[:n].tolist(), logprobs[:n].tolist())))
 
     def _check(self, name, logits):
         if not isinstance(logits, np.ndarray) or logits.dtype != np.float32:
@@ -552,7 +603,8 @@ class Sampler:
         if not logits.flags.c_contiguous or not logits.flags.writeable:
             raise ValueError(f"{name}: found a read-only or strided array, wanted a contiguous, writable one")
 
-    def _error(self, code):
+    def error(self, code):
+        """The exception for SAMPLE_NAN or SAMPLE_EMPTY."""
         position = len(self.token_ids)
         if code == _core.SAMPLE_NAN:
             return NumaInferError(f"logits of output token {position}: found NaN, wanted numbers")
