@@ -102,7 +102,7 @@ class LaneLoop:
             self._bell.put(None)
 
     def finish(self, seconds):
-        """Let the thread end, and wait for that."""
+        """Let the thread end in the midst of what it does, and wait for that."""
         self._ending = True
         self.nudge()
         if self.ident != get_ident() and self._working.acquire(timeout=seconds):
@@ -141,7 +141,7 @@ class LaneLoop:
         """Take what came, and run a step; False if there is nothing to do."""
         runtime = self._loop.runtime()
         self._listen()
-        if runtime is None:
+        if runtime is None or self._ending:
             return False
         try:
             runtime.check()
@@ -289,7 +289,7 @@ class LaneLoop:
             for s in gone:
                 if s.sequence is None:
                     s.end()
-            if len(gone) == len(batch):
+            if len(gone) == len(batch) or self._ending:
                 return True
             self._broke_off = bool(gone) and breakable and time.perf_counter() - begun < expected - _SOON
             return self._broke_off
@@ -306,7 +306,7 @@ class LaneLoop:
             runtime.check()
             return  # a session was closed, which the next step leaves out
         except OutOfNodeMemory as e:
-            max((s for s, _, _ in batch), key=lambda s: s.arrived).end(e)  # the last that came; the others go on
+            max((s for s, _, _ in reversed(batch)), key=lambda s: s.arrived).end(e)  # the last that came; the others go on
             return
         except BaseException as e:
             for s, _, _ in batch:

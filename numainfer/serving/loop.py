@@ -256,15 +256,11 @@ class Loop:
 
 
     def end_threads(self):
-        """Let the threads end, and wait for them; what they compute ends with ModelClosed."""
+        """Let the threads end in the midst of what they do, and wait for them; who waits for requests goes on waiting."""
         runtime = self._runtime()
-        if runtime is None or runtime.forked:
-            return
-        lanes = tuple(self._lanes.values())
-        if any(lane.ident is not None and lane.n_active for lane in lanes):
-            runtime.close()
-        for lane in lanes:
-            lane.finish(1.0)
+        if runtime is not None and not runtime.forked:
+            for lane in tuple(self._lanes.values()):
+                lane.finish(1.0)
 
 
 _loops: "weakref.WeakSet[Loop]" = weakref.WeakSet()
