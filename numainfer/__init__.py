@@ -26,6 +26,7 @@ from .errors import (
     PlacementError,
     PlacementWarning,
     PlanError,
+    SpeculationWarning,
     UnsupportedModel,
 )
 
@@ -129,6 +130,7 @@ __all__ = [
     "SamplingParams",
     "Score",
     "Session",
+    "SpeculationWarning",
     "Speed",
     "Timings",
     "TokenDecoder",

@@ -98,6 +98,9 @@ class Timings:
     mode : str or None
         "latency": all nodes worked on it together; "throughput": one node by itself, beside the others (on one node the
         two are the same, and "auto" counts as "latency"). None: a prompt of a list that was not begun.
+    proposed, accepted : int
+        Tokens that were proposed, where ``speculate`` asks for it, and those of them that the answer went on with: each of these saved a
+        step.
     """
 
     prompt_tokens: int
@@ -106,6 +109,8 @@ class Timings:
     generation_seconds: float
     time_to_first_token: float | None
     mode: str | None = None
+    proposed: int = 0
+    accepted: int = 0
 
     @property
     def prompt_tokens_per_second(self) -> float | None:

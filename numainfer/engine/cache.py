@@ -140,7 +140,11 @@ class Layout:
     layers : list of LayerCache
         In the model's order.
     kinds : list of BlockKind
+    rewinds : bool
+        Whether a sequence can go back by as many positions as a step has; layers that keep a state forbid it.
     """
+
+    rewinds = True
 
     def __init__(self, kv_type, n_batch, n_nodes, turn=1):
         self.type, self.n_batch, self.n_nodes, self.turn = KV_TYPES.index(kv_type), n_batch, n_nodes, turn

@@ -13,11 +13,14 @@ import threading
 import time
 from _thread import allocate_lock, get_ident
 
+import numpy as np
+
 from .._core import Cancelled
 from .choosing import choose_step
 from ..errors import ForkedProcess, ModelClosed, OutOfNodeMemory
 from .modes import MAX_ACTIVE
 from .requests import Answer
+from .speculation import FEW, Costs
 
 log = logging.getLogger("numainfer")
 
@@ -81,6 +84,7 @@ class LaneLoop:
         self._working = allocate_lock()  # held by the thread
         self._answering, self._reading = [], []  # answers whose prompts are read; in order of arrival, all others
         self._pace, self._broke_off, self._hidden = None, False, False
+        self._costs = Costs()
         self._ending = False
 
     @property
@@ -221,6 +225,7 @@ class LaneLoop:
         room = runtime.n_batch - bool(reading)
         if len(answering) > room:  # only where streams go on that were not waited for
             answering, self._answering = answering[:room], answering[room:] + answering[:room]
+        self._speculate(answering, 0 if reading else runtime.n_batch)
         batch = [(s, *s.next_ids(1)) for s in answering]
         if reading:
             room = runtime.n_batch - len(batch)
@@ -233,6 +238,15 @@ class LaneLoop:
                 batch.append((s, ids, n_wanted))
                 room -= len(ids)
         return batch
+
+    def _speculate(self, answering, most):
+        """Let tokens be proposed for answers, in a step of at most so many rows: not in one that reads prompts, for who waits for that
+        waits longer, and not where there are many."""
+        if len(answering) > FEW:
+            most = 0
+        chances = [s.chances() if most else [] for s in answering]
+        for s, k in zip(answering, self._costs.allot(len(answering), chances, most)):
+            s.propose(k)
 
     def _goes_on(self, s):
         """Whether steps are run for a request; it ends here where it was cancelled or its session closed."""
@@ -275,7 +289,7 @@ class LaneLoop:
             segments.append((s.cache, ids, s.at))
             row += len(ids)
             if n_wanted and isinstance(s, Answer):
-                rows.append(row - 1)
+                rows.extend(range(row - n_wanted, row))
             else:
                 parts.append((s, n_wanted, row))
         n_answers = len(rows)
@@ -313,11 +327,14 @@ class LaneLoop:
                 s.end(e, broken=True)
             return
         now = time.perf_counter()
-        if self._pace:
+        n_proposed = sum(len(s.proposal) for s, _ in answers)
+        if self._pace and not n_proposed:
             self._pace.took(n_read, now - begun)
+        if not n_read and not batch[0][0].hidden:
+            self._costs.took(row, now - begun)
         for s, ids, _ in batch:
             if not s.ended:
-                s.computed(len(ids), now - start)
+                s.computed(len(ids) - (len(s.proposal) if isinstance(s, Answer) else 0), now - start)
         # Prefixes.offer: here, of those whose ids are all computed now.
         for s, n_wanted, _ in parts:
             if not s.ended and not isinstance(s, Answer):
@@ -328,20 +345,23 @@ class LaneLoop:
             self._choose(runtime, lane, [s for s, _ in answers], out, start)
 
     def _choose(self, runtime, lane, answers, logits, start):
-        """Choose the next token of each answer; row i of the logits is that of the i-th."""
-        logits = logits[: len(answers)]
+        """Choose the next tokens of each answer; the logits begin with its rows, one and one more for each token proposed, in order."""
+        n_rows = [1 + len(s.proposal) for s in answers]
+        logits = logits[: sum(n_rows)]
         if any(s.ended for s in answers):
-            logits = logits[[not s.ended for s in answers]]
+            logits = logits[np.repeat([not s.ended for s in answers], n_rows)]
             answers = [s for s in answers if not s.ended]
         if not answers:
             return
+        proposals = [np.array(s.proposal, np.int32) if s.proposal else None for s in answers]
+        before = [len(s.generation.token_ids) for s in answers]
         try:
-            errors = choose_step(self.lane.team, [s.generation for s in answers], logits, turn=functools.partial(runtime.turn, lane))
+            errors = choose_step(self.lane.team, [s.generation for s in answers], logits, proposals, functools.partial(runtime.turn, lane))
         except BaseException as e:  # a logits processor that exits
             errors = [e] * len(answers)
         now = time.perf_counter()
-        for s, error in zip(answers, errors):
-            self.n_tokens += error is None
+        for s, n, error in zip(answers, before, errors):
+            self.n_tokens += len(s.generation.token_ids) - n
             if s.clock.first_token is None:
                 if s in self._reading:
                     self._reading.remove(s)

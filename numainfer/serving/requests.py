@@ -14,6 +14,7 @@ import time
 from _thread import allocate_lock
 
 from .generation import Clock, Generation
+from .speculation import AT_ONCE, MOST, Lookup, can_speculate
 from ..results import Completion, Logprobs, Timings, Usage
 
 log = logging.getLogger("numainfer")
@@ -236,6 +237,8 @@ class Answer(Request):
     ----------
     generation : Generation, or None where its turn has not come
     clock : Clock
+    proposal : list of int
+        Tokens that the next step is given behind the last one, to be checked.
     """
 
     def __init__(self, runtime, ids, params, *, reader=None, ahead=None, prepare=True, **options):
@@ -243,7 +246,8 @@ class Answer(Request):
         self._reader, self._ahead, self._asked, self.taken = reader, ahead, 0, 0.0
         self._room = runtime.n_ctx - len(ids) + 1  # the last token needs no place: it is never fed back
         longest = self._room if params.max_tokens is None else min(self._room, params.max_tokens)
-        self.ids = ids
+        self.ids, self.proposal = ids, []
+        self._lookup = Lookup(len(ids)) if params.speculate and can_speculate(runtime) else None
         if prepare:
             self._prepare(runtime)
         super().__init__(runtime, ids, len(ids) + longest - 1, **options)
@@ -308,9 +312,32 @@ class Answer(Request):
     def next_ids(self, most):
         """Ids for the next step, at most so many, and how many of their last rows are wanted."""
         if self.at >= len(self.ids):
-            return self.generation.token_ids[-1:], 1
+            ids = self.generation.token_ids[-1:] + self.proposal
+            return ids, len(ids)
         ids = self.ids[self.at : self.at + most]
         return ids, int(self.at + len(ids) == len(self.ids))
+
+    def chances(self):
+        """As of `Lookup.chances`, of as many proposals as there is room for; takes in what came meanwhile."""
+        self.proposal, lookup = [], self._lookup
+        if lookup is None:
+            return []
+        behind = lookup.n - len(self.ids)
+        if behind < 0:
+            lookup.extend(self.ids[lookup.n : lookup.n + AT_ONCE].tolist())
+            behind = lookup.n - len(self.ids)
+        if behind >= 0:
+            lookup.extend(self.generation.token_ids[behind : behind + AT_ONCE])
+        if lookup.n <= self.at:  # a long prompt, not yet taken in
+            return []
+        room = self.most - self.at - 1
+        if self._ahead is not None:
+            room = min(room, self._ahead - (len(self.generation.token_ids) - self._asked) - 1)
+        return lookup.chances(min(room, MOST))
+
+    def propose(self, k):
+        """Have the next step check so many tokens."""
+        self.proposal = self._lookup.propose(k) if k else []
 
     def computed(self, n, seconds):
         if self.at < len(self.ids):
@@ -319,7 +346,16 @@ class Answer(Request):
         super().computed(n, seconds)
 
     def chosen(self, now, start, error=None):
-        """A token was chosen, or an error says why not, after a step that began at `start`."""
+        """Tokens were chosen, or an error says why not, after a step that began at `start`."""
+        accepted = max(len(self.ids) + len(self.generation.token_ids) - 1 - self.at, 0)  # all but the last one are computed
+        if self.proposal:
+            self.clock.proposed += len(self.proposal)
+            self.clock.accepted += accepted
+            self.proposal = []
+            self.computed(accepted, 0.0)
+            cache = self.cache
+            if cache is not None:
+                cache.rewind(self.at)
         if error is not None:
             self.end(error)
             return

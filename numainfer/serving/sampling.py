@@ -8,7 +8,7 @@ import numbers
 import secrets
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Unpack
+from typing import Literal, Unpack
 
 import numpy as np
 
@@ -72,6 +72,10 @@ class SamplingParams:
         llguidance's kind of Lark. End tokens come only where the form may end, and an answer that is whole and that nothing can
         follow ends at once, whatever ``min_tokens`` and ``ignore_eos`` say, with finish_reason "stop". All else keeps its
         meaning: ``max_tokens`` may cut the answer short. Needs ``pip install 'numainfer[grammar]'``.
+    speculate : "prompt" or None
+        "prompt": what followed the last tokens where they stood before, in the prompt or in the answer, is proposed as what comes next,
+        and one step checks several proposals. The answer is the same bits; it comes sooner where it repeats much of its
+        prompt, and nothing is proposed where that does not pay. ``timings.proposed`` and ``timings.accepted`` tell.
 
     Raises
     ------
@@ -101,6 +105,7 @@ class SamplingParams:
     regex: str | None = None
     choice: Sequence[str] | None = None
     grammar: str | None = None
+    speculate: Literal["prompt"] | None = None
 
     def __post_init__(self) -> None:
         def put(name, check, *limits):
@@ -126,6 +131,7 @@ class SamplingParams:
         put("regex", source_text)
         put("choice", choices)
         put("grammar", source_text)
+        put("speculate", _speculation)
         form_of(self)
         for name in ("top_p", "repetition_penalty"):
             if getattr(self, name) == 0:
@@ -355,6 +361,12 @@ def _logit_bias(name, value):
         integer(f"{name} key", token, 0, 2**31 - 1): _real(f"{name}[{token!r}]", bias, -100.0, 100.0)
         for token, bias in value.items()
     }
+
+
+def _speculation(name, value):
+    if value not in (None, "prompt"):
+        raise ValueError(f'{name} = {value!r}: must be "prompt" or None')
+    return value
 
 
 def _optional_callable(name, value):
