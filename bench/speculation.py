@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CODE = (ROOT / "numainfer" / "progress.py").read_text(encoding="utf-8")
 TEXT = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")[:1600]
 EDIT = f"Rename the parameter 'label' to 'title' in this code. Answer with the whole code.\n\n```python\n{CODE}```"
+BEGIN = "Here is the whole code:\n\n```python\n"  # of the answer to that, lest a small model talks about it instead
 QUOTE = f"Summarise this text. Quote whole sentences of it to support each point.\n\n{TEXT}"
 PLAIN = ("Write a short story about a lighthouse keeper.", "Explain how rainbows form.", "What should I see in Rome in three days?",
          "Write a letter to a friend about your new garden.")  # fmt: skip
@@ -48,7 +49,8 @@ def jobs(model, n, forced):
         return
     for name, texts in (("edit", [EDIT]), ("quote", [QUOTE]), ("plain", PLAIN)):
         for text in texts:
-            yield name, tokens.chat_prompt(text)[0], {"max_tokens": n}
+            begin = tokens.encode(BEGIN if name == "edit" else "", add_special_tokens=False)
+            yield name, [*tokens.chat_prompt(text)[0], *begin], {"max_tokens": n}
     yield "plain, sampled", tokens.chat_prompt(PLAIN[0])[0], {"max_tokens": n, "temperature": 0.8, "seed": 1}
 
 

@@ -30,6 +30,7 @@ DEFAULTS = {
     "regex": None,
     "choice": None,
     "grammar": None,
+    "speculate": None,
 }
 
 
