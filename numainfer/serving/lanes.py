@@ -75,10 +75,13 @@ class LaneLoop:
         The thread's.
     n_tokens : int
         Chosen so far.
+    n_proposed, n_accepted : int
+        Tokens that were proposed, and those of them that were chosen.
     """
 
     def __init__(self, loop, lane, number, whole):
         self.lane, self.whole, self.ident, self.n_tokens = lane, whole, None, 0
+        self.n_proposed = self.n_accepted = 0
         self._loop, self._name = loop, f"numainfer-lane-{number}"
         self._bell = queue.SimpleQueue()  # requests to look at, or None for nothing in particular
         self._working = allocate_lock()  # held by the thread
@@ -245,7 +248,7 @@ class LaneLoop:
         if len(answering) > FEW:
             most = 0
         chances = [s.chances() if most else [] for s in answering]
-        for s, k in zip(answering, self._costs.allot(len(answering), chances, most)):
+        for s, k in zip(answering, self._costs.allot(chances, [s.proposal_cost for s in answering], most)):
             s.propose(k)
 
     def _goes_on(self, s):
@@ -361,7 +364,10 @@ class LaneLoop:
             errors = [e] * len(answers)
         now = time.perf_counter()
         for s, n, error in zip(answers, before, errors):
-            self.n_tokens += len(s.generation.token_ids) - n
+            n = len(s.generation.token_ids) - n
+            self.n_tokens += n
+            self.n_proposed += len(s.proposal)
+            self.n_accepted += max(n - 1, 0)
             if s.clock.first_token is None:
                 if s in self._reading:
                     self._reading.remove(s)

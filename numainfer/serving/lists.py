@@ -14,6 +14,7 @@ from ..progress import progress_bar
 from .requests import Answer, wait_for
 from ..results import Completion, Completions, Logprobs, Timings, Usage
 from .sampling import Sampler, SamplingParams, resolve_params
+from .speculation import check_speculation
 from ..summary import counted
 
 log = logging.getLogger("numainfer")
@@ -87,6 +88,7 @@ def _params_each(runtime, params, n, sampling):
         n_vocab = min(runtime.n_vocab, runtime.tokenizer.n_vocab)
         Sampler(own, n_vocab, (), own.stop_token_ids)
         make_form(runtime.tokenizer, n_vocab, own, own.stop_token_ids)
+        check_speculation(runtime, own.speculate)
     return each
 
 

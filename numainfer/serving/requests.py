@@ -11,10 +11,11 @@ import logging
 import queue
 import threading
 import time
+import weakref
 from _thread import allocate_lock
 
 from .generation import Clock, Generation
-from .speculation import AT_ONCE, MOST, Lookup, can_speculate
+from .speculation import AT_ONCE, MOST, make_proposer
 from ..results import Completion, Logprobs, Timings, Usage
 
 log = logging.getLogger("numainfer")
@@ -247,7 +248,8 @@ class Answer(Request):
         self._room = runtime.n_ctx - len(ids) + 1  # the last token needs no place: it is never fed back
         longest = self._room if params.max_tokens is None else min(self._room, params.max_tokens)
         self.ids, self.proposal = ids, []
-        self._lookup = Lookup(len(ids)) if params.speculate and can_speculate(runtime) else None
+        this = weakref.ref(self)
+        self._proposer = make_proposer(runtime, params.speculate, len(ids), len(ids) + longest - 1, lambda: _unwanted(this()))
         if prepare:
             self._prepare(runtime)
         super().__init__(runtime, ids, len(ids) + longest - 1, **options)
@@ -319,25 +321,29 @@ class Answer(Request):
 
     def chances(self):
         """As of `Lookup.chances`, of as many proposals as there is room for; takes in what came meanwhile."""
-        self.proposal, lookup = [], self._lookup
-        if lookup is None:
+        self.proposal, proposer = [], self._proposer
+        if proposer is None:
             return []
-        behind = lookup.n - len(self.ids)
-        if behind < 0:
-            lookup.extend(self.ids[lookup.n : lookup.n + AT_ONCE].tolist())
-            behind = lookup.n - len(self.ids)
-        if behind >= 0:
-            lookup.extend(self.generation.token_ids[behind : behind + AT_ONCE])
-        if lookup.n <= self.at:  # a long prompt, not yet taken in
+        if proposer.n < len(self.ids):
+            proposer.extend(self.ids[proposer.n : proposer.n + AT_ONCE].tolist())
+        if proposer.n >= len(self.ids):
+            proposer.extend(self.generation.token_ids[proposer.n - len(self.ids) :])
+        if proposer.n <= self.at:  # a long prompt, not yet taken in
             return []
         room = self.most - self.at - 1
         if self._ahead is not None:
             room = min(room, self._ahead - (len(self.generation.token_ids) - self._asked) - 1)
-        return lookup.chances(min(room, MOST))
+        return proposer.chances(min(room, MOST))
+
+    @property
+    def proposal_cost(self):
+        """Seconds that it takes to propose a token."""
+        return getattr(self._proposer, "cost", 0.0)
 
     def propose(self, k):
         """Have the next step check so many tokens."""
-        self.proposal = self._lookup.propose(k) if k else []
+        proposer = self._proposer
+        self.proposal = proposer.propose(k) if k and proposer is not None else []
 
     def computed(self, n, seconds):
         if self.at < len(self.ids):
@@ -376,8 +382,16 @@ class Answer(Request):
     def _settle(self):
         if self.generation is not None:
             self.generation.cancel()  # unless it has ended
+        proposer, self._proposer = self._proposer, None
+        if proposer is not None:
+            proposer.close()
         if self.sequence is not None:
             self.sequence.ended(self, [*self.ids.tolist(), *(self.generation.token_ids if self.generation is not None else ())])
+
+
+def _unwanted(answer):
+    """Whether nobody wants an answer any more, or nobody can have it."""
+    return answer is None or answer.cancelled or answer.ended or answer.runtime.closed
 
 
 class Rows(Request):

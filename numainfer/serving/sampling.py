@@ -17,7 +17,7 @@ from ..arguments import check_names, integer
 from ..errors import NumaInferError
 from .forms import choices, form_of, json_schema_text, source_text
 from .masks import Form
-from ..signatures import FloatArray, JsonSchema, LogitsProcessor, SamplingOptions, TokenIds
+from ..signatures import Drafts, FloatArray, JsonSchema, LogitsProcessor, SamplingOptions, TokenIds
 
 log = logging.getLogger("numainfer")
 
@@ -72,10 +72,11 @@ class SamplingParams:
         llguidance's kind of Lark. End tokens come only where the form may end, and an answer that is whole and that nothing can
         follow ends at once, whatever ``min_tokens`` and ``ignore_eos`` say, with finish_reason "stop". All else keeps its
         meaning: ``max_tokens`` may cut the answer short. Needs ``pip install 'numainfer[grammar]'``.
-    speculate : "prompt" or None
-        "prompt": what followed the last tokens where they stood before, in the prompt or in the answer, is proposed as what comes next,
-        and one step checks several proposals. The answer is the same bits; it comes sooner where it repeats much of its
-        prompt, and nothing is proposed where that does not pay. ``timings.proposed`` and ``timings.accepted`` tell.
+    speculate : "prompt", Model or None
+        Tokens are proposed as those that may come next, and one step checks several. "prompt": what followed the last
+        tokens where they stood before, in the prompt or in the answer. A Model, much smaller and of the same vocabulary:
+        what that one would say. The answer is the same bits; it comes sooner where it repeats much of its prompt, or
+        where the two models agree. Nothing is proposed where that does not pay; ``timings.proposed`` and ``timings.accepted`` tell.
 
     Raises
     ------
@@ -105,7 +106,7 @@ class SamplingParams:
     regex: str | None = None
     choice: Sequence[str] | None = None
     grammar: str | None = None
-    speculate: Literal["prompt"] | None = None
+    speculate: Literal["prompt"] | Drafts | None = None
 
     def __post_init__(self) -> None:
         def put(name, check, *limits):
@@ -364,9 +365,11 @@ def _logit_bias(name, value):
 
 
 def _speculation(name, value):
-    if value not in (None, "prompt"):
-        raise ValueError(f'{name} = {value!r}: must be "prompt" or None')
-    return value
+    from .runtime import Runtime  # which stands above: it knows requests, and these sampling
+
+    if value is None or isinstance(value, str) and value == "prompt" or isinstance(getattr(value, "runtime", None), Runtime):
+        return value
+    raise ValueError(f'{name} = {value!r}: must be "prompt", a Model of the same vocabulary that drafts, or None')
 
 
 def _optional_callable(name, value):

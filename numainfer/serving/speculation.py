@@ -4,9 +4,9 @@ A step over the last token and k proposed ones gives the logits behind each. Tok
 first that differs from the proposal (`choosing.choose_step`); so the answer is the same bits as without. How many tokens are proposed
 follows from how often proposals came true, and from what steps took (`Costs`): both decide about speed alone.
 
-`Lookup` proposes what followed the last tokens where they stood before, in the prompt or in the answer: text that is edited, quoted or
-listed again. (Prompt lookup decoding; the check of several tokens in one pass: Leviathan et al., "Fast inference from transformers via
-speculative decoding", 2023.)
+Who proposes has the form of `Lookup`; `drafts.Draft` is another. `Lookup` proposes what followed the last tokens where they stood
+before, in the prompt or in the answer: text that is edited, quoted or listed again. (Prompt lookup decoding; the check of several tokens
+in one pass: Leviathan et al., "Fast inference from transformers via speculative decoding", 2023.)
 """
 
 import collections
@@ -14,6 +14,7 @@ import math
 import warnings
 
 from ..errors import SpeculationWarning
+from .drafts import Draft, check_draft
 
 LEAST = 2  # tokens in a row that must have stood before
 MOST = 15  # tokens that are proposed at once, for all sequences of a step together
@@ -27,7 +28,7 @@ _WEIGHT, _KEPT = 4.0, 0.96  # ... which counts like so many, and by how much wha
 _HOPELESS = 0.02  # proposals are not continued where they come true less often
 _SAMPLES = 5  # of which the middle one counts, so that a step that somebody disturbed does not
 _BARE = 64  # steps after which one without proposals is measured again
-_FRESH = 512  # steps that a measurement counts
+_FRESH = 256  # steps that a measurement counts
 _GUESS = 0.05  # of a step of the sequences' rows alone: what each row beyond those that were measured may cost
 _FIRST = 3  # rows of the first step that is tried
 
@@ -49,7 +50,11 @@ class Lookup:
         Tokens taken in.
     length : int
         For how many tokens the place agrees with the end; 0: there is none.
+    cost : float
+        Seconds that a proposal takes.
     """
+
+    cost = 0.0
 
     def __init__(self, learns_from=0):
         self._ids, self._learns_from = [], learns_from
@@ -120,6 +125,9 @@ class Lookup:
                 found.append(chance)
         return found
 
+    def close(self):
+        """Nothing is held."""
+
     def propose(self, k):
         """What may come next: k tokens, list of int. Behind the end what is expected there goes on."""
         found = self._ids[self._at : self._at + k]
@@ -160,17 +168,17 @@ class Costs:
         found += [found[-1] + found[0] * _GUESS * i for i in range(1, max(tried, _FIRST))]
         return found[: most - first + 1]
 
-    def allot(self, n_answers, chances, most):
+    def allot(self, chances, costs, most):
         """How many tokens are proposed for each sequence: those by which the geometric mean of the speeds of all answers grows most.
 
         Speed is tokens per step by seconds per step, so an answer without proposals counts too: others' must be worth its wait.
 
         Parameters
         ----------
-        n_answers : int
-            Answers in the step, a row each without proposals.
         chances : list of list of float
-            As of `Lookup.chances`.
+            Of each answer in the step, as of `Lookup.chances`.
+        costs : list of float
+            Seconds that each proposal takes before the step.
         most : int
             Rows that the step may have.
 
@@ -178,7 +186,7 @@ class Costs:
         -------
         list of int
         """
-        counts = [0] * len(chances)
+        n_answers, counts = len(chances), [0] * len(chances)
         if not any(chances):
             return counts
         seconds = self.seconds(n_answers, min(most, n_answers + MOST))
@@ -191,10 +199,11 @@ class Costs:
                 gains.append((math.log1p(chance / expected), i))
                 expected += chance
         gains.sort(reverse=True)  # of one sequence they fall, so they stay in order
-        best = best_n = total = 0
-        for n, ((gain, _), t) in enumerate(zip(gains, seconds[1:]), 1):
+        best = best_n = total = before = 0
+        for n, ((gain, i), t) in enumerate(zip(gains, seconds[1:]), 1):
             total += gain
-            value = total - n_answers * math.log(t / seconds[0])
+            before += costs[i]
+            value = total - n_answers * math.log((before + t) / seconds[0])
             if value > best:
                 best, best_n = value, n
         for _, i in gains[:best_n]:
@@ -203,10 +212,35 @@ class Costs:
 
 
 
-def can_speculate(runtime):
-    """Whether the model's caches can go back by a few positions; if not, a warning says so."""
-    if runtime.engine.plan.kv.rewinds:
-        return True
-    warnings.warn(f"speculate: the model {runtime.name} has recurrent layers, whose state cannot go back behind tokens that were proposed "
-                  "in vain; its answers are computed without speculation", SpeculationWarning, stacklevel=4)  # fmt: skip
-    return False
+def check_speculation(runtime, wanted):
+    """Raise, as `check_draft` does, where a model cannot draft for another.
+
+    Parameters
+    ----------
+    runtime : Runtime
+    wanted : "prompt", Model or None
+    """
+    if wanted is not None and wanted != "prompt":
+        check_draft(runtime, wanted.runtime)
+
+
+def make_proposer(runtime, wanted, n_prompt, most, gone):
+    """Who proposes tokens for an answer: a Lookup, a Draft, or None; where the caches cannot go back a warning says so.
+
+    Parameters
+    ----------
+    runtime, wanted :
+        As for `check_speculation`.
+    n_prompt, most : int
+        Tokens of the prompt, and positions that the sequence may come to have.
+    gone : callable
+        Whether nobody wants the answer any more.
+    """
+    check_speculation(runtime, wanted)
+    if wanted is None:
+        return None
+    if not runtime.engine.plan.kv.rewinds:
+        warnings.warn(f"speculate: the model {runtime.name} has recurrent layers, whose state cannot go back behind tokens that were "
+                      "proposed in vain; its answers are computed without speculation", SpeculationWarning, stacklevel=5)  # fmt: skip
+        return None
+    return Lookup(n_prompt) if wanted == "prompt" else Draft(wanted.runtime, n_prompt, most, gone)
