@@ -89,7 +89,8 @@ def main():
                 own.append(tree.seconds(job))
     for job, (before, after) in found.items():
         ratio = statistics.median(a / b for a, b in zip(before, after))
-        print(f"{job:24} old {1e3 * statistics.median(before):9.1f} ms  new {1e3 * statistics.median(after):9.1f} ms  speed {ratio:.3f} of old")
+        print(f"{job:24} old {1e3 * statistics.median(before):9.1f} ms  new {1e3 * statistics.median(after):9.1f} ms  "
+              f"speed {ratio:.3f} of old")
     for name, one, many in (("8 threads, of the list", "8 as a list", "8 threads"),
                             ("16 streams, of one by one", "16 streams, one by one", "16 streams, threads")):
         print(f"{name:26} old {statistics.median(a / b for a, b in zip(found[one][0], found[many][0])):.2f} x  "

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from .results import Logprob as Logprob
     from .results import Logprobs as Logprobs
     from .results import Score as Score
+    from .results import Stats as Stats
     from .results import Timings as Timings
     from .results import ToolCall as ToolCall
     from .results import Usage as Usage
@@ -77,6 +78,7 @@ _LAZY = {
     "Logprob": "results",
     "Logprobs": "results",
     "Score": "results",
+    "Stats": "results",
     "Timings": "results",
     "ToolCall": "results",
     "Usage": "results",
@@ -129,6 +131,7 @@ __all__ = [
     "PlanError",
     "SamplingParams",
     "Score",
+    "Stats",
     "Session",
     "SpeculationWarning",
     "Speed",

@@ -14,7 +14,7 @@ from . import verbs
 from .arguments import cpu_numbers, integer, names_near_misses, node_numbers, one_of, progress_way, unknown_attribute
 from .errors import ContextWarning, OutOfNodeMemory
 from .prompts import split_prompts
-from .results import Completion, Completions, Score
+from .results import Completion, Completions, Score, Stats
 from .serving.forms import response_form
 from .serving.sampling import SamplingParams, check_sampling, resolve_params, sampling_of_file
 from .serving.runtime import Runtime
@@ -223,10 +223,10 @@ class Model:
         params : SamplingParams or None
             For a list also a list of SamplingParams, one for each prompt.
         mode : {"auto", "latency", "throughput"}
-            How a list is computed (one prompt always has all nodes): "latency" on all nodes together; "throughput" on
-            every node by itself, each with its own sequences, which takes a copy of the weights on each. "auto" chooses
-            by their number and a measurement of a few steps, made once; ``timings.mode`` of an answer tells what it
-            chose. Results are the same bits.
+            How a list is computed: "latency" on all nodes together; "throughput" on every node by itself, each with its own
+            sequences, which takes a copy of the weights on each. "auto", and a single prompt, goes by the number of all that is to be
+            computed just then, and a measurement of a few steps, made once: one alone has all nodes. ``timings.mode`` of an answer
+            tells what was chosen. Results are the same bits.
         progress : None, bool or callable
             A progress bar for a list: None decides by whether someone is watching; a callable gets (done, total).
         on_interrupt : {"raise", "return"}
@@ -262,9 +262,9 @@ class Model:
 
         Notes
         -----
-        Up to 64 sequences share a lane's steps, as far as its nodes have memory for the KV cache of each one's prompt
-        and ``max_tokens`` (None: the whole context); the others wait, in order. A logits processor is called from
-        another thread than the caller's.
+        Whatever threads and tasks ask a model for shares its steps: up to 64 sequences, as far as nodes have memory for the KV cache of
+        each one's prompt and ``max_tokens`` (None: the whole context); the others wait, in order. A logits processor is called from
+        another thread than the caller's, for which all others wait; it may itself use the model.
         """
         verbs.check_generate(sampling, "model", verbs.LIST_PARAMETERS)
         one_of("mode", mode, MODES)
@@ -466,6 +466,17 @@ class Model:
         """
         self.runtime.check()
         return Session(KeptSequence(self.runtime))
+
+    def stats(self) -> Stats:
+        """What runs where just now.
+
+        Returns
+        -------
+        Stats
+            Of each lane: sequences, tokens per second, KV memory; and how many wait.
+        """
+        self.runtime.check()
+        return self.runtime.loop.stats()
 
     # ---- what it is ------------------------------------------------------------------------------
 

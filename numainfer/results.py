@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arguments import unknown_attribute
-from .summary import counted
+from .summary import counted, short_bytes
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -283,6 +283,74 @@ class Chunk:
 
     def __str__(self) -> str:
         return self.text
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LaneStats:
+    """What a lane of workers does just now.
+
+    Attributes
+    ----------
+    nodes : tuple of str
+        Whose workers they are.
+    mode : str
+        "latency": all nodes together; "throughput": one by itself.
+    sequences : int
+        That have begun and not ended.
+    paused : int
+        Of those, how many are computed no further until somebody reads what there is.
+    tokens_per_second : float
+        Of all its answers, in the last seconds.
+    kv_bytes : int
+        KV memory of its sequences, about.
+    proposed, accepted : int
+        By speculation, of all answers so far.
+    """
+
+    nodes: tuple[str, ...]
+    mode: str
+    sequences: int
+    paused: int
+    tokens_per_second: float
+    kv_bytes: int
+    proposed: int = 0
+    accepted: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, repr=False)
+class Stats:
+    """What a model computes just now. Made by ``Model.stats()``.
+
+    Attributes
+    ----------
+    lanes : tuple of LaneStats
+        That of all nodes; and those of single nodes, once they have been used.
+    waiting : int
+        Sequences that have not begun.
+    mode : str
+        Where the next that may choose will go: "latency" or "throughput".
+    """
+
+    lanes: tuple[LaneStats, ...]
+    waiting: int
+    mode: str
+
+    def __repr__(self) -> str:
+        lanes = "; ".join(f"node {'+'.join(lane.nodes)}: {counted(lane.sequences, 'sequence')}, {lane.tokens_per_second:.1f} tokens/s, "
+                          f"KV {short_bytes(lane.kv_bytes)}" for lane in self.lanes)  # fmt: skip
+        return f"<Stats, {self.waiting} waiting, mode {self.mode}; {lanes}>"
+
+    def _repr_html_(self) -> str:
+        from . import looks
+
+        head = ("nodes", "mode", "sequences", "paused", "tokens/s", "KV memory")
+        rows = [(" + ".join(lane.nodes), lane.mode, lane.sequences, lane.paused, f"{lane.tokens_per_second:.1f}",
+                 short_bytes(lane.kv_bytes)) for lane in self.lanes]  # fmt: skip
+        return looks.Html(looks.table(head, rows, left=(0, 1)) + f"<p>{self.waiting} waiting; mode {self.mode}</p>")
+
+    def to_dict(self) -> dict[str, Any]:
+        """A dict that ``json`` can write."""
+        return dataclasses.asdict(self)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, repr=False, eq=False)

@@ -38,7 +38,7 @@ class TokenStream(Iterator[Chunk]):
         except BaseException:
             self._over = True
             self._request.cancel()
-            self._request.wait_for_end()
+            self._request.join()
             raise
         finally:
             self._request.in_use.release()
@@ -67,8 +67,7 @@ class TokenStream(Iterator[Chunk]):
     def cancel(self) -> None:
         """End the answer, within 50 ms even while a step runs. A finished one stays as it is."""
         self._request.cancel()
-        if not self._request.in_use.locked():  # else who iterates sees its end
-            self._request.join()
+        self._request.join()
 
     close = cancel
 

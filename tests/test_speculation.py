@@ -291,6 +291,8 @@ def test_the_steps_are_fewer(load_tiny, oracle, monkeypatch):
     assert [rows for _, rows, *_ in steps] == [30, *[1 + MOST] * 3, 11]  # the last has room for so many
     assert counts(found) == (55, 55)
     assert found.timings.generated_tokens == 59
+    (lane,) = model.stats().lanes
+    assert (lane.proposed, lane.accepted) == (55, 55)
 
 
 # ---- sequences that are kept -----------------------------------------------------------------------------------------

@@ -96,19 +96,23 @@ class Lane:
     def core_plan(self, hidden=False):
         """The plan as the core runs it; made when first wanted."""
         if hidden not in self._plans:
-            engine = self._engine
-            plan = engine.plan if not hidden and len(self.nodes) == engine.plan.n_nodes else engine.build(len(self.nodes), hidden)
-            ops, tensors = plan.arrays()
-            core = _core.Plan(self.team, ops, tensors, [engine.replicas.entry(w) for w in plan.weights], plan.arena_bytes,
-                              engine.n_batch, self.nodes, [engine.nodes[i] for i in self.nodes])
-            self._plans[hidden] = core
-            self._count(core.bytes)
-            if self.team.scratch is None:
-                self.team.scratch = _core.SampleScratch(engine.n_vocab, len(self.team))
-                self._count(self.team.scratch.bytes)
+            self._make_plan(hidden)
         return self._plans[hidden]
 
-    def step(self, segments, out_rows, *, hidden=False, shuffle_seed=0, stop=None):
+    @_core.in_default_floats
+    def _make_plan(self, hidden):
+        engine = self._engine
+        plan = engine.plan if not hidden and len(self.nodes) == engine.plan.n_nodes else engine.build(len(self.nodes), hidden)
+        ops, tensors = plan.arrays()
+        core = _core.Plan(self.team, ops, tensors, [engine.replicas.entry(w) for w in plan.weights], plan.arena_bytes,
+                          engine.n_batch, self.nodes, [engine.nodes[i] for i in self.nodes])
+        self._plans[hidden] = core
+        self._count(core.bytes)
+        if self.team.scratch is None:
+            self.team.scratch = _core.SampleScratch(engine.n_vocab, len(self.team))
+            self._count(self.team.scratch.bytes)
+
+    def step(self, segments, out_rows, *, hidden=False, shuffle_seed=0, stop=None, out=None):
         """Run tokens of one or more sequences through the model.
 
         Parameters
@@ -121,6 +125,8 @@ class Lane:
             The normed hidden states instead of the logits.
         stop : callable, optional
             Asked now and then, from this thread: once it says True the step is cancelled.
+        out : float32 array (len(out_rows), n_vocab or n_embd), optional
+            Where the results go; by default into new memory, whose pages cost as much as the last matmul of a small model.
 
         Returns
         -------
@@ -135,37 +141,43 @@ class Lane:
         try:
             for kv, _, _ in segments:
                 holds.append(kv.hold())
-            return self._step(segments, out_rows, hidden, shuffle_seed, stop)
+            return self._step(segments, out_rows, hidden, shuffle_seed, stop, out)
         finally:
             for hold in holds:
                 hold.release()
 
-    def _step(self, segments, out_rows, hidden, shuffle_seed, stop):
+    def _step(self, segments, out_rows, hidden, shuffle_seed, stop, out):
         engine = self._engine
         engine.check_open()
         if not segments:
             raise ValueError("a step needs at least one segment of tokens")
-        ids = np.concatenate([np.asarray(s[1], np.int32) for s in segments])
-        table = np.zeros(len(segments), _core.SEGMENT_DTYPE)
-        row = 0
-        for record, (_, own, pos0) in zip(table, segments):
-            if pos0 < 0 or pos0 + len(own) > engine.n_ctx or not len(own):
-                raise ValueError(f"a segment of {len(own)} tokens at position {pos0} does not lie within the context of {engine.n_ctx}")
-            record["row0"], record["n"], record["pos0"] = row, len(own), pos0
-            row += len(own)
+        n = np.array([len(own) for _, own, _ in segments])
+        pos0 = np.array([first for _, _, first in segments])
+        bad = (pos0 < 0) | (pos0 + n > engine.n_ctx) | (n < 1)
+        if bad.any():
+            i = bad.argmax()
+            raise ValueError(f"a segment of {n[i]} tokens at position {pos0[i]} does not lie within the context of {engine.n_ctx}")
+        row = int(n.sum())
+        if row == len(segments):
+            ids = np.array([own[0] for _, own, _ in segments], np.int32)
+        else:
+            ids = np.concatenate([np.asarray(own, np.int32) for _, own, _ in segments])
         if row > engine.n_batch or ids.min() < 0 or ids.max() >= engine.n_vocab:
             raise ValueError(f"a step takes at most {engine.n_batch} tokens with ids from 0 to {engine.n_vocab - 1}; "
                              f"found {row} tokens with ids from {ids.min()} to {ids.max()}")
         rows = np.asarray(out_rows, np.int32)
         if rows.size and not (0 <= rows.min() and rows.max() < row and rows.size <= engine.n_batch):
             raise ValueError(f"wanted rows must lie in 0 to {row - 1}, at most {engine.n_batch} of them; found {rows}")
-        out = np.empty((len(rows), engine.n_embd if hidden else engine.n_vocab), np.float32)
-        for record, (kv, own, pos0) in zip(table, segments):
-            kv.prepare(self, pos0, pos0 + len(own))
-            record["tables"] = kv.address
+        if out is None:
+            out = np.empty((len(rows), engine.n_embd if hidden else engine.n_vocab), np.float32)
+        for kv, own, first in segments:
+            kv.prepare(self, first, first + len(own))
+        table = np.zeros(len(segments), _core.SEGMENT_DTYPE)
+        table["row0"], table["n"], table["pos0"] = np.cumsum(n) - n, n, pos0
+        table["tables"] = [kv.address for kv, _, _ in segments]
         self.core_plan(hidden).run(ids, table, rows, out, shuffle_seed, stop)
-        for kv, own, pos0 in segments:
-            kv.n = pos0 + len(own)
+        for kv, own, first in segments:
+            kv.n = first + len(own)
         return out
 
     def close(self):

@@ -6,6 +6,7 @@ that he hardly notices (`_Pace`). What is cancelled ends at once; a step that go
 again without it: the same steps over fewer sequences give the same bits.
 """
 
+import collections
 import functools
 import logging
 import queue
@@ -28,6 +29,7 @@ _LINGER = 0.25  # seconds that a thread without work waits for more before it en
 _STEP = 0.08  # seconds of a step with rows of prompts in it, while somebody waits for the next piece of an answer ...
 _LEAST = 0.04  # ... of which prompts get at least so many
 _SOON = 0.02  # seconds: a step that ends so soon is not broken off
+_RATED = 5.0  # seconds over which tokens per second are told
 
 
 class _Pace:
@@ -88,12 +90,21 @@ class LaneLoop:
         self._answering, self._reading = [], []  # answers whose prompts are read; in order of arrival, all others
         self._pace, self._broke_off, self._hidden = None, False, False
         self._costs = Costs()
-        self._ending = False
+        self._out, self._ending = None, False
+        self._marks = collections.deque(maxlen=256)  # (seconds, n_tokens) after the last steps
 
     @property
     def n_active(self):
         """Requests that steps are run for."""
         return len(self._answering) + len(self._reading)
+
+    @property
+    def rate(self):
+        """Tokens per second of the last steps; 0 where there were none in the last second."""
+        marks = [mark for mark in list(self._marks) if time.perf_counter() - mark[0] < _RATED]
+        if len(marks) < 2 or time.perf_counter() - marks[-1][0] > 1:
+            return 0.0
+        return (marks[-1][1] - marks[0][1]) / (marks[-1][0] - marks[0][0])
 
     # ---- from other threads ------------------------------------------------------------------------------------------
 
@@ -125,7 +136,7 @@ class LaneLoop:
                     self.lane.keep_caller()
                 self._serve()
             finally:
-                self.ident = None
+                self.ident = self._out = None
                 self._working.release()
             if not self._bell.qsize() or self._ending:  # else somebody came while it was ending
                 return
@@ -268,18 +279,20 @@ class LaneLoop:
 
     def run_here(self, requests):
         """Compute requests, in the lane's own thread, in the midst of what it does between two steps."""
-        runtime = self._loop.runtime()
+        runtime, out = self._loop.runtime(), self._out
+        self._out = None  # the logits in it are still wanted
         for request in requests:
             try:
-                request.start(self, "latency")
+                request.start(self, "latency" if self.whole else "throughput")
             except Exception as e:
                 request.end(e)
             while not request.ended:
-                if request.cancelled:
+                if request.cancelled or self._ending:
                     request.end()
                     break
                 ids, n_wanted = request.next_ids(runtime.n_batch)
                 self._step(runtime, [(request, ids, n_wanted)])
+        self._out = out
 
     def _step(self, runtime, batch):
         """Run a step, and give each request what it brought."""
@@ -316,7 +329,8 @@ class LaneLoop:
         try:
             with runtime.turn(lane, look):
                 begun = time.perf_counter()
-                out = runtime.run(lane, segments, rows, hidden=batch[0][0].hidden, look=look)
+                out = None if batch[0][0].hidden else self._logits(len(rows), runtime.n_vocab)
+                out = runtime.run(lane, segments, rows, hidden=batch[0][0].hidden, look=look, out=out)
         except Cancelled:
             return
         except (ModelClosed, ForkedProcess):
@@ -341,11 +355,16 @@ class LaneLoop:
         # Prefixes.offer: here, of those whose ids are all computed now.
         for s, n_wanted, _ in parts:
             if not s.ended and not isinstance(s, Answer):
-                own = out[n_answers : n_answers + n_wanted]
-                s.came(own.copy() if n_wanted < len(out) else own)
+                s.came(out[n_answers : n_answers + n_wanted].copy())
             n_answers += n_wanted
         if answers:
             self._choose(runtime, lane, [s for s, _ in answers], out, start)
+
+    def _logits(self, n, n_vocab):
+        """Room for n rows, the same for all steps: new pages take time."""
+        if self._out is None or len(self._out) < n:
+            self._out = np.empty((n, n_vocab), np.float32)
+        return self._out[:n]
 
     def _choose(self, runtime, lane, answers, logits, start):
         """Choose the next tokens of each answer; the logits begin with its rows, one and one more for each token proposed, in order."""
@@ -363,6 +382,7 @@ class LaneLoop:
         except BaseException as e:  # a logits processor that exits
             errors = [e] * len(answers)
         now = time.perf_counter()
+        self._marks.append((now, self.n_tokens))
         for s, n, error in zip(answers, before, errors):
             n = len(s.generation.token_ids) - n
             self.n_tokens += n

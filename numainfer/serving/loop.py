@@ -23,10 +23,12 @@ from _thread import get_ident
 
 from ..errors import ModelClosed
 from .lanes import LaneLoop
+from ..results import LaneStats, Stats
 from .modes import faster, kv_budget, measure
 
 log = logging.getLogger("numainfer")
 
+_LOOKED_UP = 0.25  # seconds between two looks at how much memory there is, each of which takes half a millisecond
 _RECENT = 1.0  # seconds: who has taken something of a stream since then waits for more
 
 
@@ -46,6 +48,7 @@ class Loop:
         self._lock = threading.Lock()
         self._waiting = {mode: collections.deque() for mode in ("auto", "latency", "throughput")}
         self._lanes, self._of_nodes, self._mode = {}, None, "latency"
+        self._budgets = {}  # by lane, when it was looked up, and what sequences may fill
         self._reserved = {}  # bytes of KV memory by request, of those that were begun and have not ended
         self._streams = {}  # answers that somebody takes piece by piece, whose prompt is read, and that have not ended
         _loops.add(self)
@@ -201,6 +204,7 @@ class Loop:
     def _may_take(self, lane, runtime, name, request):
         """Whether a lane may take a request now: others may deserve it more, or there is no room for it."""
         if not lane.n_active:
+            self._budgets.pop(lane, None)
             return True
         if name != "latency" and not lane.whole:
             # Its part of all that is not finished, so that the fastest lane does not take them all.
@@ -208,8 +212,13 @@ class Loop:
             if lane.n_active >= lane.lane.n_workers / sum(other.lane.n_workers for other in self._of_nodes) * unfinished:
                 return False
         # Prefixes.reclaim: here, where what they hold is in the way.
-        room = kv_budget(runtime, lane.lane) - sum(n - r.held_bytes for r, n in list(self._reserved.items()) if r.lane is lane)
-        return request.n_bytes <= room
+        own = [(r, n) for r, n in list(self._reserved.items()) if r.lane is lane]
+        now = time.monotonic()
+        when, budget = self._budgets.get(lane, (0.0, 0))
+        if now - when > _LOOKED_UP:
+            budget = kv_budget(runtime, lane.lane) + sum(r.held_bytes for r, _ in own)
+            self._budgets[lane] = now, budget
+        return request.n_bytes + sum(n for _, n in own) <= budget
 
     def _choose_mode(self, runtime):
         """Where those go that leave it to us: "latency" or "throughput". Under the lock."""
@@ -246,6 +255,27 @@ class Loop:
             for waiting in self._waiting.values():
                 while waiting:
                     waiting.popleft().end(error, broken)
+
+    @property
+    def busy(self):
+        """Whether a lane has something to compute."""
+        return any(lane.n_active for lane in tuple(self._lanes.values()))
+
+    def stats(self):
+        """What runs where just now.
+
+        Returns
+        -------
+        Stats
+        """
+        runtime, reserved = self._runtime(), list(self._reserved)
+        names, lanes = [str(node.label) for node in runtime.engine.placement.nodes], []
+        for lane in self.lanes():
+            own = [request for request in reserved if request.lane is lane]
+            lanes.append(LaneStats(tuple(names[i] for i in lane.lane.nodes), "latency" if lane.whole else "throughput", len(own),
+                                   sum(request.paused for request in own), lane.rate, sum(request.held_bytes for request in own),
+                                   proposed=lane.n_proposed, accepted=lane.n_accepted))  # fmt: skip
+        return Stats(tuple(lanes), self.n_waiting + self._came.qsize(), self._mode)
 
     # ---- the end -----------------------------------------------------------------------------------------------------
 

@@ -103,7 +103,8 @@ class Request:
         self.sequence, self.lane, self.cache = sequence, None, None
         self.ended = self.cancelled = self.paused = self.broken = False
         self.error, self.arrived = None, 0.0
-        self.in_use, self._latch = allocate_lock(), allocate_lock()
+        self.in_use, self._latch, self._over = allocate_lock(), allocate_lock(), allocate_lock()
+        self._over.acquire()  # until the end
         self._news = None
         if notify is None:
             self._news = queue.SimpleQueue()
@@ -133,14 +134,11 @@ class Request:
 
     def join(self):
         """Wait until it has ended; in the loop's own thread, which would have to end it, not at all."""
-        with self.in_use:
-            self.wait_for_end()
-
-    def wait_for_end(self):
-        """The same, for who has ``in_use``."""
         if not self.runtime.loop.is_mine():
             while not self.ended:
-                self.wait()
+                if self._over.acquire(timeout=_LOOK):
+                    self._over.release()
+                self.runtime.check_process()
 
     def finish(self):
         """Have it computed, and wait for its end.
@@ -211,6 +209,7 @@ class Request:
                 cache.close()
             self.runtime.loop.left(self)
             self.ended = True
+            self._over.release()
             self.told()
 
     def _settle(self):

@@ -105,11 +105,12 @@ class Runtime:
         return own is not None and own.replicas is engine.replicas
 
     def rest(self):
-        """End threads and free what is only for steps; the next step takes a few milliseconds to make it again. In a step: nothing."""
+        """End threads and free what is only for steps, which the next one takes a few milliseconds to make again; but not while there is
+        something to compute."""
         if self.forked or self._turns.holders or self._turns.n_waiting:
             return
         with self._turns.of():
-            if self._engine is not None:
+            if self._engine is not None and not self.loop.busy:
                 self._engine.rest()
 
     # ---- steps -------------------------------------------------------------------------------------------------------
@@ -131,11 +132,13 @@ class Runtime:
         """The right to use the workers of one lane, or of all (None), for one ``with``: see `Turns.of`."""
         return self._turns.of(lane, look)
 
-    def run(self, lane, segments, rows, *, hidden=False, look=None):
+    def run(self, lane, segments, rows, *, hidden=False, look=None, out=None):
         """``Lane.step`` of one node's lane, or of all nodes (None), for who has its turn.
 
         Parameters
         ----------
+        segments, rows, hidden, out :
+            As for `Lane.step`.
         look : callable, optional
             Asked every 10 ms; once it says True the step is cancelled.
 
@@ -146,7 +149,8 @@ class Runtime:
         """
         lane = lane or self.engine.lane
         try:
-            return lane.step(segments, rows, hidden=hidden, stop=lambda: self._closing or look is not None and look())
+            return lane.step(segments, rows, hidden=hidden, out=out,
+                             stop=lambda: self._closing or look is not None and look())
         except Cancelled:
             if self._closing:
                 raise ModelClosed(f"the model {self.name} was closed while a step ran") from None
