@@ -1,9 +1,10 @@
 """Answers with and without speculation, in turns: the ratio of their speeds, and what a step costs by its rows.
 
-    python bench/speculation.py [MODEL] [-n 160] [-r 5] [--forced]
+    python bench/speculation.py [MODEL] [-n 160] [-r 5] [--dictated]
 
 Prompts ask for code to be edited, for a summary with quotations, and for plain text. What is compared is tokens per second after the first
-one; ratios are medians of pairs. With --forced (for models of random weights) the first answer is dictated: the code, with a name changed.
+one; ratios are medians of pairs. With --dictated (for models of random weights that have SmolLM2's tokenizer) answers are given: the code
+with a name changed, random tokens, and what SmolLM2 says, which drafts that.
 """
 
 import argparse
@@ -37,16 +38,23 @@ def dictate(ids):
     return process
 
 
-def jobs(model, n, forced):
+def dictated(model, draft, n):
     """(name, prompt ids, keywords) of each."""
     tokens = model.tokenizer
-    if forced:
-        code, edited = (tokens.encode(text, add_special_tokens=False) for text in (CODE, CODE.replace("label", "title")))
-        yield "edit, dictated", code[:1500], {"logits_processor": dictate(edited), "max_tokens": min(n, len(edited))}
-        rng = np.random.default_rng(0)
-        random = rng.integers(100, model.config.vocab_size - 1, n).tolist()
-        yield "plain, dictated", code[:300], {"logits_processor": dictate(random), "max_tokens": n}
-        return
+    code, edited = (tokens.encode(text, add_special_tokens=False) for text in (CODE, CODE.replace("label", "title")))
+    yield "edit", code[:1500], {"logits_processor": dictate(edited), "max_tokens": min(n, len(edited))}
+    random = np.random.default_rng(0).integers(100, tokens.n_vocab, n).tolist()
+    yield "random", code[:300], {"logits_processor": dictate(random), "max_tokens": n}
+    prompt = tokens.chat_prompt(PLAIN[1])[0]
+    said = draft.generate(prompt, max_tokens=n, ignore_eos=True).token_ids
+    for speculate in (draft, "prompt"):
+        options = {"logits_processor": dictate(said), "max_tokens": n, "speculate": speculate}
+        yield "drafted" if speculate is draft else "the same", prompt, options
+
+
+def real(model, n):
+    """The same, of a model that makes sense."""
+    tokens = model.tokenizer
     for name, texts in (("edit", [EDIT]), ("quote", [QUOTE]), ("plain", PLAIN)):
         for text in texts:
             begin = tokens.encode(BEGIN if name == "edit" else "", add_special_tokens=False)
@@ -54,13 +62,13 @@ def jobs(model, n, forced):
     yield "plain, sampled", tokens.chat_prompt(PLAIN[0])[0], {"max_tokens": n, "temperature": 0.8, "seed": 1}
 
 
-def compare(model, n, repeats, forced):
-    for name, prompt, options in jobs(model, n, forced):
-        pairs = []
+def compare(model, jobs, repeats):
+    for name, prompt, options in jobs:
+        pairs, speculate = [], options.pop("speculate", "prompt")
         with model.session() as with_, model.session() as without:  # so that prompts are computed once
             for _ in range(repeats + 1):
-                found = [session.generate(prompt, ignore_eos=True, speculate=speculate, **options)
-                         for session, speculate in ((without, None), (with_, "prompt"))]  # fmt: skip
+                found = [session.generate(prompt, ignore_eos=True, speculate=how, **options)
+                         for session, how in ((without, None), (with_, speculate))]  # fmt: skip
                 if found[0].token_ids != found[1].token_ids:
                     raise RuntimeError("speculation gave other tokens")
                 pairs.append([done.timings.generation_tokens_per_second for done in found])
@@ -93,12 +101,16 @@ def main():
     parser.add_argument("model", nargs="?", default="smollm2")
     parser.add_argument("-n", "--tokens", type=int, default=160)
     parser.add_argument("-r", "--repeats", type=int, default=5)
-    parser.add_argument("--forced", action="store_true")
+    parser.add_argument("--dictated", action="store_true")
     args = parser.parse_args()
     with ni.load(find_model(args.model), n_ctx=2048) as model:
         print(f"{args.model}, {model.runtime.engine.threads} threads, {model.runtime.engine.isa}")
         steps(model, 512, 9)
-        compare(model, args.tokens, args.repeats, args.forced)
+        if args.dictated:
+            with ni.load("smollm2", n_ctx=2048) as draft:
+                compare(model, dictated(model, draft, args.tokens), args.repeats)
+        else:
+            compare(model, real(model, args.tokens), args.repeats)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import random
 import threading
 import time
 import warnings
@@ -54,12 +55,12 @@ class Oracle:
 
     Attributes
     ----------
-    right : int
-        Proposals that are true before one is not, at most; it changes from step to step.
+    wrong : float
+        How many of its proposals have a token that is not true.
     """
 
     def __init__(self, monkeypatch):
-        self.answers, self.proposed, self.turns = {}, 0, itertools.count()
+        self.answers, self.proposed, self.wrong, self._random = {}, 0, 0.6, random.Random(0)
         monkeypatch.setattr(Lookup, "chances", lambda lookup, most: [0.9**i for i in range(1, most + 1)])
         monkeypatch.setattr(Lookup, "propose", lambda lookup, k: self.propose(lookup, k))
 
@@ -71,9 +72,9 @@ class Oracle:
         truth, at = self.answers[tuple(lookup._ids[:n])], lookup.n - n
         assert lookup._ids[n:] == truth[:at]  # the lookup has seen what was chosen, and nothing else
         found = (truth[at : at + k] + [1] * k)[:k]
-        turn = next(self.turns)
-        if turn % 3:
-            found[turn * 5 % k] = (found[turn * 5 % k] + 1 + turn) % N
+        if self._random.random() < self.wrong:
+            i = self._random.randrange(k)
+            found[i] = (found[i] + self._random.randrange(1, N)) % N
         self.proposed += k
         return found
 
@@ -284,7 +285,7 @@ def test_the_steps_are_fewer(load_tiny, oracle, monkeypatch):
     model, (prompt,) = load_tiny(), prompts_of((30,))
     done = model.generate(prompt, max_tokens=60, ignore_eos=True)
     oracle.knows(prompt.tolist(), done)
-    oracle.turns = itertools.repeat(0)  # every proposal is right
+    oracle.wrong = 0.0
     steps = spy_steps(monkeypatch)
     found = model.generate(prompt, max_tokens=60, ignore_eos=True, speculate="prompt")
     assert facts(found) == facts(done)
@@ -293,6 +294,39 @@ def test_the_steps_are_fewer(load_tiny, oracle, monkeypatch):
     assert found.timings.generated_tokens == 59
     (lane,) = model.stats().lanes
     assert (lane.proposed, lane.accepted) == (55, 55)
+
+
+def test_nothing_is_proposed_while_prompts_are_read(load_tiny, oracle, monkeypatch):
+    model, prompts = load_tiny(n_batch=16), prompts_of((5, 200))
+    wanted = [model.generate(p, max_tokens=50, ignore_eos=True) for p in prompts]
+    for p, done in zip(prompts, wanted):
+        oracle.knows(p.tolist(), done)
+    seen = []
+    spy_steps(monkeypatch, lambda lane, segments: seen.append([(pos0, len(ids)) for _, ids, pos0 in segments]))
+    done = model.generate(prompts, max_tokens=50, ignore_eos=True, speculate="prompt")
+    assert [facts(d) for d in done] == [facts(d) for d in wanted]
+    beside = [first[1] for first, *others in seen if first[0] >= 5 and any(pos0 < 200 for pos0, _ in others)]
+    assert beside == [1] * 13 and max(n for step in seen[-6:] for _, n in step) > 3
+
+
+def test_one_that_ends_in_the_midst_of_a_step(load_tiny, oracle, monkeypatch):
+    model, prompts = load_tiny(), prompts_of((20, 30, 25))
+    for p in prompts:
+        oracle.knows(p.tolist(), model.generate(p, max_tokens=60, ignore_eos=True, **SAMPLED))
+    wanted = [facts(model.generate(p, max_tokens=60, ignore_eos=True, **SAMPLED)) for p in prompts]
+    requests = []
+
+    def end(lane, segments):
+        active = {id(r.cache): r for r in list(model.runtime.loop._reserved)}
+        if len(segments) == 3 and len(segments[1][1]) > 1 and segments[1][2] > 36 and not requests:
+            requests.append(active[id(segments[1][0])])
+            requests[0].cancelled = True
+            requests[0].end()
+
+    spy_steps(monkeypatch, end)
+    done = model.generate(prompts, max_tokens=60, ignore_eos=True, speculate="prompt", **SAMPLED)
+    assert len(requests) == 1 and done[1].finish_reason == "cancelled" and done[1].token_ids == wanted[1][1][: len(done[1].token_ids)]
+    assert [facts(done[0]), facts(done[2])] == [wanted[0], wanted[2]]
 
 
 # ---- sequences that are kept -----------------------------------------------------------------------------------------
@@ -341,7 +375,7 @@ def test_ends_among_proposals_that_are_right(load_tiny, oracle):
     model, (prompt,) = load_tiny(), prompts_of((30,))
     whole = model.generate(prompt, max_tokens=60, ignore_eos=True, **SAMPLED)
     oracle.knows(prompt.tolist(), whole)
-    oracle.turns = itertools.repeat(0)
+    oracle.wrong = 0.0
     for n in range(1, 24):
         done = model.generate(prompt, max_tokens=n, ignore_eos=True, speculate="prompt", **SAMPLED)
         assert (done.token_ids, done.finish_reason) == (whole.token_ids[:n], "length")
