@@ -201,6 +201,8 @@ def test_costs_are_measured_again():
     for _ in range(300):
         costs.took(1, 2.0)
     assert costs.seconds(1, 9) == pytest.approx([2.0, 2.1, 2.2])  # what is old is tried again
+    costs.took(4, 5.0)
+    assert costs.seconds(1, 4) == pytest.approx([2.0, 3.0, 4.0, 5.0])
 
 
 # ---- the same bits ---------------------------------------------------------------------------------------------------

@@ -149,6 +149,8 @@ class Costs:
     def took(self, rows, seconds):
         """A step of so many rows, none of a prompt, has taken so long."""
         self._n += 1
+        if self._n - self._when.get(rows, 0) > _FRESH:
+            self._took.pop(rows, None)
         self._took.setdefault(rows, collections.deque(maxlen=_SAMPLES)).append(seconds)
         self._when[rows] = self._n
 
@@ -209,7 +211,6 @@ class Costs:
         for _, i in gains[:best_n]:
             counts[i] += 1
         return counts
-
 
 
 def check_speculation(runtime, wanted):
