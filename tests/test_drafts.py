@@ -1,5 +1,6 @@
 """A small model that drafts: the same bits, whoever else uses the two."""
 
+import itertools
 import threading
 
 import numpy as np
@@ -9,6 +10,7 @@ from test_speculation import FEW_LETTERS, SAMPLED, SAMPLING, counts, free_rows, 
 from tiny_models import tiny
 
 import numainfer as ni
+from numainfer._core import Cancelled
 from numainfer.serving import drafts
 from numainfer.serving.speculation import MOST, Costs
 
@@ -144,6 +146,21 @@ def test_everybody_at_once(load_tiny, other, free_rows):  # noqa: F811
         thread.join(60)
         assert not thread.is_alive()
     assert found == [[w] * 4 for w in wanted]
+
+
+@pytest.mark.parametrize("every", [2, 3, 5, 7])
+def test_steps_that_are_broken_off(load_tiny, free_rows, monkeypatch, every):  # noqa: F811
+    model, twin, turns = load_tiny(), load_tiny(), itertools.count()
+    prompts = prompts_of((30, 11))
+    wanted = [facts(model.generate(p, **GREEDY)) for p in prompts]
+
+    def break_off(lane, segments):
+        if next(turns) % every == 1:
+            raise Cancelled("for once")
+
+    spy_steps(monkeypatch, break_off)
+    assert [facts(d) for d in model.generate(prompts, speculate=twin, **GREEDY)] == wanted
+    assert [facts(d) for d in model.generate(prompts, speculate="prompt", **GREEDY)] == wanted
 
 
 def test_cancelled_while_it_drafts(load_tiny, free_rows):  # noqa: F811

@@ -118,6 +118,7 @@ class Draft:
     def propose(self, k):
         """What the small model would say next: at most k tokens, list of int; none if something went wrong."""
         found = []
+        del self._fed[len(self._ids) - 1 :]  # after a step that was broken off the last token is in the cache already, and more
         feed = self._ids[len(self._fed) :]
         while len(found) < k:
             rows = self._step(feed, [len(feed) - 1])
