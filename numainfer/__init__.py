@@ -27,6 +27,7 @@ from .errors import (
     PlacementWarning,
     PlanError,
     SavedSessionError,
+    SpeculationWarning,
     UnsupportedModel,
 )
 
@@ -137,6 +138,7 @@ __all__ = [
     "Score",
     "Stats",
     "Session",
+    "SpeculationWarning",
     "Speed",
     "Timings",
     "TokenDecoder",

@@ -98,6 +98,9 @@ class Timings:
     mode : str or None
         "latency": all nodes worked on it together; "throughput": one node by itself, beside the others (on one node the
         two are the same, and "auto" counts as "latency"). None: a prompt of a list that was not begun.
+    proposed, accepted : int
+        Tokens that were proposed, where ``speculate`` asks for it, and those of them that the answer went on with: each of these saved a
+        step.
     """
 
     prompt_tokens: int
@@ -106,6 +109,8 @@ class Timings:
     generation_seconds: float
     time_to_first_token: float | None
     mode: str | None = None
+    proposed: int = 0
+    accepted: int = 0
 
     @property
     def prompt_tokens_per_second(self) -> float | None:
@@ -298,6 +303,8 @@ class LaneStats:
         Of all its answers, in the last seconds.
     kv_bytes : int
         KV memory of its sequences, about.
+    proposed, accepted : int
+        By speculation, of all answers so far.
     """
 
     nodes: tuple[str, ...]
@@ -306,6 +313,8 @@ class LaneStats:
     paused: int
     tokens_per_second: float
     kv_bytes: int
+    proposed: int = 0
+    accepted: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeAlias, TypedDict
+from typing import Any, Literal, Protocol, TypeAlias, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,13 @@ Progress: TypeAlias = bool | Callable[[int, int], object] | None
 LogitsProcessor: TypeAlias = Callable[[tuple[int, ...], FloatArray], FloatArray]
 JsonSchema: TypeAlias = Mapping[str, Any] | str | type[Any]
 ResponseFormat: TypeAlias = type[Any] | Mapping[str, Any]
+
+
+class Drafts(Protocol):
+    """A Model."""
+
+    @property
+    def runtime(self) -> Any: ...
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -46,3 +53,4 @@ class SamplingOptions(TypedDict, total=False):
     choice: Sequence[str] | None
     grammar: str | None
     n: int
+    speculate: Literal["prompt"] | Drafts | None

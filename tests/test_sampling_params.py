@@ -31,6 +31,7 @@ DEFAULTS = {
     "choice": None,
     "grammar": None,
     "n": 1,
+    "speculate": None,
 }
 
 

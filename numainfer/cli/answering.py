@@ -32,6 +32,8 @@ def add_sampling(parser, max_tokens, title="sampling (by default greedy)", leave
         group.add_argument(flag, type=kind, metavar="X" if kind is float else "N", help=help_)
     group.add_argument("--stop", action="append", metavar="TEXT", help="end before this text; may be given again")
     group.add_argument("--ignore-eos", action="store_true", help="go on after the model's end token")
+    group.add_argument("--speculate", choices=("prompt",), help="the same answer sooner, where it repeats what stands in its prompt or in "
+                       "itself")  # fmt: skip
 
 
 def params(args, **defaults):
@@ -41,7 +43,8 @@ def params(args, **defaults):
     names = [flag[2:].replace("-", "_") for flag, _, _ in SAMPLING]
     given = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
     try:
-        return SamplingParams(**defaults | {"max_tokens": args.max_tokens, "stop": args.stop or (), "ignore_eos": args.ignore_eos} | given)
+        return SamplingParams(**defaults | {"max_tokens": args.max_tokens, "stop": args.stop or (), "ignore_eos": args.ignore_eos,
+                                         "speculate": args.speculate} | given)  # fmt: skip
     except (TypeError, ValueError) as e:
         args.parser.error(str(e))
 
@@ -80,7 +83,8 @@ def speed(done):
 
     t, n = done.timings, len(done.token_ids)
     return (f"prompt {counted(t.prompt_tokens, 'token')}, {rate(t.prompt_tokens_per_second)} tokens/s; "
-            f"answer {counted(n, 'token')}, {rate(t.generation_tokens_per_second)} tokens/s")  # fmt: skip
+            f"answer {counted(n, 'token')}, {rate(t.generation_tokens_per_second)} tokens/s"
+            + (f", {t.accepted} of {t.proposed} proposed ones accepted" if t.proposed else ""))  # fmt: skip
 
 
 def where(model):

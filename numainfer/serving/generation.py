@@ -177,7 +177,8 @@ class Generation:
         reason = self.finish_reason
         n, n_prompt = len(self.token_ids), len(self.prompt_ids)
         usage = Usage(n_prompt, n, cached_tokens)
-        timings = Timings(clock.prompt_tokens, clock.prompt, max(n - 1, 0), clock.generation, clock.first_token, clock.mode)
+        timings = Timings(clock.prompt_tokens, clock.prompt, max(n - 1, 0), clock.generation, clock.first_token, clock.mode,
+                          clock.proposed, clock.accepted)  # fmt: skip
         logprobs = None if self.params.logprobs is None else self._logprobs(0, n)
         text = self._text(n, reason)
         piece, reasoning, calls = text.between(0, n, reason is not None)
@@ -280,9 +281,12 @@ class Clock:
         Computed so far.
     mode : str or None
         "latency" or "throughput"; None while it is not chosen.
+    proposed, accepted : int
+        Tokens that were proposed, and those of them that were chosen.
     """
 
     def __init__(self, mode="latency"):
         self.mode = mode
         self.prompt = self.generation = 0.0
         self.first_token, self.prompt_tokens = None, 0
+        self.proposed = self.accepted = 0

@@ -22,6 +22,7 @@ from .choosing import choose_step
 from ..errors import ForkedProcess, ModelClosed, OutOfNodeMemory
 from .modes import MAX_ACTIVE
 from .requests import Answer
+from .speculation import FEW, Costs
 
 log = logging.getLogger("numainfer")
 
@@ -77,15 +78,19 @@ class LaneLoop:
         The thread's.
     n_tokens : int
         Chosen so far.
+    n_proposed, n_accepted : int
+        Tokens that were proposed, and those of them that were chosen.
     """
 
     def __init__(self, loop, lane, number, whole):
         self.lane, self.whole, self.ident, self.n_tokens = lane, whole, None, 0
+        self.n_proposed = self.n_accepted = 0
         self._loop, self._name = loop, f"numainfer-lane-{number}"
         self._bell = queue.SimpleQueue()  # requests to look at, or None for nothing in particular
         self._working = allocate_lock()  # held by the thread
         self._answering, self._reading = [], []  # answers whose prompts are read; in order of arrival, all others
         self._pace, self._broke_off, self._hidden = None, False, False
+        self._costs = Costs()
         self._out, self._ending = None, False
         self._marks = collections.deque(maxlen=256)  # (seconds, n_tokens) after the last steps
 
@@ -234,6 +239,7 @@ class LaneLoop:
         room = runtime.n_batch - bool(reading)
         if len(answering) > room:  # only where streams go on that were not waited for
             answering, self._answering = answering[:room], answering[room:] + answering[:room]
+        self._speculate(answering, 0 if reading else runtime.n_batch)
         batch = [(s, *s.next_ids(1)) for s in answering]
         if reading:
             room = runtime.n_batch - len(batch)
@@ -261,6 +267,15 @@ class LaneLoop:
         except Exception as e:
             s.end(e)
             return False
+
+    def _speculate(self, answering, most):
+        """Let tokens be proposed for answers, in a step of at most so many rows: not in one that reads prompts, for who waits for that
+        waits longer, and not where there are many."""
+        if len(answering) > FEW:
+            most = 0
+        chances = [s.chances() if most else [] for s in answering]
+        for s, k in zip(answering, self._costs.allot(chances, [s.proposal_cost for s in answering], most)):
+            s.propose(k)
 
     def _goes_on(self, s):
         """Whether steps are run for a request; it ends here where it was cancelled or its session closed."""
@@ -305,7 +320,7 @@ class LaneLoop:
             segments.append((s.cache, ids, s.at))
             row += len(ids)
             if n_wanted and isinstance(s, Answer):
-                rows.append(row - 1)
+                rows.extend(range(row - n_wanted, row))
             else:
                 parts.append((s, n_wanted, row))
         n_answers = len(rows)
@@ -344,11 +359,14 @@ class LaneLoop:
                 s.end(e, broken=True)
             return
         now = time.perf_counter()
-        if self._pace:
+        n_proposed = sum(len(s.proposal) for s, _ in answers)
+        if self._pace and not n_proposed:
             self._pace.took(n_read, now - begun)
+        if not n_read and not batch[0][0].hidden:
+            self._costs.took(row, now - begun)
         for s, ids, _ in batch:
             if not s.ended:
-                s.computed(len(ids), now - start)
+                s.computed(len(ids) - (len(s.proposal) if isinstance(s, Answer) else 0), now - start)
         for s, n_wanted, _ in parts:
             if not s.ended and not isinstance(s, Answer):
                 s.came(out[n_answers : n_answers + n_wanted].copy())
@@ -363,21 +381,27 @@ class LaneLoop:
         return self._out[:n]
 
     def _choose(self, runtime, lane, answers, logits, start):
-        """Choose the next token of each answer; row i of the logits is that of the i-th."""
-        logits = logits[: len(answers)]
+        """Choose the next tokens of each answer; the logits begin with its rows, one and one more for each token proposed, in order."""
+        n_rows = [1 + len(s.proposal) for s in answers]
+        logits = logits[: sum(n_rows)]
         if any(s.ended for s in answers):
-            logits = logits[[not s.ended for s in answers]]
+            logits = logits[np.repeat([not s.ended for s in answers], n_rows)]
             answers = [s for s in answers if not s.ended]
         if not answers:
             return
+        proposals = [np.array(s.proposal, np.int32) if s.proposal else None for s in answers]
+        before = [len(s.generation.token_ids) for s in answers]
         try:
-            errors = choose_step(self.lane.team, [s.generation for s in answers], logits, turn=functools.partial(runtime.turn, lane))
+            errors = choose_step(self.lane.team, [s.generation for s in answers], logits, proposals, functools.partial(runtime.turn, lane))
         except BaseException as e:  # a logits processor that exits
             errors = [e] * len(answers)
         now = time.perf_counter()
         self._marks.append((now, self.n_tokens))
-        for s, error in zip(answers, errors):
-            self.n_tokens += error is None
+        for s, n, error in zip(answers, before, errors):
+            n = len(s.generation.token_ids) - n
+            self.n_tokens += n
+            self.n_proposed += len(s.proposal)
+            self.n_accepted += max(n - 1, 0)
             if s.clock.first_token is None:
                 if s in self._reading:
                     self._reading.remove(s)

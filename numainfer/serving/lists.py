@@ -14,6 +14,7 @@ from ..progress import progress_bar
 from .requests import Answer, wait_for
 from ..results import Completion, Completions, Logprobs, Timings, Usage
 from .sampling import Sampler, SamplingParams, resolve_params
+from .speculation import check_speculation
 from ..summary import counted
 
 log = logging.getLogger("numainfer")
@@ -91,10 +92,11 @@ def params_each(runtime, params, n, sampling):
 
 
 def check_params(runtime, params):
-    """Raise ValueError for token ids that do not exist, and for a form that does not compile, which may take a while."""
+    """Raise ValueError for token ids that do not exist, for a draft that does not fit, and for a form that does not compile, which may take a while."""
     n_vocab = min(runtime.n_vocab, runtime.tokenizer.n_vocab)
     Sampler(params, n_vocab, (), params.stop_token_ids)
     make_form(runtime.tokenizer, n_vocab, params, params.stop_token_ids)
+    check_speculation(runtime, params.speculate)
 
 
 class _Run:

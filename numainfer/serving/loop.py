@@ -283,7 +283,8 @@ class Loop:
         for lane in self.lanes():
             own = [request for request in reserved if request.lane is lane]
             lanes.append(LaneStats(tuple(names[i] for i in lane.lane.nodes), "latency" if lane.whole else "throughput", len(own),
-                                   sum(request.paused for request in own), lane.rate, sum(request.held_bytes for request in own)))
+                                   sum(request.paused for request in own), lane.rate, sum(request.held_bytes for request in own),
+                                   proposed=lane.n_proposed, accepted=lane.n_accepted))  # fmt: skip
         return Stats(tuple(lanes), self.n_waiting + self._came.qsize(), self._mode, runtime.prefixes.stats())
 
     # ---- the end -----------------------------------------------------------------------------------------------------

@@ -11,10 +11,12 @@ import logging
 import queue
 import threading
 import time
+import weakref
 from _thread import allocate_lock, get_ident
 
 from .generation import Clock, Generation
 from .prefix import LEAST, in_common
+from .speculation import AT_ONCE, MOST, make_proposer
 from ..results import Completion, Logprobs, Timings, Usage
 
 log = logging.getLogger("numainfer")
@@ -282,6 +284,8 @@ class Answer(Request):
     ----------
     generation : Generation, or None where its turn has not come
     clock : Clock
+    proposal : list of int
+        Tokens that the next step is given behind the last one, to be checked.
     """
 
     def __init__(self, runtime, ids, params, *, reader=None, ahead=None, prepare=True, **options):
@@ -291,7 +295,9 @@ class Answer(Request):
         self._reader, self._ahead, self._asked, self.taken = reader, ahead, 0, 0.0
         self._room = runtime.n_ctx - len(ids) + 1  # the last token needs no place: it is never fed back
         longest = self._room if params.max_tokens is None else min(self._room, params.max_tokens)
-        self.ids = ids
+        self.ids, self.proposal = ids, []
+        this = weakref.ref(self)
+        self._proposer = make_proposer(runtime, params.speculate, len(ids), len(ids) + longest - 1, lambda: _unwanted(this()))
         if prepare:
             self._prepare(runtime)
         super().__init__(runtime, ids, len(ids) + longest - 1, **options)
@@ -356,9 +362,36 @@ class Answer(Request):
     def next_ids(self, most):
         """Ids for the next step, at most so many, and how many of their last rows are wanted."""
         if self.at >= len(self.ids):
-            return self.generation.token_ids[-1:], 1
+            ids = self.generation.token_ids[-1:] + self.proposal
+            return ids, len(ids)
         ids = self.ids[self.at : self.at + most]
         return ids, int(self.at + len(ids) == len(self.ids))
+
+    def chances(self):
+        """As of `Lookup.chances`, of as many proposals as there is room for; takes in what came meanwhile."""
+        self.proposal, proposer = [], self._proposer
+        if proposer is None:
+            return []
+        if proposer.n < len(self.ids):
+            proposer.extend(self.ids[proposer.n : proposer.n + AT_ONCE].tolist())
+        if proposer.n >= len(self.ids):
+            proposer.extend(self.generation.token_ids[proposer.n - len(self.ids) :])
+        if proposer.n <= self.at:  # a long prompt, not yet taken in
+            return []
+        room = self.most - self.at - 1
+        if self._ahead is not None:
+            room = min(room, self._ahead - (len(self.generation.token_ids) - self._asked) - 1)
+        return proposer.chances(min(room, MOST))
+
+    @property
+    def proposal_cost(self):
+        """Seconds that it takes to propose a token."""
+        return getattr(self._proposer, "cost", 0.0)
+
+    def propose(self, k):
+        """Have the next step check so many tokens."""
+        proposer = self._proposer
+        self.proposal = proposer.propose(k) if k and proposer is not None else []
 
     def computed(self, n, seconds):
         if self.at < len(self.ids):
@@ -367,7 +400,16 @@ class Answer(Request):
         super().computed(n, seconds)
 
     def chosen(self, now, start, error=None):
-        """A token was chosen, or an error says why not, after a step that began at `start`."""
+        """Tokens were chosen, or an error says why not, after a step that began at `start`."""
+        accepted = max(len(self.ids) + len(self.generation.token_ids) - 1 - self.at, 0)  # all but the last one are computed
+        if self.proposal:
+            self.clock.proposed += len(self.proposal)
+            self.clock.accepted += accepted
+            self.proposal = []
+            self.computed(accepted, 0.0)
+            cache = self.cache
+            if cache is not None:
+                cache.rewind(self.at)
         if error is not None:
             self.end(error)
             return
@@ -388,12 +430,20 @@ class Answer(Request):
     def _settle(self):
         if self.generation is not None:
             self.generation.cancel()  # unless it has ended
+        proposer, self._proposer = self._proposer, None
+        if proposer is not None:
+            proposer.close()
         if self.sequence is not None:
             self.sequence.ended(self, [*self.ids.tolist(), *(self.generation.token_ids if self.generation is not None else ())])
 
     def _computed_ids(self):
         n = len(self.ids)
         return self.ids[: self.at] if self.at <= n else [*self.ids.tolist(), *self.fed(n, self.at)]
+
+
+def _unwanted(answer):
+    """Whether nobody wants an answer any more, or nobody can have it."""
+    return answer is None or answer.cancelled or answer.ended or answer.runtime.closed
 
 
 class Rows(Request):

@@ -8,7 +8,7 @@ import numbers
 import secrets
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Unpack
+from typing import Literal, Unpack
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from ..arguments import check_names, integer
 from ..errors import NumaInferError
 from .forms import choices, form_of, json_schema_text, source_text
 from .masks import Form
-from ..signatures import FloatArray, JsonSchema, LogitsProcessor, SamplingOptions, TokenIds
+from ..signatures import Drafts, FloatArray, JsonSchema, LogitsProcessor, SamplingOptions, TokenIds
 
 log = logging.getLogger("numainfer")
 
@@ -76,6 +76,11 @@ class SamplingParams:
         Answers to each prompt, 1 to 1024; the prompt is computed once. More than one makes ``generate`` and ``chat`` return Completions,
         for a list all of its first prompt's before those of the second. With a seed answer i has the seed ``(seed + i) % 2**64``, so
         the first is that of ``n=1``.
+    speculate : "prompt", Model or None
+        Tokens are proposed as those that may come next, and one step checks several. "prompt": what followed the last
+        tokens where they stood before, in the prompt or in the answer. A Model, much smaller and of the same vocabulary:
+        what that one would say. The answer is the same bits; it comes sooner where it repeats much of its prompt, or
+        where the two models agree. Nothing is proposed where that does not pay; ``timings.proposed`` and ``timings.accepted`` tell.
 
     Raises
     ------
@@ -106,6 +111,7 @@ class SamplingParams:
     choice: Sequence[str] | None = None
     grammar: str | None = None
     n: int = 1
+    speculate: Literal["prompt"] | Drafts | None = None
 
     def __post_init__(self) -> None:
         def put(name, check, *limits):
@@ -132,6 +138,7 @@ class SamplingParams:
         put("choice", choices)
         put("grammar", source_text)
         put("n", integer, 1, 1024)
+        put("speculate", _speculation)
         form_of(self)
         for name in ("top_p", "repetition_penalty"):
             if getattr(self, name) == 0:
@@ -375,6 +382,14 @@ def _logit_bias(name, value):
         integer(f"{name} key", token, 0, 2**31 - 1): _real(f"{name}[{token!r}]", bias, -100.0, 100.0)
         for token, bias in value.items()
     }
+
+
+def _speculation(name, value):
+    from .runtime import Runtime  # which stands above: it knows requests, and these sampling
+
+    if value is None or isinstance(value, str) and value == "prompt" or isinstance(getattr(value, "runtime", None), Runtime):
+        return value
+    raise ValueError(f'{name} = {value!r}: must be "prompt", a Model of the same vocabulary that drafts, or None')
 
 
 def _optional_callable(name, value):

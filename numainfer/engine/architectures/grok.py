@@ -4,6 +4,7 @@ beside a plain network, both times 1/sqrt(2).
 The router's scores are not capped and the weights of the chosen are divided by their sum, as llama.cpp has it.
 """
 
+import functools
 import math
 from dataclasses import replace
 
