@@ -192,7 +192,8 @@ def ints(a, n_ctx, n_nodes=1, n_batch=512):
                (("q", a.heads * a.key_length), ("k", a.kv_heads * a.key_length), ("v", a.kv_heads * a.value_length)))
     for tensor in (q, k, v):
         tensor.first = 0
-    made.attend(q, k, v, a)
+    made.attend(q, k, v, a).is_read = True
+    made.compile()
     return next(op for op in made.ops if op.name == "attend").ints
 
 

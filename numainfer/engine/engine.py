@@ -172,7 +172,7 @@ class Lane:
             raise ValueError(f"wanted rows must lie in 0 to {row - 1}, at most {engine.n_batch} of them; found {rows}")
         if out is None:
             out = np.empty((len(rows), engine.n_embd if hidden else engine.n_vocab), np.float32)
-        coming = [kv.prepare(self, first, first + len(own)) for kv, own, first in segments]  # recurrent state; held until the step has ended
+        coming = [kv.prepare(self, first, first + len(own)) for kv, own, first in segments]  # held until the step has ended
         table = np.zeros(len(segments), _core.SEGMENT_DTYPE)
         table["row0"], table["n"], table["pos0"] = np.cumsum(n) - n, n, pos0
         table["tables"] = [kv.address for kv, _, _ in segments]

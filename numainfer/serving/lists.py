@@ -92,7 +92,7 @@ def params_each(runtime, params, n, sampling):
 
 
 def check_params(runtime, params):
-    """Raise ValueError for token ids that do not exist, for a draft that does not fit, and for a form that does not compile, which may take a while."""
+    """Raise ValueError for token ids that do not exist, a draft that does not fit, and a form that does not compile: it takes a while."""
     n_vocab = min(runtime.n_vocab, runtime.tokenizer.n_vocab)
     Sampler(params, n_vocab, (), params.stop_token_ids)
     make_form(runtime.tokenizer, n_vocab, params, params.stop_token_ids)
