@@ -172,6 +172,6 @@ class Sampler:
                 reason: str | None = None) -> None: ...
 
 def choose(
-    team: Team | None, scratch: SampleScratch, samplers: list[Sampler], logits: np.ndarray, proposals: list[Any] | None = None,
-    given: dict[int, Any] | None = None, turn: Callable[[], Any] | None = None
+    team: Team | None, scratch: SampleScratch, samplers: list[Sampler], logits: np.ndarray, first: Sequence[int] = (0,),
+    proposals: list[Any] | None = None, given: dict[int, Any] | None = None, turn: Callable[[], Any] | None = None
 ) -> list[Any]: ...

@@ -225,13 +225,22 @@ cdef int _choose_together(Team team, ni_choosing *job, int32_t n_vocab) except -
     return 0
 
 
-# Fewer logits are chosen from on the calling thread: waking it after the team takes 30 to 60 us. Counted as greedy ones; sampling costs as
-# much as several.
-cdef int64_t _ALONE = 1 << 20
+cdef void _choose_alone(const ni_choosing *job, void *scratch) noexcept nogil:
+    """Does the job on the calling thread."""
+    cdef uint64_t mode = ni_floats_default()
+    cdef int i
+    for i in range(job.n):
+        ni_choose(&job.choices[i], job.stride, scratch)
+    ni_floats_restore(mode)
+
+
+# From fewer logits is chosen on the calling thread: to wake it after the team takes 30 to 60 us. And of these, fewer still with the GIL held:
+# to have it back from a busy thread of Python takes milliseconds. Counted as greedy ones; sampling costs as much as several.
+cdef int64_t _ALONE = 1 << 20, _HELD = 1 << 19
 cdef int _SAMPLING = 6
 
 
-def choose(Team team, SampleScratch scratch not None, list samplers, float[:, ::1] logits, list proposals=None, dict given=None, turn=None):
+def choose(Team team, SampleScratch scratch not None, list samplers, float[:, ::1] logits, first=(0,), list proposals=None, dict given=None, turn=None):
     """The next tokens of sequences; of those whose sampler does not hold them, they are accepted and published.
 
     Parameters
@@ -244,6 +253,8 @@ def choose(Team team, SampleScratch scratch not None, list samplers, float[:, ::
         All different.
     logits : float32 array (rows, at least n_vocab of each)
         Of each sequence one row, or one more than were proposed. The same bits on return.
+    first : sequence of int
+        Each sequence's (first) row; they do not share any.
     proposals : list of (int32 array or None), optional
         Tokens that were proposed for each sequence.
     given : dict, optional
@@ -259,29 +270,29 @@ def choose(Team team, SampleScratch scratch not None, list samplers, float[:, ::
         (token, logprob).
     """
     cdef int n = len(samplers), i, j, rows
-    cdef int64_t at = 0, n_tops = 0, work = 0, width = logits.shape[1], n_rows = logits.shape[0]
+    cdef int64_t at, work = 0, width = logits.shape[1], n_rows = logits.shape[0]
     cdef Sampler s
     cdef ni_choosing job
     cdef int32_t n_vocab = 1
-    cdef uint64_t mode
     cdef list keep = []
     cdef const int32_t[::1] proposed
     cdef float[::1] instead
     cdef const uint32_t[::1] mask
+    if len(first) != n:
+        raise ValueError(f"{n} sequences, but {len(first)} rows to begin with")
     if not n:
         return []
     cdef ni_choice *c = <ni_choice *>_memory(n, sizeof(ni_choice), keep)
     cdef int32_t *tokens = <int32_t *>_memory(n_rows, sizeof(int32_t), keep)
     for i in range(n):
-        s = samplers[i]
-        rows = 1
+        s, at, rows = samplers[i], first[i], 1
         if proposals is not None and proposals[i] is not None:
             proposed = proposals[i]
             keep.append(proposed)
             rows += <int>proposed.shape[0]
             if rows > 1:
                 c[i].proposed = &proposed[0]
-        if at + rows > n_rows or s.n_vocab > width or s.n_vocab > scratch.n_vocab:
+        if at < 0 or at + rows > n_rows or s.n_vocab > width or s.n_vocab > scratch.n_vocab:
             raise ValueError(f"logits: found {n_rows} rows of {width} with scratch for {scratch.n_vocab}; the sampler of sequence {i} wants "
                              f"rows {at} to {at + rows - 1} of at least {s.n_vocab}")
         c[i].sampler, c[i].rows, c[i].n_logprobs, c[i].hold = s.sampler, rows, s.n_logprobs, s.holds
@@ -308,15 +319,11 @@ def choose(Team team, SampleScratch scratch not None, list samplers, float[:, ::
                     keep.append(mask)
                     c[i].mask = &mask[0]
         if s.n_logprobs >= 0:
-            n_tops += rows * <int64_t>s.n_logprobs
             c[i].logprobs = <ni_logprob *>_memory(rows, sizeof(ni_logprob), keep)
             c[i].top_ids = <int32_t *>_memory(rows * s.n_logprobs, sizeof(int32_t), keep)
             c[i].top = <float *>_memory(rows * s.n_logprobs, sizeof(float), keep)
         n_vocab = max(n_vocab, s.n_vocab)
         work += c[i].rows * <int64_t>s.n_vocab * (1 if s.greedy and s.n_logprobs < 0 else _SAMPLING)
-        at += rows
-    if at != n_rows:
-        raise ValueError(f"logits: found {n_rows} rows for {at} of {n} sequences")
     job.choices, job.n, job.next, job.stride = c, n, 0, width
     if team is not None and n > 1 and work >= _ALONE and len(team) > 1:
         if turn is None:
@@ -324,13 +331,11 @@ def choose(Team team, SampleScratch scratch not None, list samplers, float[:, ::
         else:
             with turn():
                 _choose_together(team, &job, n_vocab)
+    elif work <= _HELD:
+        _choose_alone(&job, scratch.memory)
     else:
         with nogil:
-            mode = ni_floats_default()
-            for i in range(n):
-                if c[i].rows:
-                    ni_choose(&c[i], width, scratch.memory)
-            ni_floats_restore(mode)
+            _choose_alone(&job, scratch.memory)
     found = [None] * n
     for i in range(n):
         s = samplers[i]

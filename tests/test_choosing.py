@@ -254,7 +254,7 @@ def test_an_error_behind_right_proposals_keeps_what_came_before():
 
 
 def test_rows_and_proposals_must_fit():
-    for n_rows, proposal in ((1, [3]), (3, [3]), (2, None)):
+    for n_rows, proposal in ((1, [3]), (3, [3]), (2, None), (0, None)):
         with pytest.raises(ValueError, match="logits: found"):
             choose_step(None, [make({}, SMALL)], np.zeros((n_rows, SMALL), np.float32), [proposal and np.array(proposal, np.int32)])
 
@@ -426,7 +426,7 @@ def test_what_workers_keep_is_what_is_counted():
     scratches = [_core.SampleScratch(n_vocab, 3) for _ in range(6)]
     before = held()
     for team.scratch in scratches:
-        assert _core.choose(team, own, cores, logits, None, dict.fromkeys(range(n), (None, mask))) == [None] * n
+        assert _core.choose(team, own, cores, logits, range(n), None, dict.fromkeys(range(n), (None, mask))) == [None] * n
     grown, counted = held() - before, sum(scratch.bytes for scratch in scratches)
     assert grown < counted + (2 << 20) < 6 * 3 * 4 * n_vocab, "less than one array of floats for each worker"
     team.close()

@@ -373,7 +373,7 @@ def test_binding_refuses_what_would_be_unsafe():
     }
     sampler = _core.Sampler(4, none, none, np.zeros(0, np.float32), none, **good)
     rows, mask = logits[None], np.zeros(1, np.uint32)
-    for bad in (rows[:, :3], np.zeros((0, 4), np.float32), np.zeros((2, 4), np.float32)):
+    for bad in (rows[:, :3], np.zeros((0, 4), np.float32)):
         with pytest.raises(ValueError, match="logits: found"):
             _core.choose(None, scratch, [sampler], bad)
     with pytest.raises(ValueError, match="scratch for 3"):
@@ -381,12 +381,17 @@ def test_binding_refuses_what_would_be_unsafe():
     two = np.zeros((2, 4), np.float32)
     for own in ((logits[:3], None), (np.zeros(5, np.float32), None), (None, mask[:0]), (None, np.zeros(2, np.uint32))):
         with pytest.raises(ValueError, match="sequence 0: found"):
-            _core.choose(None, scratch, [sampler], rows, None, {0: own})
+            _core.choose(None, scratch, [sampler], rows, (0,), None, {0: own})
     with pytest.raises(ValueError, match="the first of 2 rows"):
-        _core.choose(None, scratch, [sampler], two, [np.zeros(1, np.int32)], {0: (None, mask)})
+        _core.choose(None, scratch, [sampler], two, (0,), [np.zeros(1, np.int32)], {0: (None, mask)})
+    for first in ((1,), (-1,)):
+        with pytest.raises(ValueError, match="logits: found"):
+            _core.choose(None, scratch, [sampler], rows, first)
+    with pytest.raises(ValueError, match="1 sequences, but 2 rows"):
+        _core.choose(None, scratch, [sampler], two, (0, 1))
     sampler.holds = True
     with pytest.raises(ValueError, match="takes one row"):
-        _core.choose(None, scratch, [sampler], two, [np.zeros(1, np.int32)])
+        _core.choose(None, scratch, [sampler], two, (0,), [np.zeros(1, np.int32)])
     sampler.holds = False
     with pytest.raises(ValueError, match="n_threads = 0"):
         _core.SampleScratch(4, 0)

@@ -36,25 +36,43 @@ def choose_step(team, generations, logits, proposals=None, turn=None):
     BaseException
         That is no Exception, of a logits processor.
     """
-    if proposals is not None and any(p is not None and len(p) and g.sampler.core.holds for g, p in zip(generations, proposals)):
-        return _one_by_one(team, generations, logits, proposals, turn)
+    first, n, together, alone = range(len(generations)), len(generations), proposals, {}
+    if proposals is not None:
+        first, n, together = [], 0, list(proposals)
+        for i, (g, own) in enumerate(zip(generations, proposals)):
+            first.append(n)
+            n += 1 if own is None else 1 + len(own)
+            if own is not None and g.sampler.core.holds:
+                together[i], alone[i] = None, own
+    if n != len(logits):
+        raise ValueError(f"logits: found {len(logits)} rows, wanted {n} for {len(generations)} sequences and what was proposed for them")
+    errors, step = _choose(team, generations, logits, first, together, turn), 0
+    while alone := {i: own for i, own in alone.items() if errors[i] is None and generations[i].finish_reason is None
+                    and step < len(own) and generations[i].token_ids[-1] == own[step]}:  # fmt: skip
+        step += 1  # Python looks at each of their tokens before the next
+        for i, error in zip(alone, _choose(team, [generations[i] for i in alone], logits, [first[i] + step for i in alone], None, turn)):
+            errors[i] = error
+    return errors
+
+
+def _choose(team, generations, logits, first, proposals, turn):
+    """`choose_step` where nobody with proposals needs Python. first: for each generation its (first) row."""
     samplers = [g.sampler.core for g in generations]
     scratch = scratch_of_thread(logits.shape[1])
     if not any(s.holds for s in samplers):
-        found = _core.choose(team, scratch, samplers, logits, proposals, None, turn)
+        found = _core.choose(team, scratch, samplers, logits, first, proposals, None, turn)
         return [None if code is None else g.sampler.error(code) for g, code in zip(generations, found)]
 
-    errors, given, row_of, at = [None] * len(generations), {}, {}, 0
+    errors, given, row_of = [None] * len(generations), {}, {}
     for i, g in enumerate(generations):
         if samplers[i].holds:
-            row_of[i] = logits[at, : samplers[i].n_vocab]
+            row_of[i] = logits[first[i], : samplers[i].n_vocab]
         if g.sampler.special:
             try:
                 given[i] = g.sampler.prepare(row_of[i])
             except Exception as e:
                 errors[i], given[i] = e, None
-        at += 1 if proposals is None or proposals[i] is None else 1 + len(proposals[i])
-    found = _core.choose(team, scratch, samplers, logits, proposals, given, turn)
+    found = _core.choose(team, scratch, samplers, logits, first, proposals, given, turn)
     for i, g in enumerate(generations):
         if errors[i] is not None or found[i] is None:
             continue
@@ -68,21 +86,4 @@ def choose_step(team, generations, logits, proposals=None, turn=None):
             samplers[i].publish(token, logprob, reason)
         except Exception as e:
             errors[i] = e
-    return errors
-
-
-def _one_by_one(team, generations, logits, proposals, turn):
-    """`choose_step` where a generation with proposals needs Python at each token: in rounds, one row of each of these."""
-    errors, first, n = [None] * len(generations), [], 0
-    for own in proposals:
-        first.append(n)
-        n += 1 + (0 if own is None else len(own))
-    going, step = list(range(len(generations))), 0
-    while going:
-        rows = logits[[first[i] + step for i in going]]
-        for i, error in zip(going, choose_step(team, [generations[i] for i in going], rows, None, turn)):
-            errors[i] = error
-        going = [i for i in going if errors[i] is None and generations[i].finish_reason is None and proposals[i] is not None
-                 and step < len(proposals[i]) and generations[i].token_ids[-1] == proposals[i][step]]  # fmt: skip
-        step += 1
     return errors

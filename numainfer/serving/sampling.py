@@ -420,19 +420,15 @@ class TokenLogprob:
     top: tuple[tuple[int, float], ...]
 
 
-class _PerThread(threading.local):
-    """Scratch memory for the vocabulary used last: samplers of one thread never run at the same time."""
-
-    scratch = None
-
-    def for_vocab(self, n_vocab):
-        if self.scratch is None or self.scratch.n_vocab != n_vocab:
-            self.scratch = _core.SampleScratch(n_vocab)
-        return self.scratch
+_per_thread = threading.local()
 
 
-_per_thread = _PerThread()
-scratch_of_thread = _per_thread.for_vocab
+def scratch_of_thread(n_vocab):
+    """The calling thread's work memory, for the largest vocabulary that it has met: samplers of one thread never run at the same time."""
+    found = getattr(_per_thread, "scratch", None)
+    if found is None or found.n_vocab < n_vocab:
+        found = _per_thread.scratch = _core.SampleScratch(n_vocab)
+    return found
 
 
 class Sampler:
