@@ -31,6 +31,7 @@ REFUSED = {"phimoe": "expert_used_count = 3"}
 # Positions at which two experts are so nearly equal that keys and values as halves, which the expected logits are without, choose the other
 # one. Of qwen2moe a model in float64 with such keys and values does the same; of glm4moe the float32 of the other test tells it.
 FLIPPED = {"qwen2moe": [66], "glm4moe": [5]}
+LOOSE = {"minimax-m3-top4": 1e-3}  # made with flash attention, which llama.cpp needs for blocks: its keys and sums are halves
 BY_DEFINITION = {"phimoe"}  # test_definitions.py
 RUN = [name for name in NAMES if name not in REFUSED]
 
@@ -71,7 +72,7 @@ def test_logits_are_those_of_llama_cpp(golden, name, kv_type):
     if kv_type == "f16":
         assert np.delete(error, FLIPPED.get(name, [])).max() < 3e-3
     else:
-        assert error.max() < (5e-4 if TEMPLATES[name]["arch"] in GELU else 1e-5)
+        assert error.max() < LOOSE.get(name, 5e-4 if TEMPLATES[name]["arch"] in GELU else 1e-5)
 
 
 def test_llama_cpp_takes_gelu_from_a_table_of_halves(golden, monkeypatch):

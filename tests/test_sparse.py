@@ -1,4 +1,4 @@
-"""Attention to positions that an indexer chose (DeepSeek V3.2): kernels, ops by their contract, whole models; the same bits everywhere."""
+"""Attention to what an indexer chose, positions (DeepSeek V3.2) or blocks (MiniMax M3): kernels, ops by their contract, whole models."""
 
 from contextlib import contextmanager
 
@@ -15,7 +15,7 @@ from numainfer import _core
 from numainfer.engine import plan
 from numainfer.engine.ops import Attention
 from numainfer.engine.plan import Plan
-from numainfer.errors import CorruptModel, PlanError
+from numainfer.errors import CorruptModel, PlanError, UnsupportedModel
 from numainfer.gguf.file import GGUFFile
 from numainfer.measure.capacity import demand
 
@@ -206,6 +206,80 @@ def test_teams_chunks_and_company(sheet, one_worker, monkeypatch, most):
                 same_bits(r.run(rows, table, seed=seed), wanted[rows], (shape, seed))
 
 
+# ---- blocks, chosen for each kv-head ------------------------------------------------------------------------------------
+
+GROUPS, BLOCKS = 3, 6
+HEADS = Attention(12, GROUPS, 40, 24, 0, False, 0.3)
+HEAD_INDEX = Attention(GROUPS, 1, 20, 0, 0, False, 1.0)
+BLOCK_TEAMS = ((1, 1), (1, 3), (2, 2), (3, (1, 2, 1)))  # kv-heads go round two nodes, and are one of three nodes' each
+
+
+@pytest.fixture(scope="module")
+def block_sheet(tmp_path_factory):
+    """As `sheet`, for heads with keys and values of their own."""
+    rng = np.random.default_rng(4)
+    index_q, index_k = rng.integers(-2, 3, (N, GROUPS, 20)), rng.integers(-3, 4, (N, 20))
+    index_q[:, :, 0], index_k[:, 0] = 0, 127
+    index_k[300:700, 1:] = 0  # whole blocks that say nothing are worth more than others, for these are negative, and are worth the same
+    index_q[1200] = 0
+    made = Sheet(tmp_path_factory.mktemp("blocks") / "sheet.gguf", {
+        "q": rng.standard_normal((N, 12 * 40)), "k": rng.standard_normal((N, GROUPS * 40)), "v": rng.standard_normal((N, GROUPS * 24)),
+        "index_q": index_q.reshape(N, -1), "index_k": index_k})  # fmt: skip
+    yield made
+    made.close()
+
+
+def block_ops(block, last):
+    def build(p, s):
+        ids = p.index(p.embed(s["index_q"]), p.embed(s["index_k"]), None, HEAD_INDEX, BLOCKS, block=block, last=last)
+        p.logits(p.attend(*(p.embed(s[name]) for name in "qkv"), HEADS, chosen=ids), None)
+
+    return build
+
+
+def block_twin(s, pos, g, kv_type, block, last):
+    """(blocks, values of the heads of kv-head g) by the contract: the last blocks and the best of the others, a part each, in order."""
+    n = pos // block + 1
+    scores = s.exact["index_q"][pos].reshape(GROUPS, 20)[g] @ s.exact["index_k"][: pos + 1].T
+    best = np.array([scores[i * block : (i + 1) * block].max() for i in range(n)])
+    best[n - min(last, BLOCKS) :] = np.inf
+    ids = np.sort(np.lexsort((np.arange(n), -best))[:BLOCKS])
+    k, v = (s.exact[name].astype(np.float32).reshape(N, GROUPS, -1)[:, g] for name in "kv")
+    q, found = s.exact["q"][pos].astype(np.float32).reshape(GROUPS, 4, 40)[g] * np.float32(HEADS.scale), []
+    pad = [(0, 0), (0, 8)]  # heads are padded to multiples of 16
+    for i in ids * block:
+        j, lo = i // CHUNK * CHUNK, i % CHUNK
+        keys, values = (SCALAR.store(kv_type, part, np.resize(np.pad(x[j : j + CHUNK], pad), (CHUNK, x.shape[1] + 8)))
+                        for part, x in (("key", k), ("value", v)))  # fmt: skip
+        found.append(SCALAR.attend(kv_type, np.pad(q, pad), keys, values, 32, [lo] * 4, [min(lo + block, pos + 1 - j)] * 4))
+    rows = []
+    for h in range(4):
+        total = tuple(x[h] for x in found[0])
+        for part in found[1:]:
+            total = SCALAR.merge(total, tuple(x[h] for x in part))
+        rows.append(np.asarray(total[2])[:24] * (np.float32(1) / np.float32(total[1])))
+    return tuple(ids), np.concatenate(rows)
+
+
+@pytest.mark.parametrize(("kv_type", "block", "last"), [("f16", 16, 1), ("f16", 64, 2), ("bf16", 32, 0), ("q8_0", 4, 9), ("f32", 128, 1)])
+def test_blocks_are_chosen_for_each_kv_head(block_sheet, kv_type, block, last):
+    wanted = None
+    for shape in BLOCK_TEAMS:
+        with open_team(*shape) as team, attending(block_sheet, team, kv_type, block_ops(block, last)) as r:
+            found = run(r, [200] * 6 + [100]) if wanted is None else run(r, [1, 199, 100, 1, 1, 198, 7, 193, 200, 200, 198, 1, 1])
+        if wanted is not None:
+            same_bits(found, wanted, shape)
+            continue
+        wanted, lists = found, set()
+        for pos in {BLOCKS * block, BLOCKS * block + 1, 700, 1023, 1200, 1299}:
+            if pos // block >= BLOCKS and pos < N:
+                for g in range(GROUPS):
+                    ids, row = block_twin(block_sheet, pos, g, kv_type, block, last)
+                    lists.add(ids)
+                    same_bits(found[pos].reshape(GROUPS, -1)[g], row, (pos, g))
+        assert len(lists) > (4 if last < BLOCKS else 0)
+
+
 def test_wrong_ops_are_refused():
     p = Plan(1, 8, 1024)
     q, k, weights, ids = (p._tensor(name, width, 1, "f") for name, width in (("q", 40), ("k", 20), ("w", 2), ("ids", 5)))
@@ -221,14 +295,21 @@ def test_wrong_ops_are_refused():
 
 # ---- whole models -----------------------------------------------------------------------------------------------------
 
-N_CTX, TOP = 700, 70
+N_CTX, TOP = 700, 80
 IDS = np.random.default_rng(5).integers(6, 120, 620).astype(np.int32)
 
 
-@pytest.fixture(scope="module", params=["deepseek32", "glm-dsa"])
+MODELS = {
+    "deepseek32-top16": {"attention.indexer.top_k": TOP},
+    "glm-dsa-top16": {"attention.indexer.top_k": TOP},
+    "minimax-m3-top4": {"attention.indexer.top_k": 5, "attention.indexer.block_size": TOP // 5, "attention.indexer.local_blocks": 2},
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
 def path(request, tmp_path_factory):
     """The tiny models with a longer context, of which they choose a tenth; of GLM's layers two attend to the first one's choice."""
-    return edited(tmp_path_factory.mktemp("sparse"), f"{request.param}-top16", {"context_length": N_CTX, "attention.indexer.top_k": TOP})
+    return edited(tmp_path_factory.mktemp("sparse"), request.param, {"context_length": N_CTX} | MODELS[request.param])
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +326,7 @@ def wanted(path):
 def test_teams_and_chunks(path, wanted, monkeypatch, kv_type, shape):
     pretend(monkeypatch, *shape)
     with open_engine(path, n_batch=300, kv_type=kv_type) as engine:
-        for chunks in ([300], [1, 68, 1, 1, 185, 2, 1, 40]):
+        for chunks in ([300], [1, 78, 1, 1, 175, 2, 1, 40]):
             same_bits(logits(engine, IDS, chunks), wanted[kv_type])
 
 
@@ -312,15 +393,17 @@ def test_contexts_that_choose_all_do_without(path, wanted):
 
 
 def test_bytes(path):
-    own, layers = (2, 2) if "deepseek32" in GGUFFile(path).architecture else (1, 3)
     with GGUFFile(path) as file:
+        # Bytes of a position in a layer, layers that choose and that do not, and of their keys.
+        row, layers, dense, index = {"deepseek32": (1152, 2, 0, 512), "glm-dsa": (1152, 3, 0, 256),
+                                     "minimax-m3": (512, 3, 1, 384)}[file.architecture]  # fmt: skip
         need = demand(file, 1, N_CTX)
-        assert need.kv_read(500) == (layers * TOP * 576 + own * 500 * 128) * 2
-        assert demand(file, 1, TOP).kv_read(50) == layers * 50 * 576 * 2
+        assert need.kv_read(500) == row * (layers * TOP + dense * 500) + index * 500
+        assert demand(file, 1, TOP).kv_read(50) == row * (layers + dense) * 50
     with open_engine(path) as engine:
         assert engine.plan.kv.read_bytes(500) == need.kv_read(500)
-        assert engine.plan.kv.read_bytes(TOP) == layers * TOP * 576 * 2
-        assert engine.plan.kv.bytes_per_token >= (layers * 576 + own * 128) * 2
+        assert engine.plan.kv.read_bytes(TOP) == row * (layers + dense) * TOP
+        assert engine.plan.kv.bytes_per_token >= row * (layers + dense) + index
         kv = engine.new_kv()
         engine.step([(kv, IDS[:300], 0)], [])
         assert sum(kind.block_bytes for kind, *_ in kv.blocks()) == engine.plan.kv.bytes(300)
@@ -330,10 +413,13 @@ def test_bytes(path):
 def test_files_that_do_not_fit(tmp_path):
     with pytest.raises(CorruptModel, match="indexer.types.* 0.*1 for the first layer"):
         ni.load(edited(tmp_path, "glm-dsa-top16", {"attention.indexer.types": [0, 1, 0]}))
-    with pytest.raises(CorruptModel, match="indexer.attn_q_b.weight has 1024 rows, wanted 512"):
+    with pytest.raises(CorruptModel, match="indexer.attn_q_b.weight.* has width 1024, wanted 512"):
         ni.load(edited(tmp_path, "deepseek32-top16", {"attention.indexer.head_count": 4}))
     with pytest.raises(CorruptModel, match="indexer.key_length.* at least .*dimension_count = 64"):
         ni.load(edited(tmp_path, "deepseek32-top16", {"attention.indexer.key_length": 32}))
+    for key, value, says in (("head_count", 4, "head_count = 4 .*2, as many as kv-heads"), ("block_size", 5, "divisors of 256")):
+        with pytest.raises(UnsupportedModel, match=says):
+            ni.load(edited(tmp_path, "minimax-m3-top4", {f"attention.indexer.{key}": value}))
 
 
 def test_there_is_room_for_the_pieces_of_a_list():

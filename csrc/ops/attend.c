@@ -1,14 +1,15 @@
 /* Causal attention over the KV memory (arXiv:1706.03762, grouped as in arXiv:2305.13245).
- * t: q, rope table?, kv, parts, out [T][H * ev], ids? [T][chosen].  w: q norm?, sinks? [H] (floats).  f: eps, scale, score cap (0: none),
- * temperature.
+ * t: q, rope table?, kv, parts, out [T][H * ev], ids? [T][G * chosen].  w: q norm?, sinks? [H] (floats).  f: eps, scale, score cap (0:
+ * none), temperature.
  * i: attention.def.
  *
  * Every query folds its chunks in an order that depends on its position alone (attention.h), and so do its bits.  units.h says which
  * units of this work are this worker's: tiles of queries with all that they see, whose rows go to `out`, and runs of decoding
  * sequences, which become parts.
  *
- * Queries that attend to chosen positions (arXiv:2512.02556) cost all the same: their units, tiles of a token's heads with the whole list
- * or, of a decoding sequence, a piece of it, are dealt over the team, whoever holds the positions. */
+ * Queries that attend to chosen positions (arXiv:2512.02556), or to chosen blocks, cost all the same.  Their units, tiles of the heads of a
+ * token and kv-head with the whole list or, of a decoding sequence, a piece of it, are dealt over the workers of the node that holds the
+ * kv-head, or, where positions go round the nodes, over the team, whoever holds them. */
 #include "units.h"
 
 enum { AHEAD = 16 };     /* entries of a list that are asked for before they are needed */
@@ -127,41 +128,60 @@ static void put(const ni_ctx *c, const ni_op *op, const ni_attention *n, const n
     else put_parts(n, s, u, all, c->slots[u->segment], ni_floats(c, op, 3));
 }
 
+/* What the unit's queries, of the token at `pos`, have of a block: its part of t->chunk. */
+static void attend_block(const ni_op *op, const ni_attention *n, const ni_segment *s, const ni_unit *u, int64_t pos, int64_t block,
+                         int64_t next, const tile_memory *t) {
+    const int64_t from = block * n->block, j = from / NI_CHUNK;
+    int lo[NI_TILE], hi[NI_TILE];
+    for (int64_t i = 0; i < u->count; i++) {
+        lo[i] = (int)(from % NI_CHUNK);
+        hi[i] = (int)ni_min(lo[i] + n->block, pos + 1 - j * NI_CHUNK);
+    }
+    n->kv->attend(t->q, (int)u->count, ni_padded(n->e), ni_padded(n->ev), ni_keys(n, s, u->g, j), ni_values(n, s, u->g, j),
+                  ni_keys(n, s, u->g, next * n->block / NI_CHUNK), lo, hi, op->f[2], t->chunk.m, t->chunk.l, t->chunk.acc, t->score);
+}
+
 /* Leaves in t->all what the unit's queries, of one token, have of pieces first .. end - 1 of its list. */
 static void attend_pieces(const ni_ctx *c, const ni_op *op, const ni_attention *n, const ni_segment *s, const ni_unit *u,
                           int64_t first, int64_t end, const tile_memory *t) {
     const uint8_t *of[NI_CHUNK + AHEAD];
     int32_t at[NI_CHUNK + AHEAD];
-    const int32_t *ids = ni_ids(c, op, 5) + (s->row0 + u->first / n->heads) * n->chosen;
+    const int64_t token = u->first / n->group;
+    const int32_t *ids = ni_ids(c, op, 5) + ((s->row0 + token) * n->kv_heads + u->g) * n->chosen;
     for (int64_t k = first; k < end && !ni_hurry(c); k++) {
         const int64_t from = k * n->piece, count = ni_min(n->piece, n->chosen - from), ahead = ni_min(count + AHEAD, n->chosen - from);
-        for (int64_t i = 0; i < ahead; i++) of[i] = ni_keys(n, s, 0, ids[from + i] / NI_CHUNK), at[i] = ids[from + i] % NI_CHUNK;
-        n->kv->attend_listed(t->q, (int)u->count, ni_padded(n->e), ni_padded(n->ev), of, at, (int)count, (int)ahead, op->f[2], t->chunk.m,
-                             t->chunk.l, t->chunk.acc, t->score);
+        if (n->latent) {
+            for (int64_t i = 0; i < ahead; i++) of[i] = ni_keys(n, s, 0, ids[from + i] / NI_CHUNK), at[i] = ids[from + i] % NI_CHUNK;
+            n->kv->attend_listed(t->q, (int)u->count, ni_padded(n->e), ni_padded(n->ev), of, at, (int)count, (int)ahead, op->f[2],
+                                 t->chunk.m, t->chunk.l, t->chunk.acc, t->score);
+        } else attend_block(op, n, s, u, s->pos0 + token, ids[k], ids[ni_min(k + 1, end - 1)], t);
         for (int64_t i = 0; i < u->count; i++) fold(n, &t->all, &t->chunk, i, k == first);
     }
 }
 
 /* The worker's units of queries that attend to chosen positions: those that begin in its stretch of all of them in a line. */
 static void attend_listed(const ni_ctx *c, const ni_op *op, const ni_attention *n, const tile_memory *t) {
-    const int64_t tiles = (n->heads + NI_TILE - 1) / NI_TILE, pieces = (n->chosen + n->piece - 1) / n->piece, all = tiles * pieces;
+    /* Where kv-heads divide evenly each is one node's. */
+    const int own = n->kv_heads % c->me->n_nodes == 0;
+    const int64_t heads = own ? n->kv_heads / c->me->n_nodes : n->kv_heads, g0 = own ? heads * c->me->node : 0;
+    const int64_t tiles = (n->group + NI_TILE - 1) / NI_TILE, pieces = (n->chosen + n->piece - 1) / n->piece, all = heads * tiles * pieces;
     int64_t total = 0, before = 0, a, b;
     for (int i = 0; i < c->step->n_segments; i++) total += (c->step->segments[i].n - ni_unlisted(n, &c->step->segments[i])) * all;
-    ni_cut(total, c->me->n_workers, c->me->worker, &a, &b);
+    ni_cut(total, own ? c->me->size : c->me->n_workers, own ? c->me->rank : c->me->worker, &a, &b);
     for (int i = 0; i < c->step->n_segments && before < b; i++) {
         const ni_segment *s = &c->step->segments[i];
-        const int split = c->slots[i] >= 0;
-        const int64_t cost = split ? 1 : pieces;
+        /* Of a decoding sequence a piece's tiles stand side by side: they read the same memory. */
+        const int64_t parts = c->slots[i] >= 0 ? pieces : 1, cost = pieces / parts;
         for (int64_t row = ni_unlisted(n, s); row < s->n && before < b; row++, before += all) {
             const int64_t end = ni_min(all / cost, (b - before + cost - 1) / cost);
             int64_t loaded = -1;
             for (int64_t unit = ni_max(0, (a - before + cost - 1) / cost); unit < end && !ni_hurry(c); unit++) {
-                const int64_t tile = split ? unit / pieces : unit, piece = split ? unit % pieces : -1;
-                const ni_unit u = {.segment = i, .first = row * n->heads + tile * NI_TILE, .count = ni_min(NI_TILE, n->heads - tile * NI_TILE),
-                                   .part = piece};
-                if (loaded != tile) load_queries(c, op, n, s, &u, t->q);
-                loaded = tile;
-                attend_pieces(c, op, n, s, &u, split ? piece : 0, split ? piece + 1 : pieces, t);
+                const int64_t g = unit / (tiles * parts), part = unit / tiles % parts, first = unit % tiles * NI_TILE;
+                const ni_unit u = {.segment = i, .g = g0 + g, .first = row * n->group + first, .count = ni_min(NI_TILE, n->group - first),
+                                   .part = c->slots[i] >= 0 ? part : -1};
+                if (loaded != g * tiles + unit % tiles) load_queries(c, op, n, s, &u, t->q);
+                loaded = g * tiles + unit % tiles;
+                attend_pieces(c, op, n, s, &u, part, part + cost, t);
                 put(c, op, n, s, &u, &t->all);
             }
         }

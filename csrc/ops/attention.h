@@ -54,12 +54,12 @@ static inline int64_t ni_first_seen(const ni_attention *n, int64_t pos) {
 
 static inline ni_runs ni_query_runs(const ni_attention *n, int64_t pos) { return ni_runs_of(ni_first_seen(n, pos), pos, n->most_runs); }
 
-/* Whether a query at `pos` attends to chosen positions alone. */
-static inline int ni_is_listed(const ni_attention *n, int64_t pos) { return n->chosen && pos >= n->chosen; }
+/* Whether a query at `pos` attends to chosen blocks alone. */
+static inline int ni_is_listed(const ni_attention *n, int64_t pos) { return n->chosen && pos >= n->chosen * n->block; }
 
 /* Queries of a segment, its first ones, that attend to all that they see. */
 static inline int64_t ni_unlisted(const ni_attention *n, const ni_segment *s) {
-    return n->chosen ? ni_max(0, ni_min(s->n, n->chosen - s->pos0)) : s->n;
+    return n->chosen ? ni_max(0, ni_min(s->n, n->chosen * n->block - s->pos0)) : s->n;
 }
 
 /* Parts that a query at `pos` folds. */

@@ -1,5 +1,7 @@
-/* Chooses the positions with the best scores, for each token that sees more than it may attend to; of equal ones the lower win.
- * t: scores [T][positions], ids [T][so many as are chosen], ascending.
+/* Chooses the positions, or blocks of them, with the best scores, for each token that sees more than it may attend to; of equal ones the
+ * lower win.
+ * t: scores [T][lists][blocks], ids [T][lists][so many as are chosen], ascending.  i: 0 lists of a token, 1 positions of a block, 2 how many
+ * of the last blocks are chosen whatever their scores.
  *
  * A score becomes an unsigned integer of the same order, and the least that is chosen is found digit by digit, by counting, from the
  * first digit on; so a token costs a few passes over its scores, whatever they are.  NaN counts as less than any.  Never returns early: ids
@@ -22,7 +24,7 @@ static uint32_t rank_of(float score) {
     return x >> 31 ? ~x : x | 0x80000000;
 }
 
-/* Positions of the k best of n > k scores. */
+/* Numbers of the k best of n > k scores. */
 static void choose(const float *score, int64_t n, int64_t k, uint32_t *count, int32_t *ids) {
     uint32_t least = 0, known = 0;      /* digits of the least that is chosen, and which bits those are */
     int64_t left = k;                   /* to be chosen among those that have these digits */
@@ -48,11 +50,15 @@ static void choose(const float *score, int64_t n, int64_t k, uint32_t *count, in
 }
 
 void ni_op_select(const ni_ctx *c, const ni_op *op) {
-    const int64_t chosen = ni_width(c, op, 1), width = ni_width(c, op, 0);
+    const int64_t lists = op->i[0], chosen = ni_width(c, op, 1) / lists, width = ni_width(c, op, 0) / lists, last = ni_min(op->i[2], chosen);
     int64_t a, b;
     ni_cut(c->step->n_tokens, c->me->size, c->me->rank, &a, &b);
     for (int64_t t = a; t < b; t++) {
-        const int64_t pos = ni_position(c->step, t);
-        if (pos >= chosen) choose(ni_floats(c, op, 0) + t * width, pos + 1, chosen, (uint32_t *)c->scratch, ni_ids(c, op, 1) + t * chosen);
+        const int64_t n = ni_position(c->step, t) / op->i[1] + 1;
+        for (int64_t list = t * lists; n > chosen && list < (t + 1) * lists; list++) {
+            int32_t *ids = ni_ids(c, op, 1) + list * chosen;
+            if (last < chosen) choose(ni_floats(c, op, 0) + list * width, n - last, chosen - last, (uint32_t *)c->scratch, ids);
+            for (int64_t i = 1; i <= last; i++) ids[chosen - i] = (int32_t)(n - i);
+        }
     }
 }

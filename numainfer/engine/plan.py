@@ -56,6 +56,7 @@ class Plan(Recurrent):
         self.whole = set()  # matrices that every node needs whole
         self.experts = set()  # those among which a token's ids choose
         self._known = set()  # ids of `weights`
+        self._lists = {}  # what `index` returned: how many of which blocks, for how many kv-heads
         self._kept = {}  # what `attend` returned: its LayerCache, the tensor that stands for its memory, and the shape of that
         self.arena_bytes = [0, 0]
         self.out_width = 0
@@ -187,46 +188,65 @@ class Plan(Recurrent):
         self._add("matmul", [h, *outs], [*matrices, *none, *(w.bias for w in matrices)], floats=(scale, softcap), selected=selected,
                   matrices=matrices, per_token=h.per_token)
 
-    def index(self, q, k, weights, a, chosen, rope=None):
-        """Appends k to the indexer's keys and chooses what each token attends to: ids of so many positions (arXiv:2512.02556), ascending.
+    def index(self, q, k, weights, a, chosen, rope=None, *, q_norm=None, k_norm=None, block=1, last=0):
+        """Appends k to the indexer's keys and chooses what each token attends to: ids, ascending, of so many positions or blocks of them.
 
-        They are those of the best scores, sum of weights[h] * max(q[h] . k, 0) over the heads, of equal ones the lower.  A token that sees
-        no more attends to all, and has none.
+        They are those of the best scores, of equal ones the lower.  A token that sees no more attends to all, and has none.
 
         Parameters
         ----------
         q, k : Tensor
             (T, H * key_length), (T, key_length).
-        weights : Tensor
-            (T, H), by a.scale.
+        weights : Tensor or None
+            (T, H), by a.scale: the score of a position is the sum of weights[h] * max(q[h] . k, 0) over the heads (arXiv:2512.02556).
+            None: every head chooses for a kv-head of its own, blocks by the largest q[h] . k; ids are (T, H * chosen).
         a : Attention
             Of one kv-head, and no values.
+        block : int
+            Positions of a block, without weights.
+        last : int
+            So many blocks, a token's own and those before it, are always chosen.
         """
         for name, tensor, width in (("q", q, a.heads * a.key_length), ("k", k, a.key_length), ("weights", weights, a.heads)):
-            self._check("index", name, tensor, width)
-        if a.kv_heads != 1 or a.value_length or a.window or chosen < 1:
-            raise PlanError(f"index: wanted one kv-head without values, that sees everything, and at least one position to choose; "
-                            f"found {a} and {chosen}")
+            if tensor is not None:
+                self._check("index", name, tensor, width)
+        if a.kv_heads != 1 or a.value_length or a.window or chosen < 1 or _core.CHUNK % block or (weights is not None and block != 1):
+            raise PlanError(f"index: wanted one kv-head without values, that sees everything, at least one position to choose, and blocks "
+                            f"that divide {_core.CHUNK} positions, of 1 with weights; found {a}, {chosen} and {block}")
         if rope is not None:
             self._check("index", "rope", rope, a.rope_dim)
-        cache = self.kv.add(1, a.key_length, 0, 0, chosen, indexes=True)
-        ints = self._attention_ints(a, rope, latent=0, chosen=chosen)
+        for name, norm in (("q_norm", q_norm), ("k_norm", k_norm)):
+            if norm is not None:
+                self._is_vector("index", name, norm, a.key_length)
+        lists = a.heads if weights is None else 1
+        cache = self.kv.add(1, a.key_length, 0, 0, chosen * block, indexes=True)
+        ints = self._attention_ints(a, rope, 0, (chosen, block, 1))
         kv = self._tensor(f"kv {len(self.kv.layers) - 1}", 0, PER_NODE if self.n_nodes == 1 else SHARED)
-        scores = self._tensor("scores", self.n_chunks * _core.CHUNK, SHARED, "f")
-        ids = self._tensor("chosen", chosen, PER_NODE, "i")
-        self._add("kv_append", [k, None, rope, kv], [], ints, (a.eps,), cache=cache)
-        self._add("index", [self._near(q), self._near(weights), rope, kv, scores], [], ints, (a.scale,), cache=cache)
-        return self._add("select", [scores, ids], [])
+        scores = self._tensor("scores", lists * (self.n_chunks * _core.CHUNK // block), SHARED, "f")
+        ids = self._tensor("chosen", lists * chosen, PER_NODE, "i")
+        self._lists[ids] = chosen, block, lists
+        self._add("kv_append", [k, None, rope, kv], [k_norm], ints, (a.eps,), cache=cache)
+        near = None if weights is None else self._near(weights)
+        self._add("index", [self._near(q), near, rope, kv, scores], [q_norm], ints, (a.scale, a.eps), cache=cache)
+        return self._add("select", [scores, ids], [], (lists, block, last))
 
-    def _attention_ints(self, a, rope, latent, chosen):
-        """The integers of attention's ops; those that wait for the whole plan come with `compile`."""
-        piece = min(_core.CHUNK, -(-chosen // (16 * MOST_RUNS)) * 16)  # of a list, so that it has no more parts than runs would be
+    def _attention_ints(self, a, rope, latent, listed):
+        """The integers of attention's ops, of which some wait for the whole plan (`compile`); listed: (chosen, block, lists) or None."""
+        chosen, block, _ = listed or (0, 1, 1)
+        # Of a list, so that it has no more parts than runs would be.
+        piece = min(_core.CHUNK, -(-chosen // (16 * MOST_RUNS)) * 16) if block == 1 else 1
         self._least_parts = max(self._least_parts, -(-chosen // max(piece, 1)))
         named = {"heads": a.heads, "kv_heads": a.kv_heads, "e": a.key_length, "ev": a.value_length,
                  "latent": latent, "rot": a.rope_first, "n_rot": a.rope_dim if rope is not None else 0, "neox": int(a.neox),
-                 "window": a.window, "pieces": int(a.pieces), "kv_type": self.kv.type, "chosen": chosen, "piece": piece,
-                 "most_runs": MOST_RUNS, "turn": self.kv.turn, "norm_last": int(a.norm_last), "floor": a.floor, "ahead": a.ahead}
+                 "window": a.window, "pieces": int(a.pieces), "kv_type": self.kv.type, "chosen": chosen, "block": block, "piece": piece,
+                 "most_runs": MOST_RUNS, "turn": self.kv.turn, "norm_last": int(a.norm_last), "floor": a.floor, "ahead": a.ahead,
+                 **self._room()}  # fmt: skip
         return [named.get(name, 0) for name in ATTENTION_INTS]
+
+    def _room(self):
+        """Room for the parts of decoding sequences, as far as the plan is known: what some list needs, all attention has to know."""
+        return {"least_parts": self._least_parts,
+                "part_runs": min(PART_SEQUENCES, self.n_batch) * max(min(self.n_chunks, MOST_RUNS), self._least_parts)}  # fmt: skip
 
     def attend(self, q, k, v, a, rope=None, q_norm=None, k_norm=None, sinks=None, chosen=None, kept=None):
         """Appends k, v to the sequence's KV memory and attends: o, one copy per node, width H * value_length.
@@ -236,7 +256,7 @@ class Plan(Recurrent):
         sinks : Vector, optional
             (H,) a score of each head that takes part in its softmax and adds nothing (arXiv:2309.17453).
         chosen : Tensor, optional
-            Of `index`: what tokens attend to that see more; latent rows alone.
+            Of `index`: what tokens attend to that see more: positions of latent rows, or blocks for each kv-head.
         kept : Tensor, optional
             What an earlier call, of the same widths and window, returned: its keys and values are attended to, and k and v are None.
         """
@@ -260,13 +280,15 @@ class Plan(Recurrent):
                 self._is_vector("attend", name, norm, a.key_length)
         if sinks is not None:
             self._is_vector("attend", "sinks", sinks, a.heads)
-        if chosen is not None and (v is not None or a.window or a.kv_heads != 1 or chosen.forms != {"i"}):
-            raise PlanError(f"attend: chosen positions ({chosen.name}) go with latent rows of one kv-head and no window; found {a}")
+        listed = self._lists.get(chosen)
+        if chosen is not None and (listed is None or a.window or listed[2] != a.kv_heads or (listed[1] == 1) != (v is None)):
+            raise PlanError(f"attend: chosen positions ({chosen.name}) go with latent rows, blocks with others, one list for each kv-head, "
+                            f"and no window; found {a}")
         q = self._near(q)
         if self.n_chunks >= 2**31:
             raise PlanError(f"attend: a context of {self.n_ctx} tokens; wanted less than {2**31 * _core.CHUNK}")
-        most, latent = 0 if chosen is None else chosen.width, v is None and kept is None
-        ints = self._attention_ints(a, rope, int(latent), most)
+        most, latent = listed[0] * listed[1] if listed else 0, v is None and kept is None
+        ints = self._attention_ints(a, rope, int(latent), listed)
         # Each head stays with one node where heads divide evenly; else its chunks go round, and all nodes read them.
         if kept is None:
             cache = self.kv.add(a.kv_heads, *((0, a.key_length) if latent else (a.key_length, a.value_length)), a.window, most)
@@ -293,9 +315,9 @@ class Plan(Recurrent):
         ----------
         gate, up : Tensor
             up None: gate's rows hold both, one half behind the other.
-        activation : {"silu", "gelu", "sigmoid", "clamped", "limited"}
+        activation : {"silu", "gelu", "sigmoid", "clamped", "limited", "relu"}
             "clamped" is a / (1 + exp(-alpha a)) (b + 1), a being min(gate, limit) and b `up` from -limit to limit (arXiv:2508.10925);
-            "limited" is min(silu(gate), limit) b.
+            "limited" is min(silu(gate), limit) b; "relu" max(gate, 0) up.
         alpha, limit : float
         """
         self._check("gated", "gate", gate, gate.width, gate.per_token)
@@ -560,15 +582,14 @@ class Plan(Recurrent):
                 raise PlanError(f"op {tensor.first} ({self.ops[tensor.first].name}) writes {tensor.name} of width {tensor.width}, but "
                                 f"no op reads it")
         self.kv.place()
-        part_runs = min(PART_SEQUENCES, self.n_batch) * max(min(self.n_chunks, MOST_RUNS), self._least_parts)
         for op in self.ops:
             if op.state is not None:
                 op.ints = self.kv.states.ints(op.state) + op.ints
             if op.cache is not None:
                 named = op.attention | {"table": op.cache.kind.index, "offset": op.cache.offset // UNIT, "stride": op.cache.stride // UNIT,
-                                        "part_runs": part_runs, "least_parts": self._least_parts}  # fmt: skip
+                                        **self._room()}  # fmt: skip
                 if op.name == "attend":
-                    op.tensors[3].n_bytes = part_runs * named["heads"] * (named["ev"] + 16) * 4
+                    op.tensors[3].n_bytes = named["part_runs"] * named["heads"] * (named["ev"] + 16) * 4
                 op.ints = tuple(named[name] for name in ATTENTION_INTS)
         insert_barriers(self.ops, self.tensors, self.n_batch)  # what the flow of data needs
         self.arena_bytes = lay_out(self.ops, self.tensors, self.n_batch)  # reuses memory only across those

@@ -77,10 +77,22 @@ def rotary(c, p, weights, a):
     return p.rope_table(weights.constant("latent rope", frequencies))
 
 
-def attention(p, h, w, a, rope, c, scale=1.0, indexer=None):
-    """W_o of what each head attends to in the latent rows, times its W_v."""
+def attention(p, h, w, a, rope, c, scale=1.0, indexer=None, key=None, k_norm=None, gate=None):
+    """W_o of what each head attends to in the latent rows, times its W_v.
+
+    Parameters
+    ----------
+    indexer : Indexer, optional
+        Of `deepseek32`.
+    key : int, optional
+        Width of a head's key where it is not the file's one.
+    k_norm : Vector, optional
+        Norms the rotated part of keys, before it is rotated.
+    gate : Tensor, optional
+        (T, H): what a head says is multiplied by its sigmoid.
+    """
     heads, rotated, rank = a.heads, a.rope_dim, a.value_length
-    plain = key_length(c) - rotated
+    plain = (key or key_length(c)) - rotated
     of_keys, of_values = (w.attn_k_b, w.attn_v_b) if w.get("attn_k_b") else w.split_heads("attn_kv_b", heads, plain)
     for matrix in (of_keys, of_values):
         found = getattr(matrix, "experts", 1)
@@ -93,8 +105,10 @@ def attention(p, h, w, a, rope, c, scale=1.0, indexer=None):
     else:
         q, latent, turned = p.matmul(h, w.attn_q, *w.rows("attn_kv_a_mqa", rank, rotated))
     q_latent = p.matmul_grouped(p.join(heads, (q, 0, plain), apart=True), None, of_keys)
-    latent = p.normed(latent, w.attn_kv_a_norm, a.eps)
+    latent, turned = p.normed(latent, w.attn_kv_a_norm, a.eps), turned if k_norm is None else p.normed(turned, k_norm, a.eps)
     chosen = indexer.choose(p, h, q_low, w, rope) if indexer else None
     q, k = p.join(heads, (q_latent, 0, rank), (q, plain, rotated)), p.join(1, (latent, 0, rank), (turned, 0, rotated))
     o = p.matmul_grouped(p.join(heads, (p.attend(q, k, None, a, rope, chosen=chosen), 0, rank), apart=True), None, of_values)
+    if gate is not None:
+        o = p.weigh(o, gate, "sigmoid")
     return p.matmul(p.join(heads, (o, 0, o.width)), w.attn_output, scale=scale)

@@ -8,7 +8,6 @@ floats; that changes no product.
 
 import math
 
-from ...errors import CorruptModel
 from ..ops import Attention
 from . import deepseek2
 from .blocks import Hyperparameters
@@ -36,7 +35,7 @@ class Indexer:
     """What layers attend to."""
 
     def __init__(self, c, most, neox, own):
-        self.c, self.most, self.own, self.last = c, most, own, None
+        self.most, self.own, self.last = most, own, None
         heads, width = c.int("attention.indexer.head_count", high=4096), c.int("attention.indexer.key_length", high=65536)
         rotated = c.int("rope.dimension_count", high=65536)
         if rotated > width:
@@ -49,10 +48,6 @@ class Indexer:
             return self.last
         names = [f"indexer.{name}" for name in ("attn_q_b", "attn_k", "proj", "k_norm")]
         of_queries, of_keys, of_weights, norm = (getattr(w, name) for name in names)
-        for matrix, n in ((of_queries, self.shape.heads * self.shape.key_length), (of_keys, self.shape.key_length),
-                          (of_weights, self.shape.heads)):  # fmt: skip
-            if matrix.n != n:
-                raise CorruptModel(self.c.gguf.path, f"{matrix.name} has {matrix.n} rows, wanted {n}, by {self.c.prefix}attention.indexer")
         q = p.matmul(q_low, of_queries)
         k, weights = p.matmul(h, of_keys, of_weights)
         self.last = p.index(q, p.layer_normed(k, norm, EPS), weights, self.shape, self.most, rope)
