@@ -79,8 +79,8 @@ KV_SIGNATURES = [  # of struct ni_kv_kernels, of which there is one for each typ
 class _Recurrence(ctypes.Structure):
     """ni_recurrence of csrc/isa/recurrence.h."""
 
-    _fields_ = [("rows", _N), ("blocks", _N), ("n_tokens", _I), ("wide", _I), ("q", _P), ("k", _P), ("kd", _P), ("decay", _P), ("beta", _P),
-                ("v", _P), ("out", _P), ("v_stride", _N), ("out_stride", _N)]  # fmt: skip
+    _fields_ = [("rows", _N), ("blocks", _N), ("n_tokens", _I), ("wide", _I), ("delta", _I), ("q", _P), ("k", _P), ("kd", _P),
+                ("decay", _P), ("beta", _P), ("v", _P), ("out", _P), ("v_stride", _N), ("out_stride", _N)]  # fmt: skip
 
 
 class _Kv(ctypes.Structure):
@@ -152,15 +152,15 @@ class Kernels:
         assert out[0] == out[-1] == 12345.0
         return out[1:-1]
 
-    def recur(self, state, q, k, kd, decay, beta, v, wide):
+    def recur(self, state, q, k, kd, decay, beta, v, wide, delta):
         """(new state, out (n, 16 * blocks)), in another place and in its own, which must be the same; v may have longer rows."""
         (blocks, rows, _), n = state.shape, len(q)
         found = []
         for to in (np.full(state.size + 2, np.float32(12345.0)), np.concatenate([[0], state.ravel(), [0]]).astype(np.float32)):
             to[0] = to[-1] = 12345.0
             out = np.full((n, 16 * blocks + 3), np.float32(12345.0))
-            r = _Recurrence(rows, blocks, n, int(wide), *(self._ptr(a, np.float32) for a in (q, k, kd, decay, beta, v)), out.ctypes.data,
-                            v.shape[1], out.shape[1])  # fmt: skip
+            r = _Recurrence(rows, blocks, n, int(wide), int(delta), *(self._ptr(a, np.float32) for a in (q, k, kd, decay, beta, v)),
+                            out.ctypes.data, v.shape[1], out.shape[1])  # fmt: skip
             start = state.ctypes.data if not found else to[1:].ctypes.data
             self.table.recur(start, to[1:].ctypes.data, ctypes.addressof(r))
             assert to[0] == to[-1] == 12345.0 and (out[:, 16 * blocks :] == 12345.0).all()

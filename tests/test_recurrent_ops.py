@@ -121,16 +121,19 @@ class Heads:
     delta: bool = True
     wide: bool = False
     normed: bool = True
+    factor: bool = False  # beta without the delta rule
+    skip: bool = False
 
 
 SHAPES = {
-    "gdn": Heads(4, 2, 32, 32), "tiled": Heads(6, 3, 20, 36, tiled=True), "odd": Heads(5, 1, 7, 100), "kda": Heads(3, 3, 32, 16, wide=True),
-    "plain": Heads(4, 4, 24, 48, delta=False, normed=False), "mamba": Heads(8, 2, 16, 64, delta=False, normed=False),
+    "gdn": Heads(4, 2, 32, 32), "tiled": Heads(6, 3, 20, 36, tiled=True), "odd": Heads(5, 1, 7, 100),
+    "kda": Heads(3, 3, 32, 16, wide=True), "plain": Heads(4, 4, 24, 48, delta=False, normed=False),
+    "mamba": Heads(8, 2, 16, 64, delta=False, normed=False, factor=True, skip=True), "skips": Heads(4, 2, 20, 36, skip=True),
     "wide": Heads(2, 1, 33, 40, delta=False, wide=True, normed=False),
 }  # fmt: skip
 
 
-def recurred(a, q, k, v, decay, beta, scale):
+def recurred(a, q, k, v, decay, beta, scale, skip):
     """The definition, position by position, in float64: (N, heads * value)."""
     of = np.arange(a.heads) % a.groups if a.tiled else np.arange(a.heads) // (a.heads // a.groups)
     q, k = (x.reshape(N, a.groups, a.key)[:, of] for x in (q, k))
@@ -140,9 +143,10 @@ def recurred(a, q, k, v, decay, beta, scale):
     decay = decay.reshape(N, a.heads, -1, 1)
     for t in range(N):
         state = decay[t] * state
-        e = v[t] if not a.delta else beta[t][:, None] * (v[t] - np.einsum("hkv,hk->hv", state, k[t]))
+        e = v[t] - np.einsum("hkv,hk->hv", state, k[t]) if a.delta else v[t]
+        e = beta[t][:, None] * e if a.delta or a.factor else e
         state = state + k[t][:, :, None] * e[:, None]
-        out.append(np.einsum("hkv,hk->hv", state, q[t] * scale).ravel())
+        out.append((np.einsum("hkv,hk->hv", state, q[t] * scale) + a.skip * skip[:, None] * v[t]).ravel())
     return np.array(out)
 
 
@@ -154,10 +158,11 @@ def sheets(tmp_path_factory):
         width = 2 * a.groups * a.key + a.heads * a.value
         sheet = Sheet(folder / f"{name}.gguf", {
             "qkv": rng.standard_normal((N, width + 3)) * 0.7, "beta": rng.uniform(0, 1, (N, a.heads)),
+            "skip": rng.standard_normal(a.heads),
             "decay": rng.uniform(0.2, 1, (N, a.heads * (a.key if a.wide else 1)))})  # fmt: skip
         ends = np.cumsum([3, a.groups * a.key, a.groups * a.key])
         _, q, k, v = np.split(sheet.exact["qkv"], ends, axis=1)
-        found[name] = sheet, recurred(a, q, k, v, sheet.exact["decay"], sheet.exact["beta"], 0.3)
+        found[name] = sheet, recurred(a, q, k, v, sheet.exact["decay"], sheet.exact["beta"], 0.3, sheet.exact["skip"])
     yield found
     for sheet, _ in found.values():
         sheet.close()
@@ -167,9 +172,9 @@ def build_recurrence(a):
     def build(p, s):
         x, decay = p.embed(s["qkv"]), p.embed(s["decay"])
         n = a.groups * a.key
-        p.logits(p.recur((x, 3), (x, 3 + n), (x, 3 + 2 * n), decay, p.embed(s["beta"]) if a.delta else None, heads=a.heads,
+        p.logits(p.recur((x, 3), (x, 3 + n), (x, 3 + 2 * n), decay, p.embed(s["beta"]) if a.delta or a.factor else None, heads=a.heads,
                          groups=a.groups, key_length=a.key, value_length=a.value, scale=0.3, eps=EPS if a.normed else None,
-                         tiled=a.tiled), None)  # fmt: skip
+                         tiled=a.tiled, delta=a.delta, skip=s["skip"] if a.skip else None), None)  # fmt: skip
     return build
 
 
@@ -327,9 +332,10 @@ def test_kernels_have_the_same_bits(isa):
         q, k, kd = rng.standard_normal((3, n, rows)).astype(np.float32)
         decay = rng.uniform(0.1, 1, (n, rows if wide else 1)).astype(np.float32)
         v, beta = rng.standard_normal((n, 16 * blocks + 5)).astype(np.float32), rng.uniform(0, 1, n).astype(np.float32)
-        found = [load(name).recur(state, q, k, kd, decay, beta if delta else None, v, wide) for name in (isa, "scalar")]
-        for mine, scalar in zip(*found):
-            same(mine, scalar)
+        for factor in (beta, *[None] * (not delta)):
+            found = [load(name).recur(state, q, k, kd, decay, factor, v, wide, delta) for name in (isa, "scalar")]
+            for mine, scalar in zip(*found):
+                same(mine, scalar)
     for width, taps in product((1, 16, 40, 333), (2, 4)):
         x, w = rng.standard_normal((2, taps, width)).astype(np.float32)
         for bias, act in product((None, x[0]), (0, 1)):

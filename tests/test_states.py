@@ -247,13 +247,15 @@ def test_a_sequence_wanders_from_lane_to_lane(paths, wanted, monkeypatch):
     pretend(monkeypatch, 2, 1)
     with open_engine(paths["qwen3next"], placement="replicate", n_ctx=N, n_batch=128) as engine:
         lanes = [engine.lane, *engine.node_lanes()]
-        kv, at = engine.new_kv(), 0
-        for i in range(12):
-            size = (128, 1, 40)[i % 3]
-            lane = lanes[i * 7 % 3]
+        kv, at, lane = engine.new_kv(), 0, engine.lane
+        for i in range(14):
+            size, others = (128, 1, 40)[i % 3], list(kv.states._kept.values())
+            before, lane = lane, lanes[i // 2 % 3]
             same_bits(lane.step([(kv, IDS[at : at + size], at)], range(size)), wanted["qwen3next"][at : at + size])
             assert set(kv.bytes_by_owner()) == set(lane.nodes)
             at += size
+            if lane is not before:  # its workers place pages of their own: they write to no block of another's
+                assert all(kept.shared for kept in others) and kv.states._spare is None
 
 
 # ---- memory -----------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@
  * A head's state S has a row for each value of its keys and a column for each of its values.  It lies in blocks of 16 columns,
  * [rows][16] floats each, so that columns, which have nothing to do with each other, are lanes and any number of blocks is a piece of
  * work.  For each token t in order, of one column (u = i mod 4, each of the four sums in order of i, added as (0 + 1) + (2 + 3)):
- *   e   = v[t], or, where there is beta,
+ *   e   = v[t], times beta[t] where there is beta; by the delta rule
  *         beta[t] * (v[t] - sum over i of fma(S[i], kd[t][i], sum_u))
  *   S[i] = fma(k[t][i], e, decay * S[i])     decay: of the token, or of its i-th row
  *   out[t] = sum over i of fma(S[i], q[t][i], sum_u)
@@ -20,7 +20,8 @@ typedef struct {
     int64_t rows, blocks;
     int n_tokens;
     int wide;                   /* decay: 0: [token], 1: [token][rows] */
-    const float *q, *k, *kd;    /* [token][rows]; kd is not read where there is no beta */
+    int delta;                  /* 1: by the delta rule, with beta */
+    const float *q, *k, *kd;    /* [token][rows]; kd is read for the delta rule alone */
     const float *decay;
     const float *beta;          /* [token], or NULL */
     const float *v;             /* 16 * blocks values of each token, tokens v_stride apart */

@@ -49,6 +49,9 @@ V16_FN void NI_VEC(recur_blocks)(const float *from, float *to, const ni_recurren
 #pragma GCC unroll 4
             for (int b = 0; b < nb; b++)
                 e[b] = v16_mul(beta, v16_sub(e[b], v16_add(v16_add(sum[b][0], sum[b][1]), v16_add(sum[b][2], sum[b][3]))));
+        } else if (r->beta) {
+#pragma GCC unroll 4
+            for (int b = 0; b < nb; b++) e[b] = v16_mul(v16_set1(r->beta[t]), e[b]);
         }
 #pragma GCC unroll 16
         for (int b = 0; b < nb * NI_STATE_ROWS; b++) sum[b / NI_STATE_ROWS][b % NI_STATE_ROWS] = v16_set1(0.0f);
@@ -82,7 +85,7 @@ V16_FN void NI_VEC(recur_kind)(const float *from, float *to, const ni_recurrence
 }
 
 static void NI_VEC(recur)(const float *from, float *to, const ni_recurrence *r) {
-    if (r->beta) {
+    if (r->delta) {
         if (r->wide) NI_VEC(recur_kind)(from, to, r, 1, 1);
         else NI_VEC(recur_kind)(from, to, r, 1, 0);
     } else if (r->wide) NI_VEC(recur_kind)(from, to, r, 0, 1);

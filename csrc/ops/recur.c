@@ -2,6 +2,7 @@
  * linear attention with decay.  A head and 16 of its columns are a piece of work, so that few heads keep many workers busy, and a worker's
  * stay in its caches over the tokens of a segment.  A unit of state is a head: [columns / 16][rows][16] floats.
  * t: q, k, v [T] (a head's values are within a row), decay [T][heads] or [T][heads][rows], beta? [T][heads], out [T][heads * ev].
+ * w: skip? [heads], times which v is added to the result.
  * f: eps (>= 0: q and k are divided by sqrt(sum of squares + eps) first), scale of q.
  * i: state (state.h); as the names below say. */
 #include "../isa/recurrence.h"
@@ -13,6 +14,7 @@ enum {
     EK, EV,                     /* width of a head of q and k, and of v */
     Q0, K0, V0,                 /* first value of the first head in a row */
     WIDE,                       /* decay has a number for each row of the state */
+    DELTA,                      /* the delta rule; else beta, where there is one, is a factor on v */
 };
 enum { AT_ONCE = 16 };          /* tokens whose q and k are made ready */
 
@@ -21,10 +23,10 @@ static int64_t blocks_of(const ni_op *op) { return (op->i[EV] + NI_STATE_COLUMNS
 
 size_t ni_scratch_recur(const ni_ctx *c, const ni_op *op) {
     (void)c;
-    return (size_t)(AT_ONCE * (4 * rows_of(op) + 2 + 2 * blocks_of(op) * NI_STATE_COLUMNS)) * sizeof(float);
+    return (size_t)(AT_ONCE * (4 * rows_of(op) + 2) + (2 * AT_ONCE + 1) * blocks_of(op) * NI_STATE_COLUMNS) * sizeof(float);
 }
 
-typedef struct { float *q, *k, *kd, *decay, *beta, *v, *out; } work;
+typedef struct { float *q, *k, *kd, *decay, *beta, *v, *out, *sum; } work;
 
 /* One head of q or k, normed, scaled and padded. */
 static void load(const ni_op *op, const float *x, float scale, int64_t rows, float *to) {
@@ -48,8 +50,8 @@ static void prepare(const ni_ctx *c, const ni_op *op, int64_t head, int64_t t0, 
             memcpy(d, decay + (t * heads + head) * e, (size_t)e * sizeof *d);
             for (int64_t j = e; j < rows; j++) d[j] = 0.0f;
         } else *d = decay[t * heads + head];
-        if (!beta) continue;
-        w->beta[i] = beta[t * heads + head];
+        if (beta) w->beta[i] = beta[t * heads + head];
+        if (!op->i[DELTA]) continue;
         ni_k->vec.scale_mul(k, op->i[WIDE] ? 1.0f : *d, op->i[WIDE] ? d : NULL, rows, kd);
     }
 }
@@ -60,9 +62,9 @@ static void advance(const ni_ctx *c, const ni_op *op, const ni_segment *s, int64
     const int64_t ev = op->i[EV], rows = rows_of(op), heads = p.units, first = b0 * NI_STATE_COLUMNS;
     const int64_t place = ni_state_at(&p, head) + b0 * rows * NI_STATE_COLUMNS * (int64_t)sizeof(float);
     const int64_t width = (b1 - b0) * NI_STATE_COLUMNS, full = first + width <= ev, count = ni_min(width, ev - first);
-    const float *from = s->state ? (const float *)(s->state + place) : NULL;
-    ni_recurrence r = {.rows = rows, .blocks = b1 - b0, .wide = op->i[WIDE], .q = w->q, .k = w->k, .kd = w->kd, .decay = w->decay,
-                       .beta = op->t[4] < 0 ? NULL : w->beta};
+    const float *skip = ni_copy_of(c, op, 0), *from = s->state ? (const float *)(s->state + place) : NULL;
+    ni_recurrence r = {.rows = rows, .blocks = b1 - b0, .wide = op->i[WIDE], .delta = op->i[DELTA], .q = w->q, .k = w->k, .kd = w->kd,
+                       .decay = w->decay, .beta = op->t[4] < 0 ? NULL : w->beta};
     int64_t pos = s->pos0;
     for (int64_t i = 0; i < s->n_stops; i++) {
         float *to = (float *)(s->stops[i].to + place);
@@ -80,6 +82,10 @@ static void advance(const ni_ctx *c, const ni_op *op, const ni_segment *s, int64
                 r.v = w->v, r.out = w->out, r.v_stride = r.out_stride = width;
             }
             ni_k->vec.recur(from, to, &r);
+            for (int64_t j = 0; skip && j < n; j++) {
+                ni_k->vec.scale_mul(r.v + j * r.v_stride, skip[head], NULL, width, w->sum);
+                ni_k->vec.add(r.out + j * r.out_stride, w->sum, width, r.out + j * r.out_stride);
+            }
             if (!full) for (int64_t j = 0; j < n; j++) memcpy(out + j * heads * ev, w->out + j * width, (size_t)count * sizeof *v);
             from = to;
         }
@@ -92,7 +98,8 @@ void ni_op_recur(const ni_ctx *c, const ni_op *op) {
     float *at = (float *)c->scratch;
     const work w = {.q = at, .k = at + AT_ONCE * rows, .kd = at + 2 * AT_ONCE * rows, .decay = at + 3 * AT_ONCE * rows,
                     .beta = at + AT_ONCE * (4 * rows + 1), .v = at + AT_ONCE * (4 * rows + 2),
-                    .out = at + AT_ONCE * (4 * rows + 2 + blocks * NI_STATE_COLUMNS)};
+                    .out = at + AT_ONCE * (4 * rows + 2 + blocks * NI_STATE_COLUMNS),
+                    .sum = at + AT_ONCE * (4 * rows + 2 + 2 * blocks * NI_STATE_COLUMNS)};
     int64_t h0, h1, a, b, before = 0;
     ni_state_own(&p, c->me, &h0, &h1);
     const int64_t units = (h1 - h0) * blocks;

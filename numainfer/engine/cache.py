@@ -348,6 +348,8 @@ class Cache:
         if self.rewindable(pos0) != pos0:
             raise ValueError(f"a segment at position {pos0} needs those before it; the cache holds {self.n} positions, of layers with a "
                              f"window their last alone, and recurrent state of few")
+        if self.nodes != lane.nodes:
+            self.states.moved()
         self.n, self.nodes = pos0, lane.nodes
         for i in self._tables.prepare(pos0, end) or ():
             self._own(lane.team, i, pos0 // _core.CHUNK)

@@ -74,11 +74,12 @@ class Recurrent:
         out = self._tensor("gate", pieces * count, PER_NODE, "f", source=x.source)
         return self._add("gates", [x, out], [bias, factor], (GATE_KINDS[kind], pieces, first, count))
 
-    def recur(self, q, k, v, decay, beta=None, *, heads, groups, key_length, value_length, scale=1.0, eps=None, tiled=False):
+    def recur(self, q, k, v, decay, beta=None, *, heads, groups, key_length, value_length, scale=1.0, eps=None, tiled=False, delta=True,
+              skip=None):  # fmt: skip
         """Advances a matrix of each head position by position and reads it by q: shared rows (T, heads * value_length).
 
         S = decay S + k e^T, and o = S^T q; e is v, or, with beta, beta (v - S^T k) of the decayed S: the gated delta rule
-        (arXiv:2412.06464).
+        (arXiv:2412.06464); or with beta and without `delta` beta v, as in Mamba-2 (arXiv:2405.21060).
 
         Parameters
         ----------
@@ -95,6 +96,9 @@ class Recurrent:
             q and k are divided by sqrt(sum of squares + eps) first.
         tiled : bool
             Head h reads q and k number h % groups, instead of h // (heads / groups).
+        delta : bool
+        skip : Vector, optional
+            (heads,) times which v is added to o.
         """
         if heads % groups:
             raise PlanError(f"recur: {heads} heads over {groups} of q and k; wanted a multiple")
@@ -106,10 +110,12 @@ class Recurrent:
         self._check("recur", "decay", decay, heads * key_length if wide else heads)
         if beta is not None:
             self._check("recur", "beta", beta, heads)
+        if skip is not None:
+            self._is_vector("recur", "skip", skip, heads)
         state = self.kv.states.add(heads, 4 * _padded(key_length, _ROWS) * _padded(value_length, _LANES))
         out = self._tensor("heads", heads * value_length, SHARED, "f")
-        return self._add("recur", [q[0], k[0], v[0], decay, beta, out], [],
-                         (groups, int(tiled), key_length, value_length, q[1], k[1], v[1], int(wide)),
+        return self._add("recur", [q[0], k[0], v[0], decay, beta, out], [skip],
+                         (groups, int(tiled), key_length, value_length, q[1], k[1], v[1], int(wide), int(delta and beta is not None)),
                          (-1.0 if eps is None else eps, scale), state=state)  # fmt: skip
 
     def head_norm(self, x, w, heads, eps, gate=None, act="silu", gate_first=False):

@@ -222,6 +222,12 @@ class States:
         elif kept is not None:
             self._spare = kept
 
+    def moved(self):
+        """Other workers go on: they get blocks of their own, whose pages their first touch places."""
+        self._spare = None
+        for kept in self._kept.values():
+            kept.share(self)
+
     def prepare(self, pos0, end):
         """What a step of tokens pos0 to end - 1 begins with and leaves: a Coming, or None for a model without recurrent layers.
 

@@ -464,7 +464,7 @@ static void check_recurrence(const ni_kernels *table) {
         floats(state_, blocks * ROWS * 16, 2), floats(q, TOKENS * ROWS, 1), floats(k, TOKENS * ROWS, 1), floats(kd, TOKENS * ROWS, 1);
         floats(decay, TOKENS * ROWS, 1), floats(beta, TOKENS, 1), floats(v, TOKENS * columns, 2);
         ni_recurrence r = {.rows = ROWS, .blocks = blocks, .n_tokens = i % 3 ? TOKENS : 1, .wide = i / MOST_BLOCKS % 2, .q = q, .k = k, .kd = kd,
-                           .decay = decay, .beta = i / MOST_BLOCKS % 4 > 1 ? beta : NULL, .v = v, .v_stride = columns, .out_stride = columns};
+                           .decay = decay, .beta = i / MOST_BLOCKS % 4 ? beta : NULL, .delta = i / MOST_BLOCKS % 4 > 1, .v = v, .v_stride = columns, .out_stride = columns};
         static float to[MOST_BLOCKS * ROWS * 16], out[TOKENS * MOST_BLOCKS * 16];
         BOTH("recur out", float, r.n_tokens * columns, r.out = OUT; V->recur(state_, to, &r));
         BOTH("recur state", float, ROWS * 16, r.out = out; V->recur(state_, to, &r);
