@@ -12,7 +12,9 @@ CROSS = pathlib.Path(__file__).resolve().parent / "cross"
 COMPARE = CROSS / "compare.c"
 # (table, slot): the types that a table has no kernel of its own for (gather and gemm go together), of all tables.
 EMPTY = {("scalar", "dot"): TYPES}
-EMPTY |= {(table, "dot"): ("TQ1_0",) for table in ("avx512", "avxvnni", "avx2", "neon_i8mm", "neon")}
+OTHERS = ("avx512", "avxvnni", "avx2", "neon_i8mm", "neon")
+IK = ("IQ4_K", "IQ5_K", "IQ6_K", "IQ3_K", "IQ2_K", "Q6_0")
+EMPTY |= {(table, slot): types for table in OTHERS for slot, types in (("dot", ("TQ1_0", *IK)), ("unpack", IK), ("gemm", IK))}
 CHECKS = [*TYPES, "maps", "quantize", "rope", "storing", "attention", "recurrence"]
 
 

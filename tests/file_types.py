@@ -1,11 +1,12 @@
 """Tensor types that the ``gguf`` package does not decode, or not know yet: importing this teaches it to read, write and decode them.
 
-gguf 0.19 has of Q1_0 the number alone and nothing of Q2_0. What stands here is checked against llama.cpp (test_formats.py).
+gguf 0.19 has of Q1_0 the number alone and nothing of Q2_0 and ik_llama.cpp's types. What stands here is checked against llama.cpp (test_formats.py).
 """
 
 import gguf
 import numpy as np
 from gguf import quants
+from ik_types import IK_TYPES
 
 _MISSING = {"Q1_0": (41, 128, 18), "Q2_0": (42, 64, 18)}  # number, values and bytes of a block
 
@@ -40,3 +41,17 @@ def _teach(name, number, block, size):
 
 for _name, _sizes in _MISSING.items():
     _teach(_name, *_sizes)
+
+
+def _teach_ik(name, number, block, size, decode):
+    kind = _member(name, number)
+    gguf.GGML_QUANT_SIZES[kind] = (block, size)
+
+    class Type(getattr(quants, "__Quant"), qtype=kind):
+        @classmethod
+        def dequantize_blocks(cls, blocks):
+            return decode(blocks)
+
+
+for _name, (_number, _block, _size, _decode) in IK_TYPES.items():
+    _teach_ik(_name, _number, _block, _size, _decode)

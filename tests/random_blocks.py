@@ -38,6 +38,12 @@ _SCALES = {
     "IQ2_S": ((0, 1 / 56.4),),
     "IQ1_S": ((0, 1 / 7.2),),
     "IQ1_M": ((48, 1 / 7.2),),
+    "IQ4_K": ((0, 1 / 1286),),
+    "IQ5_K": ((0, 1 / 1330),),
+    "IQ6_K": ((0, 1 / 5110),),
+    "IQ3_K": ((0, 1 / 640),),
+    "IQ2_K": ((0, 1 / 91),),
+    "Q6_0": ((0, 1 / 18.5),),
 }
 # Types whose scales are bytes: the offset of the first, how many, and the standard deviation for each value of the byte.
 _E4M3 = [m if e == 0 else (8 + m) * 2 ** (e - 1) for e in range(16) for m in range(8)][:-1]

@@ -15,7 +15,7 @@ import pytest
 from gguf_tools import GGUF, info, part, small
 
 from numainfer.engine.weights import FORMATS
-from numainfer.errors import CorruptModel, ModelClosed, ModelNotFound
+from numainfer.errors import CorruptModel, ModelClosed, ModelNotFound, UnsupportedModel
 from numainfer.gguf import header
 from numainfer.gguf.file import GGUFFile, Strings
 from numainfer.gguf.sources import resolve
@@ -278,6 +278,17 @@ def test_split_faults(tmp_path):
 
 
 def test_types_that_an_old_gguf_package_lacks_are_known_as_the_core_has_them():
-    for number, (name, block, n_bytes) in header._LATER_TENSORS.items():
+    for number, (name, block, n_bytes) in (header._LATER_TENSORS | header._IK_TENSORS).items():
         assert (FORMATS[name]["block"], FORMATS[name]["block_bytes"]) == (block, n_bytes), name
         assert number not in set(gguf.GGMLQuantizationType) or gguf.GGMLQuantizationType(number).name == name
+
+
+@pytest.mark.parametrize("number, name, instead", [
+    (155, "IQ4_KT of ik_llama.cpp", "IQ4_K instead"), (158, "IQ1_KT of ik_llama.cpp", "IQ1_M instead"),
+    (212, "Q4_K of ik_llama.cpp, with rows interleaved", "Q4_K that was not repacked"), (339, "IQ4_K of", "IQ4_K that was not repacked"),
+    (354, "IQ3_KT of", "IQ3_K that was not repacked"), (399, "399", "The file is"),
+])  # fmt: skip
+def test_types_of_ik_llama_cpp_are_refused_with_what_to_take_instead(tmp_path, number, name, instead):
+    path = GGUF().tensor("t", (256, 4), number, bytes(1024)).write(tmp_path / "m.gguf")
+    with pytest.raises(UnsupportedModel, match=f"type of tensor 't' = .*{name}.*{instead}"):
+        GGUFFile(path)

@@ -56,6 +56,17 @@
  *   IQ1_M    256  d f16x16 | 3 x u16x16, bit s of word e: bit e of sc of sub-block s of 16 values | 8 x part: 1 vector of places,
  *              1 x u16x16: nibble l: the upper three bits of the place of word l, then the sign of its shift
  *              value = (d * (2 sc + 1) / 8) * (q - 32)
+ *   IQ4_K  256  dwords of the file's block: d and extra | high (2 bits of each sub-block) | 2 x low (4 bits) | 32 vectors: vector 4i + j:
+ *              low nibbles kg j of sub-block 2i of 16 values, high of 2i + 1     value = (d * ((low | high << 4) - 32)) * iq4[q]
+ *   IQ5_K  256  d, extra, high, low as IQ4_K | 32 vectors, 8c + i: low nibbles kg 16c + i, high 16c + i + 8 | 8 vectors of fifth bits:
+ *              bit 2c of vector i: of kg 16c + i, bit 2c + 1: of 16c + i + 8     value = (d * ((low | high << 4) - 32)) * iq5[q]
+ *   IQ6_K  256  d, extra | 4 x sc (i8 of sub-block 4i + b) | 32 vectors as IQ5_K | 16 vectors of upper bits: of chunk c in vectors
+ *              8 (c / 2) + i, bits 4 (c % 2) + .. two of kg 16c + i, then two of kg 16c + i + 8      value = (d * sc) * iq6[q]
+ *   IQ3_K  256  d f16x16 | extra and signs | 2 x sc, 4 bits | 16 vectors, 8h + i: bits 2p: kg 32h + 8p + i | 8 vectors of third bits:
+ *              bit 4h + p of vector i: of kg 32h + 8p + i                        value = (d * (+-(2 sc + 1))) * iq3[q]
+ *   IQ2_K  256  d, extra | 2 x sc, 4 bits | 16 vectors as IQ3_K                   value = (d * (sc - 8)) * iq2[q]
+ *   Q6_0   32  d f16x16 | 2 vectors of upper bits: of vector i, bits 0-1 kg i, 2-3 kg i + 4, 4-5 kg i + 2, 6-7 kg i + 6 | 4 vectors as
+ *              Q4_0                                                               value = d * (q - 32)
  *
  *   A unit has 32 values, kg 0-3 and 4-7, which are two sub-blocks of Q2_K and Q3_K.
  *   2 bits: vector j = 0, 1: bits 0-1 kg 2j, 2-3 kg 2j + 4, 4-5 kg 2j + 1, 6-7 kg 2j + 5.
@@ -63,7 +74,8 @@
  *   6 and 7 of vector 2.
  *   So what is not in its place can be multiplied where it is: the sum of a sub-block comes out 4 or 8 times as large.
  *
- * iq4 and fp4 are tables of 16 whole numbers (table4.h).
+ * iq4 and fp4 are tables of 16 whole numbers (table4.h); iq2, iq3, iq5 and iq6 have one for each place too (ik.c), and sub-blocks of IQ2_K to
+ * IQ6_K whose bit in extra is set add 1 to 5 to it.
  *
  * The dwords of the GGUF blocks are only interleaved over the rows, with these exceptions: the fifth bits of Q5_0 and Q5_1 and the quants
  * of Q1_0 and Q2_0 are transposed, the 6-bit scales of Q4_K, Q5_K and IQ4_XS become bytes, NVFP4's scale 0x7f, which stands for 0, becomes

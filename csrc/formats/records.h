@@ -34,6 +34,12 @@ typedef struct { uint8_t d[2], q[64], sc[8]; } ni_block_iq2_xs;
 typedef struct { uint8_t d[2], q[32], signs[32], high[8], sc[8]; } ni_block_iq2_s;
 typedef struct { uint8_t d[2], q[32], h[16]; } ni_block_iq1_s;
 typedef struct { uint8_t q[32], h[16], sc[8]; } ni_block_iq1_m;
+typedef struct { uint8_t d[2], extra[2], high[4], low[8], q[128]; } ni_block_iq4_k;
+typedef struct { uint8_t d[2], extra[2], high[4], low[8], q[128], fifth[32]; } ni_block_iq5_k;
+typedef struct { uint8_t d[2], extra[2], sc[16], q[128], upper[64]; } ni_block_iq6_k;
+typedef struct { uint8_t d[2], extra[2], sign[2], sc[8], q[64], third[32]; } ni_block_iq3_k;
+typedef struct { uint8_t d[2], extra[2], sc[8], q[64]; } ni_block_iq2_k;
+typedef struct { uint8_t d[2], upper[8], q[16]; } ni_block_q6_0;
 
 typedef uint8_t ni_vector[4 * NI_ROWS];   /* byte 4r + b belongs to row r */
 
@@ -68,6 +74,12 @@ typedef struct { uint16_t d[NI_ROWS]; ni_vector sc[2]; ni_part_iq2 part[8]; } ni
 typedef struct { uint16_t d[NI_ROWS]; ni_vector sc[2], high[2]; ni_part_iq2 part[8]; } ni_record_iq2_s;
 typedef struct { uint16_t d[NI_ROWS]; ni_part_iq1 part[8]; } ni_record_iq1_s;
 typedef struct { uint16_t d[NI_ROWS], sc[3][NI_ROWS]; ni_part_iq1 part[8]; } ni_record_iq1_m;
+typedef struct { ni_vector d_extra, high, low[2], q[32]; } ni_record_iq4_k;   /* d_extra: d, then extra, of each row */
+typedef struct { ni_vector d_extra, high, low[2], q[32], fifth[8]; } ni_record_iq5_k;
+typedef struct { ni_vector d_extra, sc[4], q[32], upper[16]; } ni_record_iq6_k;
+typedef struct { uint16_t d[NI_ROWS]; ni_vector extra_sign, sc[2], q[16], third[8]; } ni_record_iq3_k;
+typedef struct { ni_vector d_extra, sc[2], q[16]; } ni_record_iq2_k;
+typedef struct { uint16_t d[NI_ROWS]; ni_vector upper[2], q[4]; } ni_record_q6_0;
 
 /* A half of a file block. */
 static inline uint16_t ni_load_u16(const uint8_t *p) {
@@ -87,6 +99,13 @@ static inline float ni_load_f16(const uint8_t *p) { return ni_f16_to_f32(ni_load
 /* Values per block of each format: NI_BLOCK_q4_0 = 32. */
 enum {
 #define NI_FORMAT(NAME, name, ggml_type, block, ...) NI_BLOCK_##name = block,
+#include "formats.def"
+#undef NI_FORMAT
+};
+
+/* Values that share a scale: NI_SUB_q4_0 = 32. */
+enum {
+#define NI_FORMAT(NAME, name, ggml_type, block, kind, sub, ...) NI_SUB_##name = sub,
 #include "formats.def"
 #undef NI_FORMAT
 };

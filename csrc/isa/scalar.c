@@ -4,6 +4,7 @@
 #include "kernels.h"
 #include "gather_impl.h"
 #include "parts.h"
+#include "../formats/ik.h"
 #include "../formats/table4.h"
 #include "scalar_codebook.h"
 #include <math.h>
@@ -192,6 +193,24 @@ static void unpack_nvfp4(const uint8_t *group, int64_t k0, int64_t nk, ni_panel 
         look_up(VECTOR(4 * s), in[s / 4].q[s % 4], 2, ni_fp4, NI_FP4_OFFSET);
     }
 }
+
+/* ik_llama.cpp's: row by row, as the file's blocks. */
+#define UNPACK(name)                                                                                                            \
+    static void unpack_##name(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) {                                      \
+        enum { BLOCK = NI_BLOCK_##name, SUBS = BLOCK / NI_SUB_##name };                                                         \
+        RECORDS(name);                                                                                                          \
+        for (int64_t b = 0; b < nk / BLOCK; b++)                                                                                \
+            for (int r = 0; r < NI_ROWS; r++) {                                                                                 \
+                ni_block_##name block;                                                                                          \
+                float scale[SUBS];                                                                                              \
+                int8_t q[BLOCK];                                                                                                \
+                ni_take_block((const uint8_t *)&in[b], r, sizeof block, (uint8_t *)&block);                                     \
+                ni_read_##name(&block, scale, q);                                                                               \
+                for (int s = 0; s < SUBS; s++) p->scale[NI_ROWS * (SUBS * b + s) + r] = scale[s];                               \
+                for (int g = 0; g < BLOCK / 4; g++) memcpy(VECTOR(BLOCK / 4 * b + g) + 4 * r, q + 4 * g, 4);                    \
+            }                                                                                                                   \
+    }
+NI_IK_FORMATS(UNPACK)
 
 /* One sub-block of `sub` values: sum of q * xq per row. */
 static inline void dot_block(const uint8_t *q, const int8_t *xq, int sub, int is_signed, int32_t isum[NI_ROWS]) {

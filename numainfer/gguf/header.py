@@ -39,6 +39,13 @@ TensorInfo = namedtuple("TensorInfo", "name shape type offset n_bytes")
 
 # Types that ggml has and releases of the gguf package may lack: number -> name, values and bytes of a block.
 _LATER_TENSORS = {39: ("MXFP4", 32, 17), 40: ("NVFP4", 64, 36), 41: ("Q1_0", 128, 18), 42: ("Q2_0", 64, 18)}
+# Types of ik_llama.cpp: number -> the same; and those that are refused, with what to take instead.
+_IK_TENSORS = {133: ("Q6_0", 32, 26), 137: ("IQ2_K", 256, 76), 138: ("IQ3_K", 256, 110), 139: ("IQ4_K", 256, 144),
+               140: ("IQ5_K", 256, 176), 141: ("IQ6_K", 256, 212)}  # fmt: skip
+_IK_REFUSED = {144: ("IQ4_KS", "IQ4_K"), 145: ("IQ2_KS", "IQ2_K"), 146: ("IQ4_KSS", "IQ4_K"), 152: ("IQ5_KS", "IQ5_K"),
+               153: ("IQ2_KT", "IQ2_K"), 154: ("IQ3_KT", "IQ3_K"), 155: ("IQ4_KT", "IQ4_K"), 156: ("IQ3_KS", "IQ3_K"),
+               157: ("IQ2_KL", "IQ2_K"), 158: ("IQ1_KT", "IQ1_M")}  # fmt: skip
+_IK_INTERLEAVED = 200  # is added to a type's number where 4, 8 or 16 rows are interleaved
 
 
 @functools.cache
@@ -62,7 +69,7 @@ def tables():
         spec.loader.exec_module(constants)
     return SimpleNamespace(
         values={int(v): v.name for v in constants.GGUFValueType},
-        tensors=_LATER_TENSORS | {int(t): (t.name, *constants.GGML_QUANT_SIZES[t]) for t in constants.GGMLQuantizationType},
+        tensors=_LATER_TENSORS | _IK_TENSORS | {int(t): (t.name, *constants.GGML_QUANT_SIZES[t]) for t in constants.GGMLQuantizationType},
         alignment=constants.GGUF_DEFAULT_ALIGNMENT,
     )
 
@@ -312,6 +319,7 @@ class Header:
             self.fail(f"{what} has the dimensions {dims}, wanted 1 or more each, below 2**63 in all", at)
         type_at, number = self.pos, self.u32(f"the type of {what}")
         if number not in tensor_types:
+            self.of_ik(what, number, tensor_types)
             self.unsupported(f"type of {what}", number, *(t[0] for t in tensor_types.values()))
         kind, block, block_bytes = tensor_types[number]
         if (dims[0] if dims else 1) % block:
@@ -321,6 +329,18 @@ class Header:
         if offset % self.alignment:
             self.fail(f"{what} has the offset {offset}, wanted a multiple of {self.alignment}", at)
         infos[name] = dims[::-1], kind, offset, math.prod(dims) // block * block_bytes, at
+
+    def of_ik(self, what, number, tensor_types):
+        """Refuses a type of ik_llama.cpp by its name, with what to take instead."""
+        names = {n: t[0] for n, t in tensor_types.items()} | {n: t[0] for n, t in _IK_REFUSED.items()}
+        if number in _IK_REFUSED:
+            name, instead = _IK_REFUSED[number]
+            raise UnsupportedModel(f"type of {what}", f"{name} of ik_llama.cpp", (), f"Take a file of {instead} instead of {self.path}")
+        plain = names.get(number - _IK_INTERLEAVED)
+        if plain is not None:
+            instead = _IK_REFUSED.get(number - _IK_INTERLEAVED, (plain, plain))[1]
+            raise UnsupportedModel(f"type of {what}", f"{plain} of ik_llama.cpp, with rows interleaved (number {number})", (),
+                                   f"Take a file of {instead} that was not repacked instead of {self.path}")  # fmt: skip
 
     def place(self, infos):
         """TensorInfos, their offsets absolute, their data within the file and apart from each other."""

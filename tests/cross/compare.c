@@ -97,6 +97,12 @@ static const struct { int n, at[2]; } scales[NI_N_TYPES] = {
     [NI_IQ2_S] = {1, {offsetof(ni_block_iq2_s, d)}},
     [NI_IQ1_S] = {1, {offsetof(ni_block_iq1_s, d)}},
     [NI_IQ1_M] = {1, {offsetof(ni_block_iq1_m, sc)}},
+    [NI_IQ4_K] = {1, {offsetof(ni_block_iq4_k, d)}},
+    [NI_IQ5_K] = {1, {offsetof(ni_block_iq5_k, d)}},
+    [NI_IQ6_K] = {1, {offsetof(ni_block_iq6_k, d)}},
+    [NI_IQ3_K] = {1, {offsetof(ni_block_iq3_k, d)}},
+    [NI_IQ2_K] = {1, {offsetof(ni_block_iq2_k, d)}},
+    [NI_Q6_0] = {1, {offsetof(ni_block_q6_0, d)}},
 };
 
 /* IQ1_M has the half in four pieces, each in the upper nibble of a second byte. */

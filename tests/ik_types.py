@@ -1,0 +1,77 @@
+"""ik_llama.cpp's types for the ``gguf`` package, in NumPy: importing file_types teaches it them.
+
+Checked against floats that ik_llama.cpp decoded (tests/golden/ik.npz, test_formats.py).
+"""
+
+import numpy as np
+
+_IQ4 = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113]
+_IQ5 = [-126, -114, -103, -92, -83, -74, -65, -57, -50, -43, -36, -30, -24, -18, -12, -6,
+        -1, 5, 11, 17, 23, 29, 36, 43, 51, 59, 68, 77, 87, 97, 109, 121]  # fmt: skip
+_Q = np.arange(64.0)
+# Of each width in bits: the values of places, then those of sub-blocks whose bit in `extra` is set.
+TABLES = {bits: np.array([values, [v + higher for v in values]], np.int16)
+          for bits, values, higher in ((2, [-31, -13, 1, 17], 5), (3, [-63, -40, -23, -10, 1, 13, 28, 47], 4), (4, _IQ4, 4), (5, _IQ5, 2),
+                                       (6, list(np.rint(-127 + _Q * (6.2568 + _Q * (-0.11218 + _Q * 0.0011972)))), 1))}  # fmt: skip
+
+
+def _bits(x, n):
+    """Fields of n bits of bytes (..., m), the lowest first: (..., m * 8 / n)."""
+    return (x[..., None] >> np.arange(0, 8, n, dtype=np.uint8) & (1 << n) - 1).reshape(*x.shape[:-1], -1)
+
+
+def _planes(x, width, n):
+    """Fields of n bits of bytes (..., m): `width` bytes after one another hold a plane of fields over the other: (..., m * 8 / n)."""
+    x = x.reshape(*x.shape[:-1], -1, 1, width)
+    return (x >> np.arange(0, 8, n, dtype=np.uint8)[:, None] & (1 << n) - 1).reshape(*x.shape[:-3], -1)
+
+
+def _halves(x):
+    return np.ascontiguousarray(x).view(np.float16).astype(np.float32)
+
+
+def _values(d, sc, places, table, extra):
+    """d (n, 1) times sc (n, subs) times values, of places (n, 256) in a table; extra: (n, subs)."""
+    each = places.shape[1] // sc.shape[1]
+    values = table[extra.repeat(each, 1), places].astype(np.float32)
+    return (d * sc.astype(np.float32)).repeat(each, 1) * values
+
+
+def iq4_k(b):
+    sc = (_bits(b[:, 8:16], 4) | _bits(b[:, 4:8], 2) << 4).astype(np.int8) - 32
+    return _values(_halves(b[:, :2]), sc, _planes(b[:, 16:], 16, 4), TABLES[4], _bits(b[:, 2:4], 1))
+
+
+def iq5_k(b):
+    sc = (_bits(b[:, 8:16], 4) | _bits(b[:, 4:8], 2) << 4).astype(np.int8) - 32
+    places = _planes(b[:, 16:144], 32, 4) | _planes(b[:, 144:], 32, 1) << 4
+    return _values(_halves(b[:, :2]), sc, places, TABLES[5], _bits(b[:, 2:4], 1))
+
+
+def iq6_k(b):
+    places = _planes(b[:, 20:148], 32, 4) | _planes(b[:, 148:], 32, 2) << 4
+    return _values(_halves(b[:, :2]), b[:, 4:20].view(np.int8), places, TABLES[6], _bits(b[:, 2:4], 1))
+
+
+def iq3_k(b):
+    sc = (2 * _bits(b[:, 6:14], 4) + 1).astype(np.int8) * (1 - 2 * _bits(b[:, 4:6], 1).astype(np.int8))
+    places = _planes(b[:, 14:78], 32, 2) | _planes(b[:, 78:], 32, 1) << 2
+    return _values(_halves(b[:, :2]), sc, places, TABLES[3], _bits(b[:, 2:4], 1))
+
+
+def iq2_k(b):
+    sc = _bits(b[:, 4:12], 4).astype(np.int8) - 8
+    return _values(_halves(b[:, :2]), sc, _planes(b[:, 12:], 32, 2), TABLES[2], _bits(b[:, 2:4], 1))
+
+
+def q6_0(b):
+    upper = (b[:, 2:10, None] >> np.array([0, 4, 2, 6], np.uint8) & 3).transpose(0, 2, 1).reshape(-1, 32)
+    q = _planes(b[:, 10:], 16, 4) | upper << 4
+    return _halves(b[:, :2]) * (q.astype(np.float32) - 32)
+
+
+# Number, values and bytes of a block, and who decodes blocks.
+IK_TYPES = {
+    "IQ4_K": (139, 256, 144, iq4_k), "IQ5_K": (140, 256, 176, iq5_k), "IQ6_K": (141, 256, 212, iq6_k),
+    "IQ3_K": (138, 256, 110, iq3_k), "IQ2_K": (137, 256, 76, iq2_k), "Q6_0": (133, 32, 26, q6_0),
+}  # fmt: skip
