@@ -2,12 +2,12 @@
 
     python bench/compare.py [smollm2 gemma3 1b-q4_k FILE.gguf ...] [-p 512] [-n 128] [-r 5] [-t 2] [--isa avx2] [--json]
     python bench/compare.py --before CHECKOUT [MODEL ...]
-    python bench/compare.py --table
+    python bench/compare.py --write
 
 Each engine is loaded in a process of its own and stays loaded. A round is: their prompt, ours, their decode, ours; what
 is compared are medians over the rounds, so a machine that slows down slows both. Bare times from different runs say
 nothing. Beside our decode stands its share of what the same threads can read, measured before and after each. A row per
-model is appended to bench/results/compare.csv; ``--table`` prints the newest of them as README shows them.
+model is appended to bench/results/compare.csv; ``--write`` puts the newest of them into README.md and docs/speed.md.
 ``--before`` compares with another checkout of ours instead, built there in place, and records nothing.
 """
 
@@ -29,7 +29,9 @@ from models import find_model
 from peers import PEERS, find_peer, open_peer
 from worker import Worker
 
+ROOT = HERE.parent
 RESULTS = HERE / "results" / "compare.csv"
+MARK = "<!-- python bench/compare.py --write -->"
 MAX_FOREIGN = 0.03  # share of all processor time that other processes may take
 PAUSE = 0.05  # seconds: an OpenMP pool may spin for some milliseconds after its last step
 
@@ -152,19 +154,58 @@ def _recorded(path):
         return list(csv.DictReader(file))
 
 
-def readme_table(path=RESULTS):
-    """The newest row of every model, kernels, threads and peer that is recorded, as a table in Markdown."""
-    keys = ("model", "isa", "threads", "peer")
-    rows = {tuple(row[key] for key in keys): row for row in _recorded(path)}
+def _newest(path):
+    """The newest row of every model, kernels, threads and peer that is recorded, those keys first."""
+    rows = {tuple(row[key] for key in ("model", "isa", "threads", "peer")): row for row in _recorded(path)}
+    return sorted(rows.items(), key=lambda item: (item[0][0].lower(), *item[0]))
+
+
+def full_table(path=RESULTS):
+    """All of `_newest` as a table in Markdown."""
     lines = ["| model | kernels | threads | prompt | x | decode | x | of read limit | against | commit |",
              "|---|---|---|---|---|---|---|---|---|---|"]
-    for key in sorted(rows, key=lambda key: (key[0].lower(), *key)):
-        row = rows[key]
-        share = f"{float(row['read_share']):.0%}" if row.get("read_share") else ""
+    for _, row in _newest(path):
         lines.append(f"| {row['model'].removesuffix('.gguf')} | {row['isa']} | {row['threads']} | {row['n_prompt']} | "
-                     f"{float(row['pp_ratio']):.1f} | {row['n_gen']} | {float(row['tg_ratio']):.1f} | {share} | "
+                     f"{float(row['pp_ratio']):.1f} | {row['n_gen']} | {float(row['tg_ratio']):.1f} | {_limit(row)} | "
                      f"{row['peer']} | {row['commit']} |")
     return "\n".join(lines)
+
+
+def short_table(path=RESULTS):
+    """A line per model: prompt, decode and share of the read limit against the peers of `COLUMNS`, as a table in Markdown."""
+    found = {}
+    for (model, isa, threads, peer), row in _newest(path):
+        for i, (_, kernels, name) in enumerate(COLUMNS):
+            if threads == "2" and isa == kernels and name in peer:
+                found.setdefault(model.removesuffix(".gguf"), {})[i] = row
+    heads = [f"{title}: {kind}" for title, _, _ in COLUMNS for kind in ("prompt", "decode")]
+    lines = [f"| model | {' | '.join(heads)} | of the memory's limit |", "|---|" + "---:|" * (len(heads) + 1)]
+    for model, rows in sorted(found.items(), key=lambda item: item[0].startswith("1b-")):  # real ones first
+        cells = [f"{float(rows[i][kind]):.1f} x" if i in rows else "" for i in range(len(COLUMNS)) for kind in ("pp_ratio", "tg_ratio")]
+        lines.append(f"| {model} | {' | '.join(cells)} | {_limit(rows[min(rows)])} |")
+    return "\n".join(lines)
+
+
+COLUMNS = (("AVX-512", "avx512", "llama-cpp-python"), ("AVX2", "avx2", "cyllama"))  # title, our kernels, whose package
+TABLES = ((ROOT / "README.md", short_table), (ROOT / "docs" / "speed.md", full_table))
+
+
+def _limit(row):
+    return f"{float(row['read_share']):.0%}" if row.get("read_share") else ""
+
+
+def with_table(text, table):
+    """A page's text with the table between its two marks."""
+    before, after = text.partition(MARK)[0], text.rpartition(MARK)[2]
+    if text.count(MARK) != 2:
+        raise ValueError(f"found {text.count(MARK)} marks, wanted 2: {MARK}")
+    return f"{before}{MARK}\n\n{table}\n\n{MARK}{after}"
+
+
+def write_tables():
+    """Put what was recorded last into the pages."""
+    for page, table in TABLES:
+        page.write_text(with_table(page.read_text(encoding="utf-8"), table()), encoding="utf-8")
 
 
 def _busy_seconds():
@@ -229,10 +270,10 @@ def main(argv=None):
     parser.add_argument("--peer-only", action="store_true", help="measure the peer alone, record nothing")
     parser.add_argument("--no-record", action="store_true", help="leave the CSV alone")
     parser.add_argument("--json", action="store_true", help="one JSON object per model instead of the table")
-    parser.add_argument("--table", action="store_true", help="measure nothing, print what was recorded last as README shows it")
+    parser.add_argument("--write", action="store_true", help="measure nothing, put what was recorded last into README.md and docs/speed.md")
     args = parser.parse_args(argv)
-    if args.table:
-        print(readme_table())
+    if args.write:
+        write_tables()
         return
     peer = None if args.before else find_peer(args.peer)
     flash = None if args.flash_attention is None else args.flash_attention == "on"

@@ -10,7 +10,9 @@
 
 enum { SLAB_BYTES = 256 << 20 };     /* address space that is reserved at a time, unless a block is larger */
 
-typedef struct { int32_t count; int64_t next; } block;     /* next: of the list of free ones, or of those that were left */
+/* top: positions, from the block's first, that a step has written or was to write, whoever's it was.
+ * next: of the list of free ones, or of those that were left. */
+typedef struct { int32_t count, top; int64_t next; } block;
 
 struct ni_pool {
     size_t block_bytes;
@@ -56,7 +58,7 @@ static int add_slab(ni_pool *p, ni_status *st) {
     if (ni_arena_open(&p->slabs[p->n_slabs], p->block_bytes * (size_t)p->per_slab, NULL, 0, p->huge, &why))
         return ni_fail(st, NI_ERR_MEMORY, "the KV cache cannot grow: %s", why.text);
     int64_t first = p->n_slabs++ * p->per_slab;
-    for (int64_t i = p->per_slab; i-- > 0;) p->blocks[first + i] = (block){0, p->free}, p->free = first + i;
+    for (int64_t i = p->per_slab; i-- > 0;) p->blocks[first + i] = (block){0, 0, p->free}, p->free = first + i;
     return 0;
 }
 
@@ -64,7 +66,7 @@ int64_t ni_pool_take(ni_pool *p, ni_status *st) {
     if (p->free < 0 && add_slab(p, st)) return -1;
     int64_t b = p->free;
     p->free = p->blocks[b].next;
-    p->blocks[b].count = 1;
+    p->blocks[b].count = 1, p->blocks[b].top = 0;
     p->n_out++;
     return b;
 }
@@ -74,6 +76,8 @@ uint8_t *ni_pool_at(const ni_pool *p, int64_t b) {
 }
 
 int ni_pool_count(const ni_pool *p, int64_t b) { return p->blocks[b].count; }
+
+void ni_pool_hold(ni_pool *p, int64_t b) { p->blocks[b].count++; }
 
 void ni_pool_drop(ni_pool *p, int64_t b) {
     if (--p->blocks[b].count) return;
@@ -99,6 +103,8 @@ void ni_pool_free(ni_pool *p, int64_t b) {
 
 static int64_t chunks(int64_t n_pos) { return (n_pos + NI_CHUNK - 1) / NI_CHUNK; }
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+/* Positions of chunk j that come before `end`, which is not before the chunk. */
+static int32_t top(int64_t j, int64_t end) { return (int32_t)least(end - j * NI_CHUNK, NI_CHUNK); }
 
 /* Room for chunks 0 .. end - 1. */
 static int grow(ni_table *t, int64_t end, ni_status *st) {
@@ -145,13 +151,30 @@ int ni_table_prepare(ni_table *t, int64_t pos0, int64_t end, ni_status *st) {
         t->block[t->end] = b, t->at[t->end] = ni_pool_at(t->pool, b);
         t->end++;
     }
-    return pos0 % NI_CHUNK && ni_pool_count(t->pool, t->block[pos0 / NI_CHUNK]) > 1;
+    /* In a block that others have too a step may write behind all that they have of it: whoever comes first goes on in it. */
+    const block *own = &t->pool->blocks[t->block[pos0 / NI_CHUNK]];
+    int copy = pos0 % NI_CHUNK && own->count > 1 && pos0 % NI_CHUNK < own->top;
+    for (int64_t j = pos0 / NI_CHUNK + copy; j < t->end; j++) t->pool->blocks[t->block[j]].top = top(j, end);
+    t->written = end;
+    return copy;
 }
 
 int64_t ni_table_swap(ni_table *t, int64_t j, int64_t b) {
     int64_t old = t->block[j];
     t->block[j] = b, t->at[j] = ni_pool_at(t->pool, b);
+    t->pool->blocks[b].top = top(j, t->written);
     return old;
+}
+
+int ni_table_put(ni_table *t, int64_t j, int64_t b, int64_t n, ni_status *st) {
+    if (t->first == t->end) t->first = t->end = j;
+    if (grow(t, j + 1, st)) return -1;
+    block *own = &t->pool->blocks[b];
+    own->count++;
+    if (own->top < n) own->top = (int32_t)n;
+    t->block[j] = b, t->at[j] = ni_pool_at(t->pool, b);
+    t->end = j + 1;
+    return 0;
 }
 
 int ni_table_share(ni_table *t, const ni_table *from, int64_t n, ni_status *st) {

@@ -1,5 +1,6 @@
 /* Copying a block of KV memory: every head by the node that owns its chunk, so that the copy is placed like the original. */
 #include "team.h"
+#include "isa/kernels.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -42,4 +43,13 @@ int ni_kv_copy_start(ni_team *t, const ni_kv_layer *layers, int n_layers, int64_
     int e = ni_team_start(t, copy, job, st);
     if (e) free(job);
     return e;
+}
+
+void ni_kv_clear(ni_kv_type type, int64_t e, int64_t ev, const float *zeros, uint8_t *chunk, int from) {
+    const struct ni_kv_kernels *kv = &ni_k->vec.kv[type];
+    uint8_t *values = chunk + NI_CHUNK * ni_kv_bytes(type, e);
+    for (int p = from; p < NI_CHUNK; p++) {
+        kv->store_key(zeros, ni_padded(e), chunk, p);
+        kv->store_value(zeros, ni_padded(ev), values, p);
+    }
 }

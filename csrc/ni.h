@@ -210,6 +210,8 @@ ni_arena ni_pool_slab(const ni_pool *p, int64_t i);
 int64_t ni_pool_take(ni_pool *p, ni_status *st);
 uint8_t *ni_pool_at(const ni_pool *p, int64_t block);
 int ni_pool_count(const ni_pool *p, int64_t block);
+/* One reference more. */
+void ni_pool_hold(ni_pool *p, int64_t block);
 /* One reference less.  Of blocks that have none left, ni_pool_pick names one after the other (-1: no more); ni_pool_empty gives its pages
  * back to the system, which takes a while, and ni_pool_free makes it one that can be taken. */
 void ni_pool_drop(ni_pool *p, int64_t block);
@@ -223,6 +225,7 @@ typedef struct {
     int64_t window;         /* positions that a token sees, itself included; 0: all before it */
     int64_t reach;          /* positions before the end of a step that are kept: window + most tokens of a step - 1 */
     int64_t first, end;     /* chunks first .. end - 1 are there */
+    int64_t written;        /* end of the last step */
     int64_t room;           /* of the arrays */
     int64_t *block;         /* numbers in the pool */
     uint8_t **at;           /* their addresses */
@@ -232,11 +235,13 @@ typedef struct {
 int ni_table_reaches(const ni_table *t, int64_t n);
 /* Makes room for a step of tokens pos0 .. end - 1, which pos0 reaches: blocks of later and of long past positions go, so that at most
  * ceil((reach - 1) / NI_CHUNK) + 1 of a window are there; new ones come.  Again with the same numbers it changes nothing.
- * 1: the block of pos0 has positions before it and belongs to another sequence too, so that it must be replaced by a copy before the
- * step (ni_table_swap); else 0, or -1: blocks are missing, what stood before pos0 is as it was. */
+ * 1: the block of pos0 has positions before it and others have it too, with pos0 or later ones, so that it must be replaced by a copy
+ * before the step (ni_table_swap); else 0, or -1: blocks are missing, what stood before pos0 is as it was. */
 int ni_table_prepare(ni_table *t, int64_t pos0, int64_t end, ni_status *st);
 /* Puts another block in the place of chunk j; the old one, whose reference is the caller's now. */
 int64_t ni_table_swap(ni_table *t, int64_t j, int64_t block);
+/* Makes a block chunk j, which is the next one or, of an empty table, any: with one reference more, and n positions in it, from its first. */
+int ni_table_put(ni_table *t, int64_t j, int64_t block, int64_t n, ni_status *st);
 /* The blocks of positions n and later go. */
 void ni_table_cut(ni_table *t, int64_t n);
 /* Makes t, which is of the same pool, a table of the blocks that hold the first n positions of `from`, each with one reference more. */
@@ -256,7 +261,7 @@ typedef struct {
     int64_t f, q, d, m, s, i;
 } ni_tensor;
 
-enum { NI_OP_TENSORS = 12, NI_OP_WEIGHTS = 7, NI_OP_INTS = 20, NI_OP_FLOATS = 4 };
+enum { NI_OP_TENSORS = 12, NI_OP_WEIGHTS = 7, NI_OP_INTS = 24, NI_OP_FLOATS = 4 };
 
 typedef struct {
     int32_t code;           /* index in ops.def */
@@ -288,9 +293,18 @@ ni_plan *ni_plan_open(ni_team *t, const ni_plan_spec *spec, const int *node_map,
 void ni_plan_close(ni_plan *p);
 int64_t ni_plan_bytes(const ni_plan *p);
 
+/* What layers with recurrent state leave of a sequence, where its first `pos` positions have been: ops/state.h says what lies there. */
+typedef struct {
+    int64_t pos;
+    uint8_t *to;
+} ni_stop;
+
 typedef struct {
     const ni_table *tables; /* the sequence's KV blocks, one table per kind */
     int64_t row0, n, pos0;  /* tokens row0 .. row0+n of the step stand at positions pos0 .. */
+    const uint8_t *state;   /* recurrent state of the positions before pos0; NULL: none, as before position 0 */
+    const ni_stop *stops;   /* where it is to be left, by ascending positions behind pos0; the last is pos0 + n.  Not read by plans without state */
+    int64_t n_stops;
 } ni_segment;
 
 typedef struct {
@@ -367,4 +381,6 @@ static inline int ni_kv_node(int64_t g, int64_t j, int64_t n_heads, int64_t turn
 /* Starts copying a block of chunk j, which holds these layers, each head by the node that owns it, so that the copy is placed like the
  * original. */
 int ni_kv_copy_start(ni_team *t, const ni_kv_layer *layers, int n_layers, int64_t j, const uint8_t *from, uint8_t *to, ni_status *st);
+/* Makes positions from .. NI_CHUNK - 1 of a kv-head's chunk zeros.  zeros: of both widths, in multiples of 16. */
+void ni_kv_clear(ni_kv_type type, int64_t e, int64_t ev, const float *zeros, uint8_t *chunk, int from);
 #endif

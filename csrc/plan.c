@@ -38,6 +38,7 @@ typedef struct {
 
 struct ni_plan {
     int n_ops, n_workers, n_nodes, timing;
+    int stateful;                       /* an op reads and leaves recurrent state */
     int64_t n_steps;                    /* begun so far */
     ni_sizes sizes;
     size_t scratch_bytes;               /* of a worker, its ni_ctx at the beginning included */
@@ -198,6 +199,7 @@ ni_plan *ni_plan_open(ni_team *t, const ni_plan_spec *s, const int *node_map, co
     p->ops = p->tables[0].ops;
     for (int i = 0; i < s->n_ops && !p->attend; i++)
         if (p->ops[i].code == CODE_attend) p->attend = &p->ops[i];
+    for (int i = 0; i < s->n_ops; i++) p->stateful |= p->ops[i].code == CODE_short_conv || p->ops[i].code == CODE_recur;
     return p;
 }
 
@@ -258,9 +260,21 @@ static void set_step(ni_plan *p, const ni_step *s) {
     if (p->attend) ni_deal_slots(p->attend, s, p->places, p->slots);
 }
 
+/* Whether a segment has a state to begin with and stops in order, the last at its end. */
+static int check_stops(const ni_segment *s) {
+    int64_t pos = s->pos0;
+    for (int64_t i = 0; i < s->n_stops; pos = s->stops[i++].pos)
+        if (s->stops[i].pos <= pos || !s->stops[i].to) return -1;
+    return pos == s->pos0 + s->n && (s->state || !s->pos0) ? 0 : -1;
+}
+
 int ni_plan_start(ni_team *t, ni_plan *p, const ni_step *s, ni_status *st) {
     if (s->n_tokens < 1 || s->n_tokens > p->ctx[0]->max_tokens)
         return ni_fail(st, NI_ERR_VALUE, "a step of %d tokens was asked for; the plan takes 1 to %d", s->n_tokens, p->ctx[0]->max_tokens);
+    for (int i = 0; i < s->n_segments && p->stateful; i++)
+        if (check_stops(&s->segments[i])) return ni_fail(st, NI_ERR_VALUE, "segment %d of a step over recurrent state: wanted the state "
+                                                              "before its position %lld, if that is not 0, and places for it behind, up to "
+                                                              "its end", i, (long long)s->segments[i].pos0);
     int64_t covered = 0;
     for (int i = 0; i < s->n_segments; covered += s->segments[i++].n)
         if (s->segments[i].n < 1 || s->segments[i].row0 != covered)

@@ -26,11 +26,13 @@ from .errors import (
     PlacementError,
     PlacementWarning,
     PlanError,
+    SavedSessionError,
     SpeculationWarning,
     UnsupportedModel,
 )
 
 if TYPE_CHECKING:
+    from .aio import AsyncTokenStream as AsyncTokenStream
     from .machine.placement import Node as Node
     from .machine.placement import NodePlacement as NodePlacement
     from .machine.placement import Placement as Placement
@@ -62,6 +64,7 @@ __version__ = "0.1.0"
 
 # Found on first use: importing NumPy, the core and the tokenizer libraries takes a while.
 _LAZY = {
+    "AsyncTokenStream": "aio",
     "Node": "machine.placement",
     "NodePlacement": "machine.placement",
     "Placement": "machine.placement",
@@ -102,6 +105,7 @@ _ELSEWHERE = {
 }
 
 __all__ = [
+    "AsyncTokenStream",
     "Bench",
     "CancelledWarning",
     "ChatTemplateMissing",
@@ -130,6 +134,7 @@ __all__ = [
     "PlacementWarning",
     "PlanError",
     "SamplingParams",
+    "SavedSessionError",
     "Score",
     "Stats",
     "Session",

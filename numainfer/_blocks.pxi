@@ -58,7 +58,7 @@ cdef class Pool:
 # `no_gc_clear` keeps what it needs for that, should the object be part of a cycle.
 @cython.no_gc_clear
 cdef class Block:
-    """A new block of a pool, whose one reference this object has."""
+    """A reference to a block of a pool: to a new one, or to one that `Tables.block` gave."""
     cdef Pool pool
     cdef int64_t number
 
@@ -78,6 +78,11 @@ cdef class Block:
     @property
     def address(self):
         return <uintptr_t>ni_pool_at(self.pool.p, self.number) if self.number >= 0 else 0
+
+    @property
+    def references(self):
+        """How many there are, this one included; 0 of a closed one."""
+        return ni_pool_count(self.pool.p, self.number) if self.number >= 0 else 0
 
     def close(self):
         self.drop()
@@ -206,6 +211,37 @@ cdef class Tables:
             raise ValueError(f"the block is not of table {i}'s pool, or was closed")
         block.number = ni_table_swap(&self.t[i], chunk, mine)
 
+    def block(self, int i, int64_t chunk):
+        """A Block that is one reference more to a chunk's in table i; None if there is no such chunk."""
+        cdef Block block
+        if not 0 <= i < self.n:
+            raise ValueError(f"table {i} of {self.n}")
+        if not self.t[i].first <= chunk < self.t[i].end:
+            return None
+        block = Block.__new__(Block)
+        block.number = self.t[i].block[chunk]
+        block.pool = self.pools[i]
+        ni_pool_hold(self.t[i].pool, block.number)
+        return block
+
+    def put(self, int i, int64_t chunk, Block block, int64_t n):
+        """Make a block chunk's, which is table i's next, or any of an empty table; it holds n positions, from its first on."""
+        cdef ni_status st
+        if not 0 <= i < self.n or block.pool is not self.pools[i] or block.number < 0:
+            raise ValueError(f"the block is not of table {i}'s pool, or was closed")
+        if self.closed or chunk < 0 or self.t[i].end > self.t[i].first and chunk != self.t[i].end:
+            raise ValueError(f"table {i} is closed, or its next chunk is not {chunk}")
+        if ni_table_put(&self.t[i], chunk, block.number, n, &st):
+            _fail(&st)
+
+    def read(self, int i, int64_t chunk, int64_t offset, uint8_t[::1] into):
+        """Copy bytes of a chunk's block in table i, from an offset on."""
+        self.check(i, chunk)
+        if offset < 0 or offset + into.shape[0] > <int64_t>ni_pool_block_bytes(self.t[i].pool):
+            raise ValueError(f"bytes {offset} to {offset + into.shape[0]} are not all in a block")
+        if into.shape[0]:
+            memcpy(&into[0], self.t[i].at[chunk] + offset, into.shape[0])
+
     def share(self, Tables other, int64_t n):
         """Become tables of the blocks that hold the first n positions of `other`; nothing is copied.
 
@@ -262,3 +298,11 @@ cdef class Hold:
             tables.n_holds -= 1
             if tables.closed and not tables.n_holds:
                 tables.empty()
+
+
+def kv_clear(int type, int64_t e, int64_t ev, uint8_t[::1] chunk, int start):
+    """Make positions `start` and later of a kv-head's chunk zeros."""
+    cdef float[::1] zeros = np.zeros(max(e, ev, 1) + 15, np.float32)
+    if not 0 <= start <= NI_CHUNK or chunk.shape[0] != <int64_t>ni_kv_chunk_bytes(<ni_kv_type>type, e, ev):
+        raise ValueError(f"position {start} of a chunk of {chunk.shape[0]} bytes")
+    ni_kv_clear(<ni_kv_type>type, e, ev, &zeros[0], &chunk[0], start)

@@ -9,6 +9,7 @@ cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy
 
 import numpy as np
 
@@ -117,6 +118,7 @@ cdef extern from "../csrc/ni.h":
     int64_t ni_pool_take(ni_pool *, ni_status *)
     uint8_t *ni_pool_at(const ni_pool *, int64_t)
     int ni_pool_count(const ni_pool *, int64_t)
+    void ni_pool_hold(ni_pool *, int64_t)
     void ni_pool_drop(ni_pool *, int64_t)
     int64_t ni_pool_pick(ni_pool *)
     void ni_pool_empty(uint8_t *, size_t) nogil
@@ -129,6 +131,7 @@ cdef extern from "../csrc/ni.h":
     bint ni_table_reaches(const ni_table *, int64_t)
     int ni_table_prepare(ni_table *, int64_t, int64_t, ni_status *)
     int64_t ni_table_swap(ni_table *, int64_t, int64_t)
+    int ni_table_put(ni_table *, int64_t, int64_t, int64_t, ni_status *)
     void ni_table_cut(ni_table *, int64_t)
     int ni_table_share(ni_table *, const ni_table *, int64_t, ni_status *)
     void ni_table_close(ni_table *)
@@ -139,6 +142,8 @@ cdef extern from "../csrc/ni.h":
     ctypedef struct ni_op:
         pass
     ctypedef struct ni_segment:
+        pass
+    ctypedef struct ni_stop:
         pass
     ctypedef struct ni_plan:
         pass
@@ -184,6 +189,7 @@ cdef extern from "../csrc/ni.h":
     size_t ni_kv_chunk_bytes(ni_kv_type, int64_t, int64_t)
     const char *ni_kv_name(int)
     int ni_kv_copy_start(ni_team *, const ni_kv_layer *, int, int64_t, const uint8_t *, uint8_t *, ni_status *) nogil
+    void ni_kv_clear(ni_kv_type, int64_t, int64_t, const float *, uint8_t *, int) nogil
 
 
 ROWS, SLAB, CHUNK, UNPACK = NI_ROWS, NI_SLAB, NI_CHUNK, NI_UNPACK
@@ -193,13 +199,14 @@ OP_DTYPE = np.dtype([("code", "i4"), ("barrier", "i4"), ("selected", "i4"), ("t"
                      ("w", "i4", NI_OP_WEIGHTS), ("i", "i4", NI_OP_INTS), ("f", "f4", NI_OP_FLOATS)])
 TENSOR_DTYPE = np.dtype([("storage", "i4"), ("width", "i4"), ("per_token", "i4"), ("f", "i8"), ("q", "i8"), ("d", "i8"),
                          ("m", "i8"), ("s", "i8"), ("i", "i8")], align=True)
-SEGMENT_DTYPE = np.dtype([("tables", "u8"), ("row0", "i8"), ("n", "i8"), ("pos0", "i8")])
+SEGMENT_DTYPE = np.dtype([("tables", "u8"), ("row0", "i8"), ("n", "i8"), ("pos0", "i8"), ("state", "u8"), ("stops", "u8"), ("n_stops", "i8")])
+STOP_DTYPE = np.dtype([("pos", "i8"), ("to", "u8")])
 KV_LAYER_DTYPE = np.dtype([("offset", "i8"), ("stride", "i8"), ("n_heads", "i4"), ("e", "i4"), ("ev", "i4"), ("type", "i4"),
                            ("turn", "i8")])
 UNIT_DTYPE = np.dtype([("node", "i4"), ("crew", "i4"), ("rank", "i4"), ("piece", "i4"), ("matrix", "i4"), ("unused", "i4"),
                        ("g0", "i8"), ("g1", "i8"), ("k0", "i8"), ("k1", "i8"), ("t0", "i8"), ("t1", "i8")])
 if (OP_DTYPE.itemsize != sizeof(ni_op) or TENSOR_DTYPE.itemsize != sizeof(ni_tensor)
-        or SEGMENT_DTYPE.itemsize != sizeof(ni_segment) or KV_LAYER_DTYPE.itemsize != sizeof(ni_kv_layer)
+        or SEGMENT_DTYPE.itemsize != sizeof(ni_segment) or STOP_DTYPE.itemsize != sizeof(ni_stop) or KV_LAYER_DTYPE.itemsize != sizeof(ni_kv_layer)
         or UNIT_DTYPE.itemsize != sizeof(ni_matmul_unit)):
     raise ImportError("numainfer._core was built from other headers than its Python side; reinstall numainfer")
 

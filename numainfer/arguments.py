@@ -96,6 +96,22 @@ def integer(name, value, least, most=2**31 - 1):
     return value
 
 
+def byte_count(name, value):
+    """Bytes: an int, or a str such as ``"2GB"`` or ``"512MiB"``.
+
+    Raises
+    ------
+    TypeError, ValueError
+    """
+    if not isinstance(value, str):
+        return integer(name, value, 0, 2**60)
+    found = re.fullmatch(r"(\d{1,19}(?:\.\d{1,9})?) ?(?:([kmgt])(i?))?b?", value.strip().lower(), re.ASCII)
+    if found is None:
+        raise ValueError(f"{name} = {value!r}: wanted bytes, such as 512MB, 2GB or 2GiB")
+    power = " kmgt".index(found[2] or " ")
+    return integer(name, int(float(found[1]) * (1024 if found[3] else 1000) ** power), 0, 2**60)
+
+
 def number_list(name, text, most=2**20):
     """The numbers of a list such as ``"0-3,8"``, in its order.
 

@@ -83,6 +83,26 @@ class KeepError(NumaInferError, RuntimeError):
     """A model cannot be kept in shared memory: the name holds another one, or what lies there is not this user's alone."""
 
 
+class SavedSessionError(NumaInferError, ValueError):
+    """A file of a saved session that cannot be restored: it is damaged, or of another model or another format of the KV cache.
+
+    Attributes
+    ----------
+    path : str
+        The file.
+    offset : int or None
+        Byte offset of what is wrong.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], message: str, offset: int | None = None) -> None:
+        self.path, self.offset, self._message = os.fspath(path), offset, message
+        where = f" at byte {offset}" if offset is not None else ""
+        super().__init__(f"{path}{where}: {message}")
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), (self.path, self._message, self.offset)
+
+
 class ModelClosed(NumaInferError, RuntimeError):
     """The model was closed."""
 

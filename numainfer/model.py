@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Unpack, overload
 
 
 from . import verbs
-from .arguments import cpu_numbers, integer, names_near_misses, node_numbers, one_of, progress_way, unknown_attribute
+from .aio import AsyncVerbs
+from .arguments import byte_count, cpu_numbers, integer, names_near_misses, node_numbers, one_of, progress_way, unknown_attribute
 from .errors import ContextWarning, OutOfNodeMemory
 from .prompts import split_prompts
 from .results import Completion, Completions, Score, Stats
 from .serving.forms import response_form
+from .serving.prefix import Prefixes, bytes_to_keep
 from .serving.sampling import SamplingParams, check_sampling, resolve_params, sampling_of_file
 from .serving.runtime import Runtime
 from .serving.lists import ON_INTERRUPT, generate_list
@@ -37,6 +39,7 @@ POOLINGS = ("mean", "last")
 @names_near_misses(model="source", path="source", model_path="source", repo_id="source", model_name="source", max_model_len="n_ctx",
                    max_length="n_ctx", context_length="n_ctx", n_threads="threads", num_threads="threads", tensor_parallel_size="nodes",
                    numa="placement", type_k="kv_type", type_v="kv_type", cache_type="kv_type", kv_cache_dtype="kv_type",
+                   enable_prefix_caching="prefix_cache", cache_prompt="prefix_cache", enable_prefix_cache="prefix_cache",
                    dtype="none: weights keep the file's types (kv_type is for the KV cache)",
                    quantization="none: weights keep the file's types", n_gpu_layers="none: everything runs on the CPUs",
                    device="none: everything runs on the CPUs (nodes and cpus say which)")  # fmt: skip
@@ -53,6 +56,7 @@ def load(
     progress: Progress = None,
     verify: bool | Literal["warn"] = True,
     keep: str | None = None,
+    prefix_cache: int | str = "auto",
 ) -> Model:
     """Open a GGUF model and place its weights on the NUMA nodes.
 
@@ -91,6 +95,11 @@ def load(
         A name: the packed weights lie in shared memory under it, and stay there when this process ends. Whoever of this user loads the
         same file with that name next attaches to them, at once and without a copy. ``numainfer keep --list`` shows what is kept,
         ``--drop NAME`` removes it.
+    prefix_cache : int or str
+        Most bytes of the KV cache in which beginnings of sequences are kept after their end, for whoever begins in the same way: a number,
+        or ``"2GB"``; 0: none is. "auto": an eighth of the memory that the nodes have free once the weights are placed, and no more than
+        64 whole contexts take. Those that were used least recently leave first, and all of it leaves for sequences that need the
+        memory; ``model.placement`` says how much it is. Results are the same bits.
 
     Returns
     -------
@@ -123,6 +132,8 @@ def load(
     nodes = None if nodes is None else node_numbers("nodes", nodes)
     cpus = None if cpus is None else cpu_numbers("cpus", cpus)
     progress_way("progress", progress)
+    if prefix_cache != "auto":
+        prefix_cache = byte_count("prefix_cache", prefix_cache)
     if not isinstance(verify, bool) and verify != "warn":
         error = ValueError if isinstance(verify, str) else TypeError
         raise error(f"verify = {verify!r}: wanted True, False or 'warn'")
@@ -148,6 +159,7 @@ def load(
                               "answers may make no sense", ContextWarning, stacklevel=3)  # fmt: skip
             engine = Engine(gguf, n_ctx=n_ctx, n_batch=n_batch, threads=threads, nodes=nodes, cpus=cpus, placement=placement,
                             kv_type=kv_type, progress=report, verify=verify, keep=keep)  # fmt: skip
+        Prefixes(engine.caches, bytes_to_keep(engine, prefix_cache))
         return Model(Runtime(engine, tokenizer, config.name or path.name, sampling_of_file(gguf.metadata)), config, gguf.metadata, path)
 
 
@@ -168,7 +180,7 @@ def _refuse_before_download(gguf, n_ctx, n_batch, kv_type):
                               "memory; nothing was downloaded")  # fmt: skip
 
 
-class Model:
+class Model(AsyncVerbs):
     """A loaded model. Made by `load`; close it, or use it in a ``with`` block, to free its memory at once.
 
     A prompt is a str (the model's special tokens, such as BOS, are put around it) or a sequence of token ids (taken as
@@ -238,7 +250,8 @@ class Model:
         Returns
         -------
         Completion
-            For a list: Completions, a list of them in order. What is wrong with one of the prompts (it is empty or too long, of
+            For a list, and with ``n`` of SamplingParams above 1: Completions, a list of them in order, all of a prompt's before those of
+            the next. What is wrong with one of the prompts (it is empty or too long, of
             a wrong kind, an id is out of range), and what goes wrong with its answer (a logits processor raises), does not
             lose the others: its ``finish_reason`` is "error" and ``error`` the exception, which names its place.
 
@@ -279,7 +292,10 @@ class Model:
 
             return generate_list(self.runtime, len(prompts), prompt_of, params, mode, progress, on_interrupt, sampling)
         own = resolve_params(params, **sampling)  # type: ignore[arg-type]  # it refuses a list
-        return verbs.generate(self.runtime, prompt, own)
+        if own.n == 1:
+            return verbs.generate(self.runtime, prompt, own)
+        ids = verbs.ids_of(self.runtime, "prompt", prompts[0])
+        return generate_list(self.runtime, 1, lambda _: (ids, None), own, mode, progress, on_interrupt, {})
 
     def stream(
         self, prompt: Prompt, params: SamplingParams | None = None, **sampling: Unpack[SamplingOptions]
@@ -358,7 +374,7 @@ class Model:
 
         Returns
         -------
-        Completion, or TokenStream if ``stream``; Completions, a list of them, for a list of conversations
+        Completion, or TokenStream if ``stream``; Completions, a list of them, for a list of conversations or for ``n`` above 1
             ``text`` is what the user reads, ``reasoning`` what the model thought before, where its template has marks for that.
             ``to_message()`` makes a message of it for the next call.
 
@@ -387,7 +403,14 @@ class Model:
         if not is_list:
             own = resolve_params(params, **sampling)  # type: ignore[arg-type]  # it refuses a list
             self.runtime.check()
-            return verbs.chat(self.runtime, messages, own, stream, written)
+            if own.n == 1 or stream is not False:
+                return verbs.chat(self.runtime, messages, own, stream, written)
+            first = [verbs.conversation(self.runtime, messages, **written)]  # what is wrong with it is raised
+
+            def of_one(_):
+                return first.pop() if first else verbs.conversation(self.runtime, messages, **written)  # each answer has its own reader
+
+            return generate_list(self.runtime, 1, of_one, own, mode, progress, on_interrupt, {})
         if stream is not False:
             raise TypeError("stream: found a list of conversations, wanted one; a list gives a list of Completion")
         self.runtime.check()
@@ -466,6 +489,35 @@ class Model:
         """
         self.runtime.check()
         return Session(KeptSequence(self.runtime))
+
+    def restore(self, path: str | os.PathLike[str]) -> Session:
+        """A session that goes on where one stood when it was saved (``Session.save``), with the same bits.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+
+        Returns
+        -------
+        Session
+
+        Raises
+        ------
+        OSError
+            The file cannot be read.
+        SavedSessionError
+            It is no saved session, is damaged, or is of another model file, another ``kv_type`` or another version of numainfer; the
+            message tells the byte.
+        ContextOverflow
+            It holds more tokens than ``n_ctx``.
+        ModelClosed, ForkedProcess
+        """
+        from .serving import saved
+
+        self.runtime.check()
+        with self.runtime.turn():
+            cache, ids = saved.restore(path, self.runtime.engine)
+        return Session(KeptSequence(self.runtime, cache, ids, cache.n))
 
     def stats(self) -> Stats:
         """What runs where just now.

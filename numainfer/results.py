@@ -65,7 +65,7 @@ class Usage:
     completion_tokens : int
         Produced, the end token included.
     cached_tokens : int
-        Of the prompt, those that a session's KV cache already held.
+        Of the prompt, those that were not computed for it: a session had them, or another sequence began in the same way.
     """
 
     prompt_tokens: int
@@ -86,7 +86,7 @@ class Timings:
     Attributes
     ----------
     prompt_tokens : int
-        Prompt tokens that were computed (not found in a session's cache).
+        Prompt tokens that were computed (and not found in the KV cache).
     prompt_seconds : float
         Computing them.
     generated_tokens : int
@@ -114,12 +114,12 @@ class Timings:
 
     @property
     def prompt_tokens_per_second(self) -> float | None:
-        """float, or None where nothing was computed."""
+        """None where nothing was computed."""
         return _rate(self.prompt_tokens, self.prompt_seconds)
 
     @property
     def generation_tokens_per_second(self) -> float | None:
-        """float, or None where nothing was generated after the first token."""
+        """None where nothing was generated after the first token."""
         return _rate(self.generated_tokens, self.generation_seconds)
 
 
@@ -372,12 +372,12 @@ class Score:
 
     @property
     def nll(self) -> float:
-        """Mean negative log-likelihood in nats per token, float."""
+        """Mean negative log-likelihood in nats per token."""
         return -float(self.logprobs.mean())
 
     @property
     def perplexity(self) -> float:
-        """exp(nll), float; inf where that overflows."""
+        """exp(nll); inf where that overflows."""
         try:
             return math.exp(self.nll)
         except OverflowError:

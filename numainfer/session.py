@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Mapping
 from typing import Any, Literal, NoReturn, Unpack, overload
 
@@ -148,6 +150,26 @@ class Session:
         """
         self._sequence.check()
         self._sequence.rewind(integer("n", n, 0, len(self._sequence.ids)))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the tokens and what was computed of them to a file, which ``Model.restore`` reads.
+
+        The file is the same for every placement and number of nodes. It appears under its name when it is complete, in place of one that
+        stood there. Of a session that streams it is what is computed by now.
+
+        Raises
+        ------
+        OSError
+            The file cannot be written.
+        ModelClosed, ForkedProcess
+        ModelNotFound, CorruptModel
+            The model's file is not there any more, or was changed: the saved file could not tell which model it is of.
+        """
+        from .serving import saved
+
+        self._sequence.check()
+        with contextlib.closing(self._sequence.fork()) as still:  # while its owner goes on
+            saved.save(path, still.runtime.engine, still.cache, still.ids)
 
     @property
     def ids(self) -> list[int]:

@@ -52,4 +52,5 @@ class SamplingOptions(TypedDict, total=False):
     regex: str | None
     choice: Sequence[str] | None
     grammar: str | None
+    n: int
     speculate: Literal["prompt"] | Drafts | None

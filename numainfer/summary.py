@@ -45,7 +45,7 @@ class ModelConfig:
 
     @classmethod
     def from_gguf(cls, gguf):
-        """Read it from an open GGUFFile."""
+        """Read it from ``gguf``, an open GGUFFile."""
 
         def get(key):
             value = gguf.metadata.get(f"{gguf.architecture}.{key}")

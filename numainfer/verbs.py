@@ -120,7 +120,7 @@ def conversation(runtime, messages, *, name="messages", tools=None, template=Non
 def logits(runtime, ids, all, sequence=None):
     """Logits after the last of the ids, float32 (n_vocab,), or after each (n, n_vocab)."""
     ids = ids_of(runtime, "ids", ids)
-    request = Rows(runtime, ids, all=all, sequence=sequence, reuse=not all)
+    request = Rows(runtime, ids, all=all, sequence=sequence)
     if not all:
         return request.last()
     out = np.empty((len(ids), runtime.n_vocab), np.float32)
@@ -147,6 +147,12 @@ def _log_softmax_at(row, i):
     return wanted - float(top) - float(np.log(row.sum(dtype=np.float64)))
 
 
+def add_rows(total, rows):
+    """Add rows one by one, so that the parts in which they come, which depend on who else computes, are not seen in the sum."""
+    for row in rows:
+        total += row
+
+
 @in_default_floats
 def embeddings(runtime, batch, pooling):
     """Hidden states over the ids of each of a list of texts, (n, n_embd) float32: their "mean", or the "last"."""
@@ -161,8 +167,7 @@ def embeddings(runtime, batch, pooling):
                 continue
             total = np.zeros(runtime.n_embd)
             for _, rows in request.parts():
-                for row in rows:  # one by one, so that the parts, which depend on who else computes, are not seen in the sum
-                    total += row
+                add_rows(total, rows)
             out[i] = total / len(batch[i])
     except BaseException:
         for request in requests:

@@ -13,7 +13,7 @@ COMPARE = CROSS / "compare.c"
 # (table, slot): the types that a table has no kernel of its own for (gather and gemm go together), of all tables.
 EMPTY = {("scalar", "dot"): TYPES}
 EMPTY |= {(table, "dot"): ("TQ1_0",) for table in ("avx512", "avxvnni", "avx2", "neon_i8mm", "neon")}
-CHECKS = [*TYPES, "maps", "quantize", "rope", "storing", "attention"]
+CHECKS = [*TYPES, "maps", "quantize", "rope", "storing", "attention", "recurrence"]
 
 
 def link(compiler, objects, folder, *flags):

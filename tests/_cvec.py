@@ -16,7 +16,7 @@ CSRC = pathlib.Path(__file__).resolve().parent.parent / "csrc"
 FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra",
          "-Wno-unused-parameter", "-Werror", "-fPIC", f"-I{CSRC}", *MACHINE]
 TABLE = '#include "isa/{isa}.c"\n'
-CHUNK, LATENT_TILE = 256, 32
+CHUNK, LATENT_TILE, INDEX_BLOCKS = 256, 32, 4
 KV_TYPES = re.findall(r"^NI_KV\((\w+)\)", (CSRC / "isa" / "kv.def").read_text(), re.MULTILINE)
 
 # exp and tanh are inline functions of the kernels; the shims show them to the tests, 16 values at a time.
@@ -55,7 +55,14 @@ SIGNATURES = [  # the members of struct ni_vec_kernels, in order: name, result, 
     ("rope_neox", None, (_P, _P, _P, _N)),
     ("to_f16", None, (_P, _N, _P)),
     ("from_f16", None, (_P, _N, _P)),
+    ("softplus", None, (_P, _N, _P)),
+    ("short_conv", None, (_P, _I, _P, _N, _P, _I, _N, _P)),
+    ("recur", None, (_P, _P, _P)),
     ("merge", None, (_P, _P, _P, _F, _F, _P, _N)),
+    ("sample_keys", None, (_P, _N, _P, _P, _P)),
+    ("sample_masses", None, (_P, _N, _F, _F, _P)),
+    ("sample_weigh", None, (_P, _N, _F, _F, _P)),
+    ("sample_collect", _N, (_P, _N, _P, _I, _P, _P)),
 ]
 
 
@@ -64,7 +71,16 @@ KV_SIGNATURES = [  # of struct ni_kv_kernels, of which there is one for each typ
     ("store_value", None, (_P, _N, _P, _I)),
     ("attend", None, (_P, _I, _N, _N, _P, _P, _P, _P, _P, _F, _P, _P, _P, _P)),
     ("attend_latent", None, (_P, _I, _N, _N, _P, _P, _P, _P, _F, _P, _P, _P, _P)),
+    ("attend_listed", None, (_P, _I, _N, _N, _P, _P, _I, _I, _F, _P, _P, _P, _P)),
+    ("index", None, (_P, _P, _I, _N, _P, _P, _I, _P, _P)),
 ]
+
+
+class _Recurrence(ctypes.Structure):
+    """ni_recurrence of csrc/isa/recurrence.h."""
+
+    _fields_ = [("rows", _N), ("blocks", _N), ("n_tokens", _I), ("wide", _I), ("q", _P), ("k", _P), ("kd", _P), ("decay", _P), ("beta", _P),
+                ("v", _P), ("out", _P), ("v_stride", _N), ("out_stride", _N)]  # fmt: skip
 
 
 class _Kv(ctypes.Structure):
@@ -116,6 +132,42 @@ class Kernels:
         getattr(self.table, name)(*ptrs, n, out[1:].ctypes.data)
         assert out[0] == out[-1] == 12345.0, f"{name} wrote outside its {n} values"
         return out[1:-1]
+
+    def softplus(self, x):
+        return self._map2("softplus", x)
+
+    def _map2(self, name, x):
+        """A kernel of (x, n, out)."""
+        out = np.full(len(x) + 2, np.float32(12345.0))
+        getattr(self.table, name)(self._ptr(x, np.float32), len(x), out[1:].ctypes.data)
+        assert out[0] == out[-1] == 12345.0, f"{name} wrote outside its {len(x)} values"
+        return out[1:-1]
+
+    def short_conv(self, x, w, bias, silu):
+        """x, w: (taps, n); the sum over taps."""
+        taps, n = x.shape
+        out = np.full(n + 2, np.float32(12345.0))
+        rows = (ctypes.c_void_p * taps)(*[row.ctypes.data for row in x])
+        self.table.short_conv(rows, taps, self._ptr(w, np.float32), n, self._ptr(bias, np.float32), silu, n, out[1:].ctypes.data)
+        assert out[0] == out[-1] == 12345.0
+        return out[1:-1]
+
+    def recur(self, state, q, k, kd, decay, beta, v, wide):
+        """(new state, out (n, 16 * blocks)), in another place and in its own, which must be the same; v may have longer rows."""
+        (blocks, rows, _), n = state.shape, len(q)
+        found = []
+        for to in (np.full(state.size + 2, np.float32(12345.0)), np.concatenate([[0], state.ravel(), [0]]).astype(np.float32)):
+            to[0] = to[-1] = 12345.0
+            out = np.full((n, 16 * blocks + 3), np.float32(12345.0))
+            r = _Recurrence(rows, blocks, n, int(wide), *(self._ptr(a, np.float32) for a in (q, k, kd, decay, beta, v)), out.ctypes.data,
+                            v.shape[1], out.shape[1])  # fmt: skip
+            start = state.ctypes.data if not found else to[1:].ctypes.data
+            self.table.recur(start, to[1:].ctypes.data, ctypes.addressof(r))
+            assert to[0] == to[-1] == 12345.0 and (out[:, 16 * blocks :] == 12345.0).all()
+            found.append((to[1:-1].copy(), out[:, : 16 * blocks].copy()))
+        for other, own in zip(*found):
+            same(other, own)
+        return found[0]
 
     def exp(self, x):
         return self._shim("test_exp", x)
@@ -250,6 +302,35 @@ class Kernels:
             scratch.ctypes.data)  # fmt: skip
         assert (acc[n] == 12345.0).all() and scratch[-1] == 12345.0, "attend_latent wrote outside its buffers"
         return m, den, acc[:n]
+
+    def attend_listed(self, kv_type, q, chunks, of, at, ev, cap=0.0, ahead=0):
+        """q (n, e), chunks as `store` gives values of width e, row at[i] of chunk of[i] -> m (n,), l (n,), acc (n, ev).
+
+        ahead : of the entries, the last so many are only asked for.
+        """
+        n, e = q.shape
+        for chunk in chunks:
+            self._ptr(chunk, np.uint8, kv_bytes(kv_type, e))
+        of, at = np.array([chunks[i].ctypes.data for i in of], np.uint64), np.ascontiguousarray(at, np.int32)
+        m, den, acc = np.empty(n, np.float32), np.empty(n, np.float32), np.full((n + 1, ev), np.float32(12345.0))
+        scratch = np.full(LATENT_TILE * (e + CHUNK + 16) + 16 * max(e, CHUNK) + 1, np.float32(np.nan))
+        scratch[-1] = 12345.0
+        self.table.kv[KV_TYPES.index(kv_type)].attend_listed(
+            self._ptr(q, np.float32), n, e, ev, of.ctypes.data, self._ptr(at, np.int32, len(of)), len(of) - ahead, len(of), cap,
+            m.ctypes.data, den.ctypes.data, acc.ctypes.data, scratch.ctypes.data)  # fmt: skip
+        assert (acc[n] == 12345.0).all() and scratch[-1] == 12345.0, "attend_listed wrote outside its buffers"
+        return m, den, acc[:n]
+
+    def index(self, kv_type, q, w, keys, blocks):
+        """q (n, e), w (n,), keys as `store` gives them -> scores (16 blocks,)."""
+        n, e = q.shape
+        scores, scratch = np.full(16 * blocks + 1, np.float32(12345.0)), np.full(INDEX_BLOCKS * 16 * e + 1, np.float32(np.nan))
+        scratch[-1] = 12345.0
+        self.table.kv[KV_TYPES.index(kv_type)].index(
+            self._ptr(q, np.float32), self._ptr(w, np.float32, n), n, e, self._ptr(keys, np.uint8, kv_bytes(kv_type, e)), keys.ctypes.data,
+            blocks, scores.ctypes.data, scratch.ctypes.data)  # fmt: skip
+        assert scores[-1] == 12345.0 and scratch[-1] == 12345.0, "index wrote outside its buffers"
+        return scores[:-1]
 
     def merge(self, part, other):
         """Fold `other` (m, l, acc) into a copy of `part`, one query each; return it."""

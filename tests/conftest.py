@@ -1,4 +1,4 @@
-"""Models that tests share: each is loaded once per run."""
+"""Models that tests share: each is loaded once per run. They keep no prefixes: what is computed twice is to be compared, not found."""
 
 import signal
 import threading
@@ -18,14 +18,14 @@ def pytest_configure():
 @pytest.fixture(scope="session")
 def smollm2():
     """SmolLM2-135M-Instruct, Q4_1: byte-level BPE, no BOS, has a chat template."""
-    with ni.load("smollm2", n_ctx=2048) as model:
+    with ni.load("smollm2", n_ctx=2048, prefix_cache=0) as model:
         yield model
 
 
 @pytest.fixture(scope="session")
 def gemma3():
     """Gemma 3 270M, Q4_K_M: 262k vocabulary, adds BOS, no chat template."""
-    with ni.load("gemma3", n_ctx=2048) as model:
+    with ni.load("gemma3", n_ctx=2048, prefix_cache=0) as model:
         yield model
 
 
@@ -38,7 +38,7 @@ def tiny_path(tmp_path_factory):
 @pytest.fixture
 def tiny_model(tiny_path):
     """That llama, loaded for this test alone: it may be closed and broken."""
-    with ni.load(tiny_path) as model:
+    with ni.load(tiny_path, prefix_cache=0) as model:
         yield model
 
 
@@ -56,7 +56,7 @@ def load_tiny(tiny_pair, monkeypatch):
 
     def load(nodes=1, name="llama", **options):
         monkeypatch.setenv("NUMAINFER_FAKE_NODES", str(nodes))
-        model = ni.load(tiny_pair[name], **options)
+        model = ni.load(tiny_pair[name], **{"prefix_cache": 0} | options)
         models.append(model)
         make = model.runtime.engine.new_kv
 

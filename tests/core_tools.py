@@ -129,10 +129,10 @@ class Rig:
         """
         ids = np.asarray(ids, np.int32)
         table = np.zeros(len(segments or [0]), _core.SEGMENT_DTYPE)
-        row = 0
+        row, coming = 0, []
         segments = segments or [(self.new_kv(), len(ids), 0)]
         for record, (cache, n, pos0) in zip(table, segments):
-            fill_segment(record, cache, row, n, pos0)
+            coming.append(fill_segment(record, cache, row, n, pos0))
             row += n
         assert row == len(ids)
         rows = np.arange(len(ids), dtype=np.int32) if rows is None else np.asarray(rows, np.int32)
@@ -140,6 +140,8 @@ class Rig:
         if fill:
             self.core.fill(np.nan)
         self.core.run(ids, table, rows, out, seed)
+        for states, (cache, n, pos0) in zip(coming, segments):
+            cache.states.done(pos0, pos0 + n, states)
         return out
 
     def close(self):
@@ -152,6 +154,10 @@ def fill_segment(record, cache, row0, n, pos0):
     """A segment for the core, over blocks that hold its positions; those before need not have been computed."""
     cache._tables.prepare(pos0, pos0 + n)
     record["tables"], record["row0"], record["n"], record["pos0"] = cache.address, row0, n, pos0
+    coming = cache.states.prepare(pos0, pos0 + n)
+    if coming is not None:
+        coming.fill(record)
+    return coming
 
 
 @contextmanager

@@ -14,13 +14,15 @@ from pathlib import Path
 import pytest
 
 import numainfer as ni
+from numainfer import aio
 from numainfer.measure import benchmark
 from numainfer import errors, results, session, signatures, stream
 from numainfer.machine import placement
 from numainfer.text import tokenizer
 
 CLASSES = (
-    ni.Model, ni.SamplingParams, ni.Tokenizer, session.Session, stream.TokenStream, tokenizer.TokenDecoder, results.Completion,
+    ni.Model, aio.AsyncVerbs, aio.AsyncTokenStream,
+    ni.SamplingParams, ni.Tokenizer, session.Session, stream.TokenStream, tokenizer.TokenDecoder, results.Completion,
     results.Chunk, results.Logprob, results.Logprobs, results.Usage, results.Timings, results.Score, results.Completions,
     placement.Topology, placement.Node,
     placement.Placement, placement.NodePlacement, benchmark.Bench, benchmark.Speed, errors.CorruptModel, errors.UnsupportedModel,
@@ -32,7 +34,8 @@ def public_functions():
     for cls in CLASSES:
         for name, member in vars(cls).items():
             function = getattr(member, "fget", None) or getattr(member, "__func__", member)
-            named = not name.startswith("_") or name in ("__iter__", "__next__", "__enter__", "__exit__")
+            named = not name.startswith("_") or name in ("__iter__", "__next__", "__enter__", "__exit__", "__aiter__", "__anext__",
+                                                   "__aenter__", "__aexit__")  # fmt: skip
             if named and inspect.isfunction(function):
                 yield function
 
@@ -51,7 +54,8 @@ def test_sampling_options_are_the_fields_of_sampling_params():
 
 
 def test_what_verbs_give_can_be_imported_by_name():
-    given = (session.Session, stream.TokenStream, results.Completion, results.Completions, results.Chunk, results.Logprob,
+    given = (session.Session, stream.TokenStream, aio.AsyncTokenStream,
+             results.Completion, results.Completions, results.Chunk, results.Logprob,
              results.Logprobs, results.Score, results.Timings,
              results.Usage, placement.Topology, placement.Placement, benchmark.Bench, ni.ModelConfig, ni.TokenDecoder)  # fmt: skip
     for cls in given:
@@ -67,7 +71,8 @@ def test_help_shows_the_public_names_alone():
 
 def test_errors_cross_processes():
     """By pickle: a Pool whose worker raises one that cannot be read back waits for ever."""
-    given = {"CorruptModel": ("a.gguf", "is short", 7), "UnsupportedModel": ("general.architecture", "x", ("llama",), "Sorry")}
+    given = {"CorruptModel": ("a.gguf", "is short", 7), "UnsupportedModel": ("general.architecture", "x", ("llama",), "Sorry"),
+             "SavedSessionError": ("a.session", "is short", 7)}
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, (ni.NumaInferError, Warning))]
     assert len(kinds) > 12
     for kind in kinds:

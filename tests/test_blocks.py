@@ -31,103 +31,173 @@ def write(address, number):
         ctypes.c_int64.from_address(address + at).value = number
 
 
-class Twin:
-    """A sequence as it should be: by pool, {chunk: number that its block holds}; and the same in the core."""
+def place(address, position):
+    return ctypes.c_int64.from_address(address + position % CHUNK * 8)
 
-    def __init__(self, pools, windows):
-        self.pools, self.windows, self.n = pools, windows, 0
-        self.has = [{} for _ in windows]
-        self.tables = _core.Tables(pools, windows, N_BATCH)
+
+class World:
+    """What the pools should know: who has a block, and up to where somebody wrote or was to write in it."""
+
+    def __init__(self, windows):
+        self.windows, self.pools, self.tops = windows, [_core.Pool(BLOCK) for _ in windows], {}
+        self.alive, self.held = [Twin(self)], []
+
+    def count(self, i):
+        """References by address."""
+        found = Counter(address for twin in self.alive for _, address, _ in twin.tables.blocks(i))
+        found.update(block.address for held in self.held for _, block in held.blocks[i])
+        return found
+
+    def check(self):
+        for each in self.alive + self.held:
+            each.check()
+        for i, pool in enumerate(self.pools):
+            found = self.count(i)
+            assert pool.n_out == len(found)
+            for twin in self.alive:
+                assert all(n == found[address] for _, address, n in twin.tables.blocks(i))
+            assert all(block.references == found[block.address] for held in self.held for _, block in held.blocks[i])
+
+
+class Twin:
+    """A sequence as it should be: a number at each position, and which chunks each table has; and the same in the core."""
+
+    def __init__(self, world):
+        self.world, self.values, self.has = world, [], [set() for _ in world.windows]
+        self.tables = _core.Tables(world.pools, world.windows, N_BATCH)
+
+    @property
+    def n(self):
+        return len(self.values)
 
     def reaches(self, n):
         """Of this length or less, with all that a token at position n sees."""
-        return n <= self.n and all(
-            j in has for has, window in zip(self.has, self.windows)
-            for j in range((max(n - window + 1, 0) if window else 0) // CHUNK, chunks(n)))  # fmt: skip
+        return n <= self.n and all(j in has for has, window in zip(self.has, self.world.windows) for j in seen(window, n))
 
-    def step(self, pos0, end, number, count):
-        """Tokens pos0 to end - 1; `count`: how many sequences hold a block, by its number, in each pool."""
+    def step(self, pos0, end, number):
+        """Tokens pos0 to end - 1; how many blocks were copied, and how many were gone on in though others had them."""
+        world, copied, shared = self.world, 0, 0
+        before = [world.count(i) for i in range(len(self.has))]
+        partial = pos0 // CHUNK if pos0 % CHUNK else None
+        old = [self.tables.address_of(i, partial) if partial is not None else None for i in range(len(self.has))]
         copies = self.tables.prepare(pos0, end) or []
-        for i, (has, window) in enumerate(zip(self.has, self.windows)):
-            partial = pos0 // CHUNK if pos0 % CHUNK else None
-            assert (i in copies) == (partial is not None and count[i][has[partial]] > 1)
+        self.values[pos0:] = range(number + pos0, number + end)
+        for i, (has, window) in enumerate(zip(self.has, world.windows)):
+            assert (i in copies) == (partial is not None and before[i][old[i]] > 1 and pos0 % CHUNK < world.tops[old[i]])
+            shared += partial is not None and before[i][old[i]] > 1
             if i in copies:
-                block = _core.Block(self.pools[i])
-                old = self.tables.address_of(i, partial)
-                assert block.address != old and read(block.address) == 0
-                write(block.address, read(old))
+                copied, shared = copied + 1, shared - 1
+                block = _core.Block(world.pools[i])
+                assert block.address != old[i] == self.tables.address_of(i, partial) and read(block.address) == 0
+                ctypes.memmove(block.address, old[i], BLOCK)
                 self.tables.swap(i, partial, block)
-                assert block.address == old and self.tables.address_of(i, partial) != old
+                assert block.address == old[i] and self.tables.address_of(i, partial) != old[i]
                 block.close()
             first = max(0, end - N_BATCH - window + 1) // CHUNK if window else 0
-            for j in [j for j in has if j < first or j >= chunks(end)]:
-                del has[j]
+            has -= {j for j in has if j < first or j >= chunks(end)}
+            has |= set(range(pos0 // CHUNK, chunks(end)))
             for j in range(pos0 // CHUNK, chunks(end)):
-                write(self.tables.address_of(i, j), number + j)
-                has[j] = number + j
-            most = chunks(window + N_BATCH - 2) + 1 if window else chunks(end)
-            assert len(has) <= most
-        self.n = end
+                world.tops[self.tables.address_of(i, j)] = min(end - j * CHUNK, CHUNK)
+            for position in range(pos0, end):
+                place(self.tables.address_of(i, position // CHUNK), position).value = self.values[position]
+            assert len(has) <= (chunks(window + N_BATCH - 2) + 1 if window else chunks(end))
+        return copied, shared
 
-    def check(self, count):
+    def check(self):
         for i, has in enumerate(self.has):
-            found = {j: read(address) for j, address, _ in self.tables.blocks(i)}
-            assert found == has
-            assert [(n, has[j]) for j, _, n in self.tables.blocks(i)] == [(count[i][number], number) for number in has.values()]
+            found = {j: address for j, address, _ in self.tables.blocks(i)}
+            assert set(found) == has
+            for j, address in found.items():
+                own = self.values[j * CHUNK : (j + 1) * CHUNK]
+                assert [place(address, x).value for x in range(len(own))] == own
 
     def fork(self, n):
-        other = Twin(self.pools, self.windows)
+        other = Twin(self.world)
         other.tables.share(self.tables, n)
-        other.n, other.has = n, [{j: number for j, number in has.items() if j < chunks(n)} for has in self.has]
+        other.values, other.has = self.values[:n], [{j for j in has if j < chunks(n)} for has in self.has]
         return other
 
     def cut(self, n):
         self.tables.cut(n)
-        self.n, self.has = n, [{j: number for j, number in has.items() if j < chunks(n)} for has in self.has]
+        self.values, self.has = self.values[:n], [{j for j in has if j < chunks(n)} for has in self.has]
+
+
+class Held:
+    """References to a sequence's blocks, which outlive it."""
+
+    def __init__(self, twin):
+        self.values = list(twin.values)
+        self.blocks = [[(j, twin.tables.block(i, j)) for j in sorted(has)] for i, has in enumerate(twin.has)]
+        assert twin.tables.block(0, chunks(twin.n)) is None
+
+    def check(self):
+        for blocks in self.blocks:
+            for j, block in blocks:
+                own = self.values[j * CHUNK : (j + 1) * CHUNK]
+                assert [place(block.address, x).value for x in range(len(own))] == own
+
+    def revive(self, world, n):
+        """A sequence of its first n positions, where its blocks hold what the token at n sees."""
+        twin = Twin(world)
+        if not all(j in dict(blocks) for blocks, window in zip(self.blocks, world.windows) for j in seen(window, n)):
+            return None
+        for i, window in enumerate(world.windows):
+            for j in seen(window, n):
+                twin.tables.put(i, j, dict(self.blocks[i])[j], min(n - j * CHUNK, CHUNK))
+                twin.has[i].add(j)
+        twin.values = self.values[:n]
+        assert twin.tables.reaches(n)
+        return twin
+
+
+def seen(window, n):
+    """Chunks that the token at position n sees."""
+    return range((max(n - window + 1, 0) if window else 0) // CHUNK, chunks(n))
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_random_walk_of_sequences(seed):
-    """Against a model of dicts: what each sequence holds, who shares it, how much of the pools is out."""
-    rng = np.random.default_rng(seed)
-    windows = (0, 8, 256, 300)
-    pools = [_core.Pool(BLOCK) for _ in windows]
-    alive, number = [Twin(pools, windows)], 0
-
-    def counts():
-        return [Counter(n for twin in alive for n in twin.has[i].values()) for i in range(len(windows))]
-
-    for _ in range(700):
-        twin, what = alive[rng.integers(len(alive))], rng.random()
+    """Against a model of lists: what each sequence holds, who shares it, who copies what, how much of the pools is out."""
+    rng, number, copied, shared, revived = np.random.default_rng(seed), 0, 0, 0, 0
+    world = World((0, 8, 256, 300))
+    for _ in range(500):
+        twin, what = world.alive[rng.integers(len(world.alive))], rng.random()
         pos0 = twin.n if rng.random() < 0.8 else int(rng.integers(0, twin.n + 1))
-        if what < 0.75:
+        if what < 0.65:
             if not twin.reaches(pos0):
                 assert not twin.tables.reaches(pos0)
                 pos0 = 0
             assert twin.tables.reaches(pos0)
-            number += 1000
-            twin.step(pos0, pos0 + int(rng.integers(1, N_BATCH + 1)), number, counts())
-        elif what < 0.87 and len(alive) < 8 and twin.reaches(pos0):
-            alive.append(twin.fork(pos0))
-        elif what < 0.92 and twin.reaches(pos0):
+            number += 10_000
+            found = twin.step(pos0, pos0 + int(rng.integers(1, N_BATCH + 1)), number)
+            copied, shared = copied + found[0], shared + found[1]
+        elif what < 0.73 and len(world.alive) < 8 and twin.reaches(pos0):
+            world.alive.append(twin.fork(pos0))
+        elif what < 0.79 and twin.reaches(pos0):
             twin.cut(pos0)
-        elif what > 0.96:
-            alive.remove(twin)
-            if rng.random() < 0.5:
-                twin.tables.close()
-            else:
-                del twin
-                gc.collect()
-            alive = alive or [Twin(pools, windows)]
-        found = counts()
-        for each in alive:
-            each.check(found)
-        assert [pool.n_out for pool in pools] == [len(held) for held in found]
-    shared = max(max(held.values(), default=0) for held in found)
-    for each in alive:
+        elif what < 0.85 and len(world.held) < 5:
+            world.held.append(Held(twin))
+        elif what < 0.93 and world.held and len(world.alive) < 8:
+            held = world.held[rng.integers(len(world.held))]
+            n = len(held.values) if rng.random() < 0.5 else int(rng.integers(0, len(held.values) + 1))
+            new = held.revive(world, n)
+            world.alive += [new] if new else []
+            revived += new is not None
+        elif what < 0.96 and world.held:
+            held = world.held.pop(rng.integers(len(world.held)))
+            del held  # its blocks with it
+        elif what > 0.97:
+            world.alive.remove(twin)
+            twin.tables.close()
+            twin = None
+        gc.collect(0)
+        world.alive = world.alive or [Twin(world)]
+        world.check()
+    for each in world.alive:
         each.tables.close()
-    assert number > 10**5 and shared >= 1
-    assert [pool.n_out for pool in pools] == [0] * len(pools)
+    world.held.clear()
+    assert min(copied, shared, revived) > 5
+    assert [pool.n_out for pool in world.pools] == [0] * len(world.pools)
 
 
 def test_blocks_come_back_empty_and_in_use_again():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from core_tools import fill_segment, logits, open_engine, pretend, python, same_bits, team_shape
 from tiny_models import tiny
+from tiny_recurrent import tiny_recurrent
 
 from numainfer import _core
 from numainfer.engine.architectures import llama
@@ -15,15 +16,17 @@ N_CTX = 700  # three chunks of KV memory
 IDS = np.random.default_rng(8).integers(6, 280, 640).astype(np.int32)
 SHAPES = ((1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, (1, 2)), (3, 1), (3, 2), (3, (2, 1, 3)))  # (nodes, workers on each)
 SMALL = {"crew": 3, "piece_bytes": 1, "exact_groups": 8, "line_tokens": 4, "tile_groups": 1, "tile_tokens": 6}  # every way of cutting
-MODELS = ("llama", "gemma3")
+MODELS = ("llama", "gemma3", "qwen3next")
 
 
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory):
-    """gemma3's kv-heads divide over 1 and 2 nodes, llama's single one over 1; a window of 60 crosses the chunks' borders."""
+    """gemma3's kv-heads divide over 1 and 2 nodes, llama's single one over 1; a window of 60 crosses the chunks' borders.  qwen3next has
+    three layers of six heads with recurrent state, whose last blocks of columns are not full."""
     folder = tmp_path_factory.mktemp("invariance")
     return {"llama": tiny(folder, "llama", "Q4_K", tied=False, context=N_CTX),
-            "gemma3": tiny(folder, "gemma3", "Q4_0", heads=4, kv_heads=2, window=60, context=N_CTX)}  # fmt: skip
+            "gemma3": tiny(folder, "gemma3", "Q4_0", heads=4, kv_heads=2, window=60, context=N_CTX),
+            "qwen3next": tiny_recurrent(folder), "qwen35": tiny_recurrent(folder, "qwen35")}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -110,11 +113,13 @@ def test_copies_of_kv(paths, wanted, monkeypatch, model):
         with open_engine(paths[model], n_batch=N_CTX) as engine:
             kv = engine.new_kv()
             logits(engine, IDS[:300], kv=kv)
-            copy, empty, part = kv.copy(300), kv.copy(0), kv.copy(17)
+            n = kv.rewindable(270)  # of recurrent layers the state of position 256 is there
+            copy, empty, part = kv.copy(300), kv.copy(0), kv.copy(n)
             other = logits(engine, IDS[:100], kv=kv, start=300)
             same_bits(logits(engine, IDS[300:], kv=copy, start=300), wanted[model][300:])
             same_bits(logits(engine, IDS[:20], kv=empty), wanted[model][:20])
-            same_bits(logits(engine, IDS[17:90], kv=part, start=17), wanted[model][17:90])
+            same_bits(logits(engine, IDS[n:290], kv=part, start=n), wanted[model][n:290])
+            assert n == (256 if model == "qwen3next" else 270)
             same_bits(logits(engine, IDS[:100], kv=kv, start=300), other)
 
 
@@ -174,13 +179,16 @@ class Shuffled:
         kv, out = [e.new_kv(), e.new_kv()], []
         for i, steps in enumerate(([(0, self.prompt, 0), (1, 19, 0)], [(0, 1, self.prompt), (1, 1, 19)], [(1, 1, 20)])):
             table, row = np.zeros(len(steps), _core.SEGMENT_DTYPE), 0
+            coming = []
             for record, (which, count, pos0) in zip(table, steps):
-                fill_segment(record, kv[which], row, count, pos0)
+                coming.append(fill_segment(record, kv[which], row, count, pos0))
                 row += count
             rows = np.arange(row, dtype=np.int32)
             result = np.full((len(rows), e.n_vocab), np.nan, np.float32)
             core.fill(np.nan)
             core.run(IDS[100 * i : 100 * i + row] % e.n_vocab, table, rows, result, seed and seed + i)
+            for states, (which, count, pos0) in zip(coming, steps):
+                kv[which].states.done(pos0, pos0 + count, states)
             out.append(result)
         core.close()
         for memory in kv:
@@ -252,7 +260,8 @@ def test_a_matrix_that_two_matmuls_read(paths, monkeypatch, shape):
             same_bits(logits(engine, IDS[:120], [100, 1, 19]), wanted)
 
 
-@pytest.mark.parametrize(("model", "shape"), [("llama", (1, 3)), ("llama", (3, 2)), ("gemma3", (2, (1, 2)))], ids=str)
+@pytest.mark.parametrize(("model", "shape"), [("llama", (1, 3)), ("llama", (3, 2)), ("gemma3", (2, (1, 2))),
+                                              ("qwen35", (1, 3)), ("qwen35", (2, (1, 3)))], ids=str)
 def test_every_barrier_that_is_taken_away_is_missed(paths, monkeypatch, model, shape):
     """The shuffle test can fail: without any single barrier, or with one within the nodes only, some order gives other bits.
 

@@ -20,10 +20,12 @@ ROWS = (
     ("prompts", "serving"),
     ("stream",),
     ("verbs",),
+    ("aio",),
     ("session",),
     ("model",),
     ("measure",),
     ("__init__",),
+    ("server",),
     ("cli",),
     ("__main__", "llm_plugin"),
 )

@@ -30,6 +30,7 @@ DEFAULTS = {
     "regex": None,
     "choice": None,
     "grammar": None,
+    "n": 1,
     "speculate": None,
 }
 
@@ -171,3 +172,16 @@ def test_frozen_and_picklable():
     with pytest.raises(AttributeError):
         params.top_k = 3
     assert pickle.loads(pickle.dumps(params)) == params
+
+
+def test_each_of_n_answers():
+    params = SamplingParams(n=3, seed=2**64 - 2, temperature=1, stop="x")
+    each = params.each()
+    assert [p.seed for p in each] == [2**64 - 2, 2**64 - 1, 0] and {p.replace(seed=5) for p in each} == {params.replace(n=1, seed=5)}
+    assert SamplingParams(seed=7).each() == [SamplingParams(seed=7)]
+    assert [p.seed for p in SamplingParams(n=2).each()] == [None, None]
+    for n, error in ((0, ValueError), (1025, ValueError), (2.0, TypeError), (True, TypeError), (None, TypeError)):
+        with pytest.raises(error, match="^n = "):
+            SamplingParams(n=n)
+    with pytest.raises(TypeError, match="unknown sampling parameter 'num_return_sequences': it is called n here"):
+        SamplingParams(num_return_sequences=2)

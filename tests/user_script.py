@@ -1,4 +1,5 @@
 """A user's script, as strictly typed as they come: test_annotations lets mypy read it."""
+import asyncio
 from collections.abc import Iterator
 
 import numpy as np
@@ -35,6 +36,19 @@ def chat(model: ni.Model) -> None:
     print([(call.id, call.name, call.arguments) for call in calls], done.to_message())
 
 
+async def served(model: ni.Model) -> str:
+    one: Completion = await model.agenerate("Hi", max_tokens=3)
+    many: ni.Completions = await model.agenerate(["a", "b"], SamplingParams(seed=1))
+    texts = [chunk.text async for chunk in model.astream("Hi", stop="x")]
+    answer: Completion = await model.achat([{"role": "user", "content": "Hello"}], max_tokens=3)
+    async with await model.achat("Hello", stream=True) as stream:
+        async for chunk in stream:
+            texts.append(chunk.text)
+    kept: ni.AsyncTokenStream = model.astream("Hi")
+    await kept.aclose()
+    return one.text + many[0].text + "".join(texts) + answer.text + str(stream.result().usage.total_tokens)
+
+
 def rest(model: ni.Model, session: Session) -> None:
     logits = model.logits([1, 2])
     print(logits.argmax(), float(np.max(logits)), model.score("x y").perplexity, model.embed(["a"]).shape)
@@ -50,6 +64,7 @@ if __name__ == "__main__":
         print(answers(model, ["a"]), one(model), list(pieces(model)))
         chat(model)
         rest(model, session)
+        print(asyncio.run(served(model)))
         try:
             model.generate(["a"])
         except ni.Interrupted as e:

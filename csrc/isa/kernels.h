@@ -12,6 +12,7 @@
 #define NI_KERNELS_H
 #include "../formats/formats.h"
 #include "kv_layout.h"
+#include "recurrence.h"
 #include "target.h"
 
 /* Activations of some tokens that a matmul reads.  Quantised in blocks of 32: x ~ d * q, |q| <= 127.
@@ -134,6 +135,13 @@ typedef struct ni_kernels {
         /* Half floats to and from floats, n any. */
         void (*to_f16)(const float *x, int64_t n, uint16_t *y);
         void (*from_f16)(const uint16_t *x, int64_t n, float *y);
+        /* y = log(1 + exp(x)) */
+        void (*softplus)(const float *x, int64_t n, float *y);
+        /* y = sum over taps j = 0, 1 ... of w[j * stride] x[j], by fma in their order, from bias (NULL: 0) on; then silu(y) if asked for. */
+        void (*short_conv)(const float *const *x, int taps, const float *w, int64_t stride, const float *bias, int silu, int64_t n,
+                           float *y);
+        /* Linear recurrences over a state (recurrence.h). */
+        void (*recur)(const float *from, float *to, const ni_recurrence *r);
         /* Folds part (m1, l1, acc1) into (m, l, acc) of n values:
          *   mn = max(m, m1), a = exp(m - mn), b = exp(m1 - mn); l = fma(l, a, l1*b); acc = fma(acc, a, acc1*b); m = mn */
         void (*merge)(float *m, float *l, float *acc, float m1, float l1, const float *acc1, int64_t n);
@@ -172,6 +180,17 @@ typedef struct ni_kernels {
              * scratch: NI_LATENT_SCRATCH(e) floats. */
             void (*attend_latent)(const float *q, int n_q, int64_t e, int64_t ev, const uint8_t *rows, const uint8_t *next,
                                   const int *lo, const int *hi, float cap, float *m, float *l, float *acc, float *scratch);
+            /* The same with n <= NI_CHUNK rows of a list, row at[i] of the chunk of[i], in the order of the list, all of which every query
+             * sees: by the same formulas, so that the rows 0, 1, ... of one chunk give the bits of attend_latent.
+             * ahead: so many entries the list has, n or more; those after the n-th will be wanted soon. */
+            void (*attend_listed)(const float *q, int n_q, int64_t e, int64_t ev, const uint8_t *const *of, const int32_t *at, int n,
+                                  int ahead, float cap, float *m, float *l, float *acc, float *scratch);
+            /* Scores of positions 0 .. 16 blocks - 1 of a chunk of keys by the n_q heads of an indexer (q: [n_q][e], with weights w):
+             *   scores[i] = fma(max(s, 0), w[j], scores[i]) for j = 0, 1, ..., s = fma(q_j[x], k_i[x], s) for x = 0, 1 ...; all start at +0,
+             *   of q8_0 the numbers are the floats d * q.
+             * next: as of attend.  scratch: NI_INDEX_SCRATCH(e) floats. */
+            void (*index)(const float *q, const float *w, int n_q, int64_t e, const uint8_t *keys, const uint8_t *next, int blocks,
+                          float *scores, float *scratch);
         } kv[NI_N_KV_TYPES];
     } vec;
 } ni_kernels;

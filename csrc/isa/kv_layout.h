@@ -21,6 +21,9 @@
 #define NI_LATENT_TILE 32       /* queries that attend_latent takes at a time: each number of the memory is widened once for them */
 #define NI_LATENT_SCRATCH(e) (NI_LATENT_TILE * ((e) + NI_CHUNK + 16) + 16 * ((e) > NI_CHUNK ? (e) : NI_CHUNK))
 
+#define NI_INDEX_BLOCKS 4       /* blocks of 16 positions whose keys an indexer's heads meet at a time */
+#define NI_INDEX_SCRATCH(e) (NI_INDEX_BLOCKS * 16 * (e))
+
 typedef enum {
 #define NI_KV(name) NI_KV_##name,
 #include "kv.def"

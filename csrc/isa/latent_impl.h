@@ -126,10 +126,36 @@ V16_FN void NI_VEC(latent_softmax)(float *s, int64_t stride, int i0, int i1, v16
     v16_store(l, sum);
 }
 
-/* attend_latent of n <= NI_LATENT_TILE queries. */
+/* 16 columns of one row of a chunk, from 16 c on. */
+V16_FN v16 NI_VEC(latent_columns)(const ni_kv_type type, const uint8_t *rows, int64_t c, int64_t p) {
+    if (type != NI_KV_q8_0) return NI_VEC(att_load)(type, rows + (c * NI_CHUNK + p) * ni_kv_bytes(type, 16));
+    rows += c / 2 * NI_CHUNK * (2 + 32);
+    const v16p pair = v16p_load_i8((const int8_t *)rows + 2 * NI_CHUNK + (c % 2 * NI_CHUNK + p / 2 * 2) * 16);
+    return v16_mul(v16_from_i32(p % 2 ? v16p_odd(pair) : v16p_even(pair)), v16_set1(ni_f16_to_f32(((const uint16_t *)rows)[p])));
+}
+
+/* As latent_widen, but of rows i .. i + 15 of a list of n (kernels.h), of which the last is repeated where there are fewer. */
+V16_FN void NI_VEC(latent_pick)(const ni_kv_type type, const int fetch, const uint8_t *const *of, const int32_t *at, int i, int n, int ahead,
+                                int64_t c, float *to) {
+    const int64_t row = ni_kv_bytes(type, 16);
+    for (int k = i; k < i + 16; k++, to += 16) {
+        if (fetch && k + 16 < ahead) {
+            const int64_t block = type == NI_KV_q8_0 ? c / 2 * NI_CHUNK * (2 + 32) : c * NI_CHUNK * row, p = at[k + 16];
+            if (type != NI_KV_q8_0) NI_ATT_PREFETCH(of[k + 16], block + p * row);
+            else {
+                NI_ATT_PREFETCH(of[k + 16], block + 2 * p);
+                NI_ATT_PREFETCH(of[k + 16], block + 2 * NI_CHUNK + (c % 2 * NI_CHUNK + p / 2 * 2) * 16);
+            }
+        }
+        const int found = k < n ? k : n - 1;
+        v16_store(to, NI_VEC(latent_columns)(type, of[found], c, at[found]));
+    }
+}
+
+/* attend_latent of n <= NI_LATENT_TILE queries; or, where there is an `of`, attend_listed, which sees its entries lo .. hi - 1. */
 V16_FN void NI_VEC(latent_tile)(const ni_kv_type type, const float *q, int n, int64_t e, int64_t ev, const uint8_t *rows,
-                                const uint8_t *next, const int *lo, const int *hi, float cap, float *m, float *l, float *acc,
-                                float *scratch) {
+                                const uint8_t *next, const uint8_t *const *of, const int32_t *at, int ahead, const int *lo, const int *hi,
+                                float cap, float *m, float *l, float *acc, float *scratch) {
     const int64_t stride = (n + 15) / 16 * 16;
     float *turned = scratch, *s = turned + stride * e, *wide = s + stride * NI_CHUNK;
     float *out = wide + 16 * (e > NI_CHUNK ? e : NI_CHUNK), ends[4][NI_LATENT_TILE] = {{0}};
@@ -147,14 +173,20 @@ V16_FN void NI_VEC(latent_tile)(const ni_kv_type type, const float *q, int n, in
     for (int b = b0; b < b1; b++) {
         const int last = b + 1 == b1;
         const int64_t positions = last ? -16 * b : 16, bytes = last ? (int64_t)((uintptr_t)next - (uintptr_t)rows) : 0;
-        for (int64_t c = 0; c < e / 16; c++) NI_VEC(latent_widen)(type, 1, rows, c, 16 * b, positions, bytes, wide + 256 * c);
+        for (int64_t c = 0; c < e / 16; c++) {
+            if (of) NI_VEC(latent_pick)(type, 1, of, at, 16 * b, i1, ahead, c, wide + 256 * c);
+            else NI_VEC(latent_widen)(type, 1, rows, c, 16 * b, positions, bytes, wide + 256 * c);
+        }
         NI_VEC(latent_sixteen)(0, turned, 0, e, wide, stride, s + 16 * b * stride);
     }
     for (int64_t j = 0; j < stride; j += 16)
         NI_VEC(latent_softmax)(s + j, stride, i0, i1, v16_load(ends[0] + j), v16_load(ends[1] + j), cap, ends[2] + j, ends[3] + j);
     memcpy(m, ends[2], (size_t)n * sizeof *m), memcpy(l, ends[3], (size_t)n * sizeof *l);
     for (int64_t c = 0; c < ev / 16; c++) {
-        for (int b = b0; b < b1; b++) NI_VEC(latent_widen)(type, 0, rows, c, 16 * b, 0, 0, wide + 256 * b);
+        for (int b = b0; b < b1; b++) {
+            if (of) NI_VEC(latent_pick)(type, 0, of, at, 16 * b, i1, 0, c, wide + 256 * b);
+            else NI_VEC(latent_widen)(type, 0, rows, c, 16 * b, 0, 0, wide + 256 * b);
+        }
         NI_VEC(latent_sixteen)(1, s, i0, i1, wide, stride, out);
         for (int64_t j = 0; j < stride; j += 16)
             NI_VEC(latent_turn)(out + j, stride, 16, acc + j * ev + 16 * c, ev, n - j < 16 ? n - j : 16);
@@ -167,7 +199,16 @@ V16_FN void NI_VEC(latent_tile)(const ni_kv_type type, const float *q, int n, in
                                              float *acc, float *scratch) {                                                    \
         for (int at = 0; at < n_q; at += NI_LATENT_TILE)                                                                      \
             NI_VEC(latent_tile)(NI_KV_##type, q + at * e, n_q - at < NI_LATENT_TILE ? n_q - at : NI_LATENT_TILE, e, ev, rows, \
-                                next, lo + at, hi + at, cap, m + at, l + at, acc + at * ev, scratch);                         \
+                                next, NULL, NULL, 0, lo + at, hi + at, cap, m + at, l + at, acc + at * ev, scratch);          \
+    }                                                                                                                         \
+    static void NI_VEC(attend_listed_##type)(const float *q, int n_q, int64_t e, int64_t ev, const uint8_t *const *of,        \
+                                             const int32_t *at, int n, int ahead, float cap, float *m, float *l, float *acc,  \
+                                             float *scratch) {                                                                \
+        int lo[NI_LATENT_TILE] = {0}, hi[NI_LATENT_TILE];                                                                     \
+        for (int j = 0; j < NI_LATENT_TILE; j++) hi[j] = n;                                                                   \
+        for (int j = 0; j < n_q; j += NI_LATENT_TILE)                                                                         \
+            NI_VEC(latent_tile)(NI_KV_##type, q + j * e, n_q - j < NI_LATENT_TILE ? n_q - j : NI_LATENT_TILE, e, ev, NULL,    \
+                                NULL, of, at, ahead, lo, hi, cap, m + j, l + j, acc + j * ev, scratch);                       \
     }
 #define NI_KV(type) NI_ATTEND_LATENT(type)
 #include "kv.def"

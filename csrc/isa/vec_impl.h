@@ -137,6 +137,10 @@ static void NI_VEC(limited_mul)(const float *g, const float *u, float limit, int
     NI_VEC_MAP(out, n, v16_mul(v16_min(most, v16_silu(LOAD(g))), v16_max(least, v16_min(most, LOAD(u)))));
 }
 
+static void NI_VEC(softplus)(const float *x, int64_t n, float *y) {
+    NI_VEC_MAP(y, n, v16_softplus(LOAD(x)));
+}
+
 static void NI_VEC(softcap)(const float *x, float c, int64_t n, float *y) {
     v16 cap = v16_set1(c);
     NI_VEC_MAP(y, n, v16_softcap(LOAD(x), cap));
@@ -195,11 +199,13 @@ static void NI_VEC(from_f16)(const uint16_t *x, int64_t n, float *y) {
 }
 
 #include "latent_impl.h"
+#include "recurrence_impl.h"
+#include "index_impl.h"
 #include "store_impl.h"
 
 #define NI_KV_ENTRY(type)                                                                        \
     {.store_key = NI_VEC(store_key_##type), .store_value = NI_VEC(store_value_##type), .attend = NI_VEC(attend_##type), \
-     .attend_latent = NI_VEC(attend_latent_##type)}
+     .attend_latent = NI_VEC(attend_latent_##type), .attend_listed = NI_VEC(attend_listed_##type), .index = NI_VEC(index_##type)}
 #define NI_VEC_TABLE                                                                                             \
     {                                                                                                            \
         .quantize = NI_VEC(quantize), .sum_squares = NI_VEC(sum_squares), .sum = NI_VEC(sum),                    \
@@ -209,7 +215,8 @@ static void NI_VEC(from_f16)(const uint16_t *x, int64_t n, float *y) {
         .relu_squared = NI_VEC(relu_squared), .xielu = NI_VEC(xielu),                                            \
         .sigmoid_mul = NI_VEC(sigmoid_mul), .clamped_mul = NI_VEC(clamped_mul), .limited_mul = NI_VEC(limited_mul), \
         .softcap = NI_VEC(softcap), .rope_norm = NI_VEC(rope_norm), .rope_neox = NI_VEC(rope_neox),              \
-        .to_f16 = NI_VEC(to_f16), .from_f16 = NI_VEC(from_f16), .merge = NI_VEC(merge),                          \
+        .to_f16 = NI_VEC(to_f16), .from_f16 = NI_VEC(from_f16), .softplus = NI_VEC(softplus),                    \
+        .short_conv = NI_VEC(short_conv), .recur = NI_VEC(recur), .merge = NI_VEC(merge),                          \
         .sample_keys = NI_VEC(sample_keys), .sample_masses = NI_VEC(sample_masses),                              \
         .sample_weigh = NI_VEC(sample_weigh), .sample_collect = NI_VEC(sample_collect),                          \
         .kv = {[NI_KV_f16] = NI_KV_ENTRY(f16), [NI_KV_bf16] = NI_KV_ENTRY(bf16), [NI_KV_q8_0] = NI_KV_ENTRY(q8_0), \

@@ -1,11 +1,16 @@
 /* Causal attention over the KV memory (arXiv:1706.03762, grouped as in arXiv:2305.13245).
- * t: q, rope table?, kv, parts, out [T][H * ev].  w: q norm?, sinks? [H] (floats).  f: eps, scale, score cap (0: none), temperature.
+ * t: q, rope table?, kv, parts, out [T][H * ev], ids? (positions that were chosen, where they are).  w: q norm?, sinks? [H] (floats).  f: eps, scale, score cap (0: none), temperature.
  * i: attention.def.
  *
  * Every query folds its chunks in an order that depends on its position alone (attention.h), and so do its bits.  units.h says which
  * units of this work are this worker's: tiles of queries with all that they see, whose rows go to `out`, and runs of decoding
- * sequences, which become parts. */
+ * sequences, which become parts.
+ *
+ * Queries that attend to chosen positions (arXiv:2512.02556) cost all the same: their units, tiles of a token's heads with the whole list
+ * or, of a decoding sequence, a piece of it, are dealt over the team, whoever holds the positions. */
 #include "units.h"
+
+enum { AHEAD = 16 };     /* entries of a list that are asked for before they are needed */
 
 /* Sums over chunks, per query: maximum of the scores, sum of the probabilities, weighted values (padded, as kv_layout.h has it). */
 typedef struct { float *m, *l, *acc; } sums;
@@ -116,18 +121,64 @@ static void put_parts(const ni_attention *n, const ni_segment *s, const ni_unit 
     }
 }
 
+static void put(const ni_ctx *c, const ni_op *op, const ni_attention *n, const ni_segment *s, const ni_unit *u, const sums *all) {
+    if (u->part < 0) put_rows(n, s, u, all, ni_copy_of(c, op, 1), ni_floats(c, op, 4));
+    else put_parts(n, s, u, all, c->slots[u->segment], ni_floats(c, op, 3));
+}
+
+/* Leaves in t->all what the unit's queries, of one token, have of pieces first .. end - 1 of its list. */
+static void attend_pieces(const ni_ctx *c, const ni_op *op, const ni_attention *n, const ni_segment *s, const ni_unit *u,
+                          int64_t first, int64_t end, const tile_memory *t) {
+    const uint8_t *of[NI_CHUNK + AHEAD];
+    int32_t at[NI_CHUNK + AHEAD];
+    const int32_t *ids = ni_ids(c, op, 5) + (s->row0 + u->first / n->heads) * n->chosen;
+    for (int64_t k = first; k < end && !ni_hurry(c); k++) {
+        const int64_t from = k * n->piece, count = ni_min(n->piece, n->chosen - from), ahead = ni_min(count + AHEAD, n->chosen - from);
+        for (int64_t i = 0; i < ahead; i++) of[i] = ni_keys(n, s, 0, ids[from + i] / NI_CHUNK), at[i] = ids[from + i] % NI_CHUNK;
+        n->kv->attend_listed(t->q, (int)u->count, ni_padded(n->e), ni_padded(n->ev), of, at, (int)count, (int)ahead, op->f[2], t->chunk.m,
+                             t->chunk.l, t->chunk.acc, t->score);
+        for (int64_t i = 0; i < u->count; i++) fold(n, &t->all, &t->chunk, i, k == first);
+    }
+}
+
+/* The worker's units of queries that attend to chosen positions: those that begin in its stretch of all of them in a line. */
+static void attend_listed(const ni_ctx *c, const ni_op *op, const ni_attention *n, const tile_memory *t) {
+    const int64_t tiles = (n->heads + NI_TILE - 1) / NI_TILE, pieces = (n->chosen + n->piece - 1) / n->piece, all = tiles * pieces;
+    int64_t total = 0, before = 0, a, b;
+    for (int i = 0; i < c->step->n_segments; i++) total += (c->step->segments[i].n - ni_unlisted(n, &c->step->segments[i])) * all;
+    ni_cut(total, c->me->n_workers, c->me->worker, &a, &b);
+    for (int i = 0; i < c->step->n_segments && before < b; i++) {
+        const ni_segment *s = &c->step->segments[i];
+        const int split = c->slots[i] >= 0;
+        const int64_t cost = split ? 1 : pieces;
+        for (int64_t row = ni_unlisted(n, s); row < s->n && before < b; row++, before += all) {
+            const int64_t end = ni_min(all / cost, (b - before + cost - 1) / cost);
+            int64_t loaded = -1;
+            for (int64_t unit = ni_max(0, (a - before + cost - 1) / cost); unit < end && !ni_hurry(c); unit++) {
+                const int64_t tile = split ? unit / pieces : unit, piece = split ? unit % pieces : -1;
+                const ni_unit u = {.segment = i, .first = row * n->heads + tile * NI_TILE, .count = ni_min(NI_TILE, n->heads - tile * NI_TILE),
+                                   .part = piece};
+                if (loaded != tile) load_queries(c, op, n, s, &u, t->q);
+                loaded = tile;
+                attend_pieces(c, op, n, s, &u, split ? piece : 0, split ? piece + 1 : pieces, t);
+                put(c, op, n, s, &u, &t->all);
+            }
+        }
+    }
+}
+
 void ni_op_attend(const ni_ctx *c, const ni_op *op) {
     const ni_attention n = ni_attention_of(op);
     const tile_memory t = carve(c, &n);
     ni_walk walk;
     ni_unit u, loaded = {.segment = -1};
     ni_walk_start(&walk, &n, c->step, c->places, c->slots, c->me, t.before);
+    if (n.chosen) attend_listed(c, op, &n, &t);
     while (!ni_hurry(c) && ni_walk_next(&walk, &u)) {
         const ni_segment *s = &c->step->segments[u.segment];
         if (u.segment != loaded.segment || u.g != loaded.g || u.first != loaded.first) load_queries(c, op, &n, s, &u, t.q);
         loaded = u;
         attend(c, op, &n, s, &u, &t);
-        if (u.part < 0) put_rows(&n, s, &u, &t.all, ni_copy_of(c, op, 1), ni_floats(c, op, 4));
-        else put_parts(&n, s, &u, &t.all, c->slots[u.segment], ni_floats(c, op, 3));
+        put(c, op, &n, s, &u, &t.all);
     }
 }

@@ -2,7 +2,7 @@
  *
  * A query folds its chunks in runs (ni_runs_of): first each run's chunks, then the runs, both in order.  A tile of queries does all of
  * it in one unit of work; a decoding sequence may instead leave a part per run, from as many workers as there are runs, which combine.c
- * folds.  The bits are the same.
+ * folds.  The bits are the same.  A query for which positions are chosen folds pieces of their list in its order, in either way.
  */
 #ifndef NI_ATTENTION_H
 #define NI_ATTENTION_H
@@ -54,12 +54,30 @@ static inline int64_t ni_first_seen(const ni_attention *n, int64_t pos) {
 
 static inline ni_runs ni_query_runs(const ni_attention *n, int64_t pos) { return ni_runs_of(ni_first_seen(n, pos), pos, n->most_runs); }
 
-/* Parts of one head that a sequence decoding at `pos` has room for: enough for any window, so that all layers place parts alike. */
-static inline int64_t ni_parts_at(int64_t most_runs, int64_t pos) { return ni_min(pos / NI_CHUNK + 1, most_runs); }
+/* Whether a query at `pos` attends to chosen positions alone. */
+static inline int ni_is_listed(const ni_attention *n, int64_t pos) { return n->chosen && pos >= n->chosen; }
+
+/* Queries of a segment, its first ones, that attend to all that they see. */
+static inline int64_t ni_unlisted(const ni_attention *n, const ni_segment *s) {
+    return n->chosen ? ni_max(0, ni_min(s->n, n->chosen - s->pos0)) : s->n;
+}
+
+/* Parts that a query at `pos` folds. */
+static inline int64_t ni_parts_of(const ni_attention *n, int64_t pos) {
+    if (ni_is_listed(n, pos)) return (n->chosen + n->piece - 1) / n->piece;
+    const ni_runs runs = ni_query_runs(n, pos);
+    return runs.end - runs.first;
+}
+
+/* Parts of one head that a sequence decoding at `pos` has room for: enough for any window and list, so that all layers place parts
+ * alike. */
+static inline int64_t ni_parts_at(const ni_attention *n, int64_t pos) {
+    return ni_max(n->least_parts, ni_min(pos / NI_CHUNK + 1, n->most_runs));
+}
 
 /* Part k (0: its first run) of one head of a sequence whose parts start at `slot`: m, l, 14 unused, acc[ev]. */
 static inline float *ni_part_of(const ni_attention *n, float *parts, int64_t slot, int64_t pos, int64_t head, int64_t k) {
-    return parts + (slot * n->heads + head * ni_parts_at(n->most_runs, pos) + k) * (n->ev + 16);
+    return parts + (slot * n->heads + head * ni_parts_at(n, pos) + k) * (n->ev + 16);
 }
 
 /* acc / l, the values of one head [ev]; its sink (NULL: it has none) is one more score, of no value. */

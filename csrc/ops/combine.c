@@ -7,11 +7,10 @@ size_t ni_scratch_combine(const ni_ctx *c, const ni_op *op) {
 }
 
 static void fold(const ni_attention *n, float *parts, int64_t slot, int64_t head, int64_t pos, const float *sinks, float *acc) {
-    const ni_runs runs = ni_query_runs(n, pos);
     const float *part = ni_part_of(n, parts, slot, pos, head, 0);
     float m = part[0], l = part[1];
     memcpy(acc, part + 16, (size_t)n->ev * sizeof *acc);
-    for (int64_t k = 1; k < runs.end - runs.first; k++) {
+    for (int64_t k = 1; k < ni_parts_of(n, pos); k++) {
         part = ni_part_of(n, parts, slot, pos, head, k);
         ni_k->vec.merge(&m, &l, acc, part[0], part[1], part + 16, n->ev);
     }
@@ -20,8 +19,7 @@ static void fold(const ni_attention *n, float *parts, int64_t slot, int64_t head
 
 /* What one unit of a segment costs: the parts, or the row, to be read. */
 static int64_t cost_of(const ni_ctx *c, const ni_attention *n, int segment) {
-    const ni_runs runs = ni_query_runs(n, c->step->segments[segment].pos0);
-    return c->slots[segment] < 0 ? 1 : runs.end - runs.first;
+    return c->slots[segment] < 0 ? 1 : ni_parts_of(n, c->step->segments[segment].pos0);
 }
 
 void ni_op_combine(const ni_ctx *c, const ni_op *op) {

@@ -1,5 +1,5 @@
-/* Norms and rotates the new keys and stores keys and values in the KV memory, in its type, by the node that owns the chunk.
- * t: k, v? (absent where rows are latent), rope table?.  w: k norm? (floats).  f: eps.  i: attention.def. */
+/* Norms and rotates the new keys and stores keys and values, if it keeps any, in the KV memory, in its type, by the node that owns the chunk.
+ * t: k, v? (absent where rows are latent, and of an indexer), rope table?.  w: k norm? (floats).  f: eps.  i: attention.def. */
 #include "attention.h"
 
 size_t ni_scratch_kv_append(const ni_ctx *c, const ni_op *op) {
@@ -43,6 +43,7 @@ void ni_op_kv_append(const ni_ctx *c, const ni_op *op) {
                         continue;
                     }
                     n.kv->store_key(key, e, keys, (int)(p % NI_CHUNK));
+                    if (!v) continue;
                     const float *from = v + (row * n.kv_heads + g) * n.ev;
                     if (ev != n.ev) from = memcpy(value, from, (size_t)n.ev * sizeof *value);
                     n.kv->store_value(from, ev, ni_values(&n, s, g, j), (int)(p % NI_CHUNK));

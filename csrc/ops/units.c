@@ -37,7 +37,7 @@ static int64_t held(const ni_attention *n, const ni_line *l, int64_t g, int64_t 
 
 static int64_t held_and_seen(const ni_attention *n, const ni_line *l, int64_t g, int64_t x) { return held(n, l, g, x) - held(n, l, g, l->from); }
 
-static int64_t tile_size(const ni_attention *n, const ni_line *l, int64_t first) { return ni_min(NI_TILE, l->s->n * n->group - first); }
+static int64_t tile_size(const ni_attention *n, const ni_line *l, int64_t first) { return ni_min(NI_TILE, l->n * n->group - first); }
 
 /* Cost of the first i queries of a kv-head, of all that they see. */
 static int64_t cost_of_queries(const ni_attention *n, const ni_line *l, int64_t i) {
@@ -49,7 +49,7 @@ static int64_t cost_of_queries(const ni_attention *n, const ni_line *l, int64_t 
 /* Cost of the line's units before u; u may be their number. */
 static int64_t cost_before(const ni_attention *n, const ni_line *l, int64_t u) {
     const int64_t runs = l->runs.end - l->runs.first, g = u / (l->tiles * runs), run = u / l->tiles % runs, tile = u % l->tiles;
-    if (!l->split) return g * cost_of_queries(n, l, l->s->n * n->group) + cost_of_queries(n, l, tile * NI_TILE);
+    if (!l->split) return g * cost_of_queries(n, l, l->n * n->group) + cost_of_queries(n, l, tile * NI_TILE);
     /* Of n_nodes kv-heads in a row every node holds as much as there is of one. */
     const int64_t end = l->s->pos0 + 1, from = ni_max(l->from, (l->runs.first + run) * NI_CHUNK << l->runs.shift);
     const int64_t to = ni_min(end, (l->runs.first + run + 1) * NI_CHUNK << l->runs.shift);
@@ -69,11 +69,12 @@ static ni_line line_of(const ni_walk *w, int place) {
     const int64_t segment = w->places[place].segment;
     const ni_segment *s = &w->step->segments[segment];
     const int n_nodes = w->me->n_nodes, even = n->kv_heads % n_nodes == 0;
-    ni_line l = {.s = s, .split = w->slots[segment] >= 0, .heads = n->kv_heads, .tiles = (s->n * n->group + NI_TILE - 1) / NI_TILE,
+    const int64_t queries = ni_unlisted(n, s);
+    ni_line l = {.s = s, .n = queries, .split = w->slots[segment] >= 0, .heads = n->kv_heads, .tiles = (queries * n->group + NI_TILE - 1) / NI_TILE,
                  .runs = {0, 1, 0}, .node = w->me->node, .n_nodes = 1};
     if (even) l.heads /= n_nodes, l.g0 = l.heads * w->me->node;
     else if (l.split) l.n_nodes = n_nodes;
-    if (w->pass != (!even && !l.split)) l.heads = 0;
+    if (w->pass != (!even && !l.split) || !queries) l.heads = 0;
     if (l.split) l.from = ni_first_seen(n, s->pos0), l.runs = ni_query_runs(n, s->pos0);
     return l;
 }
@@ -162,10 +163,11 @@ void ni_deal_slots(const ni_op *attend, const ni_step *step, ni_place *places, i
         places[i] = (ni_place){s->pos0 + s->n - 1, s->n, i};
     }
     qsort(places, (size_t)step->n_segments, sizeof *places, longer);
+    const ni_attention n = ni_attention_of(attend);
     int64_t slot = 0;
     for (int i = 0; i < step->n_segments; i++) {
-        const int64_t parts = ni_parts_at(attend->i[NI_ATTENTION_most_runs], places[i].last);
-        const int split = places[i].n == 1 && slot + parts <= attend->i[NI_ATTENTION_part_runs];
+        const int64_t parts = ni_parts_at(&n, places[i].last);
+        const int split = places[i].n == 1 && slot + parts <= n.part_runs;
         slots[places[i].segment] = split ? (int32_t)slot : -1;
         if (split) slot += parts;
     }

@@ -16,6 +16,7 @@ typedef struct {
 /* Units of one segment in their order. */
 typedef struct {
     const ni_segment *s;
+    int64_t n;                  /* queries: of the segment's tokens, those that attend to all they see */
     int split;                  /* in parts: a unit per run */
     int64_t g0, heads, tiles;   /* kv-heads g0 .. , units of queries per kv-head */
     int64_t from;               /* split: first position seen */

@@ -16,6 +16,8 @@ def add_load(parser, threads=None):
     help_ = "auto, replicate, shard, interleave or local; or for groups of weights, 'experts=shard,*=replicate'"
     group.add_argument("--placement", default="auto", metavar="POLICY", help=help_)
     group.add_argument("--keep", metavar="NAME", help="weights that stay in shared memory under this name, or lie there already")
+    help_ = "KV memory for beginnings of sequences that others may share: such as 2GB, 0 for none (default: by free memory)"
+    group.add_argument("--prefix-cache", default="auto", metavar="BYTES", help=help_)
     group.add_argument("--no-verify", action="store_true", help="do not look up where the pages lie")
     group.add_argument("-q", "--quiet", action="store_true", help="no progress bar, no line about speed")
 
@@ -87,6 +89,7 @@ def load(args, source, **more):
         "placement": args.placement,
         "verify": not args.no_verify,
         "keep": args.keep,
+        "prefix_cache": args.prefix_cache,
         "progress": False if args.quiet else None,
     }
     try:

@@ -9,7 +9,7 @@ import warnings
 
 from .. import __version__
 from ..arguments import did_you_mean, nearest
-from . import answering, bench, chat, info, keep, models
+from . import answering, bench, chat, info, keep, models, serve
 from .load import add_load, load, names_model
 
 
@@ -168,6 +168,7 @@ def _tokenize(args):
 _COMMANDS = {
     "run": ("answer a prompt, streaming", _add_run, _run),
     "chat": ("talk with a model", chat.add_chat, chat.chat),
+    "serve": ("serve a model over HTTP, with OpenAI's interface", serve.add_serve, serve.serve),
     "models": ("list the models that are here, by the names that load them", models.add_models, models.models),
     "bench": ("measure prefill and decode beside the memory's read limit", bench.add_bench, bench.bench),
     "topology": ("show NUMA nodes, cores and memory", info.add_topology, info.topology),

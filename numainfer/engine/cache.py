@@ -2,8 +2,8 @@
 
 A block holds one chunk of positions (256) of all layers of one kind: layers that see everything before a token make a kind, and
 layers with the same window another.  Within a block a kv-head's layers lie side by side, so that what one node owns is one piece.
-A sequence finds its blocks by tables (csrc/blocks.c), and several sequences may have a block in common: whoever writes into
-one that is not its own alone gets a copy first.
+A sequence finds its blocks by tables (csrc/blocks.c), and several sequences may have a block in common: who writes behind all that
+the others have of it goes on in it, and anybody else gets a copy first.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ import numpy as np
 
 from .. import _core
 from ..errors import ModelClosed
+from .states import States, StateLayout
 
 KV_TYPES = _core.kv_types()
 UNIT = _core.CHUNK  # sizes and places within a block are multiples of it: NI_KV_UNIT of csrc/ops/attention.h
@@ -46,6 +47,10 @@ class LayerCache:
         Widths of what is stored: keys none of their own, and values the keys' whole width, where rows are latent.
     chunk_bytes : int
         Of a chunk of one kv-head.
+    chosen : int
+        Of the positions that a token sees, it reads so many, which an indexer chose; 0: all.
+    indexes : bool
+        These are the indexer's keys, which a token reads that sees more than ``chosen`` positions.
     offset, stride : int
         Chunk j of kv-head g lies ``offset + g * stride`` bytes behind the beginning of block j.
     """
@@ -55,6 +60,8 @@ class LayerCache:
     key_length: int
     value_length: int
     chunk_bytes: int
+    chosen: int = 0
+    indexes: bool = False
     offset: int = 0
     stride: int = 0
 
@@ -68,8 +75,11 @@ class LayerCache:
         return self.kv_heads * self.chunk_bytes // _core.CHUNK
 
     def seen(self, n):
-        """Positions that the n-th token sees, itself included; n may be an array."""
-        return np.minimum(n, self.window) if self.window else n
+        """Positions that the n-th token reads, itself included; n may be an array."""
+        if self.indexes:
+            return np.where(np.asarray(n) > self.chosen, n, 0)
+        most = self.window or self.chosen
+        return np.minimum(n, most) if most else n
 
 
 @dataclass(eq=False)
@@ -138,25 +148,29 @@ class Layout:
     Attributes
     ----------
     layers : list of LayerCache
-        In the model's order.
+        In the model's order; an indexer's keys are one of their own.
     kinds : list of BlockKind
-    rewinds : bool
-        Whether a sequence can go back by as many positions as a step has; layers that keep a state forbid it.
+    states : StateLayout
+        Of the recurrent layers.
     """
-
-    rewinds = True
 
     def __init__(self, kv_type, n_batch, n_nodes, turn=1):
         self.type, self.n_batch, self.n_nodes, self.turn = KV_TYPES.index(kv_type), n_batch, n_nodes, turn
-        self.layers, self.kinds = [], []
+        self.layers, self.kinds, self.states = [], [], StateLayout(n_nodes, n_batch)
 
-    def add(self, kv_heads, key_length, value_length, window):
-        """The LayerCache of the model's next attention layer; its place is settled by `place`."""
+    @property
+    def rewinds(self):
+        """Whether a sequence can go back by as many positions as a step has: a state cannot."""
+        return not self.states.parts
+
+    def add(self, kv_heads, key_length, value_length, window, chosen=0, indexes=False):
+        """The LayerCache of the model's next attention layer, or indexer; its place is settled by `place`."""
         kind = next((k for k in self.kinds if k.window == window), None)
         if kind is None:
             kind = BlockKind(len(self.kinds), window)
             self.kinds.append(kind)
-        layer = LayerCache(kind, kv_heads, key_length, value_length, _core.kv_chunk_bytes(self.type, key_length, value_length))
+        layer = LayerCache(kind, kv_heads, key_length, value_length, _core.kv_chunk_bytes(self.type, key_length, value_length),
+                           chosen, indexes)  # fmt: skip
         kind.layers.append(layer)
         self.layers.append(layer)
         return layer
@@ -165,6 +179,7 @@ class Layout:
         """Settle where everything lies, once all layers are there."""
         for kind in self.kinds:
             kind.place(self.n_nodes)
+        self.states.place()
 
     def records(self, kind):
         """A kind's layers as `Team.copy_kv` takes them."""
@@ -173,7 +188,7 @@ class Layout:
 
     def bytes(self, n):
         """Most bytes that a sequence takes on its way to n positions."""
-        return sum(kind.n_blocks(n, self.n_batch) * kind.block_bytes for kind in self.kinds)
+        return sum(kind.n_blocks(n, self.n_batch) * kind.block_bytes for kind in self.kinds) + self.states.bytes(n)
 
     @property
     def bytes_per_token(self):
@@ -185,8 +200,8 @@ class Layout:
         return sum(kind.n_blocks(n, self.n_batch) * kind.block_bytes for kind in self.kinds if kind.window)
 
     def read_bytes(self, n):
-        """Bytes of keys and values that the n-th token reads; n may be an array."""
-        return sum(layer.position_bytes * layer.seen(n) for layer in self.layers)
+        """Bytes of keys, values and state that the n-th token reads; n may be an array."""
+        return sum(layer.position_bytes * layer.seen(n) for layer in self.layers) + self.states.read_bytes + 0 * n
 
 
 class Slab(NamedTuple):
@@ -202,12 +217,19 @@ class Caches:
     Parameters
     ----------
     layout : Layout
+
+    Attributes
+    ----------
+    kept : serving.prefix.Prefixes or None
+        Who keeps blocks when their sequences have ended.
     """
 
     def __init__(self, layout):
         self.layout = layout
         self.pools = [_core.Pool(kind.block_bytes, kind.huge) for kind in layout.kinds]
-        self.alive = weakref.WeakSet()
+        states = layout.states
+        self.state_pool = _core.Pool(states.block_bytes, states.huge) if states.parts else None
+        self.alive, self.kept = weakref.WeakSet(), None
 
     def new(self):
         """A Cache for one sequence."""
@@ -215,16 +237,20 @@ class Caches:
 
     def slabs(self):
         """All address space that is reserved: list of Slab."""
-        return [Slab(*slab) for pool in self.pools for slab in pool.slabs()]
+        return [Slab(*slab) for pool in self._all() for slab in pool.slabs()]
+
+    def _all(self):
+        return [*self.pools, *filter(None, [self.state_pool])]
 
     def bytes_by_owner(self):
         """Resident bytes by index of the node whose workers append to them; None where the kernel does not tell.
 
-        What several sequences share counts once.
+        What several sequences share counts once, what is kept of those that have ended counts too.
         """
         found, seen = dict.fromkeys(range(self.layout.n_nodes), 0), set()
-        for cache in list(self.alive):
-            own = cache.bytes_by_owner(seen)
+        parts = [cache.bytes_by_owner(seen) for cache in list(self.alive)]
+        parts += [_resident(self.layout, blocks, nodes, seen) for nodes, blocks in (self.kept.blocks() if self.kept else ())]
+        for own in parts:
             if own is None:
                 return None
             for node, n in own.items():
@@ -233,7 +259,9 @@ class Caches:
 
     def close(self):
         """Give the memory back: now, or with the last cache."""
-        for pool in self.pools:
+        if self.kept is not None:
+            self.kept.close()
+        for pool in self._all():
             pool.close()
 
 
@@ -249,6 +277,8 @@ class Cache:
         Positions that are in it.
     nodes : list of int
         Indices of the nodes of the lane that appended last.
+    states : States
+        Of recurrent layers.
     """
 
     def __init__(self, caches):
@@ -256,6 +286,7 @@ class Cache:
         self.nodes = list(range(caches.layout.n_nodes))
         layout = caches.layout
         self._tables = _core.Tables(caches.pools, [kind.window for kind in layout.kinds], layout.n_batch)
+        self.states = States(caches.state_pool, layout.states)
         caches.alive.add(self)
 
     @property
@@ -275,6 +306,10 @@ class Cache:
     def blocks(self):
         """(kind, chunk, address, references) of each block."""
         return [(kind, *block) for kind in self._caches.layout.kinds for block in self._tables.blocks(kind.index)]
+
+    def read(self, kind, chunk, offset, into):
+        """Copy bytes of a block, from an offset on, into a uint8 array."""
+        self._tables.read(kind.index, chunk, offset, into)
 
     # ---- a step ------------------------------------------------------------------------------------------------------
 
@@ -296,6 +331,11 @@ class Cache:
 
         Again after a cancelled step, it changes nothing.
 
+        Returns
+        -------
+        Coming or None
+            What the step reads and leaves of recurrent state; for `done`.
+
         Raises
         ------
         ValueError
@@ -304,11 +344,17 @@ class Cache:
             What stood before pos0 is as it was.
         """
         if self.rewindable(pos0) != pos0:
-            raise ValueError(f"a segment at position {pos0} needs those before it; the cache holds {self.n} positions, and of layers with "
-                             f"a window their last alone")
+            raise ValueError(f"a segment at position {pos0} needs those before it; the cache holds {self.n} positions, of layers with a "
+                             f"window their last alone, and recurrent state of few")
         self.n, self.nodes = pos0, lane.nodes
         for i in self._tables.prepare(pos0, end) or ():
             self._own(lane.team, i, pos0 // _core.CHUNK)
+        return self.states.prepare(pos0, end)
+
+    def done(self, pos0, end, coming):
+        """The step that `prepare` made room for, and whose states it named, has succeeded."""
+        self.states.done(pos0, end, coming)
+        self.n = end
 
     def _own(self, team, i, chunk):
         """Replace a block that is another sequence's too by a copy, which the workers of the nodes make to whom it belongs."""
@@ -320,9 +366,9 @@ class Cache:
     # ---- its length --------------------------------------------------------------------------------------------------
 
     def rewindable(self, n):
-        """How many of the first n positions can be kept: all that are there, or 0 if a window's part of them is gone."""
-        n = min(n, self.n)
-        return n if self._tables.reaches(n) else 0
+        """How many of the first n positions can be kept: as many as are there, but 0 if a window's part of them is gone; of recurrent
+        layers as many as the nearest state has seen."""
+        return next((pos for pos in self.states.reach(min(n, self.n)) if self._tables.reaches(pos)), 0)
 
     def rewind(self, n):
         """Forget all but the first n positions; the number that is left, as `rewindable` says.
@@ -336,6 +382,7 @@ class Cache:
             raise RuntimeError("the session is busy: a step works on its KV cache just now")
         n = self.n = self.rewindable(n)
         self._tables.cut(n)
+        self.states.cut(n)
         return n
 
     def copy(self, n):
@@ -350,12 +397,56 @@ class Cache:
         """
         if self.closed:
             raise ModelClosed("the session was closed")
-        if self.rewindable(n) != n:
-            raise ValueError(f"a copy of {n} positions was asked for; the cache can be cut to {self.rewindable(n)}")
         other = self._caches.new()
-        other._tables.share(self._tables, n)
-        other.n, other.nodes = n, self.nodes
+        other.share(self, n)
         return other
+
+    def share(self, other, n):
+        """Begin with the first n positions of another Cache, in place of what it has; raises as `copy`."""
+        if self.closed:
+            raise ModelClosed("the session was closed")
+        if other.rewindable(n) != n:
+            raise ValueError(f"a copy of {n} positions was asked for; the cache can be cut to {other.rewindable(n)}")
+        self.rewind(0)
+        self._tables.share(other._tables, n)
+        self.states.share(other.states, n)
+        self.n, self.nodes = n, other.nodes
+
+    def lend(self, chunk):
+        """References to a chunk's blocks: dict of Block by the kind's index; a window may have left it behind."""
+        found = {kind.index: self._tables.block(kind.index, chunk) for kind in self._caches.layout.kinds}
+        return {i: block for i, block in found.items() if block is not None}
+
+    def adopt(self, blocks, n, nodes):
+        """Begin with n positions that lie in blocks of others, in place of what it has.
+
+        Parameters
+        ----------
+        blocks : list of (int, int, Block)
+            Kind, chunk and block, in the order of the chunks: of each kind those of all positions that the token at n sees.
+        n : int
+        nodes : list of int
+            Of the lane that appended to them.
+
+        Raises
+        ------
+        ModelClosed
+            It is given up already.
+        RuntimeError
+            A step works on it.
+        """
+        if self.closed:
+            raise ModelClosed("the session was closed")
+        self.rewind(0)
+        try:
+            for kind, chunk, block in blocks:
+                self._tables.put(kind, chunk, block, min(n - chunk * _core.CHUNK, _core.CHUNK))
+            if not self._tables.reaches(n):
+                raise ValueError(f"the blocks do not hold what a token at position {n} sees")
+        except BaseException:
+            self._tables.cut(0)
+            raise
+        self.n, self.nodes = n, list(nodes)
 
     # ---- looking -----------------------------------------------------------------------------------------------------
 
@@ -368,27 +459,34 @@ class Cache:
             Addresses of blocks that do not count; those that did are added.
         """
         seen = set() if seen == () else seen
-        found = np.zeros(len(self.nodes), np.int64)
-        try:
-            with open("/proc/self/pagemap", "rb") as pagemap:
-                for kind, chunk, address, _ in self.blocks():
-                    if address in seen:
-                        continue
-                    seen.add(address)
-                    pagemap.seek(address // _PAGE * 8)
-                    entries = np.frombuffer(pagemap.read(kind.block_bytes // _PAGE * 8), np.uint64)
-                    if len(entries) < kind.block_bytes // _PAGE:
-                        return None
-                    pages = np.flatnonzero(entries & np.uint64(_RESIDENT))
-                    owners = owner_of_pages(kind, chunk, self._caches.layout.turn, len(self.nodes))
-                    found += np.bincount(owners[pages], minlength=len(found)) * _PAGE
-        except OSError:
-            return None
-        return dict(zip(self.nodes, found.tolist()))
+        found = _resident(self._caches.layout, [block[:3] for block in self.blocks()], self.nodes, seen)
+        return found and dict(zip(self.nodes, (np.array(list(found.values())) + self.states.resident(len(self.nodes), seen)).tolist()))
 
     def close(self):
         """Give the memory back, now or when the step that works on it has ended."""
         self._tables.close()
+        self.states.close()
+
+
+def _resident(layout, blocks, nodes, seen):
+    """`Cache.bytes_by_owner` of blocks (kind, chunk, address), whose pages the workers of these nodes placed."""
+    found = np.zeros(len(nodes), np.int64)
+    try:
+        with open("/proc/self/pagemap", "rb") as pagemap:
+            for kind, chunk, address in blocks:
+                if address in seen:
+                    continue
+                seen.add(address)
+                pagemap.seek(address // _PAGE * 8)
+                entries = np.frombuffer(pagemap.read(kind.block_bytes // _PAGE * 8), np.uint64)
+                if len(entries) < kind.block_bytes // _PAGE:
+                    return None
+                pages = np.flatnonzero(entries & np.uint64(_RESIDENT))
+                owners = owner_of_pages(kind, chunk, layout.turn, len(nodes))
+                found += np.bincount(owners[pages], minlength=len(found)) * _PAGE
+    except OSError:
+        return None
+    return dict(zip(nodes, found.tolist()))
 
 
 def owner_of_pages(kind, chunk, turn, n_nodes):

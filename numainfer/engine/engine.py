@@ -15,7 +15,8 @@ from ..machine.policies import EXPERTS, HYBRID, REST, canonical, choose_policy, 
 from .._core import Cancelled
 from .architectures import build, context_length
 from .cache import KV_TYPES, Caches
-from ..errors import ModelClosed, OutOfNodeMemory, PlanError
+from ..errors import CorruptModel, ModelClosed, OutOfNodeMemory, PlanError
+from ..gguf.file import GGUFFile
 from .plan import Plan
 from ..summary import short_bytes
 from .weights import Catalog, Matrix, Replicas, bytes_on_nodes
@@ -170,14 +171,16 @@ class Lane:
             raise ValueError(f"wanted rows must lie in 0 to {row - 1}, at most {engine.n_batch} of them; found {rows}")
         if out is None:
             out = np.empty((len(rows), engine.n_embd if hidden else engine.n_vocab), np.float32)
-        for kv, own, first in segments:
-            kv.prepare(self, first, first + len(own))
+        coming = [kv.prepare(self, first, first + len(own)) for kv, own, first in segments]  # recurrent state; held until the step has ended
         table = np.zeros(len(segments), _core.SEGMENT_DTYPE)
         table["row0"], table["n"], table["pos0"] = np.cumsum(n) - n, n, pos0
         table["tables"] = [kv.address for kv, _, _ in segments]
+        for record, states in zip(table, coming):
+            if states is not None:
+                states.fill(record)
         self.core_plan(hidden).run(ids, table, rows, out, shuffle_seed, stop)
-        for kv, own, first in segments:
-            kv.n = first + len(own)
+        for states, (kv, own, first) in zip(coming, segments):
+            kv.done(first, first + len(own), states)
         return out
 
     def close(self):
@@ -245,7 +248,7 @@ class Engine:
         self.cpus, self.node_of, self.threads = cpus, node_of, len(cpus)
         self.nodes, self.isa = [n.number for n in chosen], _core.isa()
         trained = context_length(gguf)
-        self._catalog = Catalog(gguf)
+        self._catalog, self._files = Catalog(gguf), (gguf.path, list(gguf.files))
         wanted, bounds, keys, need, layouts = n_ctx, {}, {}, {}, {}
 
         def fit(n_ctx):
@@ -299,7 +302,7 @@ class Engine:
                                      experts=experts[j])
              for j, n in enumerate(chosen)],
             self.plan.kv.bytes_per_token, self.replicas, self.caches, story, self.plan.kv.window_bytes(self.n_ctx),
-            self.replicas.kept.describe() if self.replicas.kept else "")
+            self.replicas.kept.describe() if self.replicas.kept else "", self.plan.kv.states.bytes(self.n_ctx))
         log.info("%s: placement %s%s", gguf.path, policy, f": {reason}" if reason else "")
         self.lane.core_plan()
         if verify:
@@ -338,6 +341,8 @@ class Engine:
             each = f"{short_bytes(self.plan.kv.bytes_per_token)} each"
             if self.plan.kv.window_bytes(n_ctx):
                 each += f" and {short_bytes(self.plan.kv.window_bytes(n_ctx))} for windows"
+            if self.plan.kv.states.parts:
+                each += f" and {short_bytes(self.plan.kv.states.bytes(n_ctx))} of recurrent state"
             raise OutOfNodeMemory(
                 f"n_ctx = {n_ctx}: the KV cache of so many tokens takes {short_bytes(self.plan.kv.bytes(n_ctx))} ({each}, "
                 f"{self.kv_type}); beside the weights, and with {RESERVE:.0%} of each node kept free, there is room for at most "
@@ -385,6 +390,21 @@ class Engine:
         """What the replicas' bytes and places depend on."""
         cuts = tuple((name, *b) for name, b in bounds.items())
         return tuple(gguf.files), policy, tuple(self.nodes), cuts, tuple(w.name for w in self.plan.weights)
+
+    @functools.cached_property
+    def digest(self):
+        """`GGUFFile.digest` of the model's file, read when it is first wanted.
+
+        Raises
+        ------
+        ModelNotFound, CorruptModel
+            The file is not there any more, or is another one now.
+        """
+        path, files = self._files
+        with GGUFFile(path) as gguf:
+            if [file[:-1] for file in gguf.files] != [file[:-1] for file in files]:
+                raise CorruptModel(path, "the file is not the one that was loaded: it was written to or replaced since")
+            return gguf.digest()
 
     def node_lanes(self):
         """A lane per node, for work that needs no other node: the throughput mode.  One lane where there is one copy."""

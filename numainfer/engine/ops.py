@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from .. import _core
 from .cache import LayerCache
+from .states import StatePart
 from .weights import Matrix
 
 SHARED, PER_NODE = 0, 1
@@ -135,6 +136,7 @@ class Op:
     matrices: tuple = ()  # of the weights, those that it multiplies its rows by
     per_token: int = 1  # rows that each of them meets for a row of the step
     cache: LayerCache | None = None  # of attention's ops
+    state: StatePart | None = None  # of recurrent layers' ops
     barrier: int = NONE
 
     @property

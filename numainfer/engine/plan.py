@@ -12,13 +12,14 @@ from .cache import UNIT, Layout
 from .compiling import arrays, insert_barriers, lay_out
 from .ops import (ACTIVATIONS, ATTENTION_INTS, FLOAT, GATES, GATING, NODE, OPS, PER_NODE, SHARED, SUMS, TEAM, Op,
                   Tensor)  # fmt: skip
+from .recurrent import Recurrent
 from .weights import Matrix, Vector
 
 MOST_RUNS = 64  # of chunks, that a query's attention is summed in: bits depend on it beyond so many chunks
 PART_SEQUENCES = 16  # of the longest kind, whose attention can be spread over workers run by run; of shorter ones, more
 
 
-class Plan:
+class Plan(Recurrent):
     """Builds and holds the ops of one forward pass.
 
     Parameters
@@ -49,7 +50,7 @@ class Plan:
         *_, shift = _core.attention_runs(0, n_ctx - 1, MOST_RUNS)
         turn = 1 << shift  # no run is longer, so none has two owners
         self.kv = Layout(kv_type, n_batch, kv_nodes or n_nodes, turn)
-        self._part_runs = min(PART_SEQUENCES, n_batch) * min(self.n_chunks, MOST_RUNS)
+        self._least_parts = 0  # pieces of the longest list of chosen positions
         self.ops, self.tensors, self.weights = [], [], []
         self.spared = []  # weights that this plan was given and has no use for: those of the logits, for hidden states
         self.whole = set()  # matrices that every node needs whole
@@ -140,6 +141,13 @@ class Plan:
         h.source = x.source  # whose rows it still has, should they not fit what reads them
         return h
 
+    def layer_normed(self, x, w, eps):
+        """LayerNorm of what a matrix made, whole rows: (T, D), one copy per node."""
+        h = self.norm(self._near(x), w, eps, layer=True)[1]
+        h.forms.add("f")
+        h.source = x.source
+        return h
+
     def normed_heads(self, x, w, eps, heads):
         """LayerNorm of each of so many heads by its own part of w (heads * E,): (T, heads * E), one copy per node."""
         self._check("norm", "x", x, x.width)
@@ -178,13 +186,56 @@ class Plan:
         self._add("matmul", [h, *outs], [*matrices, *none, *(w.bias for w in matrices)], floats=(scale, softcap), selected=selected,
                   matrices=matrices, per_token=h.per_token)
 
-    def attend(self, q, k, v, a, rope=None, q_norm=None, k_norm=None, sinks=None):
+    def index(self, q, k, weights, a, chosen, rope=None):
+        """Appends k to the indexer's keys and chooses what each token attends to: ids of so many positions (arXiv:2512.02556), ascending.
+
+        They are those of the best scores, sum of weights[h] * max(q[h] . k, 0) over the heads, of equal ones the lower.  A token that sees
+        no more attends to all, and has none.
+
+        Parameters
+        ----------
+        q, k : Tensor
+            (T, H * key_length), (T, key_length).
+        weights : Tensor
+            (T, H), by a.scale.
+        a : Attention
+            Of one kv-head, and no values.
+        """
+        for name, tensor, width in (("q", q, a.heads * a.key_length), ("k", k, a.key_length), ("weights", weights, a.heads)):
+            self._check("index", name, tensor, width)
+        if a.kv_heads != 1 or a.value_length or a.window or chosen < 1:
+            raise PlanError(f"index: wanted one kv-head without values, that sees everything, and at least one position to choose; found {a} "
+                            f"and {chosen}")
+        if rope is not None:
+            self._check("index", "rope", rope, a.rope_dim)
+        cache = self.kv.add(1, a.key_length, 0, 0, chosen, indexes=True)
+        ints = self._attention_ints(a, rope, latent=0, chosen=chosen)
+        kv = self._tensor(f"kv {len(self.kv.layers) - 1}", 0, PER_NODE if self.n_nodes == 1 else SHARED)
+        scores = self._tensor("scores", self.n_chunks * _core.CHUNK, SHARED, "f")
+        ids = self._tensor("chosen", chosen, PER_NODE, "i")
+        self._add("kv_append", [k, None, rope, kv], [], ints, (a.eps,), cache=cache)
+        self._add("index", [self._near(q), self._near(weights), rope, kv, scores], [], ints, (a.scale,), cache=cache)
+        return self._add("select", [scores, ids], [])
+
+    def _attention_ints(self, a, rope, latent, chosen):
+        """The integers of attention's ops; those that wait for the whole plan come with `compile`."""
+        piece = min(_core.CHUNK, -(-chosen // (16 * MOST_RUNS)) * 16)  # of a list, so that it has no more parts than runs would be
+        self._least_parts = max(self._least_parts, -(-chosen // max(piece, 1)))
+        named = {"heads": a.heads, "kv_heads": a.kv_heads, "e": a.key_length, "ev": a.value_length,
+                 "latent": latent, "rot": a.rope_first, "n_rot": a.rope_dim if rope is not None else 0, "neox": int(a.neox),
+                 "window": a.window, "pieces": int(a.pieces), "kv_type": self.kv.type, "chosen": chosen, "piece": piece,
+                 "most_runs": MOST_RUNS, "turn": self.kv.turn, "norm_last": int(a.norm_last), "floor": a.floor, "ahead": a.ahead}
+        return [named.get(name, 0) for name in ATTENTION_INTS]
+
+    def attend(self, q, k, v, a, rope=None, q_norm=None, k_norm=None, sinks=None, chosen=None):
         """Appends k, v to the sequence's KV memory and attends: o, one copy per node, width H * value_length.
 
         v : Tensor, optional
             None: a head's values are the first value_length of its keys, normed and rotated as these, and stored once.
         sinks : Vector, optional
             (H,) a score of each head that takes part in its softmax and adds nothing (arXiv:2309.17453).
+        chosen : Tensor, optional
+            Of `index`: what tokens attend to that see more; latent rows alone.
         """
         for name, tensor, heads, count, key, width in (("q", q, "head_count", a.heads, "key_length", a.key_length),
                                                        ("k", k, "head_count_kv", a.kv_heads, "key_length", a.key_length),
@@ -204,25 +255,21 @@ class Plan:
                 self._is_vector("attend", name, norm, a.key_length)
         if sinks is not None:
             self._is_vector("attend", "sinks", sinks, a.heads)
+        if chosen is not None and (v is not None or a.window or a.kv_heads != 1 or chosen.forms != {"i"}):
+            raise PlanError(f"attend: chosen positions ({chosen.name}) go with latent rows of one kv-head and no window; found {a}")
         q = self._near(q)
         if self.n_chunks >= 2**31:
             raise PlanError(f"attend: a context of {self.n_ctx} tokens; wanted less than {2**31 * _core.CHUNK}")
-        cache = self.kv.add(a.kv_heads, *((0, a.key_length) if v is None else (a.key_length, a.value_length)), a.window)
-        named = {"heads": a.heads, "kv_heads": a.kv_heads, "e": a.key_length, "ev": a.value_length,
-                 "latent": int(v is None), "rot": a.rope_first, "n_rot": a.rope_dim if rope is not None else 0, "neox": int(a.neox),
-                 "window": a.window, "pieces": int(a.pieces), "kv_type": self.kv.type,
-                 "most_runs": MOST_RUNS, "part_runs": self._part_runs, "turn": self.kv.turn,
-                 "norm_last": int(a.norm_last), "floor": a.floor, "ahead": a.ahead,
-                 "table": 0, "offset": 0, "stride": 0}  # fmt: skip  # these three come with `compile`
-        ints = [named[name] for name in ATTENTION_INTS]
+        most = 0 if chosen is None else chosen.width
+        cache = self.kv.add(a.kv_heads, *((0, a.key_length) if v is None else (a.key_length, a.value_length)), a.window, most)
+        ints = self._attention_ints(a, rope, int(v is None), most)
         # Each head stays with one node where heads divide evenly; else its chunks go round, and all nodes read them.
         kv = self._tensor(f"kv {len(self.kv.layers) - 1}", 0, PER_NODE if a.kv_heads % self.n_nodes == 0 else SHARED)
         parts = self._tensor("parts", 0, SHARED, "f")
-        parts.n_bytes = self._part_runs * a.heads * (a.value_length + 16) * 4
         rows = self._tensor("rows", a.heads * a.value_length, SHARED, "f")
         o = self._tensor("o", rows.width, PER_NODE)
         self._add("kv_append", [k, v, rope, kv], [k_norm], ints, (a.eps,), cache=cache)
-        self._add("attend", [q, rope, kv, parts, rows], [q_norm, sinks], ints, (a.eps, a.scale, a.softcap, a.temperature), cache=cache)
+        self._add("attend", [q, rope, kv, parts, rows, chosen], [q_norm, sinks], ints, (a.eps, a.scale, a.softcap, a.temperature), cache=cache)
         return self._add("combine", [parts, rows, o], [sinks], ints, cache=cache)
 
     def gated(self, gate, up, activation, alpha=1.0, limit=0.0):
@@ -399,7 +446,8 @@ class Plan:
         """A tensor of x's shape on every node."""
         return self._tensor(name, x.width, PER_NODE, *forms, per_token=x.per_token)
 
-    def _add(self, name, tensors, weights, ints=(), floats=(), selected=False, matrices=(), per_token=1, cache=None):
+    def _add(self, name, tensors, weights, ints=(), floats=(), selected=False, matrices=(), per_token=1, cache=None,
+             state=None):
         while weights and weights[-1] is None:
             weights.pop()
         for w in weights:
@@ -418,7 +466,7 @@ class Plan:
                 tensor.first = index
             elif tensor.first < 0:
                 raise PlanError(f"{name}: operand {operand} ({tensor.name}) is read before any op writes it")
-        self.ops.append(Op(name, tensors, weights, tuple(ints), tuple(floats), selected, tuple(matrices), per_token, cache))
+        self.ops.append(Op(name, tensors, weights, tuple(ints), tuple(floats), selected, tuple(matrices), per_token, cache, state))
         return next((t for (_, mode, _), t in reversed(list(zip(OPS[name][1], tensors))) if mode == "w"), None)
 
     @staticmethod
@@ -494,9 +542,15 @@ class Plan:
                 raise PlanError(f"op {tensor.first} ({self.ops[tensor.first].name}) writes {tensor.name} of width {tensor.width}, but "
                                 f"no op reads it")
         self.kv.place()
+        part_runs = min(PART_SEQUENCES, self.n_batch) * max(min(self.n_chunks, MOST_RUNS), self._least_parts)
         for op in self.ops:
+            if op.state is not None:
+                op.ints = self.kv.states.ints(op.state) + op.ints
             if op.cache is not None:
-                named = op.attention | {"table": op.cache.kind.index, "offset": op.cache.offset // UNIT, "stride": op.cache.stride // UNIT}
+                named = op.attention | {"table": op.cache.kind.index, "offset": op.cache.offset // UNIT, "stride": op.cache.stride // UNIT,
+                                        "part_runs": part_runs, "least_parts": self._least_parts}  # fmt: skip
+                if op.name == "attend":
+                    op.tensors[3].n_bytes = part_runs * named["heads"] * (named["ev"] + 16) * 4
                 op.ints = tuple(named[name] for name in ATTENTION_INTS)
         insert_barriers(self.ops, self.tensors, self.n_batch)  # what the flow of data needs
         self.arena_bytes = lay_out(self.ops, self.tensors, self.n_batch)  # reuses memory only across those
@@ -523,7 +577,7 @@ class Plan:
         return tuple(sum(op.barrier == level for op in self.ops) for level in (NODE, TEAM))
 
     def __str__(self) -> str:
-        layers = max(len(self.kv.layers), 1)
+        layers = max(sum(not layer.indexes for layer in self.kv.layers), 1)
         node, team = self.barriers()
         lines = [f"{counted(len(self.ops), 'op')}, {counted(len(self.kv.layers), 'layer')}, {counted(self.n_nodes, 'node')}; "
                  f"barriers per step: {team} team, {node} node "

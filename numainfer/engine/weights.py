@@ -246,6 +246,30 @@ class Catalog:
             self.used[name] = Vector(name, _core.decode(FORMATS[tensor.type]["code"], tensor.data), path=self.gguf.paths[tensor.shard])
         return self.used[name]
 
+    def columns(self, name):
+        """The values of a matrix, column after column, as a Vector."""
+        if (name + "[columns]") not in self._parts:
+            tensor = self._tensor(name)
+            values = _core.decode(FORMATS[tensor.type]["code"], tensor.data).reshape(-1, tensor.shape[-1])
+            self._parts[name + "[columns]"] = Vector(name, np.ascontiguousarray(values.T).ravel(), path=self.gguf.paths[tensor.shard])
+        return self._parts[name + "[columns]"]
+
+    def picked(self, name, rows):
+        """Matrices of rows of the one called `name`, in another order than they stand in the file.
+
+        rows : dict
+            A word for each matrix, and its rows.
+        """
+        whole, count = self[name], max(int(picked.max()) for picked in rows.values()) + 1
+        if not isinstance(whole, Matrix) or whole.experts != 1 or whole.n != count or whole.bias is not None:
+            found = f"{whole.n} values" if isinstance(whole, Vector) else f"{whole.experts * whole.n} rows"
+            raise CorruptModel(whole.path, f"tensor {name!r} has {found}, wanted {count} rows, without a bias")
+        for word, picked in rows.items():
+            key = f"{name}[{word}]"
+            if key not in self._parts:
+                self._parts[key] = replace(whole, name=key, n=len(picked), tensor=name, make=partial(_picked, whole.n, picked))
+        return [self._parts[f"{name}[{word}]"] for word in rows]
+
     def values(self, name):
         """The values of a tensor that a plan is computed from, (n,) float32, or None if the file has none; no op needs to read it."""
         vector = self.get(name)
@@ -317,6 +341,11 @@ def _keys(shape, keys, kind, data):
     return np.ascontiguousarray(values.reshape(heads, rows, k)[:, :keys].transpose(0, 2, 1))
 
 
+def _picked(n, rows, data):
+    """Bytes of rows of n, in their new order."""
+    return np.ascontiguousarray(data.reshape(n, -1)[rows])
+
+
 def _values(shape, keys, data):
     """Bytes of each head's rows behind the first `keys`."""
     return np.ascontiguousarray(data.reshape(shape[0], shape[1], -1)[:, keys:])
@@ -340,6 +369,19 @@ class _Block:
     def split_heads(self, name, heads, keys):
         """The matrix as one for each head's keys, transposed, and one for each head's values."""
         return self._catalog.split_heads(f"{self._prefix}{name}.weight", heads, keys)
+
+    @property
+    def path(self):
+        """Of the file."""
+        return self._catalog.gguf.path
+
+    def columns(self, name):
+        """The values of a matrix, column after column, as a Vector."""
+        return self._catalog.columns(f"{self._prefix}{name}.weight")
+
+    def picked(self, name, rows):
+        """Matrices of some rows each, in another order than the file's."""
+        return self._catalog.picked(f"{self._prefix}{name}.weight", rows)
 
     def flat(self, name):
         """The tensor's values as a Vector, or None if the file has none."""

@@ -3,6 +3,7 @@
 Files are read, never mapped: whoever shortens a file that is mapped ends the process that reads there with SIGBUS.
 """
 
+import hashlib
 import logging
 import math
 import os
@@ -21,6 +22,7 @@ __all__ = ["GGUFFile", "Strings", "Tensor"]
 log = logging.getLogger("numainfer")
 _PAGE = os.sysconf("SC_PAGESIZE")
 _BLOCK = 1 << 20  # bytes
+_SAMPLES = 64  # pages of each part's data that `digest` reads
 _SPLIT_NAME = re.compile(r"(?P<stem>.*-)(?P<no>\d{5})(?P<of>-of-)(?P<count>\d{5})(?P<end>\.gguf)", re.DOTALL | re.IGNORECASE)
 
 
@@ -192,6 +194,21 @@ class GGUFFile:
             if [status.st_dev, status.st_ino] == inode and (status.st_size, status.st_mtime_ns) != (size, written):
                 raise CorruptModel(path, f"the file was written to while it was read: it had {size} bytes and has {status.st_size}; "
                                          "wanted no change since it was opened")  # fmt: skip
+
+    def digest(self):
+        """What the model is, wherever it lies: a hexadecimal digest of all headers, of the parts' sizes and of samples of their data.
+
+        Files that differ in other bytes of their data alone have the same one.
+        """
+        found = hashlib.blake2b(digest_size=16)
+        for shard, (part, (_, _, size, *_)) in enumerate(zip(self._parts, self.files)):
+            data = min([tensor.offset for tensor in self.tensors.values() if tensor.shard == shard], default=size)
+            found.update(size.to_bytes(8, "little"))
+            for at in range(0, data, _BLOCK):
+                found.update(part.read(at, min(_BLOCK, data - at), "the header"))
+            for at in sorted({data + (size - data) * i // _SAMPLES for i in range(_SAMPLES)}):
+                found.update(part.read(at, min(_PAGE, size - at), "the data"))
+        return found.hexdigest()
 
     def check_complete(self):
         """Raise CorruptModel if a part's data ends in zeros from some matrix on: a download that did not get there.

@@ -306,10 +306,22 @@ def _named_workers(topology, threads, nodes, cpus):
 
 @dataclass
 class NodePlacement:
-    """One node's share: bytes of weights, and of activations and scratch; share of weight pages found on it (None: not checked).
+    """One node's share of a model.
 
-    ``number`` is the system's; ``pretend`` the index of a pretend node, None for a real one; ``experts`` are those bytes of the weights
-    that are experts', of which a token reads a few.
+    Attributes
+    ----------
+    number : int
+        The system's number of the node.
+    cpus : tuple of int
+        Where its workers run.
+    weights, scratch : int
+        Bytes of weights, and of activations and scratch memory.
+    verified : float or None
+        Share of the weights' pages that was found on the node, 0 to 1; None: not checked.
+    pretend : int or None
+        Index of a pretend node.
+    experts : int
+        Of the weights, the bytes that are experts', of which a token reads a few.
     """
 
     number: int
@@ -346,6 +358,8 @@ class Placement:
         Which CPUs the workers have and why, if others hold some: ``"CPU 1 (0 is held by another model of this process)"``.
     kv_window_bytes : int
         Most KV memory of a sequence's layers with windows.
+    kv_state_bytes : int
+        Most memory of a sequence's recurrent state, checkpoints included.
     kept : str
         Of weights in shared memory: under which name, since when, and why not in huge pages.
     """
@@ -359,11 +373,12 @@ class Placement:
     cpus: str = ""
     kv_window_bytes: int = 0
     kept: str = ""
-    _seen: Any = field(repr=False, default=None)  # of a copy, which looks up nothing any more: KV bytes, huge shares, memory
+    kv_state_bytes: int = 0
+    _seen: Any = field(repr=False, default=None)  # of a copy, which looks up nothing any more: KV bytes, huge shares, memory, prefixes
 
     def __getstate__(self):
         """A copy, here or in another process, says what was so when it was made."""
-        seen = self._seen or (self.kv_bytes(), [self.huge_share(node) for node in self.nodes], self._memory())
+        seen = self._seen or (self.kv_bytes(), [self.huge_share(node) for node in self.nodes], self._memory(), self.prefix_bytes())
         return vars(self) | {"_replicas": None, "_caches": None, "_seen": seen}
 
     @property
@@ -395,6 +410,14 @@ class Placement:
             return dict(found)
         own = self._caches.bytes_by_owner()
         return {} if own is None else {self.nodes[i].label: n for i, n in own.items()}
+
+    def prefix_bytes(self) -> tuple[int, int]:
+        """Bytes of KV cache in which beginnings of sequences are kept for others, part of `kv_bytes` as far as their pages are touched,
+        and the most that may be: ``prefix_cache`` of `load`.  What sequences share that are going on counts too."""
+        if self._seen:
+            return self._seen[3]
+        kept = None if self._caches is None else self._caches.kept
+        return (0, 0) if kept is None else (kept.bytes, kept.most)
 
     def huge_share(self, node: NodePlacement) -> float:
         """Share of a node's weights that lies in huge pages, 0 to 1."""
@@ -477,6 +500,9 @@ class Placement:
         reason = f" ({self.reason})" if self.reason else ""
         sizes = [f"{size(self.kv_bytes_per_token)} per token"] * bool(self.kv_bytes_per_token or not self.kv_window_bytes)
         sizes += [f"at most {size(self.kv_window_bytes)} for windows"] * bool(self.kv_window_bytes)
+        used, most = self.prefix_bytes()
+        sizes[-1:] = [f"{sizes[-1]}, {size(used)} of at most {size(most)} for prefixes"] if most else sizes[-1:]
+        sizes += [f"at most {size(self.kv_state_bytes)} of recurrent state"] * bool(self.kv_state_bytes)
         cpus = f"; {self.cpus}" if self.cpus else ""
         kept = f"; {self.kept}" if self.kept else ""
         return f"{self.policy} on {self.where}{reason}; KV cache {' and '.join(sizes)}{cpus}{kept}"

@@ -64,6 +64,8 @@ class Demand:
         Of the cache.
     kv_bytes_per_token, kv_window_bytes : int
         Of the cache: bytes that each position adds, and most bytes of layers with windows, which forget.
+    kv_state_bytes, state_read : int
+        Of recurrent layers: most bytes of a sequence, and those that a token reads.
     kv_contexts : tuple of (int, int)
         Positions, and bytes of a sequence of so many.
     choices : tuple of (int, int, int)
@@ -86,6 +88,8 @@ class Demand:
     kv_type: str = "f16"
     kv_bytes_per_token: int = 0
     kv_window_bytes: int = 0
+    kv_state_bytes: int = 0
+    state_read: int = 0
     kv_contexts: tuple = ()
     experts: int = 0
     choices: tuple = ()
@@ -101,8 +105,8 @@ class Demand:
         return self.read - chosen + sum(n * (1 - (1 - used / n) ** sequences) * size for n, used, size in self.choices)
 
     def kv_read(self, past):
-        """Bytes of keys and values that a token reads with `past` positions behind it."""
-        return sum(size * min(past, window or past) for size, window, _ in self.kv_layers)
+        """Bytes of keys, values and state that a token reads with `past` positions behind it."""
+        return sum(size * min(past, window or past) for size, window, _ in self.kv_layers) + self.state_read
 
     def to_dict(self):
         """A dict that ``json`` can write."""
@@ -142,7 +146,7 @@ def demand(gguf, n_nodes, n_ctx=None, n_batch=512, kv_type="f16"):
     plan = build(Plan(n_nodes, n_batch, n_ctx, kv_type=kv_type), catalog)
     alone = build(Plan(1, n_batch, n_ctx, kv_type=kv_type), catalog) if n_nodes > 1 else plan
     costs = [op.cost(1) for op in plan.ops]
-    attention = [op.attention for op in plan.ops if op.name == "attend"]
+    attention = (op.attention for op in plan.ops if op.name == "attend")
     types, choices = Counter(), Counter()
     for op in plan.ops:
         for w, n_bytes, _ in op.products(1):
@@ -157,8 +161,8 @@ def demand(gguf, n_nodes, n_ctx=None, n_batch=512, kv_type="f16"):
         macs=sum(cost.macs for cost in costs),
         n_ctx=n_ctx,
         kv_bytes=plan.kv_bytes,
-        kv_layers=tuple((layer.position_bytes, layer.window, a["heads"] * (a["ev"] + 16) * 4)
-                        for layer, a in zip(plan.kv.layers, attention, strict=True)),
+        kv_layers=tuple((layer.position_bytes, 0 if layer.indexes else layer.window or layer.chosen,
+                         0 if layer.indexes else (a := next(attention))["heads"] * (a["ev"] + 16) * 4) for layer in plan.kv.layers),
         activations=sum(plan.arena_bytes),
         exchange=sum(cost.exchanged for cost in costs),
         node_barriers=node,
@@ -168,6 +172,8 @@ def demand(gguf, n_nodes, n_ctx=None, n_batch=512, kv_type="f16"):
         kv_type=kv_type,
         kv_bytes_per_token=plan.kv.bytes_per_token,
         kv_window_bytes=plan.kv.window_bytes(n_ctx),
+        kv_state_bytes=plan.kv.states.bytes(n_ctx),
+        state_read=plan.kv.states.read_bytes,
         kv_contexts=tuple((n, plan.kv.bytes(n)) for n in sorted({*(n for n in _CONTEXTS if n < n_ctx), n_ctx})),
         experts=sum(w.packed_bytes for w in plan.experts),
         choices=tuple((*who, size) for who, size in choices.items()),
@@ -371,6 +377,7 @@ def report(demand, machine, forecasts):
     if limits:
         lines.append(limits + ("" if one or machine.limits.memory is None else ", for all nodes together"))
     windows = f" and at most {short_bytes(demand.kv_window_bytes)} for windows" if demand.kv_window_bytes else ""
+    windows += f" and at most {short_bytes(demand.kv_state_bytes)} of recurrent state" if demand.kv_state_bytes else ""
     lines.append(f"KV in {demand.kv_type}: one sequence, {short_bytes(demand.kv_bytes_per_token)} per token{windows}"
                  + ("" if one else ", spread over the nodes; in throughput mode each lies whole on one"))
     if len(demand.kv_contexts) > 1:

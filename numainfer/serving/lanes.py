@@ -176,9 +176,9 @@ class LaneLoop:
             return False
 
     def _listen(self, wait=True):
-        self._loop.sort_in(wait)
-        while self._bell.qsize():
+        while self._bell.qsize():  # first: who puts a request there rings afterwards, and is heard at the latest next time
             self._heard(self._bell.get())
+        self._loop.sort_in(wait)
 
     def _heard(self, request):
         if request is None or request.ended:
@@ -219,7 +219,6 @@ class LaneLoop:
         except Exception as e:
             request.end(e)
         else:
-            # Prefixes.attach: here, where `at` and `cached` may become more than 0.
             self._reading.append(request)
 
     # ---- a step ------------------------------------------------------------------------------------------------------
@@ -248,10 +247,16 @@ class LaneLoop:
             for s in reading:
                 if room <= 0:
                     break
+                if not s.begun and not self._begins(s):
+                    continue
                 ids, n_wanted = s.next_ids(room)
                 batch.append((s, ids, n_wanted))
                 room -= len(ids)
         return batch
+
+    def _begins(self, s):
+        """`Request.begins` with those before it."""
+        return s.begins(self.lane.nodes, [*self._answering, *self._reading[: self._reading.index(s)]])
 
     def _speculate(self, answering, most):
         """Let tokens be proposed for answers, in a step of at most so many rows: not in one that reads prompts, for who waits for that
@@ -352,7 +357,6 @@ class LaneLoop:
         for s, ids, _ in batch:
             if not s.ended:
                 s.computed(len(ids) - (len(s.proposal) if isinstance(s, Answer) else 0), now - start)
-        # Prefixes.offer: here, of those whose ids are all computed now.
         for s, n_wanted, _ in parts:
             if not s.ended and not isinstance(s, Answer):
                 s.came(out[n_answers : n_answers + n_wanted].copy())

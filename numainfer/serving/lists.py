@@ -42,20 +42,21 @@ def generate_list(runtime, n, prompt_of, params, mode, progress, on_interrupt, s
     Returns
     -------
     Completions
+        All answers to a prompt before those to the next.
     """
     _check_lanes(runtime, mode)
     params = _params_each(runtime, params, n, sampling)
-    run = _Run(runtime, [(prompt_of, i, own) for i, own in enumerate(params)], mode)
+    run = _Run(runtime, [(prompt_of, i, each) for i, own in enumerate(params) for each in own.each()], mode)
     with progress_bar(progress, "Generating", unit="prompts") as report:
         run.run(report)
     results = run.results()
     failed = [(i, done.error) for i, done in enumerate(results) if done.error is not None]
     if failed:
         i, error = failed[0]
-        log.warning("%d of %d prompts failed; the first is %d: %s", len(failed), n, i, error)
+        log.warning("%d of %d prompts failed; the first is %d: %s", len(failed), len(results), i, error)
     if run.interrupted:
         lost = sum(done.finish_reason == "cancelled" for done in results)
-        says = f"interrupted: {lost} of {counted(n, 'prompt')} {'was' if lost == 1 else 'were'} cancelled"
+        says = f"interrupted: {lost} of {counted(len(results), 'prompt' if len(results) == n else 'answer')} {'was' if lost == 1 else 'were'} cancelled"
         if on_interrupt == "raise":
             raise Interrupted(says, results)
         warnings.warn(says, CancelledWarning, stacklevel=3)
@@ -107,7 +108,7 @@ class _Run:
         for prompt_of, i, own in prompts:
             try:
                 ids, reader = prompt_of(i)
-                notify = functools.partial(self._news.put, i)
+                notify = functools.partial(self._news.put, len(self._all))
                 self._all.append(Answer(runtime, ids, own, reader=reader, prepare=False, notify=notify, mode=mode))
             except (TypeError, ValueError) as e:
                 logprobs = None if own.logprobs is None else Logprobs()

@@ -205,20 +205,22 @@ class Loop:
         """Whether a lane may take a request now: others may deserve it more, or there is no room for it."""
         if not lane.n_active:
             self._budgets.pop(lane, None)
-            return True
-        if name != "latency" and not lane.whole:
+        elif name != "latency" and not lane.whole:
             # Its part of all that is not finished, so that the fastest lane does not take them all.
             unfinished = self.n_waiting - len(self._waiting["latency"]) + sum(other.n_active for other in self._of_nodes)
             if lane.n_active >= lane.lane.n_workers / sum(other.lane.n_workers for other in self._of_nodes) * unfinished:
                 return False
-        # Prefixes.reclaim: here, where what they hold is in the way.
         own = [(r, n) for r, n in list(self._reserved.items()) if r.lane is lane]
         now = time.monotonic()
         when, budget = self._budgets.get(lane, (0.0, 0))
         if now - when > _LOOKED_UP:
-            budget = kv_budget(runtime, lane.lane) + sum(r.held_bytes for r, _ in own)
-            self._budgets[lane] = now, budget
-        return request.n_bytes + sum(n for _, n in own) <= budget
+            when, budget = now, kv_budget(runtime, lane.lane) + sum(r.held_bytes for r, _ in own)
+        short = request.n_bytes + sum(n for _, n in own) - budget
+        if short > 0:
+            freed = runtime.prefixes.reclaim(short, lane.lane.nodes)
+            short, budget = short - freed, budget + freed
+        self._budgets[lane] = when, budget
+        return short <= 0 or not lane.n_active
 
     def _choose_mode(self, runtime):
         """Where those go that leave it to us: "latency" or "throughput". Under the lock."""

@@ -12,9 +12,10 @@ import queue
 import threading
 import time
 import weakref
-from _thread import allocate_lock
+from _thread import allocate_lock, get_ident
 
 from .generation import Clock, Generation
+from .prefix import LEAST, in_common
 from .speculation import AT_ONCE, MOST, make_proposer
 from ..results import Completion, Logprobs, Timings, Usage
 
@@ -65,7 +66,7 @@ class Request:
     sequence : Sequence, optional
         Whose cache is used and kept; by default a cache ends with the request.
     reuse : bool
-        Whether what the sequence has computed counts.
+        Whether what was computed before counts, for the sequence or for others.
     notify : callable, optional
         ``notify()`` is called after each step that brought something new, if somebody takes it piece by piece, and when the request has
         ended (then ``ended`` is already true). It is called in the thread of the loop, or in the one that ends the request, between two
@@ -79,6 +80,8 @@ class Request:
         Positions that are computed.
     cached : int
         Of those, how many were there before.
+    begun : bool
+        Steps compute it, and it does not wait for another's prompt any more.
     ended : bool
         Nothing more will come.
     error : BaseException or None
@@ -111,6 +114,7 @@ class Request:
             notify = functools.partial(self._news.put, True)  # it does not hold the request, so that one whose owner is gone goes too
         self._notify = notify
         self.cached = self.at = sequence.begin(ids, self, reuse) if sequence is not None else 0
+        self.begun, self._behind = not reuse, None
         self.most, self.label = most, None
         self.n_bytes = runtime.engine.plan.kv.bytes(most)
 
@@ -183,11 +187,42 @@ class Request:
         """Bytes of KV memory that it has, about."""
         return self.runtime.engine.plan.kv.bytes(self.at) if self.at else 0
 
+    def begins(self, nodes, before):
+        """Whether steps may compute it, from what is known of its beginning on; not while one before it computes more of that.
+
+        Parameters
+        ----------
+        nodes : list of int
+            The lane's.
+        before : list of Request
+            That the lane computes and that came before it.
+        """
+        if self._behind is not None:
+            other, n = self._behind
+            if other.at < n and not (other.ended or other.paused):
+                return False
+        prefixes, most = self.runtime.prefixes, len(self.ids) - 1
+        others = [(other.cache, other.ids, other.at) for other in before if other.at and not other.ended]
+        least, self._behind = max(prefixes.known(self.ids, nodes, others), self.at) + LEAST, None
+        for other in before:
+            # One whose steps are of the other kind may have to wait for these.
+            if other.reading and other.hidden == self.hidden and not (other.ended or other.paused):
+                n = min(in_common(other.ids, self.ids), most)
+                if n >= least and n > other.at:
+                    self._behind, least = (other, n), n + 1
+        if self._behind is None:
+            self.at = self.cached = prefixes.attach(self.cache, self.ids, nodes, others, self.at)
+            self.begun = True
+        return self.begun
+
     def computed(self, n, seconds):
         """n more positions are in the cache, after a step of so many seconds."""
+        was_reading = self.reading
         self.at += n
         if self.sequence is not None:
             self.sequence.grown(self)
+        if was_reading and not self.reading:
+            self.runtime.prefixes.offer(self.cache, self.ids, self.at)
 
     def told(self):
         """Something is new."""
@@ -203,6 +238,8 @@ class Request:
         try:
             self.error, self.broken = error, broken
             self._settle()
+            if self.cache is not None and not broken and self.lane.ident == get_ident():
+                self.runtime.prefixes.offer(self.cache, self._computed_ids(), self.at)
         finally:
             cache, self.cache = self.cache, None
             if self.sequence is None and cache is not None:
@@ -217,6 +254,10 @@ class Request:
         if self.sequence is not None:
             self.sequence.ended(self, self.ids.tolist())
 
+    def _computed_ids(self):
+        """Of the positions that are computed."""
+        return self.ids[: self.at]
+
 
 class Answer(Request):
     """A prompt that is to be continued.
@@ -226,6 +267,7 @@ class Answer(Request):
     runtime, ids, sequence, reuse, notify, mode :
         As for `Request`.
     params : SamplingParams
+        Of one answer.
     reader : Reader or None
         Of a chat's answer: takes thinking and calls of tools out of the text.
     ahead : int or None
@@ -242,6 +284,8 @@ class Answer(Request):
     """
 
     def __init__(self, runtime, ids, params, *, reader=None, ahead=None, prepare=True, **options):
+        if params.n > 1:
+            raise ValueError(f"n = {params.n}: a stream and a session have one answer each; generate and chat of a model give several")
         self.params, self.clock, self.generation = params, Clock(mode=None), None
         self._reader, self._ahead, self._asked, self.taken = reader, ahead, 0, 0.0
         self._room = runtime.n_ctx - len(ids) + 1  # the last token needs no place: it is never fed back
@@ -387,6 +431,10 @@ class Answer(Request):
         if self.sequence is not None:
             self.sequence.ended(self, [*self.ids.tolist(), *(self.generation.token_ids if self.generation is not None else ())])
 
+    def _computed_ids(self):
+        n = len(self.ids)
+        return self.ids[: self.at] if self.at <= n else [*self.ids.tolist(), *self.fed(n, self.at)]
+
 
 def _unwanted(answer):
     """Whether nobody wants an answer any more, or nobody can have it."""
@@ -398,17 +446,17 @@ class Rows(Request):
 
     Parameters
     ----------
-    runtime, ids, sequence, reuse, notify :
+    runtime, ids, sequence, notify :
         As for `Request`.
     all : bool
-        Of each position, in parts that `take` gives in order; else of the last.
+        Of each position, in parts that `take` gives in order, and so all are computed; else of the last.
     hidden : bool
     """
 
     def __init__(self, runtime, ids, *, all=False, hidden=False, **options):
         self.hidden, self._all, self._parts = hidden, all, collections.deque()
         self._size = max(_OUT_BYTES // (4 * (runtime.n_embd if hidden else runtime.n_vocab)), 1) if all else runtime.n_batch
-        super().__init__(runtime, ids, len(ids), mode="latency", **options)
+        super().__init__(runtime, ids, len(ids), mode="latency", reuse=not all, **options)
 
     # ---- for the caller ----------------------------------------------------------------------------------------------
 

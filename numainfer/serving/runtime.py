@@ -7,6 +7,7 @@ from typing import NoReturn
 from .._core import Cancelled, Turns
 from ..errors import ForkedProcess, ModelClosed
 from .loop import Loop
+from .prefix import Prefixes
 
 
 _living = weakref.WeakValueDictionary()  # every Runtime, by its id
@@ -39,6 +40,8 @@ class Runtime:
         What a step takes in each mode; the loop measures it once.
     loop : Loop
         Of all requests.
+    prefixes : Prefixes
+        What is remembered of sequences.
     """
 
     def __init__(self, engine, tokenizer, name, chat_sampling=None):
@@ -48,7 +51,7 @@ class Runtime:
         self.step_seconds = None
         self.tokenizer, self.name, self.chat_sampling = tokenizer, name, chat_sampling or {}
         self.n_ctx, self.n_batch, self.n_vocab, self.n_embd = engine.n_ctx, engine.n_batch, engine.n_vocab, engine.n_embd
-        self.loop = Loop(self)
+        self.loop, self.prefixes = Loop(self), engine.caches.kept or Prefixes(engine.caches, 0)
         self._engine = engine  # what Ctrl-C leaves half made before has nothing to close
         self._let_others_rest()
 

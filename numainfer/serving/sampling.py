@@ -72,6 +72,10 @@ class SamplingParams:
         llguidance's kind of Lark. End tokens come only where the form may end, and an answer that is whole and that nothing can
         follow ends at once, whatever ``min_tokens`` and ``ignore_eos`` say, with finish_reason "stop". All else keeps its
         meaning: ``max_tokens`` may cut the answer short. Needs ``pip install 'numainfer[grammar]'``.
+    n : int
+        Answers to each prompt, 1 to 1024; the prompt is computed once. More than one makes ``generate`` and ``chat`` return Completions,
+        for a list all of its first prompt's before those of the second. With a seed answer i has the seed ``(seed + i) % 2**64``, so
+        the first is that of ``n=1``.
     speculate : "prompt", Model or None
         Tokens are proposed as those that may come next, and one step checks several. "prompt": what followed the last
         tokens where they stood before, in the prompt or in the answer. A Model, much smaller and of the same vocabulary:
@@ -106,6 +110,7 @@ class SamplingParams:
     regex: str | None = None
     choice: Sequence[str] | None = None
     grammar: str | None = None
+    n: int = 1
     speculate: Literal["prompt"] | Drafts | None = None
 
     def __post_init__(self) -> None:
@@ -132,6 +137,7 @@ class SamplingParams:
         put("regex", source_text)
         put("choice", choices)
         put("grammar", source_text)
+        put("n", integer, 1, 1024)
         put("speculate", _speculation)
         form_of(self)
         for name in ("top_p", "repetition_penalty"):
@@ -158,7 +164,7 @@ class SamplingParams:
         return looks.facts("SamplingParams" if changed else "SamplingParams: the defaults", changed)
 
     def replace(self, **changes: Unpack[SamplingOptions]) -> "SamplingParams":
-        """A copy with these parameters changed, checked again.
+        """A copy with these ``changes``, checked again.
 
         Returns
         -------
@@ -166,6 +172,19 @@ class SamplingParams:
         """
         check_sampling(changes)
         return dataclasses.replace(self, **changes)
+
+
+    def each(self) -> list["SamplingParams"]:
+        """The parameters of each of the ``n`` answers, whose own n is 1.
+
+        Returns
+        -------
+        list of SamplingParams
+        """
+        if self.n == 1:
+            return [self]
+        seeds = [None if self.seed is None else (self.seed + i) % 2**64 for i in range(self.n)]
+        return [dataclasses.replace(self, n=1, seed=seed) for seed in seeds]
 
 
 _generated_init = SamplingParams.__init__
@@ -279,7 +298,8 @@ _ELSEWHERE = {
     "system_prompt": 'a message {"role": "system", "content": ...} before the others',
     "do_sample": "temperature above 0 samples, 0 is greedy",
     "num_beams": "there is no beam search",
-    "best_of": "there is no best_of: call generate with a list of the same prompt and different seeds",
+    "num_return_sequences": "n",
+    "best_of": "there is no best_of: n=4 gives four answers, and with logprobs=0 the log-probabilities to choose by",
 }
 
 

@@ -78,6 +78,10 @@ class ChatTemplate:
             return False
         return mark in text and f"'{mark}'" not in text and f'"{mark}"' not in text
 
+    def names_role(self, role):
+        """Whether a role is a usual one, or one that the template names."""
+        return role in ROLES or f"'{role}'" in self._source or f'"{role}"' in self._source
+
     def render(self, messages, *, tools=None, add_generation_prompt=True, **variables):
         """The text of a conversation.
 
@@ -139,7 +143,7 @@ class ChatTemplate:
     def _check_roles(self, messages):
         for i, message in enumerate(messages):
             role = message["role"]
-            if role in ROLES or f"'{role}'" in self._source or f'"{role}"' in self._source:
+            if self.names_role(role):
                 continue
             near = nearest(str(role), ROLES)
             if near:

@@ -145,7 +145,12 @@ class Tokenizer:
 
     @classmethod
     def from_gguf(cls, path: str | os.PathLike[str]) -> Tokenizer:
-        """The tokenizer of a GGUF file; see the class for what it raises."""
+        """The tokenizer of a GGUF file, whose ``path`` is given; it raises what the class does.
+
+        Returns
+        -------
+        Tokenizer
+        """
         from ..gguf.file import GGUFFile
 
         with GGUFFile(path) as file:
@@ -269,11 +274,21 @@ class Tokenizer:
     # Ids to text
 
     def token_text(self, token_id: int) -> str:
-        """The token as the vocabulary spells it (``Ġthe``, ``▁the``, ``<0x0A>``)."""
+        """The token ``token_id`` as the vocabulary spells it (``Ġthe``, ``▁the``, ``<0x0A>``).
+
+        Returns
+        -------
+        str
+        """
         return self._vocab.tokens[self._check(token_id)]
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes that a token stands for; of special tokens, their text's."""
+        """The bytes that the token ``token_id`` stands for; of special tokens, their text's.
+
+        Returns
+        -------
+        bytes
+        """
         i = self._check(token_id)
         known = self._bytes[i]
         if known is None:
@@ -459,7 +474,12 @@ class TokenDecoder:
         self._at_start = after is None or tokenizer._check(after) in tokenizer._special
 
     def put(self, token_id: int) -> str:
-        """Text that became complete with this token; often the empty string."""
+        """Text that became complete with the token ``token_id``; often the empty string.
+
+        Returns
+        -------
+        str
+        """
         piece = self._tokenizer.token_bytes(token_id)
         if token_id in self._tokenizer._special:
             self._at_start = True

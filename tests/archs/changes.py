@@ -414,7 +414,8 @@ def further(t):
             return []
         n.kv |= {"nextn_predict_layers": 1, "block_count": blocks + 1}
         if label == "with tensors":
-            n.tensors += [[f"blk.{blocks}.{name}", list(shape), kind] for name, shape, kind in layer_of(n, blocks - 1)]
+            last = max((i for i in range(blocks) if n.shape(f"blk.{i}.attn_output.weight")), default=blocks - 1)  # it has attention
+            n.tensors += [[f"blk.{blocks}.{name}", list(shape), kind] for name, shape, kind in layer_of(n, last)]
             n.tensors += [[f"blk.{blocks}.nextn.eh_proj.weight", [2 * d, d], "F32"]]
             n.tensors += [[f"blk.{blocks}.nextn.{name}.weight", [d], "F32"] for name in ("enorm", "hnorm", "shared_head_norm")]
         found.append((label, n))
@@ -500,3 +501,68 @@ def old_latent(t):
     for i in range(n.kv["block_count"]):
         n.add(f"blk.{i}.attn_kv_b.weight", [rank, n.heads * (key - rot + value)])
     return [("one piece", n)]
+
+
+def _delta_sizes(kv):
+    """(keys of all heads, values of all heads) of layers with gated delta nets."""
+    return kv["ssm.group_count"] * kv["ssm.state_size"], kv["ssm.inner_size"]
+
+
+@case
+def old_delta(t):
+    """One tensor of all that a gated delta net reads, as the first files of Qwen3-Next had it."""
+    n = Template(t)
+    if n.arch != "qwen3next":
+        return []
+    keys, values = _delta_sizes(n.kv)
+    for i in range(n.kv["block_count"]):
+        if n.shape(f"blk.{i}.attn_gate.weight"):
+            n.drop(rf"^blk\.{i}\.attn_(qkv|gate)\.")
+            n.add(f"blk.{i}.ssm_in.weight", [n.kv["embedding_length"], 2 * keys + 2 * values])
+    return [("one tensor", n)]
+
+
+@case
+def delta_heads(t):
+    """Other numbers and widths of the heads of gated delta nets, and another convolution."""
+    found = []
+    for heads, groups, state, taps in ((4, 4, 32, 4), (6, 3, 24, 3), (8, 1, 16, 2), (2, 2, 20, 5)):
+        n = Template(t)
+        if "ssm.time_step_rank" not in n.kv:
+            return []
+        d = n.kv["embedding_length"]
+        n.kv |= {"ssm.time_step_rank": heads, "ssm.group_count": groups, "ssm.state_size": state, "ssm.inner_size": heads * state,
+                 "ssm.conv_kernel": taps}  # fmt: skip
+        keys, values = _delta_sizes(n.kv)
+        for i in range(n.kv["block_count"]):
+            if not n.shape(f"blk.{i}.ssm_norm.weight"):
+                continue
+            for name, shape in {"attn_qkv.weight": [d, 2 * keys + values], "attn_gate.weight": [d, values], "ssm_norm.weight": [state],
+                                "ssm_conv1d.weight": [taps, 2 * keys + values], "ssm_dt.bias": [heads], "ssm_a": [heads],
+                                "ssm_ba.weight": [d, 2 * heads], "ssm_beta.weight": [d, heads], "ssm_alpha.weight": [d, heads],
+                                "ssm_out.weight": [values, d]}.items():  # fmt: skip
+                n.reshape(rf"blk\.{i}\.{name}".replace(".weight", r"\.weight"), lambda _, shape=shape: list(shape))
+        found.append((f"{heads} over {groups} of {state}, {taps} taps", n))
+    return found
+
+
+@case
+def delta_layers(t):
+    """Which layers are recurrent: every second, all, and by a list of flags."""
+    found = []
+    if "ssm.time_step_rank" not in t["kv"]:
+        return []
+    blocks = t["kv"]["block_count"]
+    for label, flags in (("every second", [i % 2 == 0 for i in range(blocks)]), ("all but the first", [i > 0 for i in range(blocks)]),
+                         ("by a list", [i % 3 != 1 for i in range(blocks)])):  # fmt: skip
+        n, plain = Template(t), Template(t)
+        mixed, full = layer_of(plain, 0), layer_of(plain, 3)
+        for i in range(blocks):
+            n.drop(rf"^blk\.{i}\.")
+            n.tensors += [[f"blk.{i}.{name}", list(shape), kind] for name, shape, kind in (mixed if flags[i] else full)]
+        if label == "every second":
+            n.kv["full_attention_interval"] = 2
+        else:
+            n.kv["attention.recurrent_layers"] = flags
+        found.append((label, n))
+    return found

@@ -52,6 +52,15 @@ MODELS = {
     "granite-shortrope": ("granite", "long_rope", "original 600"),
     "grok-heads": ("grok", "heads", "4 over 1"),
     "llama4-pieces": ("llama4", "long_context", "16640"),
+    "qwen3next-old": ("qwen3next", "old_delta", "one tensor"),
+    "qwen3next-6-over-3": ("qwen3next", "delta_heads", "6 over 3 of 24, 3 taps"),
+    "qwen3next-8-over-1": ("qwen3next", "delta_heads", "8 over 1 of 16, 2 taps"),
+    "qwen3next-further": ("qwen3next", "further", "with tensors"),
+    "qwen35-6-over-3": ("qwen35", "delta_heads", "6 over 3 of 24, 3 taps"),
+    "qwen35-every-second": ("qwen35", "delta_layers", "every second"),
+    "qwen35-further": ("qwen35", "further", "with tensors"),
+    "qwen35moe-by-a-list": ("qwen35moe", "delta_layers", "by a list"),
+    "qwen35moe-further": ("qwen35moe", "further", "with tensors"),
     "minicpm3-short": ("minicpm3", "ends", "rope.scaling.original_context_length = 600"),
 }
 

@@ -425,6 +425,34 @@ static void check_attention(const ni_kernels *table) {
     printf("%s attention %zu\n", table->name, count);
 }
 
+static void check_recurrence(const ni_kernels *table) {
+    enum { ROWS = 24, MOST_BLOCKS = 6, TOKENS = 5 };
+    static float state_[MOST_BLOCKS * ROWS * 16], q[TOKENS * ROWS], k[TOKENS * ROWS], kd[TOKENS * ROWS], decay[TOKENS * ROWS], beta[TOKENS],
+        v[TOKENS * MOST_BLOCKS * 16];
+    size_t count = 0;
+    for (int i = 0; i < 8 * MOST_BLOCKS; i++) {
+        const int64_t blocks = 1 + i % MOST_BLOCKS, columns = 16 * blocks;
+        floats(state_, blocks * ROWS * 16, 2), floats(q, TOKENS * ROWS, 1), floats(k, TOKENS * ROWS, 1), floats(kd, TOKENS * ROWS, 1);
+        floats(decay, TOKENS * ROWS, 1), floats(beta, TOKENS, 1), floats(v, TOKENS * columns, 2);
+        ni_recurrence r = {.rows = ROWS, .blocks = blocks, .n_tokens = i % 3 ? TOKENS : 1, .wide = i / MOST_BLOCKS % 2, .q = q, .k = k, .kd = kd,
+                           .decay = decay, .beta = i / MOST_BLOCKS % 4 > 1 ? beta : NULL, .v = v, .v_stride = columns, .out_stride = columns};
+        static float to[MOST_BLOCKS * ROWS * 16], out[TOKENS * MOST_BLOCKS * 16];
+        BOTH("recur out", float, r.n_tokens * columns, r.out = OUT; V->recur(state_, to, &r));
+        BOTH("recur state", float, ROWS * 16, r.out = out; V->recur(state_, to, &r);
+             memcpy(OUT, to + (blocks - 1) * ROWS * 16, ROWS * 16 * sizeof *to));
+    }
+    for (int n = 1; n < 200; n += 13) {
+        const float *x[4] = {v, v + n, q, k};
+        floats(v, 480, 3), floats(q, TOKENS * ROWS, 2), floats(state_, 4 * 200, 1);
+        const int m = n < TOKENS * ROWS ? n : TOKENS * ROWS;
+        for (int how = 0; how < 4; how++)
+            BOTH("short_conv", float, m, V->short_conv(x, 2 + how % 3, state_, 200, how % 2 ? state_ + 7 : NULL, how / 2, m, OUT));
+        floats(state_, n, 30);
+        BOTH("softplus", float, n, V->softplus(state_, n, OUT));
+    }
+    printf("%s recurrence %zu\n", table->name, count);
+}
+
 /* "NAME empty SLOT TYPE ...": the types for which the file of a table leaves a slot empty, if any; a line for each slot. */
 static void say_empty(const ni_own_kernels *own) {
     static const char *const slots[] = {"dot", "unpack", "gather", "gemm"};
@@ -458,6 +486,7 @@ int main(void) {
         check_rope(table);
         check_storing(table);
         check_attention(table);
+        check_recurrence(table);
     }
     printf("scalar %016llx\n", (unsigned long long)hash);
     return 0;

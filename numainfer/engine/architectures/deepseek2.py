@@ -17,8 +17,12 @@ HEEDS = (*MIXTURE, "attention.temperature_scale")
 GLM_FLASH = {"layers": (47, 48), "vocabulary": 154880}  # whose first files have no expert_gating_func
 
 
-def build(p, weights, gating="softmax"):
-    """Append DeepSeek's forward pass to plan `p`; `gating` is what files without the key mean."""
+def build(p, weights, gating="softmax", indexer=None):
+    """Append DeepSeek's forward pass to plan `p`.
+
+    gating : what files without the key mean.
+    indexer : of DeepSeek V3.2; None where every position is attended to.
+    """
     c = Hyperparameters(weights.gguf)
     c.check_neutral(*HEEDS)
     eps = c.rms_eps()
@@ -30,7 +34,7 @@ def build(p, weights, gating="softmax"):
         experts = replace(experts, group_best=1)  # DeepSeek V2, whose groups count as their best expert does
     rope, x = rotary(c, p, weights, a), Residual(p, p.embed(table), eps)
     for i, w in enumerate(blocks):
-        x.add(attention(p, x.norm(w.attn_norm), w, a, rope, c))
+        x.add(attention(p, x.norm(w.attn_norm), w, a, rope, c, indexer=indexer))
         x.add(network(p, x.norm(w.ffn_norm), w, experts, i))
     end(p, weights, x)
 
@@ -73,7 +77,7 @@ def rotary(c, p, weights, a):
     return p.rope_table(weights.constant("latent rope", frequencies))
 
 
-def attention(p, h, w, a, rope, c, scale=1.0):
+def attention(p, h, w, a, rope, c, scale=1.0, indexer=None):
     """W_o of what each head attends to in the latent rows, times its W_v."""
     heads, rotated, rank = a.heads, a.rope_dim, a.value_length
     plain = key_length(c) - rotated
@@ -84,11 +88,13 @@ def attention(p, h, w, a, rope, c, scale=1.0):
             raise CorruptModel(c.gguf.path, f"{matrix.name} has {found} matrices, wanted {heads}, one per head")
     if w.get("attn_q_a"):
         q, latent, turned = p.matmul(h, w.attn_q_a, *w.rows("attn_kv_a_mqa", rank, rotated))
-        q = p.matmul(p.normed(q, w.attn_q_a_norm, a.eps), w.attn_q_b)
+        q_low = p.normed(q, w.attn_q_a_norm, a.eps)
+        q = p.matmul(q_low, w.attn_q_b)
     else:
         q, latent, turned = p.matmul(h, w.attn_q, *w.rows("attn_kv_a_mqa", rank, rotated))
     q_latent = p.matmul_grouped(p.join(heads, (q, 0, plain), apart=True), None, of_keys)
     latent = p.normed(latent, w.attn_kv_a_norm, a.eps)
+    chosen = indexer.choose(p, h, q_low, w, rope) if indexer else None
     q, k = p.join(heads, (q_latent, 0, rank), (q, plain, rotated)), p.join(1, (latent, 0, rank), (turned, 0, rotated))
-    o = p.matmul_grouped(p.join(heads, (p.attend(q, k, None, a, rope), 0, rank), apart=True), None, of_values)
+    o = p.matmul_grouped(p.join(heads, (p.attend(q, k, None, a, rope, chosen=chosen), 0, rank), apart=True), None, of_values)
     return p.matmul(p.join(heads, (o, 0, o.width)), w.attn_output, scale=scale)

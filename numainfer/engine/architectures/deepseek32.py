@@ -1,19 +1,59 @@
 """DeepSeek V3.2 (arXiv:2512.02556): DeepSeek V3's layers, with an indexer that chooses which positions are attended to.
 
-While a context is at most as long as what it chooses, it chooses all: such contexts are supported, without the indexer.
+The indexer is a small attention of its own, whose heads share one key per position and have no values: a position is worth the sum of
+relu(q . k) of the heads, times weights that come of the token.  While a context is at most as long as what it chooses, it chooses all: such
+contexts do without it, and without its keys.  The published code turns queries and keys by a Hadamard matrix first, for the sake of 8-bit
+floats; that changes no product.
 """
 
-from ...errors import UnsupportedModel
+import math
+
+from ...errors import CorruptModel
+from ..ops import Attention
 from . import deepseek2
 from .blocks import Hyperparameters
 
+EPS = 1e-6  # of the LayerNorm of the indexer's keys
 
-def build(p, weights, gating="softmax"):
-    """Append DeepSeek V3.2's forward pass to plan `p`."""
+
+def build(p, weights, gating="softmax", neox=True, own=None):
+    """Append DeepSeek V3.2's forward pass to plan `p`.
+
+    gating : what files without the key mean.
+    neox : how the indexer's heads are rotated.
+    own : whether each layer has an indexer of its own, or chooses as the layer before it; None: all have.
+    """
     c = Hyperparameters(weights.gguf)
-    most = c.int("attention.indexer.top_k", high=1 << 32)
-    if p.n_ctx > most:
-        detail = "Beyond, the model chooses what it attends to, which numainfer does not; pass a smaller n_ctx"
-        raise UnsupportedModel("n_ctx", p.n_ctx, [f"up to {c.prefix}attention.indexer.top_k = {most}"], detail)
-    weights.skip([f"blk.{i}.indexer." for i in range(c.int("block_count", high=4096))])
-    deepseek2.build(p, weights, gating)
+    n = c.int("block_count", high=4096)
+    most = c.int("attention.indexer.top_k", high=(1 << 31) - 1)
+    own = own or [True] * n
+    without = [i for i in range(n) if p.n_ctx <= most or not own[i]]
+    weights.skip([f"blk.{i}.indexer." for i in without])
+    deepseek2.build(p, weights, gating, Indexer(c, most, neox, own) if p.n_ctx > most else None)
+
+
+class Indexer:
+    """What layers attend to."""
+
+    def __init__(self, c, most, neox, own):
+        self.c, self.most, self.own, self.last = c, most, own, None
+        heads, width = c.int("attention.indexer.head_count", high=4096), c.int("attention.indexer.key_length", high=65536)
+        rotated = c.int("rope.dimension_count", high=65536)
+        if rotated > width:
+            c.refuse("attention.indexer.key_length", width, f"at least {c.prefix}rope.dimension_count = {rotated}")
+        self.shape = Attention(heads, 1, width, 0, rotated, neox, scale=1 / math.sqrt(heads * width), eps=EPS)
+
+    def choose(self, p, h, q_low, w, rope):
+        """The positions that layer w's tokens attend to, by its input h (T, D) and its queries before W_q_b (T, rank)."""
+        if not self.own[w.index]:
+            return self.last
+        names = [f"indexer.{name}" for name in ("attn_q_b", "attn_k", "proj", "k_norm")]
+        of_queries, of_keys, of_weights, norm = (getattr(w, name) for name in names)
+        for matrix, n in ((of_queries, self.shape.heads * self.shape.key_length), (of_keys, self.shape.key_length),
+                          (of_weights, self.shape.heads)):  # fmt: skip
+            if matrix.n != n:
+                raise CorruptModel(self.c.gguf.path, f"{matrix.name} has {matrix.n} rows, wanted {n}, by {self.c.prefix}attention.indexer")
+        q = p.matmul(q_low, of_queries)
+        k, weights = p.matmul(h, of_keys, of_weights)
+        self.last = p.index(q, p.layer_normed(k, norm, EPS), weights, self.shape, self.most, rope)
+        return self.last

@@ -49,9 +49,9 @@ class Experts:
 
 
 def shared_expert(p, h, w, activation="silu", **how):
-    """What every token adds to what its chosen experts say."""
+    """What every token adds to what its chosen experts say: a function that ends it, so that `mixture` can have one barrier for both."""
     gate, up = p.matmul(h, w.ffn_gate_shexp, w.ffn_up_shexp)
-    return p.matmul(p.gated(gate, up, activation, **how), w.ffn_down_shexp)
+    return lambda: p.matmul(p.gated(gate, up, activation, **how), w.ffn_down_shexp)
 
 
 def mixture(p, h, w, e, shared=None, gate=None, scale=1.0, **how):
@@ -64,7 +64,9 @@ def mixture(p, h, w, e, shared=None, gate=None, scale=1.0, **how):
     w : _Block
         Tensors of the layer; gate and up may be one tensor, ``ffn_gate_up_exps``.
     e : Experts
-    shared, gate : Tensor, optional
+    shared : callable, optional
+        As `shared_expert` returns it.
+    gate : Tensor, optional
     scale : float
         Factor on all of it.
     how : dict
@@ -75,4 +77,5 @@ def mixture(p, h, w, e, shared=None, gate=None, scale=1.0, **how):
     ids, weights = e.route(p, h, w, [*into, out])
     pair = p.matmul_grouped(h, ids, *into)
     a = p.gated(*([pair, None] if fused else pair), **({"activation": "silu"} | how))
-    return p.mix(p.matmul_grouped(a, ids, out), weights, also=shared, gate=gate, scale=scale)
+    also = shared and shared()
+    return p.mix(p.matmul_grouped(a, ids, out), weights, also=also, gate=gate, scale=scale)

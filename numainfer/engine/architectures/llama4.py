@@ -42,4 +42,4 @@ def mixture(p, h, w, e):
     ids, weights = e.route(p, h, w, [*into, w.ffn_down_exps])
     pair = p.matmul_grouped(p.weigh(h, weights), ids, *into)
     a = p.gated(*([pair, None] if fused else pair), "silu")
-    return p.mix(p.matmul_grouped(a, ids, w.ffn_down_exps), None, also=shared_expert(p, h, w))
+    return p.mix(p.matmul_grouped(a, ids, w.ffn_down_exps), None, also=shared_expert(p, h, w)())

@@ -1,0 +1,128 @@
+"""Ops of layers that read their past through a state: methods of `Plan`."""
+
+from ..errors import PlanError
+from ..summary import counted
+from .ops import PER_NODE, SHARED
+from .weights import Matrix
+
+_LANES, _ROWS = 16, 4  # of a block of columns; rows of a state are a multiple of the latter (csrc/isa/recurrence.h)
+_KERNEL, _CHANNELS = 16, 32  # taps of a convolution, at most; channels of a unit of its state (csrc/ops/short_conv.c)
+GATE_KINDS = {"sigmoid": 0, "softplus": 1, "decay": 2}
+ACTS = {"silu": 0, "sigmoid": 1}
+
+
+def _padded(n, step):
+    return -(-n // step) * step
+
+
+class Recurrent:
+    """Methods of `Plan`."""
+
+    def short_conv(self, x, w, taps, bias=None, silu=True):
+        """Causal convolution of each channel along positions, then SiLU: (T, C), one copy per node.
+
+        Parameters
+        ----------
+        x : Tensor
+            (T, C).
+        w : Vector
+            (taps * C,) factors: all channels' of the oldest input first, those of the token itself last.
+        taps : int
+            Positions that are read, the token's own included.
+        bias : Vector, optional
+            (C,).
+        silu : bool
+        """
+        self._check("short_conv", "x", x, x.width)
+        if not 2 <= taps <= _KERNEL:
+            raise PlanError(f"short_conv: {counted(taps, 'tap')}; wanted 2 to {_KERNEL}")
+        self._is_vector("short_conv", "w", w, taps * x.width)
+        if bias is not None:
+            self._is_vector("short_conv", "bias", bias, x.width)
+        state = self.kv.states.add(-(-x.width // _CHANNELS), 4 * _CHANNELS * (taps - 1))
+        out = self._tensor("conv", x.width, PER_NODE, "f", source=x.source)
+        return self._add("short_conv", [x, out], [w, bias], (taps, int(silu)), state=state)
+
+    def gates(self, x, kind, bias=None, factor=None, pieces=1, first=0, count=None):
+        """Numbers of heads: (T, heads), one copy per node.
+
+        Parameters
+        ----------
+        x : Tensor
+        kind : {"sigmoid", "softplus", "decay"}
+            Of y = x + bias: its sigmoid, log(1 + exp(y)), or exp(factor log(1 + exp(y))).
+        bias, factor : Vector, optional
+            (heads,).
+        pieces, first, count : int
+            A row of x is pieces of equal width, of each of which `count` values from `first` on are heads'; by default all are.
+        """
+        count = x.width // pieces - first if count is None else count
+        self._check("gates", "x", x, x.width)
+        if kind not in GATE_KINDS or (kind == "decay") != (factor is not None):
+            raise PlanError(f"gates: kind {kind!r}; wanted one of {', '.join(GATE_KINDS)}, and a factor for 'decay' alone")
+        if x.width % pieces or first < 0 or count < 1 or first + count > x.width // pieces:
+            self._refuse(f"gates: operand x ({x.name}) has {x.width} values, wanted {pieces} pieces of at least {first + count}", x.source)
+        for name, vector in (("bias", bias), ("factor", factor)):
+            if vector is not None:
+                self._is_vector("gates", name, vector, pieces * count)
+        out = self._tensor("gate", pieces * count, PER_NODE, "f", source=x.source)
+        return self._add("gates", [x, out], [bias, factor], (GATE_KINDS[kind], pieces, first, count))
+
+    def recur(self, q, k, v, decay, beta=None, *, heads, groups, key_length, value_length, scale=1.0, eps=None, tiled=False):
+        """Advances a matrix of each head position by position and reads it by q: shared rows (T, heads * value_length).
+
+        S = decay S + k e^T, and o = S^T q; e is v, or, with beta, beta (v - S^T k) of the decayed S: the gated delta rule
+        (arXiv:2412.06464).
+
+        Parameters
+        ----------
+        q, k, v : (Tensor, int)
+            What holds the heads side by side, and the first value of the first one: ``groups`` heads of key_length values of q and k,
+            ``heads`` of value_length of v.
+        decay : Tensor
+            (T, heads), or (T, heads * key_length): of each row of the matrix.
+        beta : Tensor, optional
+            (T, heads).
+        scale : float
+            Factor on q.
+        eps : float, optional
+            q and k are divided by sqrt(sum of squares + eps) first.
+        tiled : bool
+            Head h reads q and k number h % groups, instead of h // (heads / groups).
+        """
+        if heads % groups:
+            raise PlanError(f"recur: {heads} heads over {groups} of q and k; wanted a multiple")
+        for name, (x, first), width in (("q", q, groups * key_length), ("k", k, groups * key_length), ("v", v, heads * value_length)):
+            self._check("recur", name, x, x.width)
+            if first < 0 or first + width > x.width:
+                self._refuse(f"recur: operand {name} ({x.name}) has {x.width} values, wanted {width} from {first} on", x.source)
+        wide = decay.width != heads
+        self._check("recur", "decay", decay, heads * key_length if wide else heads)
+        if beta is not None:
+            self._check("recur", "beta", beta, heads)
+        state = self.kv.states.add(heads, 4 * _padded(key_length, _ROWS) * _padded(value_length, _LANES))
+        out = self._tensor("heads", heads * value_length, SHARED, "f")
+        return self._add("recur", [q[0], k[0], v[0], decay, beta, out], [],
+                         (groups, int(tiled), key_length, value_length, q[1], k[1], v[1], int(wide)),
+                         (-1.0 if eps is None else eps, scale), state=state)  # fmt: skip
+
+    def head_norm(self, x, w, heads, eps, gate=None, act="silu", gate_first=False):
+        """RMS norm of each of so many heads, times act(gate): (T, D), one copy per node.
+
+        Parameters
+        ----------
+        w : Vector
+            (D / heads,) for all heads, or (D,).
+        gate : Tensor, optional
+            (T, D).
+        act : {"silu", "sigmoid"}
+        gate_first : bool
+            What is normed is x * act(gate).
+        """
+        self._check("head_norm", "x", x, x.width)
+        if isinstance(w, Matrix) or w.n != x.width:
+            self._is_vector("head_norm", "w", w, x.width // heads)
+        if gate is not None:
+            self._check("head_norm", "gate", gate, x.width)
+        out = self._tensor("normed", x.width, PER_NODE)
+        return self._add("head_norm", [x, gate, out], [w], (heads, ACTS[act], int(gate_first), int(w.n == x.width and heads > 1)), (eps,))

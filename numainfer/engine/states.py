@@ -1,0 +1,247 @@
+"""Recurrent state: what layers that read their past through a state keep of a sequence, at which positions, and whose it is.
+
+A block holds the state of all recurrent layers at one position.  It is written once and then only read: a step reads the block of the
+position where it begins and writes others, so one that is cancelled does no harm, and a fork shares blocks without a copy.  Where a step
+has ended its block becomes the sequence's newest, and the one before it is room for the next step's, unless somebody else reads it.
+
+Beside the newest some older ones are kept (`StateLayout.spacing`, `most`), for a state cannot go back: a sequence is cut to the nearest.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .. import _core
+
+UNIT = 64  # bytes: NI_STATE_UNIT of csrc/ops/state.h
+SPACING, MOST = 4096, 4  # of checkpoints
+_PAGE, _HUGE, _MOST_PADDING = 4096, 2 << 20, 1 / 8
+_RESIDENT = 0b11 << 62  # of an entry of /proc/self/pagemap: in memory, or swapped out
+
+
+def _round_up(n, step):
+    return -(-n // step) * step
+
+
+@dataclass(eq=False)
+class StatePart:
+    """What one op keeps: units of equal size, which are dealt to nodes in runs.
+
+    Attributes
+    ----------
+    units : int
+        Of all nodes together.
+    unit_bytes : int
+        A multiple of `UNIT`.
+    offset : int
+        Of each node's first unit, from the beginning of its stretch of a block.
+    """
+
+    units: int
+    unit_bytes: int
+    offset: int = 0
+
+
+class StateLayout:
+    """The state of a model's recurrent layers, and what a sequence takes of it.
+
+    Parameters
+    ----------
+    n_nodes : int
+        Of the model: each has a stretch of every block, with the units that it computes.
+    n_batch : int
+        Most tokens of a step.
+
+    Attributes
+    ----------
+    parts : list of StatePart
+        In the model's order; none of a model without recurrent layers.
+    block_bytes : int
+        Of the state at one position.
+    stride : int
+        Bytes of each node's stretch.
+    spacing : int
+        Positions between checkpoints, as long as there are at most `most`; then every other one goes, and the spacing of that sequence is
+        twice as long.
+    most : int
+        Checkpoints of a sequence, but for the newest state and the one before the end of the last prompt.
+    """
+
+    def __init__(self, n_nodes, n_batch):
+        self.n_nodes, self.n_batch, self.parts, self.block_bytes, self.stride, self.huge = n_nodes, n_batch, [], 0, 0, False
+        self.spacing, self.most = SPACING, MOST
+
+    def add(self, units, unit_bytes):
+        """The StatePart of the model's next op with state; its place is settled by `place`."""
+        part = StatePart(units, _round_up(unit_bytes, UNIT))
+        self.parts.append(part)
+        return part
+
+    def place(self):
+        """Settle where everything lies, once all parts are there; no page is two nodes'."""
+        at = 0
+        for part in self.parts:
+            part.offset = at
+            at += -(-part.units // self.n_nodes) * part.unit_bytes
+        self.huge = bool(at) and _round_up(at, _HUGE) <= (1 + _MOST_PADDING) * at
+        self.stride = _round_up(at, _HUGE if self.huge else _PAGE)
+        self.block_bytes = self.n_nodes * self.stride
+
+    def ints(self, part):
+        """The first integers of the part's op: csrc/ops/state.h."""
+        return part.units, part.unit_bytes // UNIT, part.offset // UNIT, self.stride // UNIT, self.n_nodes
+
+    def blocks(self, n):
+        """Most blocks that a sequence has on its way to n positions: what a step reads and writes, the last prompt's and, while it is
+        replaced, the next one's, checkpoints and those that a step adds."""
+        return 2 + 2 * (n > _core.CHUNK) + min(n // self.spacing, self.most + -(-self.n_batch // self.spacing))
+
+    def bytes(self, n):
+        """Most bytes that a sequence takes on its way to n positions."""
+        return self.blocks(n) * self.block_bytes if self.parts else 0
+
+    @property
+    def read_bytes(self):
+        """Bytes that a token reads, and writes."""
+        return sum(part.units * part.unit_bytes for part in self.parts)
+
+    def owners(self, n_nodes):
+        """Which of a lane's nodes has each page of a block, int64 array (pages,); a lane is on all nodes or on one."""
+        return np.repeat(np.arange(self.n_nodes) * n_nodes // self.n_nodes, self.stride // _PAGE)
+
+
+class _Kept:
+    """A block and whether another sequence may read it, too: then nobody writes to it any more."""
+
+    __slots__ = ("block", "shared")
+
+    def __init__(self, block):
+        self.block, self.shared = block, False
+
+
+class Coming:
+    """What a step will leave; it keeps the blocks that the step reads and writes, whoever closes the sequence meanwhile.
+
+    Attributes
+    ----------
+    state : int
+        Address of the state that the step begins with; 0 at position 0.
+    stops : array of _core.STOP_DTYPE
+        Where it leaves states.
+    """
+
+    def __init__(self, begin, blocks):
+        self.begin, self.blocks = begin, blocks  # blocks: {position: _Kept}
+        self.state = begin.block.address if begin else 0
+        self.stops = np.array([(pos, kept.block.address) for pos, kept in sorted(blocks.items())], _core.STOP_DTYPE)
+
+    def fill(self, record):
+        """Name them in a segment (_core.SEGMENT_DTYPE)."""
+        record["state"], record["stops"], record["n_stops"] = self.state, self.stops.ctypes.data, len(self.stops)
+
+
+class States:
+    """The states of one sequence.
+
+    Parameters
+    ----------
+    pool : _core.Pool or None
+        None for a model without recurrent layers, which has no use for them.
+    layout : StateLayout
+    """
+
+    def __init__(self, pool, layout):
+        self._pool, self._layout = pool, layout
+        self._kept, self._spare = {}, None
+        self._spacing, self._prompt = layout.spacing, 0  # _prompt: position of the state near the end of the last long prompt
+        self.closed = False
+
+    def positions(self):
+        """Positions whose state is there, ascending; position 0 needs none."""
+        return sorted(self._kept)
+
+    def reach(self, n):
+        """Numbers of positions, at most n, to which a sequence of n can be cut, the largest first."""
+        if self._pool is None:
+            return [n]
+        return [*(pos for pos in reversed(self.positions()) if pos <= n), 0]
+
+    def cut(self, n):
+        """Forget states behind the first n positions."""
+        for pos in [pos for pos in self.positions() if pos > n]:
+            self._drop(pos)
+
+    def _drop(self, pos):
+        kept = self._kept.pop(pos, None)
+        if kept is not None and not kept.shared:
+            self._spare = kept
+
+    def prepare(self, pos0, end):
+        """What a step of tokens pos0 to end - 1 begins with and leaves: a Coming, or None for a model without recurrent layers.
+
+        Raises
+        ------
+        OutOfNodeMemory
+        """
+        if self._pool is None:
+            return None
+        self.cut(pos0)
+        stops = {end, *range(pos0 // self._spacing * self._spacing + self._spacing, end + 1, self._spacing)}
+        last = (end - 1) // _core.CHUNK * _core.CHUNK  # a prompt that differs near its end is computed from here
+        if end - pos0 > 1 and last > pos0:
+            stops.add(last)
+        return Coming(self._kept.get(pos0), {pos: self._room() for pos in sorted(stops)})
+
+    def _room(self):
+        kept, self._spare = self._spare, None
+        return kept or _Kept(_core.Block(self._pool))
+
+    def done(self, pos0, end, coming):
+        """The step that `prepare` spoke of has succeeded."""
+        if coming is None or self.closed:
+            return
+        self._kept.update(coming.blocks)
+        last = (end - 1) // _core.CHUNK * _core.CHUNK
+        if end - pos0 > 1 and last >= pos0:
+            self._prompt = last
+        while len(self._regular(end)) > self._layout.most:
+            self._spacing *= 2
+        wanted = {*self._regular(end), self._prompt, end}
+        for pos in [pos for pos in self.positions() if pos not in wanted]:
+            self._drop(pos)
+
+    def _regular(self, end):
+        return [pos for pos in self._kept if pos % self._spacing == 0 and pos < end]
+
+    def share(self, other, n):
+        """Become the states of the first n positions of `other`; nothing is copied."""
+        for pos, kept in list(other._kept.items()):
+            if pos <= n:
+                kept.shared = True
+                self._kept[pos] = kept
+        self._spacing, self._prompt = other._spacing, other._prompt if other._prompt <= n else 0
+
+    def addresses(self):
+        """Of the blocks that it has, those shared with other sequences too."""
+        kept = [*list(self._kept.values()), *filter(None, [self._spare])]
+        return [one.block.address for one in kept]
+
+    def resident(self, n_nodes, seen):
+        """Bytes of its blocks in memory by node of a lane on n_nodes, int64 array; addresses in `seen` do not count, and are added."""
+        found = np.zeros(n_nodes, np.int64)
+        if self._pool is None:
+            return found
+        owners = self._layout.owners(n_nodes)
+        with open("/proc/self/pagemap", "rb") as pagemap:
+            for address in set(self.addresses()) - seen:
+                seen.add(address)
+                pagemap.seek(address // _PAGE * 8)
+                entries = np.frombuffer(pagemap.read(len(owners) * 8), np.uint64)
+                there = np.flatnonzero(entries & np.uint64(_RESIDENT))
+                found += np.bincount(owners[there], minlength=n_nodes) * _PAGE
+        return found
+
+    def close(self):
+        """Give the memory back: now, or with the step that works on it."""
+        self.closed = True
+        self._kept, self._spare = {}, None
