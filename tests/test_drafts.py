@@ -11,6 +11,7 @@ from tiny_models import tiny
 
 import numainfer as ni
 from numainfer._core import Cancelled
+from numainfer.engine.cache import Layout
 from numainfer.serving import drafts
 from numainfer.serving.speculation import MOST, Costs
 
@@ -86,7 +87,7 @@ def test_what_cannot_draft(load_tiny, monkeypatch):
         with pytest.raises(ValueError, match=r"tiny gemma3.* has another vocabulary than tiny llama.*: token 0 is '<pad>', not '<\|endof"):
             given("a", speculate=gemma)
         with monkeypatch.context() as patch:
-            patch.setattr(twin.runtime.engine.plan.kv, "rewinds", False)
+            patch.setattr(Layout, "rewinds", False)
             with pytest.raises(ValueError, match="the draft tiny llama.* has recurrent layers"):
                 given("a", speculate=twin)
     twin.close()

@@ -155,13 +155,16 @@ class Layout:
     kinds : list of BlockKind
     states : StateLayout
         Of the recurrent layers.
-    rewinds : bool
-        Whether a sequence can go back by as many positions as a step has: recurrent state cannot.
     """
 
     def __init__(self, kv_type, n_batch, n_nodes, turn=1):
         self.type, self.n_batch, self.n_nodes, self.turn = KV_TYPES.index(kv_type), n_batch, n_nodes, turn
-        self.layers, self.kinds, self.states, self.rewinds = [], [], StateLayout(n_nodes, n_batch), True
+        self.layers, self.kinds, self.states = [], [], StateLayout(n_nodes, n_batch)
+
+    @property
+    def rewinds(self):
+        """Whether a sequence can go back by as many positions as a step has: a state cannot."""
+        return not self.states.parts
 
     def add(self, kv_heads, key_length, value_length, window, chosen=0, indexes=False):
         """The LayerCache of the model's next attention layer, or indexer; its place is settled by `place`."""
@@ -180,7 +183,6 @@ class Layout:
         for kind in self.kinds:
             kind.place(self.n_nodes)
         self.states.place()
-        self.rewinds = not self.states.parts
 
     def records(self, kind):
         """A kind's layers as `Team.copy_kv` takes them."""
