@@ -202,6 +202,13 @@ def test_calls_and_thinking_of_an_answer(caller, stream):
     assert called.name == "weather" and json.loads(called.arguments) == {"city": "Rome"} and calls[0].type == "function"
 
 
+def test_each_of_n_answers_is_read_by_itself(caller):
+    text = '<think>Hm.</think>Well.<tool_call>{"name": "clock", "arguments": {}}</tool_call>'
+    for choice in caller[1].chat.completions.create(**GREEDY, tools=[CLOCK], extra_body=says(text), n=3).choices:
+        message = choice.message
+        assert (message.reasoning_content, message.content, len(message.tool_calls)) == ("Hm.", "Well.", 1)
+
+
 def test_an_answer_without_text_has_none(caller):
     text = '<tool_call>{"name": "clock", "arguments": {}}</tool_call>'
     message = caller[1].chat.completions.create(**GREEDY, tools=[CLOCK], extra_body=says(text)).choices[0].message

@@ -109,6 +109,22 @@ def test_a_reader_who_stalls_holds_up_nobody_and_is_not_run_away_from(served, mo
     sock.close()
 
 
+def test_a_long_prompt_holds_up_nobody_while_it_is_tokenized(served):
+    waits = []
+    sock = served.connect()
+    sock.sendall(raw_post(TEXT, {"prompt": "the rain in Spain " * 100_000, "max_tokens": 1}))
+    sock.setblocking(False)
+    while True:
+        start = time.monotonic()
+        assert served.ask(CHAT, chat_request(max_tokens=2))[0] == 200
+        waits.append(time.monotonic() - start)
+        with contextlib.suppress(BlockingIOError):
+            assert b"context holds" in sock.recv(65536)
+            break
+    sock.close()
+    assert max(waits) < 1 and len(waits) > 2
+
+
 def test_a_slow_reader_gets_all_of_it(served, model):
     sock = served.connect()
     sock.sendall(raw_post(CHAT, chat_request(stream=True, max_tokens=300, ignore_eos=True, temperature=1, seed=3)))

@@ -6,6 +6,7 @@ import json
 import random
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -17,6 +18,7 @@ from vectors import MODELS, tokenizer
 
 from numainfer.errors import CorruptModel, UnsupportedModel
 from numainfer.gguf.file import GGUFFile
+from numainfer.text import engines
 from numainfer.text.pretokenizers import PRE_TOKENIZERS
 from numainfer.gguf.sources import resolve
 from numainfer.text.tokenizer import Tokenizer, _SpecialFinder
@@ -142,6 +144,20 @@ def test_stream_never_yields_half_a_character(name):
     first = tok.encode("🫠", add_special_tokens=False)[1 if name == "llama-spm" else 0]
     assert stream.put(first) == ""
     assert stream.flush() == "\ufffd"
+
+
+def test_a_long_text_has_the_same_ids_and_lets_other_threads_run(smollm2, monkeypatch):
+    encode, text = smollm2.tokenizer.encode, "".join(varied_texts()) * 2 + "The quick brown fox jumps over it. " * 20000
+    found, gaps = [], []
+    thread = threading.Thread(target=lambda: found.append(encode(text)))
+    thread.start()
+    last = time.perf_counter()
+    while thread.is_alive():
+        time.sleep(0.001)
+        gaps.append(-last + (last := time.perf_counter()))
+    assert max(gaps) < 0.6 * sum(gaps) and len(gaps) > 20  # it takes a second
+    monkeypatch.setattr(engines, "_LONG", 1 << 40)
+    assert found == [encode(text)]
 
 
 def test_space_prefix_is_taken_off_only_where_encode_put_it():

@@ -17,6 +17,7 @@ from .pretokenizers import pre_tokenizer
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
 SPACE = "\u2581"  # SentencePiece's visible space
+_LONG = 1 << 14  # characters
 
 
 def is_utf8(text):
@@ -31,6 +32,13 @@ def is_utf8(text):
 def raw_bytes(text):
     """UTF-8 bytes of `text`, undoing surrogate escapes."""
     return text.encode("utf-8", "surrogateescape")
+
+
+def _ids(tokenizer, text):
+    """Token ids of a text. A long one is a batch, for which the library lets go of the GIL: seconds, while other threads answer."""
+    if len(text) < _LONG:
+        return tokenizer.encode(text, add_special_tokens=False).ids
+    return tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
 
 @cache
@@ -107,7 +115,7 @@ class BytePairEngine:
     def encode(self, text):
         if not self._byte_level:
             text = text.replace(" ", SPACE)
-        return self._hf.encode(text, add_special_tokens=False).ids
+        return _ids(self._hf, text)
 
     def decode_token(self, text):
         if not self._byte_level:
@@ -212,7 +220,7 @@ class WordPieceEngine:
         self._hf.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
 
     def encode(self, text):
-        return self._hf.encode(text, add_special_tokens=False).ids
+        return _ids(self._hf, text)
 
     def decode_token(self, text):
         return raw_bytes(text.replace(SPACE, " "))
