@@ -256,8 +256,8 @@ def test_nodes_that_work_apart_copy(paths, monkeypatch):
             assert spared == (399 if i else 0) and kv.nodes == lane.nodes and out(engine)[0] == before + 2
             same_bits(rows, right[spared:])
             found.append(kv)
-        for kv, lane in zip(found, lanes):
-            other = branch(390, 450)
+        for i, (kv, lane) in enumerate(zip(found, lanes)):
+            other = branch(390, 450, i)
             twin, spared, rows = compute(engine, prefixes, other, lane=lane)
             assert spared == 390 and twin.nodes == lane.nodes
             assert {b[2] for b in twin.blocks() if b[1] == 0} == {b[2] for b in kv.blocks() if b[1] == 0}  # the first block is shared

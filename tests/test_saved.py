@@ -48,9 +48,12 @@ def test_restored_sessions_go_on_with_the_same_bits(paths, monkeypatch, tmp_path
     with load(monkeypatch, paths[name], 1, kv_type=kv_type) as model, model.session() as session:
         right = [model.logits(IDS[:n] + end) for end in ends]
         answer = model.generate(IDS[:n], max_tokens=6, ignore_eos=True)
-        session.logits(IDS[: n + 30])
-        session.logits(IDS[:n])  # what stood behind is nobody's
+        session.logits(IDS[:n])
         session.save(tmp_path / "1")
+        session.logits(IDS[: n + 30])
+        session.rewind(n)
+        session.save(tmp_path / "again")
+        assert (tmp_path / "again").read_bytes() == (tmp_path / "1").read_bytes()  # what stood behind is nobody's
     for before, nodes in ((1, 2), (2, 3), (3, 1)):
         with load(monkeypatch, paths[name], nodes, kv_type=kv_type, n_batch=64) as model, model.restore(tmp_path / f"{before}") as session:
             assert session.ids == IDS[:n] and session.n_past == n
@@ -61,6 +64,10 @@ def test_restored_sessions_go_on_with_the_same_bits(paths, monkeypatch, tmp_path
                 assert done.usage.cached_tokens == n
                 assert np.array_equal(session.logits(IDS[:n] + ends[0]), right[0])
                 assert np.array_equal(twin.logits(IDS[:n] + ends[1]), right[1])
+            with model.restore(tmp_path / f"{before}") as again, again.fork() as twin:
+                twin.rewind(n - 20)
+                twin.logits([*IDS[: n - 20], *ends[1]])  # into no block that the other has
+                assert np.array_equal(again.logits(IDS[:n] + ends[0]), right[0])
             with model.restore(tmp_path / f"{before}") as again:
                 done = again.generate(IDS[:n], max_tokens=6, ignore_eos=True)
                 assert done.token_ids == answer.token_ids and done.usage.cached_tokens == n - 1
@@ -202,6 +209,17 @@ def test_headers_that_lie(paths, whole, tmp_path, what):
     """Written by a hand that knows the checksum."""
     error = refuse(paths, tmp_path, changed(whole[0], **what), None, error=(SavedSessionError, ContextOverflow))
     assert len(str(error)) < 600
+
+
+def test_windows_that_are_not_there(paths, whole, tmp_path):
+    """A file without a block that the next token sees, else consistent."""
+    data, starts = whole
+    size = starts["second"] - starts["first"]
+    with ni.load(paths["some windows"]) as model:
+        (window,) = [kind.index for kind in model.plan.kv.kinds if kind.window]
+    at = starts["first"] - 4 + 2 * window * size
+    bad = changed(data[:at] + data[at + size :], first=[0, 1] if window else [1, 0])
+    refuse(paths, tmp_path, bad, "chunks are missing that the next token sees")
 
 
 def test_headers_that_are_none(paths, whole, tmp_path):

@@ -218,17 +218,17 @@ class Prefixes:
     def _best(self, nodes, ids, others):
         """Positions that are known, and where: the way in the tree, or one of the others."""
         way, n = self._find(nodes, ids)
-        for far in self._roots:
-            if far != nodes:
-                far_way, m = self._find(far, ids)
-                if m >= n + LEAST:
-                    way, n = far_way, m
         donor = None
         for other, its, computed in others:
             m = self._worth(min(in_common(its[:computed], ids), len(ids) - 1))
             m = other.rewindable(m) if m > n and not other.closed else 0  # windows and recurrent state may reach less far
             if m > n:
                 donor, n = other, m
+        for far in self._roots:
+            if far != nodes:
+                far_way, m = self._find(far, ids)
+                if m >= n + LEAST:
+                    way, n, donor = far_way, m, None
         return n, way, donor
 
     def offer(self, cache, ids, n):
