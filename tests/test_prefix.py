@@ -320,7 +320,7 @@ def test_a_random_walk(paths, name):
 
 def check(prefixes):
     """The tree is whole, and what it says of itself is true."""
-    found, n_bytes = set(), 0
+    found, n_bytes, states = set(), 0, set()
     for root in prefixes._roots.values():
         waiting = [root]
         while waiting:
@@ -329,9 +329,12 @@ def check(prefixes):
             assert not node.children or node is root or len(node.key) == 4 * CHUNK
             for a, b in zip(node.keys, node.keys[1:]):
                 assert not b.startswith(a)
-            for part in (node.all, node.windows):
-                n_bytes += sum(prefixes._kinds[i].block_bytes for i in part.blocks)
-                assert all(0 < n <= len(node.key) // 4 and block.references for block, n in part.blocks.values())
+            for part in (node.all, node.windows, node.states):
+                own = {kept for kept, _ in part.blocks.values()} if part is node.states else set()
+                n_bytes += sum(prefixes._size(part, i) for i, (block, _) in part.blocks.items() if block not in states)
+                states |= own
+                assert all(0 < n <= len(node.key) // 4 for _, n in part.blocks.values())
+                assert part is node.states or all(block.references for block, _ in part.blocks.values())
                 if node is not root and (part.blocks or part is node.all):
                     found.add(part)
             if node is not root:

@@ -229,7 +229,7 @@ def test_a_conversation_whose_template_forgets(paths):
 
 
 def test_lists_of_prompts(paths):
-    with ni.load(str(paths["qwen35"]), n_ctx=1024, n_batch=96) as model:
+    with ni.load(str(paths["qwen35"]), n_ctx=1024, n_batch=96, prefix_cache=0) as model:
         prompts = [IDS[a : a + n].tolist() for a, n in ((0, 700), (5, 20), (300, 255), (9, 512), (40, 330))]
         done = model.generate(prompts, max_tokens=20, ignore_eos=True)
         assert [d.token_ids for d in done] == [model.generate(p, max_tokens=20, ignore_eos=True).token_ids for p in prompts]

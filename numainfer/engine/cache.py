@@ -423,7 +423,7 @@ class Cache:
         found = {kind.index: self._tables.block(kind.index, chunk) for kind in self._caches.layout.kinds}
         return {i: block for i, block in found.items() if block is not None}
 
-    def adopt(self, blocks, n, nodes):
+    def adopt(self, blocks, n, nodes, state=None):
         """Begin with n positions that lie in blocks of others, in place of what it has.
 
         Parameters
@@ -433,6 +433,8 @@ class Cache:
         n : int
         nodes : list of int
             Of the lane that appended to them.
+        state : states.Kept or None
+            Of recurrent layers, at position n.
 
         Raises
         ------
@@ -447,12 +449,16 @@ class Cache:
         try:
             for kind, chunk, block in blocks:
                 self._tables.put(kind, chunk, block, min(n - chunk * _core.CHUNK, _core.CHUNK))
-            if not self._tables.reaches(n):
+            if state is not None:
+                self.states.adopt(n, state)
+            self.n, self.nodes = n, list(nodes)
+            if self.rewindable(n) != n:
                 raise ValueError(f"the blocks do not hold what a token at position {n} sees")
         except BaseException:
+            self.n = 0
             self._tables.cut(0)
+            self.states.cut(0)
             raise
-        self.n, self.nodes = n, list(nodes)
 
     def settle(self, lane):
         """Replace all blocks by copies that a lane's workers have placed, so that what it reads from now on is near.
@@ -478,7 +484,10 @@ class Cache:
         """
         seen = set() if seen == () else seen
         found = _resident(self._caches.layout, [block[:3] for block in self.blocks()], self.nodes, seen)
-        return found and dict(zip(self.nodes, (np.array(list(found.values())) + self.states.resident(len(self.nodes), seen)).tolist()))
+        if found is None:
+            return None
+        states = self.states.resident(len(self.nodes), seen)
+        return {node: n + int(more) for (node, n), more in zip(found.items(), states)}
 
     def close(self):
         """Give the memory back, now or when the step that works on it has ended."""

@@ -8,8 +8,9 @@ shared by reference; who goes on in the midst of one that others went on from ge
 Each set of nodes that work together has a tree of its own, for their workers placed the blocks' pages; what is found in another's should be
 copied (`Cache.settle`), which takes a hundredth of the time of computing it.
 
-Of layers with a window a node has blocks only if its sequence had them when it was offered: those before its end.  They leave by
-themselves, for a prompt can begin only where a window's blocks are there; the other blocks of a node leave when it is a leaf.
+Of layers with a window a node has blocks only if its sequence had them when it was offered: those before its end; of recurrent layers
+it has the states that its sequence kept, at a few positions.  A prompt can begin only where a window's blocks and a state are there.
+Both leave by themselves; the other blocks of a node leave when it is a leaf.
 """
 
 import bisect
@@ -50,7 +51,7 @@ class _Part:
     ----------
     node : _Node
     blocks : dict
-        (Block, positions that it holds of the node's) by the kind's index.
+        (Block, positions that it holds of the node's) by the kind's index; of states (states.Kept, position in the chunk) by that position.
     """
 
     __slots__ = ("blocks", "node")
@@ -69,20 +70,20 @@ class _Node:
         The ids, `_ID`.
     keys, children : list of bytes, list of _Node
         Sorted; a node of less than a chunk has none.
-    all, windows : _Part
-        Blocks of the kinds that see everything, and of those that have a window.
+    all, windows, states : _Part
+        Blocks of the kinds that see everything, of those that have a window, and of recurrent layers.
     chunk : int
         How far from the root; a root's is -1.
     nodes : tuple of int
         Which nodes' workers placed the pages.
     """
 
-    __slots__ = ("all", "children", "chunk", "key", "keys", "nodes", "parent", "windows")
+    __slots__ = ("all", "children", "chunk", "key", "keys", "nodes", "parent", "states", "windows")
 
     def __init__(self, parent, key, chunk, nodes):
         self.parent, self.key, self.chunk, self.nodes = parent, key, chunk, nodes
         self.keys, self.children = [], []
-        self.all, self.windows = _Part(self), _Part(self)
+        self.all, self.windows, self.states = _Part(self), _Part(self), _Part(self)
 
     def nearest(self, key):
         """(positions in common, child) of the child whose ids begin most like a key; (0, None) where none has its first id.
@@ -161,10 +162,12 @@ class Prefixes:
     """
 
     def __init__(self, caches, most):
-        self._layout, self.most = caches.layout, 0 if caches.layout.states.parts else most  # a tree of blocks holds no recurrent state
+        self._layout, self.most = caches.layout, most
+        self._recurrent = bool(caches.layout.states.parts)
         self._kinds = caches.layout.kinds
         self._roots = {}  # by nodes
         self._used = collections.OrderedDict()  # every _Part that has blocks, or whose node has children: least recently used first
+        self._states = collections.Counter()  # parts that have a state: sequences that went apart behind it have it in common
         self._lock, self._inside = threading.RLock(), False
         self.bytes = self.queries = self.hits = self.positions = 0
         caches.kept = self
@@ -198,8 +201,8 @@ class Prefixes:
             if n <= have:
                 return have
             if donor is None:
-                cache.adopt(self._blocks(way, n), n, way[0].nodes)
-                self._touch(way)
+                cache.adopt(self._blocks(way, n), n, way[0].nodes, self._state(way, n))
+                self._touch(way, n)
             else:
                 try:
                     cache.share(donor, n)
@@ -276,6 +279,10 @@ class Prefixes:
             self._take(child, lent, len(own) // _ID.itemsize)
             way.append(child)
             node = child
+        for pos in cache.states.positions():
+            if 0 < pos <= n:
+                node = way[(pos - 1) // CHUNK]
+                self._put(node.states, pos - node.chunk * CHUNK, cache.states.lend(pos), pos - node.chunk * CHUNK)
         self._touch(way)
         self._keep_to(self.most)
 
@@ -300,9 +307,13 @@ class Prefixes:
         windows = [kind for kind in self._kinds if kind.window]
         for last in reversed(range(len(way))):
             m = min([n, (last + 1) * CHUNK] + [last * CHUNK + way[last].windows.blocks.get(kind.index, (None, 0))[1] for kind in windows])
-            m = self._worth(m)
-            if m > last * CHUNK and all(self._has_window(way, kind, m) for kind in windows):
-                return m
+            if self._recurrent:
+                places = sorted((last * CHUNK + at for at in way[last].states.blocks if last * CHUNK + at <= m), reverse=True)
+            else:
+                places = [self._worth(m)]
+            for place in places:
+                if place > last * CHUNK and place >= LEAST and all(self._has_window(way, kind, place) for kind in windows):
+                    return place
         return 0
 
     def _has_window(self, way, kind, n):
@@ -324,20 +335,41 @@ class Prefixes:
                 found.append((kind.index, chunk, part.blocks[kind.index][0]))
         return found
 
+    def _state(self, way, n):
+        """The state at position n, or None for a model without recurrent layers."""
+        return way[(n - 1) // CHUNK].states.blocks[(n - 1) % CHUNK + 1][0] if self._recurrent else None
+
     def _take(self, node, lent, n):
         """Let a node have blocks that hold n of its positions, where those that it has hold less."""
         for i, block in lent.items():
-            part = node.windows if self._kinds[i].window else node.all
-            old = part.blocks.get(i)
-            if old is None or old[1] < n:
-                part.blocks[i] = block, n
-                self._used[part] = None
-                self.bytes += self._kinds[i].block_bytes if old is None else 0
+            self._put(node.windows if self._kinds[i].window else node.all, i, block, n)
 
-    def _touch(self, way):
-        """Make a way the most recently used.  A node is so after its children, and after its own windows: those leave before it."""
+    def _put(self, part, i, block, n):
+        old = part.blocks.get(i)
+        if old is None or old[1] < n:
+            part.blocks[i] = block, n
+            self._used[part] = None
+            if part is part.node.states:
+                self._states[block] += 1
+                self.bytes += self._size(part, i) if self._states[block] == 1 else 0
+            else:
+                self.bytes += self._size(part, i) if old is None else 0
+
+    def _size(self, part, i):
+        return self._layout.states.block_bytes if part is part.node.states else self._kinds[i].block_bytes
+
+    def _touch(self, way, n=None):
+        """Make a way the most recently used; of windows and states what a sequence of n positions begins with, or all.
+
+        A node is used after its children, and after its own windows and states: those leave before it.
+        """
+        first = 0 if n is None else min([_first(kind, n) for kind in self._kinds if kind.window], default=0)
         for node in reversed(way):
-            for part in (node.windows, node.all):
+            for part in (node.windows, node.states, node.all):
+                if part is node.windows and node.chunk < first:
+                    continue
+                if part is node.states and n is not None and node.chunk != (n - 1) // CHUNK:
+                    continue
                 if part is node.all or part.blocks:
                     self._used[part] = None
                     self._used.move_to_end(part)
@@ -352,7 +384,7 @@ class Prefixes:
         """Of every part: its nodes, and (kind, chunk, address) of its blocks."""
         with self._entered():
             return [(part.node.nodes, [(self._kinds[i], part.node.chunk, block.address) for i, (block, _) in part.blocks.items()])
-                    for part in self._used]  # fmt: skip
+                    for part in self._used if part is not part.node.states]  # fmt: skip
 
     @property
     def reclaimable(self):
@@ -393,16 +425,24 @@ class Prefixes:
             self._forget(next(iter(self._used)))
 
     def _alone(self, part):
-        return sum(self._kinds[i].block_bytes for i, (block, _) in part.blocks.items() if block.references == 1)
+        if part is part.node.states:
+            return sum(self._size(part, i) for i, (kept, _) in part.blocks.items() if not kept.holders and self._states[kept] == 1)
+        return sum(self._size(part, i) for i, (block, _) in part.blocks.items() if block.references == 1)
 
     def _forget(self, part):
-        """Let a part's blocks go; bytes that are free by that.  With `all` goes the node: it is a leaf, whose windows went before."""
+        """Let a part's blocks go; bytes that are free by that.  With `all` goes the node: it is a leaf, whose other parts went before."""
         freed, node = self._alone(part), part.node
         self._used.pop(part, None)
-        self.bytes -= sum(self._kinds[i].block_bytes for i in part.blocks)
         blocks, part.blocks = part.blocks, {}
-        for block, _ in blocks.values():
-            block.close()
+        for i, (block, _) in blocks.items():
+            if part is node.states:  # it goes with the last who has it
+                self._states[block] -= 1
+                if not self._states[block]:
+                    del self._states[block]
+                    self.bytes -= self._size(part, i)
+            else:
+                self.bytes -= self._size(part, i)
+                block.close()
         if part is node.all:
             node.remove()
         return freed

@@ -7,6 +7,8 @@ A file, all numbers little-endian::
     ids                 uint32 CRC-32, int32 (n_ids,)
     for every kind of blocks, for every chunk from its "first" on:
                         uint32 CRC-32, the chunks of its layers, of each layer head by head
+    where there are recurrent layers and positions:
+                        uint32 CRC-32, their state at position n, as `engine.states` reads it
 
 A chunk lies as in memory (csrc/isa/kv_layout.h), with zeros behind position n; how blocks are laid out, which depends on the number of
 nodes, is not in it. So a file fits the same model in any placement, on any instruction set.
@@ -23,6 +25,7 @@ import numpy as np
 
 from .. import _core
 from ..engine.cache import KV_TYPES, chunks
+from ..engine.states import Kept
 from ..errors import ContextOverflow, SavedSessionError
 
 VERSION = 1
@@ -34,6 +37,7 @@ _WHY = {
     "chunk": "it was written by another version of numainfer",
     "model": "it was saved from another model file",
     "kinds": "its layers are others",
+    "states": "its recurrent layers are others",
     "kv_type": "load the model with kv_type={found!r} to restore it",
     "rope": "positions are counted otherwise: load the model with an n_ctx on the same side of its original context",
 }
@@ -50,6 +54,7 @@ def _about(engine):
         "model": engine.digest,
         "rope": [[op.weights[0].name, *map(float, op.floats)] for op in engine.plan.ops if op.name == "rope_table"],
         "kinds": kinds,
+        "states": [[part.units, part.unit_bytes, part.rows] for part in layout.states.parts],
     }
 
 
@@ -85,6 +90,8 @@ def save(path, engine, cache, ids):
                 for chunk in range(*_held(cache, kind)):
                     _write(file, [_chunk(cache, kind, layer, head, chunk, layout.type)
                                   for layer in kind.layers for head in range(layer.kv_heads)])  # fmt: skip
+            if layout.states.parts and cache.n:
+                _write(file, [layout.states.read(cache.states.lend(cache.n).block.address)])
             file.flush()
             os.fsync(file.fileno())
         os.replace(new, path)
@@ -169,6 +176,7 @@ def _check(reader, about, engine):
         raise SavedSessionError(reader.path, f"first = {first}: chunks are missing that the next token sees", reader.body)
     size = reader.at + 4 + 4 * n_ids
     size += sum((chunks(n) - begin) * (4 + _record_bytes(kind)) for kind, begin in zip(kinds, first))
+    size += 4 + engine.plan.kv.states.read_bytes if engine.plan.kv.states.parts and n else 0
     if reader.size != size:
         says = "the file was cut: it has" if reader.size < size else "something follows: the file has"
         raise SavedSessionError(reader.path, f"{says} {reader.size} bytes, wanted {size}", min(reader.size, size))
@@ -186,7 +194,7 @@ def _short(value):
 
 def _fill(reader, engine, n, first):
     """A Cache of the n positions that the rest of the file holds."""
-    layout, blocks, cache = engine.plan.kv, [], engine.new_kv()
+    layout, blocks, cache, state = engine.plan.kv, [], engine.new_kv(), None
     try:
         for kind, begin in zip(layout.kinds, first):
             records, staged = layout.records(kind), np.zeros(kind.block_bytes, np.uint8)
@@ -202,7 +210,11 @@ def _fill(reader, engine, n, first):
                 block = _core.Block(engine.caches.pools[kind.index])
                 engine.lane.team.copy_kv(records, chunk, staged.ctypes.data, block.address)
                 blocks.append((kind.index, chunk, block))
-        cache.adopt(blocks, n, engine.lane.nodes)
+        if layout.states.parts and n:
+            state = Kept(_core.Block(engine.caches.state_pool))
+            data = reader.record(layout.states.read_bytes, f"the state at position {n}")
+            layout.states.write(state.block.address, np.frombuffer(data, np.uint8))
+        cache.adopt(blocks, n, engine.lane.nodes, state)
     except BaseException:
         cache.close()
         raise
