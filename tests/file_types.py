@@ -1,6 +1,7 @@
 """Tensor types that the ``gguf`` package does not decode, or not know yet: importing this teaches it to read, write and decode them.
 
-gguf 0.19 has of Q1_0 the number alone and nothing of Q2_0 and ik_llama.cpp's types. What stands here is checked against llama.cpp (test_formats.py).
+gguf 0.19 has of Q1_0 the number alone and nothing of Q2_0 and ik_llama.cpp's types. What stands here is checked against llama.cpp
+(test_formats.py).
 """
 
 import gguf
