@@ -202,6 +202,31 @@ def test_forks_go_on_as_if_alone(paths, wanted, monkeypatch, spacing, shape):
         assert blocks(engine) == 0
 
 
+def test_who_decodes_writes_to_no_state_that_another_has(engine, wanted):
+    """Several steps of one, and then of the other, which has the state where they parted."""
+    for parent, child in ((0, 1), (1, 0), (1, 2)):
+        kv = engine.new_kv()
+        logits(engine, IDS[:300], kv=kv)
+        n = 256 if child == 2 else 300
+        caches = [kv, kv.copy(n), kv.copy(n)]
+        for each in (caches[parent], caches[child]):
+            same_bits(logits(engine, IDS[n : n + 6], [1], kv=each, start=n), wanted["qwen3next"][n : n + 6])
+
+
+def test_a_step_from_an_earlier_position_forgets_what_was_behind(engine, wanted):
+    """Even if it is broken off; and a fork goes on with its parent's spacing."""
+    kv = engine.new_kv()
+    logits(engine, IDS[:600], kv=kv)
+    engine.step([(kv, IDS[:1], 512)], [0])
+    assert kv.states.positions() == [512, 513] and kv.n == 513
+    with instead(engine, lambda plan, *step: (_ for _ in ()).throw(_core.Cancelled())), pytest.raises(_core.Cancelled):
+        engine.step([(kv, IDS[:1], 512)], [0])
+    assert kv.states.positions() == [512] and kv.rewindable(900) == 512
+    kv.states._spacing = 77
+    assert kv.copy(512).states._spacing == 77
+    same_bits(logits(engine, IDS[512:530], kv=kv, start=512), wanted["qwen3next"][512:530])
+
+
 def test_sessions(paths):
     """What a session spares is what its states allow: results never change, and `cached_tokens` tells."""
     with ni.load(str(paths["qwen3next"]), n_ctx=1024, n_batch=128) as model, model.session() as session:

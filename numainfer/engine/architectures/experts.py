@@ -64,8 +64,8 @@ def mixture(p, h, w, e, shared=None, gate=None, scale=1.0, by=None, factors=None
     w : _Block
         Tensors of the layer; gate and up may be one tensor, ``ffn_gate_up_exps``.
     e : Experts
-    shared : callable, optional
-        As `shared_expert` returns it.
+    shared : callable or Tensor, optional
+        As `shared_expert` returns it; or what it adds.
     gate : Tensor, optional
     scale : float
         Factor on all of it.
@@ -81,5 +81,5 @@ def mixture(p, h, w, e, shared=None, gate=None, scale=1.0, by=None, factors=None
     ids, weights = e.route(p, h if by is None else by, w, [*into, out], factors)
     pair = p.matmul_grouped(h, ids, *into)
     a = p.gated(*([pair, None] if fused else pair), **({"activation": "silu"} | how))
-    also = shared and shared()
+    also = shared() if callable(shared) else shared
     return p.mix(p.matmul_grouped(a, ids, out), weights, also=also, gate=gate, scale=scale)
