@@ -139,7 +139,7 @@ def test_chances_follow_what_came_true():
         wrong += [1, 2, 10 + i]
     wrong += [1, 2]
     assert after(wrong) == []
-    assert after(wrong, len(wrong))[0] > 0.2  # of a prompt nothing is learnt
+    assert after(wrong, len(wrong))[0] > 0.1  # of a prompt nothing is learnt
     assert len(after([*rng.integers(0, 1000, 500).tolist(), 1, 2, 3, 1, 2])) < MOST
 
 
@@ -175,6 +175,7 @@ def test_the_geometric_mean_of_the_speeds_grows_most(monkeypatch):
 
         ways = itertools.product(*(range(len(own) + 1) for own in chances))
         best = max(speed(counts) for counts in ways)
+        best = best if math.log(best) > 0.03 else 1.0  # not worth it
         assert speed(costs.allot(chances, [0.0] * n_answers, n_answers + 9)) == pytest.approx(best)
         few = costs.allot(chances, [0.0] * n_answers, n_answers + 1)
         assert sum(few) <= 1
@@ -187,7 +188,7 @@ def test_costs_are_measured_again():
     costs.took(1, 1.0)
     assert costs.seconds(1, 9) == pytest.approx([1.0, 1.05, 1.1])  # few at first
     costs.took(4, 1.6)
-    assert costs.seconds(1, 5) == pytest.approx([1.0, 1.2, 1.4, 1.6, 1.65])
+    assert costs.seconds(1, 6) == pytest.approx([1.0, 1.2, 1.4, 1.6, 1.7, 1.8])
     assert len(costs.seconds(1, 20)) == 7 and costs.seconds(2, 9) == []
     for disturbed in (50.0, 1.0, 1.0):
         costs.took(1, disturbed)
@@ -197,11 +198,12 @@ def test_costs_are_measured_again():
         assert costs.seconds(1, 9)
     costs.took(4, 1.6)
     assert costs.seconds(1, 9) == []  # and again, for a longer sequence costs more
-    costs.took(1, 2.0)
-    assert costs.seconds(1, 9)
-    for _ in range(300):
+    for _ in range(513):
+        costs.took(1, 1.0)
+    assert costs.seconds(1, 4)[3] == pytest.approx(1.3, abs=0.001)  # what is old counts less, so that it is tried again
+    for _ in range(512):
         costs.took(1, 2.0)
-    assert costs.seconds(1, 9) == pytest.approx([2.0, 2.1, 2.2])  # what is old is tried again
+    assert costs.seconds(1, 9) == pytest.approx([2.0, 2.1, 2.2])
     costs.took(4, 5.0)
     assert costs.seconds(1, 4) == pytest.approx([2.0, 3.0, 4.0, 5.0])
 

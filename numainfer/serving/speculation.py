@@ -23,13 +23,14 @@ _PLACES = 16  # where the last tokens stood before, the latest first, that are c
 _LONGEST = 32  # tokens before these places that are
 AT_ONCE = 2048  # ids that are taken in before a step: 1 to 2 ms
 _CLASSES = (0, 0, 0, 1, 2, 2, 3, 3, 3, 3)  # of agreements by their length; longer ones are the last class
-_BEGIN = (0.3, 0.45, 0.6, 0.75, 0.85)  # how often, by class, a proposal comes true, until we know ...
+_BEGIN = (0.15, 0.3, 0.5, 0.7, 0.85)  # how often, by class, a proposal comes true, until we know ...
 _WEIGHT, _KEPT = 4.0, 0.96  # ... which counts like so many, and by how much what is known loses weight with each
 _HOPELESS = 0.02  # proposals are not continued where they come true less often
 _SAMPLES = 5  # of which the middle one counts, so that a step that somebody disturbed does not
 _BARE = 64  # steps after which one without proposals is measured again
-_FRESH = 256  # steps that a measurement counts
-_GUESS = 0.05  # of a step of the sequences' rows alone: what each row beyond those that were measured may cost
+_FRESH = 1024  # steps that a measurement counts, less and less
+_GUESS = 0.05  # of a step of the sequences' rows alone: what each row beyond those that were measured costs at least
+_WORTH = 0.03  # logarithm of how much faster answers must become
 _FIRST = 3  # rows of the first step that is tried
 
 
@@ -157,17 +158,21 @@ class Costs:
     def seconds(self, first, most):
         """Seconds of steps of first, first + 1, ... rows, at most so many: list of float. Empty if the first must be measured.
 
-        What was not measured of late lies on a line between what was; and hardly beyond it, for to try many rows may cost much.
+        What was not measured of late lies on a line between what was. Beyond it rows are taken for half as dear, so that they are tried,
+        but not many at once. The older a measurement, the less it says of what rows cost more than the first, so that they are tried again.
         """
         if self._n - self._when.get(first, -_BARE) >= _BARE:
             return []
         known = sorted(rows for rows, when in self._when.items() if rows >= first and self._n - when < _FRESH)
-        points = [(rows, sorted(self._took[rows])[(len(self._took[rows]) - 1) // 2]) for rows in known]
-        found = [points[0][1]]
+        middle = {rows: sorted(self._took[rows])[(len(self._took[rows]) - 1) // 2] for rows in known}
+        base, points = middle[first], [(first, middle[first])]
+        points += [(rows, base + (middle[rows] - base) * (1 - (self._n - self._when[rows]) / _FRESH)) for rows in known[1:]]
+        found = [base]
         for (a, t_a), (b, t_b) in zip(points, points[1:]):
             found += [t_a + (t_b - t_a) * (rows - a) / (b - a) for rows in range(a + 1, b + 1)]
-        tried = points[-1][0]
-        found += [found[-1] + found[0] * _GUESS * i for i in range(1, max(tried, _FIRST))]
+        tried, last = points[-1]
+        each = max((last - base) / max(tried - first, 1) / 2, base * _GUESS)
+        found += [last + each * i for i in range(1, max(tried, _FIRST))]
         return found[: most - first + 1]
 
     def allot(self, chances, costs, most):
@@ -201,7 +206,7 @@ class Costs:
                 gains.append((math.log1p(chance / expected), i))
                 expected += chance
         gains.sort(reverse=True)  # of one sequence they fall, so they stay in order
-        best = best_n = total = before = 0
+        best, best_n, total, before = _WORTH, 0, 0.0, 0.0
         for n, ((gain, i), t) in enumerate(zip(gains, seconds[1:]), 1):
             total += gain
             before += costs[i]
