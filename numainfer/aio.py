@@ -282,7 +282,7 @@ class AsyncVerbs:
 
         Returns
         -------
-        Completion, or Completions for a list
+        Completion, or Completions for a list and for ``n`` above 1
             The same bits as from `generate`.
 
         Raises
@@ -297,9 +297,12 @@ class AsyncVerbs:
         prompts, is_list = split_prompts("prompt", prompt)
         if not is_list:
             own = resolve_params(params, **sampling)  # type: ignore[arg-type]  # it refuses a list
-            return await self._ids_stream("prompt", prompts[0], own, None).finish()
+            if own.n == 1:
+                return await self._ids_stream("prompt", prompts[0], own, None).finish()
+            return await _finish_all([self._ids_stream("prompt", prompts[0], one, None) for one in own.each()], tell=False)
         each = await asyncio.to_thread(params_each, self.runtime, params, len(prompts), sampling)
-        return await _finish_all([self._ids_stream(f"prompt[{i}]", p, own, None) for i, (p, own) in enumerate(zip(prompts, each))])
+        return await _finish_all([self._ids_stream(f"prompt[{i}]", p, one, None)
+                                  for i, (p, own) in enumerate(zip(prompts, each)) for one in own.each()])  # fmt: skip
 
     def astream(
         self, prompt: Prompt, params: SamplingParams | None = None, **sampling: Unpack[SamplingOptions]
@@ -358,7 +361,8 @@ class AsyncVerbs:
 
         Returns
         -------
-        Completion; with ``stream`` an AsyncTokenStream, whose prompt is ready; Completions for a list of conversations
+        Completion; with ``stream`` an AsyncTokenStream, whose prompt is ready; Completions for a list of conversations, and for ``n``
+        above 1
         """
         check_sampling(sampling, verbs.CHAT_PARAMETERS)
         if not isinstance(stream, bool):
@@ -376,8 +380,11 @@ class AsyncVerbs:
             if stream:
                 raise TypeError("stream: found a list of conversations, wanted one; a list gives a list of Completion")
             each = await asyncio.to_thread(params_each, self.runtime, params, len(conversations), sampling)
-            return await _finish_all([answer(f"messages[{i}]", c, own, None) for i, (c, own) in enumerate(zip(conversations, each))])
+            return await _finish_all([answer(f"messages[{i}]", c, one, None)
+                                      for i, (c, own) in enumerate(zip(conversations, each)) for one in own.each()])  # fmt: skip
         own = resolve_params(params, **sampling)  # type: ignore[arg-type]  # it refuses a list
+        if own.n > 1 and not stream:
+            return await _finish_all([answer("messages", messages, one, None) for one in own.each()], tell=False)
         made = answer("messages", messages, own, AHEAD if stream else None)
         if not stream:
             return await made.finish()
@@ -385,8 +392,8 @@ class AsyncVerbs:
         return made
 
 
-async def _finish_all(streams):
-    """Completions of all; what is wrong with one of them is its own."""
+async def _finish_all(streams, tell=True):
+    """Completions of all; what is wrong with one of them is its own (``tell``), or is raised."""
 
     def prepare_all():
         return [stream._try_ready() for stream in streams]
@@ -401,6 +408,8 @@ async def _finish_all(streams):
         except (ModelClosed, ForkedProcess):
             raise
         except Exception as e:
+            if not tell:
+                raise
             done = stream.result()
             return dataclasses.replace(done, finish_reason="error", error=e)
 

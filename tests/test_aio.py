@@ -46,6 +46,23 @@ def test_answers_are_those_of_generate(tiny_model):
     assert same(each[1], tiny_model.generate("b", params, temperature=0.0))
 
 
+def test_n_answers_to_a_prompt(tiny_model):
+    params = ni.SamplingParams(temperature=0.9, seed=3, max_tokens=6, n=3)
+
+    async def work():
+        with pytest.raises(ValueError, match="n = 3"):
+            await anext(tiny_model.astream("the", params))
+        with pytest.raises(ni.ContextOverflow):
+            await tiny_model.agenerate([5] * 300, params)
+        return [await tiny_model.agenerate("the", params), await tiny_model.agenerate(["the", "in"], params),
+                await tiny_model.achat("the", params), await tiny_model.achat(["the", "in"], params)]  # fmt: skip
+
+    expected = [tiny_model.generate("the", params), tiny_model.generate(["the", "in"], params), tiny_model.chat("the", params),
+                tiny_model.chat(["the", "in"], params)]  # fmt: skip
+    found = asyncio.run(work())
+    assert [len(f) for f in found] == [3, 6, 3, 6] and all(same(a, b) for f, e in zip(found, expected) for a, b in zip(f, e))
+
+
 def test_a_stream_brings_the_answer_in_pieces(tiny_model):
     async def work():
         stream = tiny_model.astream("the", temperature=1, seed=1, logprobs=1, **LONG)

@@ -215,7 +215,6 @@ class Placement:
         reason = f" ({self.reason})" if self.reason else ""
         sizes = [f"{size(self.kv_bytes_per_token)} per token"] * bool(self.kv_bytes_per_token or not self.kv_window_bytes)
         sizes += [f"at most {size(self.kv_window_bytes)} for windows"] * bool(self.kv_window_bytes)
-        sizes += [f"at most {size(self.kv_state_bytes)} of recurrent state"] * bool(self.kv_state_bytes)
         used, most = self.prefix_bytes()
         sizes[-1:] = [f"{sizes[-1]}, {size(used)} of at most {size(most)} for prefixes"] if most else sizes[-1:]
         sizes += [f"at most {size(self.kv_state_bytes)} of recurrent state"] * bool(self.kv_state_bytes)

@@ -46,9 +46,7 @@ class Asked:
     def answers(self):
         """(ids, Reader or None, SamplingParams) of each answer, those to one prompt side by side; each with a seed of its own."""
         for ids, reader in self.prompts:
-            for i in range(self.n):
-                seed = self.params.seed
-                own = self.params if seed is None or not i else self.params.replace(seed=(seed + i) % 2**64)
+            for own in self.params.replace(n=self.n).each():
                 yield ids, copy.deepcopy(reader), own  # a reader serves one answer
 
 
