@@ -157,6 +157,10 @@ class Session:
         The file is the same for every placement and number of nodes. It appears under its name when it is complete, in place of one that
         stood there. Of a session that streams it is what is computed by now.
 
+        Parameters
+        ----------
+        path : str or os.PathLike
+
         Raises
         ------
         OSError

@@ -21,7 +21,7 @@ from tiny_models import tiny
 import numainfer as ni
 from numainfer.engine import keep
 from numainfer.machine import pages as machine_pages
-from numainfer.machine import placement, policies, shared
+from numainfer.machine import placement, policies, shared, topology as topologies
 
 PAGE = ROOT / "docs" / "troubleshooting.md"
 MESSAGES = [" ".join(block.code.split()) for block in blocks(PAGE) if block.kind == "text message"]
@@ -125,7 +125,7 @@ def _(tools):
 
 @provokes("placement 'replicate' does not fit")
 def _(tools):
-    nodes = [placement.Node(i, (i,), 256 << 30, 200 << 30) for i in range(2)]
+    nodes = [topologies.Node(i, (i,), 256 << 30, 200 << 30) for i in range(2)]
     policies.choose_policy("replicate", nodes, {"replicate": [406 << 30] * 2}, 1 << 30)
 
 
