@@ -44,11 +44,17 @@ def test_one_that_says_the_same(load_tiny, free_rows, monkeypatch):  # noqa: F81
 
 
 @pytest.mark.parametrize("sampling", SAMPLING, ids=str)
-def test_another_that_is_often_wrong(load_tiny, other, free_rows, sampling):  # noqa: F811
+def test_another_that_is_often_wrong(load_tiny, other, free_rows, monkeypatch, sampling):  # noqa: F811
     if {"regex", "choice"} & sampling.keys():
         pytest.importorskip("llguidance")
     model, sampling, total = load_tiny(2), {"max_tokens": 24, "ignore_eos": True} | sampling, np.zeros(2, int)
-    prompts = prompts_of((5, 150, 20))
+    prompts, step = prompts_of((5, 150, 20)), drafts.Draft._step
+
+    def checked(draft, ids, rows):
+        assert draft._fed[: len(draft._ids)] == draft._ids[: len(draft._fed)]  # what was wrong is forgotten
+        return step(draft, ids, rows)
+
+    monkeypatch.setattr(drafts.Draft, "_step", checked)
     wanted = [facts(model.generate(p, **sampling)) for p in prompts]
     for mode in ("latency", "throughput"):
         done = model.generate(prompts, speculate=other, mode=mode, **sampling)
@@ -59,7 +65,7 @@ def test_another_that_is_often_wrong(load_tiny, other, free_rows, sampling):  # 
     assert total[1] < total[0]
 
 
-def test_sessions(load_tiny, other, free_rows):  # noqa: F811
+def test_sessions(load_tiny, other, free_rows, caplog):  # noqa: F811
     model, twin = load_tiny(n_ctx=400), load_tiny(n_ctx=280)
     (prompt,) = prompts_of((200,))
     with model.session() as plain, model.session() as session:
@@ -68,13 +74,19 @@ def test_sessions(load_tiny, other, free_rows):  # noqa: F811
             assert facts(session.generate(prompt, speculate=draft, **GREEDY)) == facts(done)
             assert (session.ids, session.n_past) == (plain.ids, plain.n_past)
             prompt = np.array([*plain.ids, 7, 8], np.int32)[: 400 - 40]
+    assert "goes on without" not in caplog.text  # where the twin's context ends it just says nothing
 
 
-def test_short_steps_and_windows(load_tiny, free_rows):  # noqa: F811
-    model, twin = load_tiny(name="gemma3"), load_tiny(name="gemma3", n_batch=3)
+def test_short_steps_and_windows(load_tiny, free_rows, caplog):  # noqa: F811
+    model, twin = load_tiny(name="gemma3", n_ctx=400), load_tiny(name="gemma3", n_batch=3, n_ctx=400)
     (prompt,) = prompts_of((50,))
     done = model.generate(prompt, speculate=twin, **GREEDY)
     assert facts(done) == facts(model.generate(prompt, **GREEDY)) and 0 < counts(done)[1] == counts(done)[0]
+    for length in range(250, 262, 2):  # the window leaves a block behind
+        (longer,) = prompts_of((length,))
+        done = model.generate(longer, speculate=twin, **GREEDY | SAMPLED)
+        assert facts(done) == facts(model.generate(longer, **GREEDY | SAMPLED))
+    assert "goes on without" not in caplog.text
     done = twin.generate(prompt, speculate=model, **GREEDY)
     assert facts(done) == facts(model.generate(prompt, **GREEDY)) and 0 < counts(done)[1] == counts(done)[0]
 

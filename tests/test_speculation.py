@@ -15,6 +15,7 @@ from tiny_models import tiny
 from tiny_recurrent import tiny_recurrent
 
 import numainfer as ni
+from numainfer.engine.engine import Lane
 from numainfer.serving.speculation import FEW, MOST, Costs, Lookup
 
 SAMPLED = {"temperature": 1.2, "seed": 5, "top_p": 0.95}
@@ -319,16 +320,18 @@ def test_one_that_ends_in_the_midst_of_a_step(load_tiny, oracle, monkeypatch):
     for p in prompts:
         oracle.knows(p.tolist(), model.generate(p, max_tokens=60, ignore_eos=True, **SAMPLED))
     wanted = [facts(model.generate(p, max_tokens=60, ignore_eos=True, **SAMPLED)) for p in prompts]
-    requests = []
+    requests, real = [], Lane.step
 
-    def end(lane, segments):
+    def step(lane, segments, out_rows, **options):
+        out = real(lane, segments, out_rows, **options)
         active = {id(r.cache): r for r in list(model.runtime.loop._reserved)}
         if len(segments) == 3 and len(segments[1][1]) > 1 and segments[1][2] > 36 and not requests:
             requests.append(active[id(segments[1][0])])
             requests[0].cancelled = True
             requests[0].end()
+        return out
 
-    spy_steps(monkeypatch, end)
+    monkeypatch.setattr(Lane, "step", step)
     done = model.generate(prompts, max_tokens=60, ignore_eos=True, speculate="prompt", **SAMPLED)
     assert len(requests) == 1 and done[1].finish_reason == "cancelled" and done[1].token_ids == wanted[1][1][: len(done[1].token_ids)]
     assert [facts(done[0]), facts(done[2])] == [wanted[0], wanted[2]]
@@ -389,6 +392,9 @@ def test_ends_among_proposals_that_are_right(load_tiny, oracle):
         n = whole.token_ids.index(token) + 1
         done = model.generate(prompt, max_tokens=60, ignore_eos=True, stop_token_ids=[token], speculate="prompt", **SAMPLED)
         assert (done.token_ids, done.finish_reason) == (whole.token_ids[:n], "stop")
+        with model.session() as session:
+            session.generate(prompt, max_tokens=60, ignore_eos=True, stop_token_ids=[token], speculate="prompt", **SAMPLED)
+            assert session._sequence.cache.n == session.n_past == 30 + n - 1
 
 
 def test_a_processor_is_called_as_without(load_tiny, oracle):
@@ -498,7 +504,9 @@ def test_a_long_prompt_is_taken_in_bit_by_bit(tmp_path, free_rows, monkeypatch):
     monkeypatch.setattr(requests, "AT_ONCE", 50)
     with ni.load(tiny(tmp_path, context=1024)) as model:
         p = np.tile(prompts_of((20,))[0], 30)
+        steps = spy_steps(monkeypatch)
         done = model.generate(p, max_tokens=40, speculate="prompt", **FEW_LETTERS)
+        assert [rows for _, rows, *_ in steps if rows < 64][:11] == [1] * 11
         assert facts(done)[:4] == facts(model.generate(p, max_tokens=40, **FEW_LETTERS))[:4] and done.timings.proposed > 0
 
 

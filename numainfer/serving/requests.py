@@ -405,7 +405,6 @@ class Answer(Request):
         if self.proposal:
             self.clock.proposed += len(self.proposal)
             self.clock.accepted += accepted
-            self.proposal = []
             self.computed(accepted, 0.0)
             cache = self.cache
             if cache is not None:
