@@ -1,6 +1,7 @@
 """What a model's tensors are to the plan: `Catalog` gives those that an architecture uses, by name, and sees that none is left."""
 
 import logging
+import math
 import re
 from dataclasses import dataclass, replace
 from functools import partial
