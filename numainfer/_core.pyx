@@ -23,7 +23,7 @@ cdef extern from "../csrc/ni.h":
     int NI_ROWS, NI_SLAB, NI_CHUNK, NI_N_TYPES
     ctypedef struct ni_format:
         const char *name
-        int ggml_type, block, block_bytes, record_bytes, kind, offset, max_q
+        int ggml_type, block, block_bytes, record_bytes, kind, offset, max_q, head_bytes
         int sub_ "sub"
         void (*decode)(const uint8_t *, int64_t, float *) noexcept nogil
         void (*unpack_row)(const uint8_t *, int, int64_t, float *) noexcept nogil
@@ -255,9 +255,10 @@ def in_default_floats(function):
 
 
 def formats():
-    """Weight formats by GGUF name: dict of code, block, block_bytes, kind, record_bytes, quantised."""
+    """Weight formats by GGUF name: dict of code, block, block_bytes, kind, record_bytes, head_bytes, quantised."""
     return {ni_formats[i].name.decode(): dict(code=i, block=ni_formats[i].block, block_bytes=ni_formats[i].block_bytes,
                                               kind=ni_formats[i].kind, record_bytes=ni_formats[i].record_bytes,
+                                              head_bytes=ni_formats[i].head_bytes,
                                               quantised=ni_formats[i].kind != 0)
             for i in range(NI_N_TYPES)}
 
@@ -267,14 +268,15 @@ def packed_bytes(int code, int64_t n, int64_t k):
     return ni_packed_bytes(code, n, k)
 
 
-def decode(int code, const uint8_t[::1] blocks):
-    """Decode blocks of the file's layout to float32 with the format's scalar decoder."""
-    cdef int64_t n = blocks.shape[0] // ni_formats[code].block_bytes
-    out = np.empty(n * ni_formats[code].block, np.float32)
+def decode(int code, const uint8_t[::1] blocks, int64_t rows=1):
+    """Decode so many rows of the file's layout, one after the other, to float32 with the format's scalar decoder."""
+    cdef int64_t row_bytes = blocks.shape[0] // rows, r
+    cdef int64_t n = (row_bytes - ni_formats[code].head_bytes) // ni_formats[code].block_bytes
+    out = np.empty(rows * n * ni_formats[code].block, np.float32)
     cdef float[::1] view = out
     cdef uint64_t mode = ni_floats_default()
-    if n:
-        ni_formats[code].decode(&blocks[0], n, &view[0])
+    for r in range(rows if n > 0 else 0):
+        ni_formats[code].decode(&blocks[r * row_bytes], n, &view[r * n * ni_formats[code].block])
     ni_floats_restore(mode)
     return out
 

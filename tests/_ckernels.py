@@ -57,7 +57,7 @@ class Format(ctypes.Structure):
 
     _fields_ = [
         ("name", ctypes.c_char_p), ("ggml_type", _int), ("block", _int), ("block_bytes", _int), ("record_bytes", _int),
-        ("kind", _int), ("sub", _int), ("offset", _int), ("max_q", _int),
+        ("kind", _int), ("sub", _int), ("offset", _int), ("max_q", _int), ("head_bytes", _int),
         ("decode", ctypes.CFUNCTYPE(None, _ptr, _i64, _ptr)),
         ("pack", ctypes.CFUNCTYPE(None, _ptr, _size, _int, _i64, _ptr)),
         ("unpack_row", ctypes.CFUNCTYPE(None, _ptr, _int, _i64, _ptr)),
@@ -155,7 +155,7 @@ def pack(type_name, rows):
     """
     fmt = formats()[type_name]
     n, row_bytes = rows.shape
-    k = row_bytes // fmt.block_bytes * fmt.block
+    k = (row_bytes - fmt.head_bytes) // fmt.block_bytes * fmt.block
     groups = -(-n // ROWS)
     group_bytes = k // fmt.block * fmt.record_bytes
     out = aligned(groups * group_bytes).reshape(groups, group_bytes)
@@ -191,7 +191,20 @@ def random_blocks(rng, type_name, n_rows, k, scales=None):
             blocks[:, scale_offsets(type_name)[i]] = power_of_two(d)
         else:
             put_scale(type_name, blocks, i, d.astype(np.float16))
-    return blocks.reshape(n_rows, -1)
+    rows = blocks.reshape(n_rows, -1)
+    if not fmt.head_bytes:
+        return rows
+    d = rng.normal(0, 0.01, (n_rows, 1)) if scales is None else rng.choice(np.asarray(scales), (n_rows, 1))
+    return np.concatenate([d.astype(np.float32 if fmt.head_bytes == 4 else np.float16).view(np.uint8), rows], axis=1)
+
+
+def blocks_of(type_name, rows):
+    """The blocks of rows (n, bytes per row), a view of them: (n * blocks per row, bytes per block), or 3-dimensional if rows have heads."""
+    fmt = formats()[type_name]
+    if not fmt.head_bytes:
+        return rows.reshape(-1, fmt.block_bytes)
+    shape = len(rows), (rows.shape[1] - fmt.head_bytes) // fmt.block_bytes, fmt.block_bytes
+    return np.lib.stride_tricks.as_strided(rows[:, fmt.head_bytes :], shape, (rows.strides[0], fmt.block_bytes, 1))
 
 
 def power_of_two(d):
@@ -207,7 +220,7 @@ def scale_offsets(type_name):
 
 _SCALES = {
     "Q4_1": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "Q2_K": (80, 82), "Q3_K": (108,),
-    "NVFP4": (), "TQ1_0": (52,), "TQ2_0": (64,),
+    "NVFP4": (), **dict.fromkeys(("IQ4_KS", "IQ5_KS", "IQ3_KS", "IQ2_KS", "IQ2_KL"), ()), "TQ1_0": (52,), "TQ2_0": (64,),
 }  # fmt: skip
 
 

@@ -1,13 +1,13 @@
 """Tensor types that the ``gguf`` package does not decode, or not know yet: importing this teaches it to read, write and decode them.
 
-gguf 0.19 has of Q1_0 the number alone and nothing of Q2_0 and ik_llama.cpp's types. What stands here is checked against llama.cpp
-(test_formats.py).
+gguf 0.19 has of Q1_0 the number alone and nothing of Q2_0 and ik_llama.cpp's types. What stands here is checked against llama.cpp and
+ik_llama.cpp (test_formats.py).
 """
 
 import gguf
 import numpy as np
 from gguf import quants
-from ik_types import IK_TYPES
+from ik_types import HEADS, IK_TYPES
 
 _MISSING = {"Q1_0": (41, 128, 18), "Q2_0": (42, 64, 18)}  # number, values and bytes of a block
 
@@ -53,6 +53,21 @@ def _teach_ik(name, number, block, size, decode):
         def dequantize_blocks(cls, blocks):
             return decode(blocks)
 
+        @classmethod
+        def dequantize_rows(cls, rows):
+            """Of rows (n, bytes): a head goes with each block of its row."""
+            head = HEADS.get(name, 0)
+            if not head:
+                return super().dequantize_rows(rows)
+            blocks = np.ascontiguousarray(rows[:, head:]).reshape(-1, size)
+            return decode(blocks, rows[:, :head].repeat(len(blocks) // len(rows), 0)).reshape(len(rows), -1)
 
+
+def _shape(shape, kind, of=quants.quant_shape_from_byte_shape):
+    """The shape in values, from that in bytes, in which rows may have heads."""
+    return of((*shape[:-1], shape[-1] - HEADS.get(kind.name, 0)), kind)
+
+
+quants.quant_shape_from_byte_shape = gguf.gguf_writer.quant_shape_from_byte_shape = _shape
 for _name, (_number, _block, _size, _decode) in IK_TYPES.items():
     _teach_ik(_name, _number, _block, _size, _decode)

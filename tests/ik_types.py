@@ -70,8 +70,49 @@ def q6_0(b):
     return _halves(b[:, :2]) * (q.astype(np.float32) - 32)
 
 
-# Number, values and bytes of a block, and who decodes blocks.
+def _row(d):
+    """A row's scale, the same for all of its blocks."""
+    return np.ascontiguousarray(d).view(np.float32 if d.shape[-1] == 4 else np.float16).astype(np.float32)
+
+
+def iq4_ks(b, d):
+    sc = (b[:, :8] & 254).astype(np.int16) - 127
+    return _values(_row(d), sc, _planes(b[:, 8:], 16, 4), TABLES[4], b[:, :8] & 1)
+
+
+def iq5_ks(b, d):
+    sc = (b[:, :8] & 254).astype(np.int16) - 127
+    return _values(_row(d), sc, _planes(b[:, 8:136], 32, 4) | _planes(b[:, 136:], 32, 1) << 4, TABLES[5], b[:, :8] & 1)
+
+
+def iq3_ks(b, d):
+    sc = (_planes(b[:, 2:6], 4, 4) | _bits(b[:, :1], 1) << 4).astype(np.int8) - 16
+    places = _planes(b[:, 6:70], 32, 2) | _planes(b[:, 70:], 32, 1) << 2
+    return _values(_row(d), sc, places, TABLES[3], _bits(b[:, 1:2], 1))
+
+
+def iq2_ks(b, d):
+    sc = (_bits(b[:, 2:6], 4) | _bits(b[:, 1:2], 1) << 4).astype(np.int8) - 16
+    return _values(_row(d), sc, _planes(b[:, 6:], 32, 2), TABLES[2], _bits(b[:, :1], 1))
+
+
+_FIRST = np.repeat([-63, -40, -23, -10, 1, 13, 28, 47], [2, 4, 5, 4, 5, 5, 5, 2])
+_SECOND = [-23, 13, -63, -10, 13, 47, -40, -23, 1, 13, 28, -63, 1, 13, 47, -23, -10, 1, 13, 28, -40, -23, -10, 1, 13, -63, -23, 1, 28, 47,
+           -23, 13]  # fmt: skip
+_PAIRS = np.stack([_FIRST, _SECOND], axis=-1)
+
+
+def iq2_kl(b, d):
+    sc = (_planes(b[:, 2:6], 4, 4) | _bits(b[:, :2], 2) << 4).astype(np.int8) - 32
+    places = _planes(b[:, 6:70], 16, 4) | _planes(b[:, 70:], 16, 1) << 4
+    return (_row(d) * sc.astype(np.float32)).repeat(32, 1) * _PAIRS[places].reshape(-1, 256).astype(np.float32)
+
+
+# Number, values and bytes of a block, and who decodes blocks (n, bytes), of types in HEADS with the heads (n, bytes) of their rows.
 IK_TYPES = {
     "IQ4_K": (139, 256, 144, iq4_k), "IQ5_K": (140, 256, 176, iq5_k), "IQ6_K": (141, 256, 212, iq6_k),
     "IQ3_K": (138, 256, 110, iq3_k), "IQ2_K": (137, 256, 76, iq2_k), "Q6_0": (133, 32, 26, q6_0),
+    "IQ4_KS": (144, 256, 136, iq4_ks), "IQ5_KS": (152, 256, 168, iq5_ks), "IQ3_KS": (156, 256, 102, iq3_ks),
+    "IQ2_KS": (145, 256, 70, iq2_ks), "IQ2_KL": (157, 256, 86, iq2_kl),
 }  # fmt: skip
+HEADS = {"IQ4_KS": 4, "IQ5_KS": 4, "IQ3_KS": 2, "IQ2_KS": 2, "IQ2_KL": 2}  # bytes of a row's scale, a float or a half, before its blocks

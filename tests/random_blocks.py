@@ -51,6 +51,9 @@ _BYTES = {
     "MXFP4": (0, 1, 5.85 * np.exp2(np.arange(256.0) - 128)),
     "NVFP4": (0, 4, 5.85 / 1024 * np.array(_E4M3)),
 }
+# Types whose rows begin with a scale: what it is, and its value for a standard deviation of 1.
+_HEADS = {"IQ4_KS": (np.float32, 1 / 5060), "IQ5_KS": (np.float32, 1 / 5240), "IQ3_KS": (np.float16, 1 / 330),
+          "IQ2_KS": (np.float16, 1 / 180), "IQ2_KL": (np.float16, 1 / 530)}  # fmt: skip
 
 
 def random_weights(rng, rows, columns, tensor_type, std=0.02):
@@ -76,7 +79,7 @@ def random_weights(rng, rows, columns, tensor_type, std=0.02):
     block, size = gguf.GGML_QUANT_SIZES[kind]
     if columns % block:
         raise ValueError(f"{tensor_type}: {columns} columns, wanted a multiple of {block}")
-    if tensor_type not in _SCALES and tensor_type not in _BYTES:
+    if not any(tensor_type in known for known in (_SCALES, _BYTES, _HEADS)):
         values = rng.standard_normal((rows, columns), dtype=np.float32) * np.float32(std)
         return gguf.quants.quantize(values, kind)
     data = np.frombuffer(rng.bytes(rows * columns // block * size), dtype=np.uint8).reshape(-1, size).copy()
@@ -93,7 +96,12 @@ def random_weights(rng, rows, columns, tensor_type, std=0.02):
             data[:, offset + 1 : offset + 8 : 2] = data[:, offset + 1 : offset + 8 : 2] & 15 | (nibbles << 4).astype(np.uint8)
         else:
             data[:, offset : offset + 2] = half.view(np.uint8).reshape(-1, 2)
-    return data.reshape(rows, columns // block * size)
+    data = data.reshape(rows, columns // block * size)
+    if tensor_type not in _HEADS:
+        return data
+    dtype, unit = _HEADS[tensor_type]
+    heads = (rng.uniform(0.75, 1.25, (rows, 1)) * unit * std).astype(dtype)
+    return np.concatenate([heads.view(np.uint8), data], axis=1)
 
 
 def fitting_type(tensor_type, columns):

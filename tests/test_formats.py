@@ -28,7 +28,7 @@ from _ckernels import (
     scales_of,
 )
 from gguf.quants import dequantize
-from ik_types import IK_TYPES
+from ik_types import HEADS, IK_TYPES
 
 GGML = {name: gguf.GGMLQuantizationType[name] for name in TYPES}
 GOLDEN = pathlib.Path(__file__).resolve().parent / "golden" / "blocks.npz"
@@ -40,7 +40,11 @@ QUANTISED = TYPES[3:]
 def decode(name, rows, k):
     out = np.full((len(rows), k), np.nan, np.float32)
     fmt = formats()[name]
-    fmt.decode(address(rows), rows.size // fmt.block_bytes, address(out))
+    if fmt.head_bytes:
+        for row, values in zip(np.ascontiguousarray(rows), out):
+            fmt.decode(address(row), k // fmt.block, address(values))
+    else:
+        fmt.decode(address(rows), rows.size // fmt.block_bytes, address(out))
     return out
 
 
@@ -65,6 +69,7 @@ def test_table(name):
     block, size = gguf.GGML_QUANT_SIZES[GGML[name]]
     assert fmt.name.decode() == name
     assert (fmt.ggml_type, fmt.block, fmt.block_bytes) == (GGML[name].value, block, size)
+    assert fmt.head_bytes == HEADS.get(name, 0)
     assert fmt.record_bytes % (16 if name == "MXFP4" else 32) == 0
     assert fmt.record_bytes <= 1.03 * ROWS * fmt.block_bytes
     kind, sub, offset, max_q = {
@@ -75,7 +80,8 @@ def test_table(name):
         "IQ4_NL": (SIGNED, 32, 0, 0), "IQ4_XS": (SIGNED, 32, 0, 0), "MXFP4": (OFFSET, 32, 12, 24), "NVFP4": (OFFSET, 16, 12, 24),
         "IQ3_XXS": (OFFSET, 32, 64, 126), "IQ3_S": (OFFSET, 32, 16, 31), "IQ2_XXS": (OFFSET, 32, 64, 107), "IQ2_XS": (NESTED, 16, 64, 107),
         "IQ2_S": (NESTED, 16, 64, 107), "IQ1_S": (OFFSET, 32, 16, 25), "IQ1_M": (NESTED, 16, 32, 41),
-        "Q6_0": (SIGNED, 32, 0, 0), **dict.fromkeys(("IQ4_K", "IQ5_K", "IQ6_K", "IQ3_K", "IQ2_K"), (SIGNED, 16, 0, 0)),
+        **dict.fromkeys(("IQ4_K", "IQ5_K", "IQ6_K", "IQ3_K", "IQ2_K"), (OFFSET, 16, 128, 255)),
+        **dict.fromkeys(("Q6_0", "IQ4_KS", "IQ5_KS", "IQ3_KS", "IQ2_KS", "IQ2_KL"), (SIGNED, 32, 0, 0)),
     }.get(name, (FLOAT, 0, 0, 0))  # fmt: skip
     assert (fmt.kind, fmt.sub, fmt.offset, fmt.max_q) == (kind, sub, offset, max_q)
 
@@ -130,7 +136,9 @@ def test_decode_of_uniform_bytes(name):
     """Every quant and every packed scale at its ends."""
     fmt = formats()[name]
     for byte in (0x00, 0x0F, 0x3F, 0x7F, 0x80, 0xC0, 0xF0, 0xFF):
-        row = np.full((1, fmt.block_bytes), byte, np.uint8)
+        row = np.full((1, fmt.head_bytes + fmt.block_bytes), byte, np.uint8)
+        if fmt.head_bytes:
+            row[0, : fmt.head_bytes] = np.array([-1.5], np.float32 if fmt.head_bytes == 4 else np.float16).view(np.uint8)
         for i in range(len(scales_of(name, row))):
             put_scale(name, row, i, np.array([-1.5], np.float16))  # MXFP4: a scale of 2^-128
         assert np.array_equal(bits(decode(name, row, fmt.block)), bits(dequantize(row, GGML[name])))
@@ -207,7 +215,7 @@ def test_code_books_are_those_of_gguf():
     assert make_codebooks.PATH.read_text() == make_codebooks.text(), "run python tests/make_codebooks.py"
 
 
-@pytest.mark.parametrize("name", [name for name in TYPES if name.startswith(("IQ1", "IQ2", "IQ3"))])
+@pytest.mark.parametrize("name", [name for name in TYPES if name.startswith(("IQ1", "IQ2", "IQ3")) and name not in HEADS])
 def test_code_book_types_take_the_bytes_of_the_file(name):
     fmt = formats()[name]
     assert fmt.record_bytes == ROWS * fmt.block_bytes

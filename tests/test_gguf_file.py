@@ -280,15 +280,27 @@ def test_split_faults(tmp_path):
 def test_types_that_an_old_gguf_package_lacks_are_known_as_the_core_has_them():
     for number, (name, block, n_bytes) in (header._LATER_TENSORS | header._IK_TENSORS).items():
         assert (FORMATS[name]["block"], FORMATS[name]["block_bytes"]) == (block, n_bytes), name
+        assert FORMATS[name]["head_bytes"] == header._IK_HEADS.get(name, 0)
         assert number not in set(gguf.GGMLQuantizationType) or gguf.GGMLQuantizationType(number).name == name
 
 
 @pytest.mark.parametrize("number, name, instead", [
-    (155, "IQ4_KT of ik_llama.cpp", "IQ4_K instead"), (158, "IQ1_KT of ik_llama.cpp", "IQ1_M instead"),
+    (155, "IQ4_KT of ik_llama.cpp", "IQ4_KS instead"), (158, "IQ1_KT of ik_llama.cpp", "IQ1_M instead"),
     (212, "Q4_K of ik_llama.cpp, with rows interleaved", "Q4_K that was not repacked"), (339, "IQ4_K of", "IQ4_K that was not repacked"),
-    (354, "IQ3_KT of", "IQ3_K that was not repacked"), (399, "399", "The file is"),
+    (354, "IQ3_KT of", "IQ3_KS that was not repacked"), (399, "399", "The file is"),
 ])  # fmt: skip
 def test_types_of_ik_llama_cpp_are_refused_with_what_to_take_instead(tmp_path, number, name, instead):
     path = GGUF().tensor("t", (256, 4), number, bytes(1024)).write(tmp_path / "m.gguf")
     with pytest.raises(UnsupportedModel, match=f"type of tensor 't' = .*{name}.*{instead}"):
         GGUFFile(path)
+
+
+@pytest.mark.parametrize("number, head, block_bytes", [(144, 4, 136), (152, 4, 168), (156, 2, 102), (145, 2, 70), (157, 2, 86)])
+def test_rows_may_begin_with_a_scale(tmp_path, number, head, block_bytes):
+    """Of a matrix each row, of a vector its one."""
+    n = 3 * (head + 2 * block_bytes)
+    g = GGUF().tensor("w", (512, 3), number, bytes(n)).tensor("v", (256,), number, bytes(head + block_bytes))
+    with GGUFFile(g.write(tmp_path / "m.gguf")) as f:
+        assert (f.tensors["w"].n_bytes, f.tensors["v"].n_bytes) == (n, head + block_bytes)
+    with pytest.raises(CorruptModel, match="cut off"):
+        GGUFFile(GGUF().tensor("w", (512, 3 * 40), number, bytes(40 * n - 33)).write(tmp_path / "short.gguf"))

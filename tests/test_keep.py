@@ -759,6 +759,7 @@ PACKED = {
     "IQ4_XS": "c4749c56", "MXFP4": "28984ea5", "NVFP4": "a2672fec", "IQ3_XXS": "92bbd4e8", "IQ3_S": "88bcb5ea", "IQ2_XXS": "ecf77524",
     "IQ2_XS": "dfb9a95b", "IQ2_S": "bb9f8220", "IQ1_S": "e20c1284", "IQ1_M": "63628638",
     "IQ4_K": "f5f4891e", "IQ5_K": "c987c040", "IQ6_K": "347f710f", "IQ3_K": "410116dd", "IQ2_K": "c497b84f", "Q6_0": "4e06e243",
+    "IQ4_KS": "e69f5876", "IQ5_KS": "cb0723fb", "IQ3_KS": "5a9b248f", "IQ2_KS": "8ddfedf1", "IQ2_KL": "e3ac5191",
 }  # fmt: skip
 
 
@@ -768,7 +769,7 @@ def test_packing_has_not_changed(tmp_path):
     with open_team() as team, open(tmp_path / "rows", "w+b", buffering=0) as file:
         for name, kind in FORMATS.items():
             k = 2 * kind["block"] if kind["block"] > 1 else 64
-            row_bytes = k // kind["block"] * kind["block_bytes"]
+            row_bytes = k // kind["block"] * kind["block_bytes"] + kind["head_bytes"]
             file.seek(0)
             file.write(hashlib.shake_128(name.encode()).digest(16 * row_bytes))
             arena = _core.Arena(_core.packed_bytes(kind["code"], 16, k))

@@ -2,8 +2,8 @@
 #include "records.h"
 
 const ni_format ni_formats[NI_N_TYPES] = {
-#define NI_FORMAT(NAME, name, ggml_type, block, kind, sub, offset, max_q)                                                      \
-    [NI_##NAME] = {#NAME, ggml_type, block, sizeof(ni_block_##name), sizeof(ni_record_##name), NI_PANEL_##kind, sub, offset, max_q, \
+#define NI_FORMAT(NAME, name, ggml_type, block, kind, sub, offset, max_q, head)                                                    \
+    [NI_##NAME] = {#NAME, ggml_type, block, sizeof(ni_block_##name), sizeof(ni_record_##name), NI_PANEL_##kind, sub, offset, max_q, head, \
                    ni_decode_##name, ni_pack_##name, ni_unpack_row_##name},
 #include "formats.def"
 #undef NI_FORMAT

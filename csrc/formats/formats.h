@@ -67,6 +67,16 @@
  *   IQ2_K  256  d, extra | 2 x sc, 4 bits | 16 vectors as IQ3_K                   value = (d * (sc - 8)) * iq2[q]
  *   Q6_0   32  d f16x16 | 2 vectors of upper bits: of vector i, bits 0-1 kg i, 2-3 kg i + 4, 4-5 kg i + 2, 6-7 kg i + 6 | 4 vectors as
  *              Q4_0                                                               value = d * (q - 32)
+ *   IQ4_KS 256  d f32x16 (of the row) | 2 x sc (byte of sub-block 4i + b of 32 values) | 32 vectors as Q4_0, 4 for each sub-block
+ *              value = (d * ((sc & 254) - 127)) * iq4[q], 4 more if sc is odd
+ *   IQ5_KS 256  d, sc as IQ4_KS | q and fifth bits as IQ5_K                       value = (d * ((sc & 254) - 127)) * iq5[q], 2 more if odd
+ *   IQ3_KS 256  d f16x16 (of the row) | extra u16x16 | sc, 4 bits, sub-block s of 32 values in byte s % 4, nibble s / 4 | q and third
+ *              bits as IQ3_K      value = (d * ((sc | extra bit s << 4) - 16)) * iq3[q], 4 more if extra bit 8 + s
+ *   IQ2_KS 256  d f16x16 (of the row) | extra u16x16 | sc, 4 bits | 16 vectors as IQ3_K
+ *              value = (d * ((sc | extra bit 8 + s << 4) - 16)) * iq2[q], 5 more if extra bit s
+ *   IQ2_KL 256  d f16x16 (of the row) | high u16x16 | low as sc of IQ3_KS | 16 vectors: places of pairs of values, nibble s % 2 of vector
+ *              4 (s / 2) + i: pairs 4i .. 4i + 3 of sub-block s | 4 vectors of fifth bits, bit s
+ *              value = (d * ((low | high << 4) - 32)) * one of a pair (ik.c)
  *
  *   A unit has 32 values, kg 0-3 and 4-7, which are two sub-blocks of Q2_K and Q3_K.
  *   2 bits: vector j = 0, 1: bits 0-1 kg 2j, 2-3 kg 2j + 4, 4-5 kg 2j + 1, 6-7 kg 2j + 5.
@@ -74,8 +84,8 @@
  *   6 and 7 of vector 2.
  *   So what is not in its place can be multiplied where it is: the sum of a sub-block comes out 4 or 8 times as large.
  *
- * iq4 and fp4 are tables of 16 whole numbers (table4.h); iq2, iq3, iq5 and iq6 have one for each place too (ik.c), and sub-blocks of IQ2_K to
- * IQ6_K whose bit in extra is set add 1 to 5 to it.
+ * iq4 and fp4 are tables of 16 whole numbers (table4.h); iq2, iq3, iq5 and iq6 have one for each place too (ik.c), and sub-blocks of
+ * IQ2_K to IQ6_K whose bit in extra is set add 1 to 5 to it.
  *
  * The dwords of the GGUF blocks are only interleaved over the rows, with these exceptions: the fifth bits of Q5_0 and Q5_1 and the quants
  * of Q1_0 and Q2_0 are transposed, the 6-bit scales of Q4_K, Q5_K and IQ4_XS become bytes, NVFP4's scale 0x7f, which stands for 0, becomes
@@ -116,8 +126,9 @@ typedef struct {
     ni_panel_kind kind;
     int sub;                   /* values that share one scale in a panel: 32, 16 where scales are nested and of NVFP4, 0 for float types */
     int offset;                /* for NI_PANEL_OFFSET and NI_PANEL_NESTED */
-    int max_q;                 /* largest unsigned quant in a panel: 2, 3, 7, 15, 24, 31, 63; 0 otherwise */
-    /* Decodes n_blocks blocks of the file to floats; bit-equal to gguf.quants. */
+    int max_q;                 /* largest unsigned quant in a panel: 2, 3, 7, 15, 24, 31, 63, 255; 0 otherwise */
+    int head_bytes;            /* what a row of the file begins with, before its blocks: a scale of the row, or nothing */
+    /* Decodes n_blocks blocks of the file to floats; bit-equal to gguf.quants.  Where rows have a head: a row, its head and n_blocks. */
     void (*decode)(const uint8_t *blocks, int64_t n_blocks, float *out);
     /* Packs `rows` (1..NI_ROWS) rows of K values, row_bytes apart, into one group of K / block records. */
     void (*pack)(const uint8_t *src, size_t row_bytes, int rows, int64_t k, uint8_t *dst);

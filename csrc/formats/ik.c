@@ -11,25 +11,30 @@ static const int8_t iq6[64] = {-127, -121, -115, -109, -104, -98, -93, -88, -84,
                                -51,  -47,  -44,  -40,  -37,  -34, -31, -28, -25, -22, -19, -16, -13, -11, -8,  -5,
                                -2,   0,    3,    6,    9,    12,  14,  17,  20,  23,  27,  30,  33,  36,  40,  44,
                                47,   51,   55,   59,   63,   68,  72,  77,  82,  87,  92,  98,  103, 109, 115, 121};
+/* Pairs of values. */
+static const int8_t iq2_pairs[32][2] = {
+    {-63, -23}, {-63, 13}, {-40, -63}, {-40, -10}, {-40, 13}, {-40, 47}, {-23, -40}, {-23, -23}, {-23, 1}, {-23, 13}, {-23, 28},
+    {-10, -63}, {-10, 1}, {-10, 13}, {-10, 47}, {1, -23}, {1, -10}, {1, 1}, {1, 13}, {1, 28}, {13, -40}, {13, -23}, {13, -10},
+    {13, 1}, {13, 13}, {28, -63}, {28, -23}, {28, 1}, {28, 28}, {28, 47}, {47, -23}, {47, 13}};
 enum { HIGHER_2 = 5, HIGHER_3 = 4, HIGHER_4 = 4, HIGHER_5 = 2, HIGHER_6 = 1 };
 
 static inline int bit(const uint8_t *bits, int i) { return bits[i / 8] >> i % 8 & 1; }
 static inline int two_bits(const uint8_t *bits, int i) { return bits[i / 4] >> 2 * (i % 4) & 3; }
 static inline int nibble(const uint8_t *nibbles, int i) { return nibbles[i / 2] >> 4 * (i % 2) & 15; }
 
-void ni_read_iq4_k(const ni_block_iq4_k *in, float *scale, int8_t *q) {
+void ni_read_iq4_k(float d, const ni_block_iq4_k *in, float *scale, int8_t *q) {
     for (int s = 0; s < 16; s++, q += 16) {
-        scale[s] = ni_load_f16(in->d) * (float)((nibble(in->low, s) | two_bits(in->high, s) << 4) - 32);
+        scale[s] = d * (float)((nibble(in->low, s) | two_bits(in->high, s) << 4) - 32);
         for (int j = 0; j < 16; j++)
             q[j] = (int8_t)(ni_iq4[in->q[s / 2 * 16 + j] >> 4 * (s % 2) & 15] + HIGHER_4 * bit(in->extra, s));
     }
 }
 
 /* In 32 bytes of q value j of 64 is the low nibble of byte j (j < 32), or the high one of byte j - 32. */
-void ni_read_iq5_k(const ni_block_iq5_k *in, float *scale, int8_t *q) {
+void ni_read_iq5_k(float d, const ni_block_iq5_k *in, float *scale, int8_t *q) {
     for (int s = 0; s < 16; s++, q += 16) {
         const int c = s / 4, at = s % 2 * 16, upper = s / 2 % 2;
-        scale[s] = ni_load_f16(in->d) * (float)((nibble(in->low, s) | two_bits(in->high, s) << 4) - 32);
+        scale[s] = d * (float)((nibble(in->low, s) | two_bits(in->high, s) << 4) - 32);
         for (int j = at; j < at + 16; j++) {
             const int place = (in->q[32 * c + j] >> 4 * upper & 15) | (in->fifth[j] >> (2 * c + upper) & 1) << 4;
             q[j - at] = (int8_t)(iq5[place] + HIGHER_5 * bit(in->extra, s));
@@ -37,10 +42,10 @@ void ni_read_iq5_k(const ni_block_iq5_k *in, float *scale, int8_t *q) {
     }
 }
 
-void ni_read_iq6_k(const ni_block_iq6_k *in, float *scale, int8_t *q) {
+void ni_read_iq6_k(float d, const ni_block_iq6_k *in, float *scale, int8_t *q) {
     for (int s = 0; s < 16; s++, q += 16) {
         const int c = s / 4, at = s % 2 * 16, upper = s / 2 % 2;
-        scale[s] = ni_load_f16(in->d) * (float)(int8_t)in->sc[s];
+        scale[s] = d * (float)(int8_t)in->sc[s];
         for (int j = at; j < at + 16; j++) {
             const int place = (in->q[32 * c + j] >> 4 * upper & 15) | (in->upper[c / 2 * 32 + j] >> (4 * (c % 2) + 2 * upper) & 3) << 4;
             q[j - at] = (int8_t)(iq6[place] + HIGHER_6 * bit(in->extra, s));
@@ -49,10 +54,10 @@ void ni_read_iq6_k(const ni_block_iq6_k *in, float *scale, int8_t *q) {
 }
 
 /* 128 values in 32 bytes: value j is in bits 2 (j / 32) of byte j % 32. */
-void ni_read_iq3_k(const ni_block_iq3_k *in, float *scale, int8_t *q) {
+void ni_read_iq3_k(float d, const ni_block_iq3_k *in, float *scale, int8_t *q) {
     for (int s = 0; s < 16; s++, q += 16) {
         const int sc = 2 * nibble(in->sc, s) + 1, at = s % 2 * 16;
-        scale[s] = ni_load_f16(in->d) * (float)(bit(in->sign, s) ? -sc : sc);
+        scale[s] = d * (float)(bit(in->sign, s) ? -sc : sc);
         for (int j = at; j < at + 16; j++) {
             const int place = (in->q[s / 8 * 32 + j] >> 2 * (s / 2 % 4) & 3) | (in->third[j] >> s / 2 & 1) << 2;
             q[j - at] = (int8_t)(iq3[place] + HIGHER_3 * bit(in->extra, s));
@@ -60,20 +65,66 @@ void ni_read_iq3_k(const ni_block_iq3_k *in, float *scale, int8_t *q) {
     }
 }
 
-void ni_read_iq2_k(const ni_block_iq2_k *in, float *scale, int8_t *q) {
+void ni_read_iq2_k(float d, const ni_block_iq2_k *in, float *scale, int8_t *q) {
     for (int s = 0; s < 16; s++, q += 16) {
         const int at = s % 2 * 16;
-        scale[s] = ni_load_f16(in->d) * (float)(nibble(in->sc, s) - 8);
+        scale[s] = d * (float)(nibble(in->sc, s) - 8);
         for (int j = at; j < at + 16; j++)
             q[j - at] = (int8_t)(iq2[in->q[s / 8 * 32 + j] >> 2 * (s / 2 % 4) & 3] + HIGHER_2 * bit(in->extra, s));
     }
 }
 
-void ni_read_q6_0(const ni_block_q6_0 *in, float *scale, int8_t *q) {
-    scale[0] = ni_load_f16(in->d);
+void ni_read_q6_0(float d, const ni_block_q6_0 *in, float *scale, int8_t *q) {
+    scale[0] = d;
     for (int j = 0; j < 32; j++) {
         const int i = j % 16, upper = j / 16;
         q[j] = (int8_t)((in->q[i] >> 4 * upper & 15) + 16 * (in->upper[i % 8] >> (4 * (i / 8) + 2 * upper) & 3) - 32);
+    }
+}
+
+/* The scale's lowest bit says which table. */
+void ni_read_iq4_ks(float d, const ni_block_iq4_ks *in, float *scale, int8_t *q) {
+    for (int s = 0; s < 8; s++, q += 32) {
+        scale[s] = d * (float)((in->sc[s] & 254) - 127);
+        for (int j = 0; j < 32; j++)
+            q[j] = (int8_t)(ni_iq4[in->q[16 * s + j % 16] >> 4 * (j / 16) & 15] + HIGHER_4 * (in->sc[s] & 1));
+    }
+}
+
+void ni_read_iq5_ks(float d, const ni_block_iq5_ks *in, float *scale, int8_t *q) {
+    for (int s = 0; s < 8; s++, q += 32) {
+        scale[s] = d * (float)((in->sc[s] & 254) - 127);
+        for (int j = 0; j < 32; j++) {
+            const int place = (in->q[s / 2 * 32 + j] >> 4 * (s % 2) & 15) | (in->fifth[j] >> s & 1) << 4;
+            q[j] = (int8_t)(iq5[place] + HIGHER_5 * (in->sc[s] & 1));
+        }
+    }
+}
+
+/* Of `extra`, the lower byte has the scales' fifth bits. */
+void ni_read_iq3_ks(float d, const ni_block_iq3_ks *in, float *scale, int8_t *q) {
+    for (int s = 0; s < 8; s++, q += 32) {
+        scale[s] = d * (float)((in->sc[s % 4] >> 4 * (s / 4) & 15) + 16 * bit(in->extra, s) - 16);
+        for (int j = 0; j < 32; j++) {
+            const int place = (in->q[s / 4 * 32 + j] >> 2 * (s % 4) & 3) | (in->third[j] >> s & 1) << 2;
+            q[j] = (int8_t)(iq3[place] + HIGHER_3 * bit(in->extra, 8 + s));
+        }
+    }
+}
+
+/* Here, the upper byte. */
+void ni_read_iq2_ks(float d, const ni_block_iq2_ks *in, float *scale, int8_t *q) {
+    for (int s = 0; s < 8; s++, q += 32) {
+        scale[s] = d * (float)(nibble(in->sc, s) + 16 * bit(in->extra, 8 + s) - 16);
+        for (int j = 0; j < 32; j++) q[j] = (int8_t)(iq2[in->q[s / 4 * 32 + j] >> 2 * (s % 4) & 3] + HIGHER_2 * bit(in->extra, s));
+    }
+}
+
+void ni_read_iq2_kl(float d, const ni_block_iq2_kl *in, float *scale, int8_t *q) {
+    for (int s = 0; s < 8; s++, q += 32) {
+        scale[s] = d * (float)(((in->low[s % 4] >> 4 * (s / 4) & 15) | two_bits(in->high, s) << 4) - 32);
+        for (int j = 0; j < 16; j++)
+            memcpy(q + 2 * j, iq2_pairs[(in->q[s / 2 * 16 + j] >> 4 * (s % 2) & 15) | (in->fifth[j] >> s & 1) << 4], 2);
     }
 }
 
@@ -92,27 +143,43 @@ static inline void multiply(const float *scale, const int8_t *q, int n, int sub,
     for (int i = 0; i < n; i++) out[i] = scale[i / sub] * (float)q[i];
 }
 
-#define DEFINE(name)                                                                                                        \
-    static inline void pack_##name(const ni_blocks *in, ni_record_##name *out) {                                            \
-        pack_blocks(in, sizeof(ni_block_##name), (uint8_t *)out);                                                           \
-    }                                                                                                                       \
-    NI_DEFINE_PACK(name)                                                                                                    \
-    static inline void decode_##name(const ni_block_##name *in, float *out) {                                               \
-        float scale[16];                                                                                                    \
-        int8_t q[256];                                                                                                      \
-        ni_read_##name(in, scale, q);                                                                                       \
-        multiply(scale, q, NI_BLOCK_##name, NI_SUB_##name, out);                                                            \
-    }                                                                                                                       \
-    void ni_decode_##name(const uint8_t *blocks, int64_t n_blocks, float *out) {                                            \
-        const ni_block_##name *in = (const ni_block_##name *)blocks;                                                        \
-        for (int64_t b = 0; b < n_blocks; b++) decode_##name(&in[b], out + b * NI_BLOCK_##name);                            \
-    }                                                                                                                       \
-    void ni_unpack_row_##name(const uint8_t *group, int r, int64_t k, float *out) {                                         \
-        const ni_record_##name *in = (const ni_record_##name *)group;                                                       \
-        for (int64_t b = 0; b < k / NI_BLOCK_##name; b++) {                                                                 \
-            ni_block_##name block;                                                                                          \
-            ni_take_block((const uint8_t *)&in[b], r, sizeof block, (uint8_t *)&block);                                     \
-            decode_##name(&block, out + b * NI_BLOCK_##name);                                                               \
-        }                                                                                                                   \
+/* The rows' heads, of which missing ones are zeros, and the blocks. */
+static inline void pack_record(const uint8_t *src, size_t row_bytes, int rows, size_t head, size_t offset, size_t bytes, uint8_t *out) {
+    const ni_blocks in = ni_blocks_at(src, row_bytes, rows, offset);
+    for (int r = 0; r < NI_ROWS; r++)
+        if (r < rows) memcpy(out + head * (size_t)r, src + row_bytes * (size_t)r, head);
+        else memset(out + head * (size_t)r, 0, head);
+    pack_blocks(&in, bytes, out + head * NI_ROWS);
+}
+
+#define DEFINE(name)                                                                                                            \
+    enum { BLOCK_##name = NI_BLOCK_##name, HEAD_##name = NI_HEAD_##name };                                                      \
+    void ni_pack_##name(const uint8_t *src, size_t row_bytes, int rows, int64_t k, uint8_t *dst) {                              \
+        ni_record_##name *out = (ni_record_##name *)dst;                                                                        \
+        for (int64_t b = 0; b < k / BLOCK_##name; b++) {                                                                        \
+            const size_t offset = HEAD_##name + (size_t)b * sizeof(ni_block_##name);                                            \
+            pack_record(src, row_bytes, rows, HEAD_##name, offset, sizeof(ni_block_##name), (uint8_t *)&out[b]);                \
+        }                                                                                                                       \
+    }                                                                                                                           \
+    static inline void decode_##name(float d, const ni_block_##name *in, float *out) {                                          \
+        float scale[16];                                                                                                        \
+        int8_t q[256];                                                                                                          \
+        ni_read_##name(d, in, scale, q);                                                                                        \
+        multiply(scale, q, BLOCK_##name, NI_SUB_##name, out);                                                                   \
+    }                                                                                                                           \
+    void ni_decode_##name(const uint8_t *blocks, int64_t n_blocks, float *out) {                                                \
+        const ni_block_##name *in = (const ni_block_##name *)(blocks + HEAD_##name);                                            \
+        for (int64_t b = 0; b < n_blocks; b++) {                                                                                \
+            const float d = ni_load_d(HEAD_##name ? blocks : (const uint8_t *)&in[b], HEAD_##name);                             \
+            decode_##name(d, &in[b], out + b * BLOCK_##name);                                                                   \
+        }                                                                                                                       \
+    }                                                                                                                           \
+    void ni_unpack_row_##name(const uint8_t *group, int r, int64_t k, float *out) {                                             \
+        const ni_record_##name *in = (const ni_record_##name *)group;                                                           \
+        for (int64_t b = 0; b < k / BLOCK_##name; b++) {                                                                        \
+            ni_block_##name block;                                                                                              \
+            const float d = ni_take_block((const uint8_t *)&in[b], r, HEAD_##name, sizeof block, (uint8_t *)&block);            \
+            decode_##name(d, &block, out + b * BLOCK_##name);                                                                   \
+        }                                                                                                                       \
     }
 NI_IK_FORMATS(DEFINE)

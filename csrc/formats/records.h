@@ -40,6 +40,11 @@ typedef struct { uint8_t d[2], extra[2], sc[16], q[128], upper[64]; } ni_block_i
 typedef struct { uint8_t d[2], extra[2], sign[2], sc[8], q[64], third[32]; } ni_block_iq3_k;
 typedef struct { uint8_t d[2], extra[2], sc[8], q[64]; } ni_block_iq2_k;
 typedef struct { uint8_t d[2], upper[8], q[16]; } ni_block_q6_0;
+typedef struct { uint8_t sc[8], q[128]; } ni_block_iq4_ks;
+typedef struct { uint8_t sc[8], q[128], fifth[32]; } ni_block_iq5_ks;
+typedef struct { uint8_t extra[2], sc[4], q[64], third[32]; } ni_block_iq3_ks;
+typedef struct { uint8_t extra[2], sc[4], q[64]; } ni_block_iq2_ks;
+typedef struct { uint8_t high[2], low[4], q[64], fifth[16]; } ni_block_iq2_kl;
 
 typedef uint8_t ni_vector[4 * NI_ROWS];   /* byte 4r + b belongs to row r */
 
@@ -80,6 +85,11 @@ typedef struct { ni_vector d_extra, sc[4], q[32], upper[16]; } ni_record_iq6_k;
 typedef struct { uint16_t d[NI_ROWS]; ni_vector extra_sign, sc[2], q[16], third[8]; } ni_record_iq3_k;
 typedef struct { ni_vector d_extra, sc[2], q[16]; } ni_record_iq2_k;
 typedef struct { uint16_t d[NI_ROWS]; ni_vector upper[2], q[4]; } ni_record_q6_0;
+typedef struct { float d[NI_ROWS]; ni_vector sc[2], q[32]; } ni_record_iq4_ks;
+typedef struct { float d[NI_ROWS]; ni_vector sc[2], q[32], fifth[8]; } ni_record_iq5_ks;
+typedef struct { uint16_t d[NI_ROWS], extra[NI_ROWS]; ni_vector sc, q[16], third[8]; } ni_record_iq3_ks;
+typedef struct { uint16_t d[NI_ROWS], extra[NI_ROWS]; ni_vector sc, q[16]; } ni_record_iq2_ks;
+typedef struct { uint16_t d[NI_ROWS], high[NI_ROWS]; ni_vector low, q[16], fifth[4]; } ni_record_iq2_kl;
 
 /* A half of a file block. */
 static inline uint16_t ni_load_u16(const uint8_t *p) {
@@ -106,6 +116,13 @@ enum {
 /* Values that share a scale: NI_SUB_q4_0 = 32. */
 enum {
 #define NI_FORMAT(NAME, name, ggml_type, block, kind, sub, ...) NI_SUB_##name = sub,
+#include "formats.def"
+#undef NI_FORMAT
+};
+
+/* Bytes that a row of the file begins with. */
+enum {
+#define NI_FORMAT(NAME, name, ggml_type, block, kind, sub, offset, max_q, head) NI_HEAD_##name = head,
 #include "formats.def"
 #undef NI_FORMAT
 };

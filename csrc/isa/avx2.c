@@ -8,6 +8,7 @@ NI_TARGET("avx2,fma,f16c,bmi2")
 #include "avx2_unpack.h"
 #include "avx2_units.h"
 #include "avx2_table4.h"
+#include "avx2_ik.h"
 #include "avx2_codebook.h"
 #include "avx2_codebook_gemm.h"
 #include "gather_impl.h"
@@ -49,6 +50,8 @@ const ni_own_kernels ni_own_avx2 = {
         [NI_IQ2_S]   = {dot_iq2_s,   unpack_iq2_s,   gather_quants, gemm_seven_nested, 1},
         [NI_IQ1_S]   = {dot_iq1_s,   unpack_iq1_s,   gather_quants, gemm_q5_0,         1},
         [NI_IQ1_M]   = {dot_iq1_m,   unpack_iq1_m,   gather_quants, gemm_q6_k,         1},
+        [NI_IQ4_K]   = {NULL, unpack_iq4_k, gather_quants, gemm_offset128, 0},   /* the last two of IQ2_K to IQ6_K, too */
+        [NI_IQ4_KS]  = {NULL, unpack_iq4_ks, gather_q8_0, gemm_q8_0, 0},
     },
     .panel_dots = NI_VEC(panel_dots),
     .vec = NI_VEC_TABLE,

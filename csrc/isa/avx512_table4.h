@@ -176,6 +176,7 @@ NI_INLINE void tile_nvfp4(const ni_panel *p, int64_t nk, const ni_act *a, int64_
 
 NI_GATHER(mxfp4, LONG, 32, NI_FP4_OFFSET, 0)
 NI_GATHER(nvfp4, NI_SLAB, 16, NI_FP4_OFFSET, 0)
+NI_GATHER(offset128, NI_SLAB, 16, 128, 0)   /* with NVFP4's gemm: avx512_ik.h */
 NI_GEMM(mxfp4, TILE, 0, (void)accm, tile_quants(p, nk, x, t, m_, NI_FP4_OFFSET, NULL, out))
 NI_GEMM(nvfp4, TILE, 0, (void)accm, tile_nvfp4(p, nk, x, t, m_, out))
 #endif

@@ -17,6 +17,7 @@ NI_TARGET("avxvnni,avx2,fma,f16c,bmi2")
 #include "avxvnni_gemm.h"
 #include "avxvnni_units.h"
 #include "avxvnni_table4.h"
+#include "avx2_ik.h"
 #define CB_VNNI
 #include "avx2_codebook.h"
 #include "gather_impl.h"
@@ -58,6 +59,8 @@ const ni_own_kernels ni_own_avxvnni = {
         [NI_IQ2_S]   = {dot_iq2_s,   unpack_iq2_s,   gather_quants, gemm_seven_nested, 1},
         [NI_IQ1_S]   = {dot_iq1_s,   unpack_iq1_s,   gather_quants, gemm_vnni_q5_0,    1},
         [NI_IQ1_M]   = {dot_iq1_m,   unpack_iq1_m,   gather_quants, gemm_q6_k,         1},
+        [NI_IQ4_K]   = {NULL, unpack_iq4_k, gather_quants, gemm_offset128, 0},   /* the last two of IQ2_K to IQ6_K, too */
+        [NI_IQ4_KS]  = {NULL, unpack_iq4_ks, gather_quants, gemm_vnni_q8_0, 0},
     },
     .panel_dots = NI_VEC(panel_dots),
     .vec = NI_VEC_TABLE,

@@ -194,7 +194,7 @@ static void unpack_nvfp4(const uint8_t *group, int64_t k0, int64_t nk, ni_panel 
     }
 }
 
-/* ik_llama.cpp's: row by row, as the file's blocks. */
+/* ik_llama.cpp's: row by row, as the file's blocks.  An offset is 128. */
 #define UNPACK(name)                                                                                                            \
     static void unpack_##name(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) {                                      \
         enum { BLOCK = NI_BLOCK_##name, SUBS = BLOCK / NI_SUB_##name };                                                         \
@@ -204,8 +204,9 @@ static void unpack_nvfp4(const uint8_t *group, int64_t k0, int64_t nk, ni_panel 
                 ni_block_##name block;                                                                                          \
                 float scale[SUBS];                                                                                              \
                 int8_t q[BLOCK];                                                                                                \
-                ni_take_block((const uint8_t *)&in[b], r, sizeof block, (uint8_t *)&block);                                     \
-                ni_read_##name(&block, scale, q);                                                                               \
+                const float d = ni_take_block((const uint8_t *)&in[b], r, NI_HEAD_##name, sizeof block, (uint8_t *)&block);     \
+                ni_read_##name(d, &block, scale, q);                                                                            \
+                for (int i = 0; NI_OFFSET_##name && i < BLOCK; i++) q[i] = (int8_t)(q[i] ^ NI_OFFSET_##name);                   \
                 for (int s = 0; s < SUBS; s++) p->scale[NI_ROWS * (SUBS * b + s) + r] = scale[s];                               \
                 for (int g = 0; g < BLOCK / 4; g++) memcpy(VECTOR(BLOCK / 4 * b + g) + 4 * r, q + 4 * g, 4);                    \
             }                                                                                                                   \

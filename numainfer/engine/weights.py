@@ -1,6 +1,7 @@
 """What a model's tensors are to the plan: `Catalog` gives those that an architecture uses, by name, and sees that none is left."""
 
 import logging
+import math
 import re
 from dataclasses import dataclass, replace
 from functools import partial
@@ -236,14 +237,15 @@ class Catalog:
             return None
         if name not in self.used:
             tensor = self._tensor(name)
-            self.used[name] = Vector(name, _core.decode(FORMATS[tensor.type]["code"], tensor.data), path=self.gguf.paths[tensor.shard])
+            values = _core.decode(FORMATS[tensor.type]["code"], tensor.data, math.prod(tensor.shape[:-1]))
+            self.used[name] = Vector(name, values, path=self.gguf.paths[tensor.shard])
         return self.used[name]
 
     def columns(self, name):
         """The values of a matrix, column after column, as a Vector."""
         if (name + "[columns]") not in self._parts:
             tensor = self._tensor(name)
-            values = _core.decode(FORMATS[tensor.type]["code"], tensor.data).reshape(-1, tensor.shape[-1])
+            values = _core.decode(FORMATS[tensor.type]["code"], tensor.data, math.prod(tensor.shape[:-1])).reshape(-1, tensor.shape[-1])
             self._parts[name + "[columns]"] = Vector(name, np.ascontiguousarray(values.T).ravel(), path=self.gguf.paths[tensor.shard])
         return self._parts[name + "[columns]"]
 
@@ -330,7 +332,7 @@ def _keys(shape, keys, kind, data):
     if kind in ("F32", "F16", "BF16"):  # whole values, whatever they mean
         values = data.view(np.uint32 if kind == "F32" else np.uint16)
     else:
-        values = _core.decode(FORMATS[kind]["code"], data).astype(np.float16)
+        values = _core.decode(FORMATS[kind]["code"], data, heads * rows).astype(np.float16)
     return np.ascontiguousarray(values.reshape(heads, rows, k)[:, :keys].transpose(0, 2, 1))
 
 

@@ -41,10 +41,11 @@ TensorInfo = namedtuple("TensorInfo", "name shape type offset n_bytes")
 _LATER_TENSORS = {39: ("MXFP4", 32, 17), 40: ("NVFP4", 64, 36), 41: ("Q1_0", 128, 18), 42: ("Q2_0", 64, 18)}
 # Types of ik_llama.cpp: number -> the same; and those that are refused, with what to take instead.
 _IK_TENSORS = {133: ("Q6_0", 32, 26), 137: ("IQ2_K", 256, 76), 138: ("IQ3_K", 256, 110), 139: ("IQ4_K", 256, 144),
-               140: ("IQ5_K", 256, 176), 141: ("IQ6_K", 256, 212)}  # fmt: skip
-_IK_REFUSED = {144: ("IQ4_KS", "IQ4_K"), 145: ("IQ2_KS", "IQ2_K"), 146: ("IQ4_KSS", "IQ4_K"), 152: ("IQ5_KS", "IQ5_K"),
-               153: ("IQ2_KT", "IQ2_K"), 154: ("IQ3_KT", "IQ3_K"), 155: ("IQ4_KT", "IQ4_K"), 156: ("IQ3_KS", "IQ3_K"),
-               157: ("IQ2_KL", "IQ2_K"), 158: ("IQ1_KT", "IQ1_M")}  # fmt: skip
+               140: ("IQ5_K", 256, 176), 141: ("IQ6_K", 256, 212), 144: ("IQ4_KS", 256, 136), 145: ("IQ2_KS", 256, 70),
+               152: ("IQ5_KS", 256, 168), 156: ("IQ3_KS", 256, 102), 157: ("IQ2_KL", 256, 86)}  # fmt: skip
+_IK_HEADS = {"IQ4_KS": 4, "IQ5_KS": 4, "IQ3_KS": 2, "IQ2_KS": 2, "IQ2_KL": 2}  # bytes that a row begins with
+_IK_REFUSED = {146: ("IQ4_KSS", "IQ4_KS"), 153: ("IQ2_KT", "IQ2_KL"), 154: ("IQ3_KT", "IQ3_KS"), 155: ("IQ4_KT", "IQ4_KS"),
+               158: ("IQ1_KT", "IQ1_M")}  # fmt: skip
 _IK_INTERLEAVED = 200  # is added to a type's number where 4, 8 or 16 rows are interleaved
 
 
@@ -328,7 +329,8 @@ class Header:
         at, offset = self.pos, self.u64(f"the offset of {what}")
         if offset % self.alignment:
             self.fail(f"{what} has the offset {offset}, wanted a multiple of {self.alignment}", at)
-        infos[name] = dims[::-1], kind, offset, math.prod(dims) // block * block_bytes, at
+        n_bytes = math.prod(dims) // block * block_bytes + math.prod(dims[1:]) * _IK_HEADS.get(kind, 0)
+        infos[name] = dims[::-1], kind, offset, n_bytes, at
 
     def of_ik(self, what, number, tensor_types):
         """Refuses a type of ik_llama.cpp by its name, with what to take instead."""

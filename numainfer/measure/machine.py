@@ -274,7 +274,7 @@ def _macs(team, site, weight_type):
     ops, tensors = plan.compile().arrays()
     replicas, core = Replicas(plan.weights, [site.number], "local"), None
     try:
-        row_bytes = k // FORMATS[weight_type]["block"] * FORMATS[weight_type]["block_bytes"]
+        row_bytes = k // FORMATS[weight_type]["block"] * FORMATS[weight_type]["block_bytes"] + FORMATS[weight_type]["head_bytes"]
         with open(os.memfd_create("zeros"), "r+b", buffering=0) as zeros:
             zeros.truncate(rows * row_bytes)
             pieces = [(replicas.entry(w), *((w.values.ctypes.data, w.packed_bytes) if isinstance(w, Vector) else

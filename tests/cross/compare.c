@@ -118,7 +118,7 @@ static void draw_group(ni_type t, int64_t k, int rows, kind how, uint8_t *packed
     static const uint8_t ends[] = {0x00, 0x77, 0x7f, 0x80, 0xff}, powers[] = {0, 1, 2, 3, 64, 127, 160, 200};
     static uint8_t file[NI_ROWS * MOST_K * 4];
     const ni_format *f = &ni_formats[t];
-    const size_t row_bytes = (size_t)(k / f->block * f->block_bytes);
+    const size_t row_bytes = (size_t)(f->head_bytes + k / f->block * f->block_bytes);
     const uint8_t end = ends[draw() % 5];
     const int n_scales = scales[t].n;
     if (t == NI_F32) floats((float *)file, NI_ROWS * k, 2);
@@ -133,6 +133,11 @@ static void draw_group(ni_type t, int64_t k, int rows, kind how, uint8_t *packed
         }
     for (size_t b = 0; t == NI_MXFP4 && b < NI_ROWS * row_bytes / sizeof(ni_block_mxfp4); b++)
         file[b * sizeof(ni_block_mxfp4)] = how == EXTREME_SCALES ? powers[draw() % 8] : (uint8_t)(110 + draw() % 16);
+    for (int r = 0; f->head_bytes && r < NI_ROWS; r++) {
+        const uint16_t h = how == EXTREME_SCALES ? extreme[draw() % 8] : ni_f32_to_f16(uniform(0.02f));
+        const float d = ni_f16_to_f32(h);
+        memcpy(file + (size_t)r * row_bytes, f->head_bytes == 4 ? (const void *)&d : &h, (size_t)f->head_bytes);
+    }
     f->pack(file, row_bytes, rows, k, packed);
 }
 
