@@ -267,7 +267,7 @@ def clamped(gate, up, alpha=1.702, limit=0.5):
 
 GATES = {"silu": ref.silu_mul, "gelu": ref.gelu_mul, "sigmoid": lambda gate, up: up / (1 + np.exp(-gate)), "clamped": clamped,
          "limited": lambda gate, up: np.minimum(gate / (1 + np.exp(-gate)), 0.5) * np.clip(up, -0.5, 0.5),
-         "relu": lambda gate, up: np.maximum(gate, 0) * up}
+         "relu": lambda gate, up: np.maximum(gate, 0) * up, "product": lambda gate, up: gate * up}
 
 
 @pytest.mark.parametrize("activation", GATES)

@@ -14,7 +14,7 @@ from numainfer.engine.weights import Catalog
 from numainfer.gguf.file import GGUFFile
 
 
-@pytest.mark.parametrize("name", ["qwen3next", "qwen35", "qwen35moe"])
+@pytest.mark.parametrize("name", ["qwen3next", "qwen35", "qwen35moe", "lfm2", "lfm2moe"])
 def test_quantised_matrices(tmp_path, name, monkeypatch):
     """The same bits everywhere; the convolution and the gates' vectors stay floats."""
     path = model(tmp_path, name, edit=quantise)
@@ -101,6 +101,18 @@ def added(name):
     ("qwen3next", {}, without("blk.2.ssm_conv1d.weight"), ni.CorruptModel, "'blk.2.ssm_conv1d.weight' is missing"),
     ("qwen3next", {}, added("blk.0.ssm_d"), ni.UnsupportedModel, "tensor = 'blk.0.ssm_d'"),
     ("qwen3next", {}, cut("blk.0.ssm_ba.weight", 6), ni.CorruptModel, "(blk.0.ssm_ba.weight) has 6 values, wanted 2 pieces of at least 4"),
+    ("lfm2", {"shortconv.l_cache": 1}, None, ni.CorruptModel, "shortconv.l_cache = 1"),
+    ("lfm2", {"shortconv.l_cache": 4}, None, ni.CorruptModel, "blk.0.shortconv.conv.weight) has width 384, wanted 512"),
+    ("lfm2", {"attention.head_count_kv": [0, 0]}, None, ni.CorruptModel, "attention.head_count_kv = 2 values; wanted one per layer"),
+    ("lfm2", {"attention.head_count_kv": [0, 0, 2, 2]}, None, ni.CorruptModel, "'blk.3.attn_q_norm.weight' is missing"),
+    ("lfm2", {"attention.head_count_kv": [0, 0, 0, 0]}, None, ni.CorruptModel, "'blk.2.shortconv.in_proj.weight' is missing"),
+    ("lfm2", {"attention.sliding_window": 32}, None, ni.UnsupportedModel, "attention.sliding_window = 32"),
+    ("lfm2", {"attention.causal": False}, None, ni.UnsupportedModel, "attention.causal = False"),
+    ("lfm2", {}, cut("blk.1.shortconv.in_proj.weight", 256), ni.CorruptModel, "has 256 rows, wanted 384 rows: 128 + 128 + 128"),
+    ("lfm2", {}, without("blk.1.shortconv.out_proj.weight"), ni.CorruptModel, "'blk.1.shortconv.out_proj.weight' is missing"),
+    ("lfm2", {}, without("token_embd_norm.weight"), ni.CorruptModel, "'token_embd_norm.weight' is missing"),
+    ("lfm2", {}, added("blk.0.shortconv.conv.bias"), ni.UnsupportedModel, "tensor = 'blk.0.shortconv.conv.bias'"),
+    ("lfm2moe", {"leading_dense_block_count": 1}, None, ni.CorruptModel, "'blk.1.ffn_gate_exps.weight' is missing"),
 ])  # fmt: skip
 def test_what_is_refused(tmp_path, name, keys, edit, error, says):
     with pytest.raises(error, match=re.escape(says)):

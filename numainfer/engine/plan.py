@@ -315,9 +315,9 @@ class Plan(Recurrent):
         ----------
         gate, up : Tensor
             up None: gate's rows hold both, one half behind the other.
-        activation : {"silu", "gelu", "sigmoid", "clamped", "limited", "relu"}
+        activation : {"silu", "gelu", "sigmoid", "clamped", "limited", "relu", "product"}
             "clamped" is a / (1 + exp(-alpha a)) (b + 1), a being min(gate, limit) and b `up` from -limit to limit (arXiv:2508.10925);
-            "limited" is min(silu(gate), limit) b; "relu" max(gate, 0) up.
+            "limited" is min(silu(gate), limit) b; "relu" max(gate, 0) up; "product" gate up.
         alpha, limit : float
         """
         self._check("gated", "gate", gate, gate.width, gate.per_token)
