@@ -231,6 +231,8 @@ def test_errors_name_op_operand_found_and_wanted(sheet, bad, says):
     (lambda p, s: p.gated(several(p, s), p.embed(s["table"]), "silu"), r"gated: operand up \(x\) has 1 row per token, wanted 3"),
     (lambda p, s: p.logits(several(p, s), s["square"]), r"logits: operand h \(several\) has 3 rows per token, wanted 1"),
     (lambda p, s: p.matmul(several(p, s, "i"), s["square"]), r"matmul: operand h \(several\) holds ids, wanted floats"),
+    (lambda p, s: p.matmul(p.matmul(p.embed(s["table"]), s["square"]), Matrix("ours", "Q8_0", 64, 64)),
+     r"matmul: operand h \(square\) is a matrix's product, which nobody quantises"),
     (lambda p, s: p.norm(several(p, s, "i"), s["norm"], 1e-6), r"norm: operand x \(several\) holds ids, wanted floats"),
     (lambda p, s: p.gated(several(p, s, "i"), several(p, s), "silu"), r"gated: operand gate \(several\) holds ids, wanted floats"),
 ])  # fmt: skip

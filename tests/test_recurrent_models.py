@@ -14,7 +14,7 @@ from numainfer.engine.weights import Catalog
 from numainfer.gguf.file import GGUFFile
 
 
-@pytest.mark.parametrize("name", ["qwen3next", "qwen35", "qwen35moe", "lfm2", "lfm2moe"])
+@pytest.mark.parametrize("name", ["qwen3next", "qwen35", "qwen35moe", "lfm2", "lfm2moe", "kimi-linear"])
 def test_quantised_matrices(tmp_path, name, monkeypatch):
     """The same bits everywhere; the convolution and the gates' vectors stay floats."""
     path = model(tmp_path, name, edit=quantise)
@@ -37,6 +37,17 @@ def test_queries_gates_keys_and_values_in_one_tensor(tmp_path):
     (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
     found = logits(model(tmp_path / "a", "qwen3next", edit=fused_attention))
     np.testing.assert_array_equal(found, logits(model(tmp_path / "b", "qwen3next")))
+
+
+def fused_recurrent(tensors):
+    for i in (0, 1, 3):
+        tensors[f"blk.{i}.attn_qkv.weight"] = np.concatenate([tensors.pop(f"blk.{i}.attn_{x}.weight") for x in "qkv"])
+
+
+def test_queries_keys_and_values_of_a_recurrent_layer_in_one_tensor(tmp_path):
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    found = logits(model(tmp_path / "a", "kimi-linear", edit=fused_recurrent))
+    np.testing.assert_array_equal(found, logits(model(tmp_path / "b", "kimi-linear")))
 
 
 def one_tensor(quantised):
@@ -112,6 +123,17 @@ def added(name):
     ("lfm2", {}, without("blk.1.shortconv.out_proj.weight"), ni.CorruptModel, "'blk.1.shortconv.out_proj.weight' is missing"),
     ("lfm2", {}, without("token_embd_norm.weight"), ni.CorruptModel, "'token_embd_norm.weight' is missing"),
     ("lfm2", {}, added("blk.0.shortconv.conv.bias"), ni.UnsupportedModel, "tensor = 'blk.0.shortconv.conv.bias'"),
+    ("kimi-linear", {"kda.head_dim": 16}, None, ni.CorruptModel, "blk.0.attn_q.weight has 128 rows, wanted 64: 4 heads of 16"),
+    ("kimi-linear", {"kda.gate_lower_bound": -5.0}, None, ni.UnsupportedModel, "kda.gate_lower_bound = -5.0"),
+    ("kimi-linear", {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}, None, ni.UnsupportedModel, "rope.scaling.type = 'yarn'"),
+    ("kimi-linear", {}, cut("blk.0.ssm_a", 3), ni.CorruptModel, "operand factor (blk.0.ssm_a) has width 96, wanted 128"),
+    ("kimi-linear", {}, cut("blk.0.ssm_dt.bias", 4), ni.CorruptModel, "operand bias (blk.0.ssm_dt.bias) has width 4, wanted 128"),
+    ("kimi-linear", {}, cut("blk.1.ssm_f_b.weight", 64), ni.CorruptModel, "(blk.1.ssm_dt.bias) has width 128, wanted 64"),
+    ("kimi-linear", {}, cut("blk.1.ssm_beta.weight", 3), ni.CorruptModel, "operand beta (blk.1.ssm_beta.weight) has width 3, wanted 4"),
+    ("kimi-linear", {}, cut("blk.1.ssm_g_b.weight", 64), ni.CorruptModel, "operand gate (blk.1.ssm_g_b.weight) has width 64, wanted 128"),
+    ("kimi-linear", {}, without("blk.0.ssm_a"), ni.CorruptModel, "'blk.0.ssm_a' is missing"),
+    ("kimi-linear", {}, without("blk.3.ssm_conv1d_k.weight"), ni.CorruptModel, "'blk.3.ssm_conv1d_k.weight' is missing"),
+    ("kimi-linear", {"attention.head_count_kv": [0, 1, 1, 0, 1]}, None, ni.CorruptModel, "'blk.1.attn_kv_b.weight' is missing"),
     ("lfm2moe", {"leading_dense_block_count": 1}, None, ni.CorruptModel, "'blk.1.ffn_gate_exps.weight' is missing"),
 ])  # fmt: skip
 def test_what_is_refused(tmp_path, name, keys, edit, error, says):

@@ -554,6 +554,9 @@ class Plan(Recurrent):
             self._refuse(f"{op}: operand W ({w.name}) has width {w.k}, wanted {h.width}", w)
         if w.kind == FLOAT:
             h.forms.add("f")
+        elif h.storage == SHARED:
+            raise PlanError(f"{op}: operand h ({h.name}) is a matrix's product, which nobody quantises; wanted it on every node, as `join` "
+                            "puts it")
         else:
             h.forms |= {"q"} | ({SUMS[w.kind]} if w.kind in SUMS else set())
 
