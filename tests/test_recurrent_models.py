@@ -14,7 +14,7 @@ from numainfer.engine.weights import Catalog
 from numainfer.gguf.file import GGUFFile
 
 
-@pytest.mark.parametrize("name", ["qwen3next", "qwen35", "qwen35moe", "lfm2", "lfm2moe", "kimi-linear"])
+@pytest.mark.parametrize("name", ["qwen3next", "qwen35", "qwen35moe", "lfm2", "lfm2moe", "kimi-linear", "bailingmoe3-clamp"])
 def test_quantised_matrices(tmp_path, name, monkeypatch):
     """The same bits everywhere; the convolution and the gates' vectors stay floats."""
     path = model(tmp_path, name, edit=quantise)
@@ -134,6 +134,10 @@ def added(name):
     ("kimi-linear", {}, without("blk.0.ssm_a"), ni.CorruptModel, "'blk.0.ssm_a' is missing"),
     ("kimi-linear", {}, without("blk.3.ssm_conv1d_k.weight"), ni.CorruptModel, "'blk.3.ssm_conv1d_k.weight' is missing"),
     ("kimi-linear", {"attention.head_count_kv": [0, 1, 1, 0, 1]}, None, ni.CorruptModel, "'blk.1.attn_kv_b.weight' is missing"),
+    ("bailingmoe3", {"kda.safe_gate": False}, None, ni.UnsupportedModel, "kda.safe_gate = False"),
+    ("bailingmoe3", {"kda.gate_lower_bound": 1.0}, None, ni.CorruptModel, "kda.gate_lower_bound = 1.0; wanted a negative number"),
+    ("bailingmoe3", {}, cut("blk.2.attn_gate.weight", 3), ni.UnsupportedModel, "supported: 4 rows, a gate per head"),
+    ("bailingmoe3", {"swiglu_clamp_shexp": 2.0}, None, ni.UnsupportedModel, "bailingmoe3.swiglu_clamp_shexp of layer 0 = 2.0"),
     ("lfm2moe", {"leading_dense_block_count": 1}, None, ni.CorruptModel, "'blk.1.ffn_gate_exps.weight' is missing"),
 ])  # fmt: skip
 def test_what_is_refused(tmp_path, name, keys, edit, error, says):

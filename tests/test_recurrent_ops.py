@@ -85,7 +85,7 @@ def in_chunks(r, chunks, company=()):
 # ---- gates ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["sigmoid", "softplus", "decay"])
+@pytest.mark.parametrize("kind", ["sigmoid", "softplus", "decay", "bounded"])
 @pytest.mark.parametrize("pieces", [1, 4])
 def test_gates(tmp_path, team, kind, pieces):
     rng = np.random.default_rng(3)
@@ -95,11 +95,12 @@ def test_gates(tmp_path, team, kind, pieces):
     sheet = Sheet(tmp_path / "gates.gguf", {"x": x, "bias": rng.standard_normal(heads), "factor": -rng.uniform(0.01, 2, heads)})
     y = sheet.exact["x"] if pieces == 1 else sheet.exact["x"].reshape(N, 4, 6)[:, :, 2:5].reshape(N, 12)
     y = y + sheet.exact["bias"]
-    wanted = {"sigmoid": sigmoid(y), "softplus": softplus(y), "decay": np.exp(sheet.exact["factor"] * softplus(y))}[kind]
+    wanted = {"sigmoid": sigmoid(y), "softplus": softplus(y), "decay": np.exp(sheet.exact["factor"] * softplus(y)),
+              "bounded": np.exp(-5 * sigmoid(sheet.exact["factor"] * y))}[kind]
 
     def build(p, s):
         part = {} if pieces == 1 else {"pieces": 4, "first": 2, "count": 3}
-        p.logits(p.gates(p.embed(s["x"]), kind, s["bias"], s["factor"] if kind == "decay" else None, **part), None)
+        p.logits(p.gates(p.embed(s["x"]), kind, s["bias"], s["factor"] if kind in ("decay", "bounded") else None, **part, bound=-5.0), None)
 
     with rig(sheet, team, build, hidden=True, n_ctx=N, n_batch=N) as r:
         found = r.run(np.arange(N))
@@ -269,7 +270,7 @@ def test_what_a_plan_refuses(sheets):
         p.short_conv(x, sheet.catalog.columns("decay"), 4)
     with pytest.raises(PlanError, match="gates: kind 'tanh'"):
         p.gates(x, "tanh")
-    with pytest.raises(PlanError, match="and a factor for 'decay' alone"):
+    with pytest.raises(PlanError, match="and a factor for 'decay' and 'bounded' alone"):
         p.gates(x, "decay")
     with pytest.raises(PlanError, match=r"gates: operand x \(x\) has 259 values, wanted 2 pieces"):
         p.gates(x, "sigmoid", pieces=2, first=0, count=3)

@@ -7,7 +7,7 @@ from .weights import Matrix
 
 _LANES, _ROWS = 16, 4  # of a block of columns; rows of a state are a multiple of the latter (csrc/isa/recurrence.h)
 _KERNEL, _CHANNELS = 16, 32  # taps of a convolution, at most; channels of a unit of its state (csrc/ops/short_conv.c)
-GATE_KINDS = {"sigmoid": 0, "softplus": 1, "decay": 2}
+GATE_KINDS = {"sigmoid": 0, "softplus": 1, "decay": 2, "bounded": 3}
 ACTS = {"silu": 0, "sigmoid": 1}
 
 
@@ -48,23 +48,24 @@ class Recurrent:
         out = self._tensor("conv", x.width, PER_NODE, "f", source=x.source)
         return self._add("short_conv", [x, out], [w, bias], (taps, int(silu)), state=state)
 
-    def gates(self, x, kind, bias=None, factor=None, pieces=1, first=0, count=None):
+    def gates(self, x, kind, bias=None, factor=None, pieces=1, first=0, count=None, bound=0.0):
         """Numbers of heads: (T, heads), one copy per node.
 
         Parameters
         ----------
         x : Tensor
-        kind : {"sigmoid", "softplus", "decay"}
-            Of y = x + bias: its sigmoid, log(1 + exp(y)), or exp(factor log(1 + exp(y))).
+        kind : {"sigmoid", "softplus", "decay", "bounded"}
+            Of y = x + bias: its sigmoid, log(1 + exp(y)), exp(factor log(1 + exp(y))), or exp(bound sigmoid(factor y)).
         bias, factor : Vector, optional
             (heads,).
         pieces, first, count : int
             A row of x is pieces of equal width, of each of which `count` values from `first` on are heads'; by default all are.
+        bound : float
         """
         count = x.width // pieces - first if count is None else count
         self._check("gates", "x", x, x.width)
-        if kind not in GATE_KINDS or (kind == "decay") != (factor is not None):
-            raise PlanError(f"gates: kind {kind!r}; wanted one of {', '.join(GATE_KINDS)}, and a factor for 'decay' alone")
+        if kind not in GATE_KINDS or (kind in ("decay", "bounded")) != (factor is not None):
+            raise PlanError(f"gates: kind {kind!r}; wanted one of {', '.join(GATE_KINDS)}, and a factor for 'decay' and 'bounded' alone")
         if x.width % pieces or first < 0 or count < 1 or first + count > x.width // pieces:
             found = f"operand x ({_name(x)}) has {x.width} values"
             self._refuse(f"gates: {found}, wanted {counted(pieces, 'piece')} of at least {first + count}", x.source)
@@ -72,7 +73,7 @@ class Recurrent:
             if vector is not None:
                 self._is_vector("gates", name, vector, pieces * count)
         out = self._tensor("gate", pieces * count, PER_NODE, "f", source=x.source)
-        return self._add("gates", [x, out], [bias, factor], (GATE_KINDS[kind], pieces, first, count))
+        return self._add("gates", [x, out], [bias, factor], (GATE_KINDS[kind], pieces, first, count), (bound,))
 
     def recur(self, q, k, v, decay, beta=None, *, heads, groups, key_length, value_length, scale=1.0, eps=None, tiled=False, delta=True,
               skip=None):  # fmt: skip

@@ -17,17 +17,21 @@ class KDA:
         Heads, each with a query, a key, a value and a gate for each row of its state, all of that width.
     eps : float
         Of all norms.
+    bound : float
+        Logarithm of what a row keeps at least, a negative number; 0 where there is no such bound.
     """
 
     taps: int
     heads: int
     width: int
     eps: float
+    bound: float
 
 
-def kda(c, eps):
-    """The KDA that the keys describe."""
-    return KDA(c.int("ssm.conv_kernel", low=2, high=16), c.int("attention.head_count", high=4096), c.int("kda.head_dim", high=65536), eps)
+def kda(c, eps, bound=0.0):
+    """The KDA that the keys describe, with that bound."""
+    heads, width = c.int("attention.head_count", high=4096), c.int("kda.head_dim", high=65536)
+    return KDA(c.int("ssm.conv_kernel", low=2, high=16), heads, width, eps, bound)
 
 
 def recurs(c, i):
@@ -45,7 +49,8 @@ def recurrent(p, h, w, net):
     q, k, v = (p.short_conv(x, w.columns(f"ssm_conv1d_{name}"), net.taps) for x, name in zip(p.matmul(h, *matrices), "qkv"))
     f, g, beta = p.matmul(h, w.ssm_f_a, w.ssm_g_a, w.ssm_beta)
     f, g = (p.matmul(p.join(1, (x, 0, x.width)), up) if up else x for x, up in ((f, w.get("ssm_f_b")), (g, w.get("ssm_g_b"))))
-    decay = p.gates(f, "decay", w.bias("ssm_dt") or w.exactly("ssm_dt.bias"), w.repeated("ssm_a", net.width))
+    bias, factor = w.bias("ssm_dt") or w.exactly("ssm_dt.bias"), w.repeated("ssm_a", net.width)
+    decay = p.gates(f, "bounded" if net.bound else "decay", bias, factor, bound=net.bound)
     o = p.recur((q, 0), (k, 0), (v, 0), decay, p.gates(beta, "sigmoid"), heads=net.heads, groups=net.heads, key_length=net.width,
                 value_length=net.width, scale=net.width**-0.5, eps=net.eps)  # fmt: skip
     return p.matmul(p.head_norm(o, w.ssm_norm, net.heads, net.eps, gate=g, act="sigmoid"), w.attn_output)

@@ -60,7 +60,7 @@ def network(p, h, w, e, i):
     if w.get("ffn_gate_inp"):
         return mixture(p, h, w, e, shared=shared_expert(p, h, w, **shared), **chosen)
     if shared:
-        raise UnsupportedModel(f"step35.swiglu_clamp_shexp of layer {i}", shared["limit"], [0.0], "The layer has no experts")
+        raise UnsupportedModel(f"{e.c.prefix}swiglu_clamp_shexp of layer {i}", shared["limit"], [0.0], "The layer has no experts")
     return gated(p, h, w)
 
 
