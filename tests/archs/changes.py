@@ -484,7 +484,7 @@ def sections(t):
     """Positions of pictures, which in text are all the same."""
     n = Template(t)
     n.kv["rope.dimension_sections"] = [2, 3, 3, 0]
-    return [("2, 3, 3", n)] if n.arch in ("glm4", "glm4moe") else []
+    return [("2, 3, 3", n)] if n.arch in ("glm4", "glm4moe", "bailingmoe3") else []
 
 
 @case
@@ -565,4 +565,42 @@ def delta_layers(t):
         else:
             n.kv["attention.recurrent_layers"] = flags
         found.append((label, n))
+    return found
+
+
+@case
+def kda_widths(t):
+    """Other widths of the heads of Kimi Delta Attention, and another convolution."""
+    found = []
+    for width, taps in ((24, 3), (40, 5), (16, 2)):
+        n = Template(t)
+        if "kda.head_dim" not in n.kv:
+            return []
+        d, inner = n.kv["embedding_length"], n.heads * width
+        n.kv |= {"kda.head_dim": width, "ssm.conv_kernel": taps}
+        for i in range(n.kv["block_count"]):
+            if not n.shape(f"blk.{i}.ssm_norm.weight"):
+                continue
+            low = {"ssm_f_a": [d, width], "ssm_f_b": [width, inner], "ssm_g_a": [d, width], "ssm_g_b": [width, inner]}
+            full = {"ssm_f_a": [d, inner], "ssm_g_a": [d, inner]}
+            shapes = {f"attn_{x}": [d, inner] for x in "qkv"} | {f"ssm_conv1d_{x}": [taps, 1, inner] for x in "qkv"}
+            shapes |= {"ssm_norm": [width], "attn_output": [inner, d]} | (low if n.shape(f"blk.{i}.ssm_f_b.weight") else full)
+            for name, shape in shapes.items():
+                n.reshape(rf"blk\.{i}\.{name}\.weight", lambda _, shape=shape: list(shape))
+            n.reshape(rf"blk\.{i}\.ssm_dt\.bias", lambda _, inner=inner: [inner])
+        found.append((f"{width}, {taps} taps", n))
+    return found
+
+
+@case
+def short_taps(t):
+    """Longer and shorter convolutions of LFM2."""
+    found = []
+    for taps in (2, 5):
+        n = Template(t)
+        if "shortconv.l_cache" not in n.kv:
+            return []
+        n.kv["shortconv.l_cache"] = taps
+        n.reshape(r"shortconv\.conv\.weight", lambda shape, taps=taps: [taps, *shape[1:]])
+        found.append((f"{taps} taps", n))
     return found

@@ -61,6 +61,10 @@ MODELS = {
     "qwen35-further": ("qwen35", "further", "with tensors"),
     "qwen35moe-by-a-list": ("qwen35moe", "delta_layers", "by a list"),
     "qwen35moe-further": ("qwen35moe", "further", "with tensors"),
+    "lfm2-5-taps": ("lfm2", "short_taps", "5 taps"),
+    "kimi-linear-24": ("kimi-linear", "kda_widths", "24, 3 taps"),
+    "bailingmoe3-40": ("bailingmoe3", "kda_widths", "40, 5 taps"),
+    "bailingmoe3-sections": ("bailingmoe3", "sections", "2, 3, 3"),
     "minicpm3-short": ("minicpm3", "ends", "rope.scaling.original_context_length = 600"),
 }
 
