@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from test_mixture_models import fuse, logits, model, quantise
+from test_mixture_models import EXPECTED, fuse, logits, model, quantise
 
 import numainfer as ni
 from numainfer.engine.architectures import build
@@ -16,12 +16,30 @@ from numainfer.gguf.file import GGUFFile
 
 @pytest.mark.parametrize("name", ["qwen3next", "qwen35", "qwen35moe", "lfm2", "lfm2moe", "kimi-linear", "bailingmoe3-clamp"])
 def test_quantised_matrices(tmp_path, name, monkeypatch):
-    """The same bits everywhere; the convolution and the gates' vectors stay floats."""
+    """Near the golden at most positions, and the same bits everywhere; the convolution and the gates' vectors stay floats."""
     path = model(tmp_path, name, edit=quantise)
     found = logits(path)
+    error = np.abs(found - EXPECTED[name]).max(axis=1) / np.abs(EXPECTED[name]).max()
+    assert 1e-5 < np.median(error) < 0.1
     for nodes, placement in ((1, "auto"), (2, "replicate"), (2, "shard"), (3, "shard")):
         monkeypatch.setenv("NUMAINFER_FAKE_NODES", str(nodes))
         np.testing.assert_array_equal(logits(path, threads=max(nodes, 2), placement=placement, n_batch=33), found)
+
+
+@pytest.mark.parametrize("name", ["lfm2moe", "kimi-linear", "bailingmoe3"])
+def test_sessions(tmp_path, name):
+    """A long prompt, a fork and rewinds beyond kept states: what one prefill says."""
+    path, ids = model(tmp_path, name), np.random.default_rng(8).integers(6, 120, 340).astype(np.int32)
+    with ni.load(path, threads=1, n_batch=340) as one:
+        wanted = one.logits(ids, all=True)
+    with ni.load(path, threads=2, n_batch=70) as loaded, loaded.session() as session:
+        for n in (300, 301, 331):
+            np.testing.assert_array_equal(session.logits(ids[:n]), wanted[n - 1])
+        with session.fork() as twin:
+            np.testing.assert_array_equal(session.logits(ids[:200]), wanted[199])
+            assert not np.array_equal(session.logits([*ids[:200], 5]), wanted[200])
+            np.testing.assert_array_equal(session.logits(ids[:260]), wanted[259])
+            np.testing.assert_array_equal(twin.logits(ids), wanted[339])
 
 
 def test_gate_and_up_in_one_tensor(tmp_path):
