@@ -390,6 +390,10 @@ class _Block:
         """The tensor of that name, which need not end in ``.weight``; it must be there."""
         return self._catalog[f"{self._prefix}{name}"]
 
+    def flatly(self, name):
+        """As `exactly`, the values of a tensor of any shape as a Vector."""
+        return self._catalog.flat(f"{self._prefix}{name}") or self.exactly(name)
+
     def row(self, name):
         """A matrix of one row, which files may hold as a vector."""
         return self._catalog.row(f"{self._prefix}{name}.weight")
