@@ -44,7 +44,7 @@ class Template:
 
     @property
     def heads(self):
-        h = self.kv["attention.head_count"]
+        h = self.kv.get("attention.head_count", 1)
         return h[0] if isinstance(h, list) else h
 
     @property
@@ -55,6 +55,8 @@ class Template:
 def with_heads(t, heads, kv_heads):
     """The same width of all heads together, cut otherwise."""
     n = Template(t)
+    if "attention.head_count" not in t["kv"]:
+        return None
     if n.latent or isinstance(t["kv"]["attention.head_count"], list) or isinstance(t["kv"].get("attention.head_count_kv"), list):
         return None
     old, old_kv = n.heads, n.kv.get("attention.head_count_kv", n.heads)
