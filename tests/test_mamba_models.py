@@ -14,7 +14,7 @@ from numainfer.engine.plan import Plan
 from numainfer.engine.weights import Catalog
 from numainfer.gguf.file import GGUFFile
 
-NAMES = ["granitehybrid", "granitehybrid-dense", "mamba2", "nemotron_h", "nemotron_h_moe", "falcon-h1"]
+NAMES = ["granitehybrid", "granitehybrid-dense", "mamba2", "nemotron_h", "nemotron_h_moe", "falcon-h1", "plamo2"]
 IDS = np.random.default_rng(7).integers(6, 120, 400).astype(np.int32)
 
 
@@ -22,7 +22,7 @@ IDS = np.random.default_rng(7).integers(6, 120, 400).astype(np.int32)
 def test_quantised_matrices(tmp_path, name, monkeypatch):
     """Near the golden at most positions, and the same bits everywhere; the convolution and the vectors of heads stay floats."""
     def edit(tensors):
-        kept = {key: tensors[key] for key in tensors if "ssm_norm" in key}
+        kept = {key: tensors[key] for key in tensors if "_norm" in key}
         quantise(tensors)
         tensors.update(kept)
 
@@ -35,7 +35,7 @@ def test_quantised_matrices(tmp_path, name, monkeypatch):
         np.testing.assert_array_equal(logits(path, threads=max(nodes, 2), placement=placement, n_batch=33), found)
 
 
-@pytest.mark.parametrize("name", ["mamba2", "nemotron_h_moe", "falcon-h1"])
+@pytest.mark.parametrize("name", ["mamba2", "nemotron_h_moe", "falcon-h1", "plamo2"])
 def test_sessions(tmp_path, name):
     """A long prompt, its forks, its rewinds and what was saved of it: what one prefill says.  Without attention, too, where nothing but
     states is kept."""
@@ -111,6 +111,13 @@ def test_the_other_key_of_the_norms(tmp_path):
     ("nemotron_h", {"expert_count": 4}, None, ni.UnsupportedModel, "expert_count = 4"),
     ("nemotron_h_moe", {}, without("blk.1.ffn_latent_up.weight"), ni.CorruptModel, "'blk.1.ffn_latent_up.weight' is missing"),
     ("falcon-h1", {}, without("blk.1.ffn_norm"), ni.CorruptModel, "'blk.1.ffn_norm.weight' is missing"),
+    ("plamo2", {}, cut("blk.0.ssm_in.weight", 500), ni.CorruptModel, "'blk.0.ssm_in.weight' has 500 rows, wanted 512 rows"),
+    ("plamo2", {}, cut("blk.0.ssm_x.weight", 120), ni.CorruptModel, "'blk.0.ssm_x.weight' has 120 rows, wanted 128 rows: 32 + 32 + 64"),
+    ("plamo2", {}, cut("blk.0.ssm_dt_norm", 60), ni.CorruptModel, "operand w (blk.0.ssm_dt_norm) has width 60, wanted 64"),
+    ("plamo2", {}, cut("blk.1.attn_q_norm.weight", 3), ni.CorruptModel, "blk.1.attn_q_norm.weight) has width 96, wanted 32"),
+    ("plamo2", {}, without("blk.1.attn_k_norm.weight"), ni.CorruptModel, "'blk.1.attn_k_norm.weight' is missing"),
+    ("plamo2", {}, without("blk.1.post_ffw_norm"), ni.CorruptModel, "'blk.1.post_ffw_norm.weight' is missing"),
+    ("plamo2", {"ssm.time_step_rank": 16}, None, ni.CorruptModel, "'blk.0.ssm_dt.weight' has 8 rows, wanted 16 rows"),
 ])  # fmt: skip
 def test_what_is_refused(tmp_path, name, keys, edit, error, says):
     with pytest.raises(error, match=re.escape(says)):

@@ -11,7 +11,7 @@ SUPPORTED = (
     "gemma3", "gemma4", "glm-dsa", "glm4", "glm4moe", "gpt-oss", "gpt2", "gptneox", "granite", "granitehybrid", "granitemoe", "grok",
     "hunyuan-dense", "hunyuan-moe", "hy_v3", "internlm2", "laguna", "llama", "llama4", "mamba2", "mimo2", "minicpm", "minicpm3",
     "minimax-m2", "minimax-m3", "mistral3", "mistral4", "nemotron", "nemotron_h", "nemotron_h_moe", "olmo2", "olmoe", "phi2", "phi3",
-    "phimoe", "qwen2", "qwen2moe", "qwen3", "qwen35", "qwen35moe", "qwen3moe", "qwen3next", "seed_oss", "smallthinker", "smollm3",
+    "phimoe", "plamo2", "qwen2", "qwen2moe", "qwen3", "qwen35", "qwen35moe", "qwen3moe", "qwen3next", "seed_oss", "smallthinker", "smollm3",
     "stablelm", "starcoder2", "step35",
 )  # fmt: skip
 

@@ -15,5 +15,5 @@ def build(p, weights):
         h = x.norm(w.attn_norm)
         x.add(attention(p, h, w, a, rope))
         x.add(recurrent(p, h, w, m))
-        x.add(gated(p, x.norm(w.bias("ffn_norm") or w.ffn_norm), w))
+        x.add(gated(p, x.norm(w.either("ffn_norm")), w))
     end(p, weights, x)

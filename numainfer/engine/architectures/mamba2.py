@@ -35,10 +35,10 @@ class Mamba:
     eps: float
 
 
-def mamba(c, eps):
-    """The Mamba that the keys describe."""
+def mamba(c, eps, least_groups=1):
+    """The Mamba that the keys describe; 0 groups, where files may say so, are one."""
     heads = c.int("ssm.time_step_rank", high=4096)
-    groups, inner = c.int("ssm.group_count", high=4096), c.int("ssm.inner_size")
+    groups, inner = c.int("ssm.group_count", low=least_groups, high=4096) or 1, c.int("ssm.inner_size")
     if heads % groups:
         c.refuse("ssm.time_step_rank", heads, f"a multiple of {c.prefix}ssm.group_count = {groups}")
     if inner % heads:
