@@ -58,7 +58,7 @@ differs, and what was taken:
 * `rope.freq_base_swa` is the base of all layers with a window; llama.cpp reads it and keeps the one base in `cohere2`, `cohere2moe`,
   `exaone4`, `exaone-moe` and `olmo2`.
 * A scaling of kind "none" with a factor: layers with a window are not scaled either; in llama.cpp they are.
-* `attn_output.bias` of `ernie4_5` and `ernie4_5-moe`, biases of q, k and v of `mimo2` are added; llama.cpp loads them and leaves them
+* `attn_output.bias` of `ernie4_5`, `ernie4_5-moe` and `falcon-h1`, biases of q, k and v of `mimo2` are added; llama.cpp leaves them
   out. `glm4moe` and `hy_v3` may be without shared experts, where llama.cpp adds what it should not.
 * `afmoe` rotates in the layers that have a window, as published; llama.cpp in three of four, whatever the windows are.
 * Windows of `phi3` and `starcoder2` are heeded where the file has the key; llama.cpp leaves them out.

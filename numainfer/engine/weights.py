@@ -403,6 +403,15 @@ class _Block:
         """The tensor of that name, which need not end in ``.weight``; it must be there."""
         return self._catalog[f"{self._prefix}{name}"]
 
+    def either(self, name):
+        """``<name>.weight``, or ``<name>`` alone, as some files call it; it must be there."""
+        found = self._catalog.get(f"{self._prefix}{name}")
+        return getattr(self, name) if found is None else found
+
+    def flatly(self, name):
+        """As `exactly`, the values of a tensor of any shape as a Vector."""
+        return self._catalog.flat(f"{self._prefix}{name}") or self.exactly(name)
+
     def row(self, name):
         """A matrix of one row, which files may hold as a vector."""
         return self._catalog.row(f"{self._prefix}{name}.weight")

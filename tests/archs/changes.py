@@ -44,7 +44,7 @@ class Template:
 
     @property
     def heads(self):
-        h = self.kv["attention.head_count"]
+        h = self.kv.get("attention.head_count", 1)
         return h[0] if isinstance(h, list) else h
 
     @property
@@ -55,6 +55,8 @@ class Template:
 def with_heads(t, heads, kv_heads):
     """The same width of all heads together, cut otherwise."""
     n = Template(t)
+    if "attention.head_count" not in t["kv"]:
+        return None
     if n.latent or isinstance(t["kv"]["attention.head_count"], list) or isinstance(t["kv"].get("attention.head_count_kv"), list):
         return None
     old, old_kv = n.heads, n.kv.get("attention.head_count_kv", n.heads)
@@ -522,13 +524,17 @@ def old_delta(t):
     return [("one tensor", n)]
 
 
+def _is_delta_net(n):
+    return "ssm.time_step_rank" in n.kv and not n.has(r"ssm_d$")
+
+
 @case
 def delta_heads(t):
     """Other numbers and widths of the heads of gated delta nets, and another convolution."""
     found = []
     for heads, groups, state, taps in ((4, 4, 32, 4), (6, 3, 24, 3), (8, 1, 16, 2), (2, 2, 20, 5)):
         n = Template(t)
-        if "ssm.time_step_rank" not in n.kv:
+        if not _is_delta_net(n):
             return []
         d = n.kv["embedding_length"]
         n.kv |= {"ssm.time_step_rank": heads, "ssm.group_count": groups, "ssm.state_size": state, "ssm.inner_size": heads * state,
@@ -550,7 +556,7 @@ def delta_heads(t):
 def delta_layers(t):
     """Which layers are recurrent: every second, all, and by a list of flags."""
     found = []
-    if "ssm.time_step_rank" not in t["kv"]:
+    if not _is_delta_net(Template(t)):
         return []
     blocks = t["kv"]["block_count"]
     for label, flags in (("every second", [i % 2 == 0 for i in range(blocks)]), ("all but the first", [i > 0 for i in range(blocks)]),
@@ -566,6 +572,45 @@ def delta_layers(t):
             n.kv["attention.recurrent_layers"] = flags
         found.append((label, n))
     return found
+
+
+@case
+def mamba_heads(t):
+    """Other numbers of heads and groups of Mamba-2, other states, another convolution."""
+    found = []
+    for heads, groups, state, taps in ((16, 4, 24, 3), (4, 1, 40, 4), (8, 8, 16, 2), (8, 2, 20, 5)):
+        n = Template(t)
+        if not n.has(r"ssm_d$"):
+            return []
+        inner = n.kv["ssm.inner_size"]
+        n.kv |= {"ssm.time_step_rank": heads, "ssm.group_count": groups, "ssm.state_size": state, "ssm.conv_kernel": taps}
+        mixed = inner + 2 * groups * state
+        for name, shape in {"ssm_in.weight": [n.kv["embedding_length"], inner + mixed + heads], "ssm_conv1d.weight": [taps, mixed],
+                            "ssm_conv1d.bias": [mixed], "ssm_dt.bias": [heads], "ssm_a": [1, heads], "ssm_d": [1, heads],
+                            "ssm_norm.weight": [inner // groups, groups]}.items():  # fmt: skip
+            n.reshape(re.escape(name), lambda _, shape=shape: list(shape))
+        found.append((f"{heads} over {groups} of {state}, {taps} taps", n))
+    return found
+
+
+@case
+def mamba_without(t):
+    """Without what llama.cpp does not ask of files: the norm, which some have not."""
+    n = Template(t)
+    return [("norm", n)] if t["arch"] == "falcon-h1" and n.drop(r"ssm_norm") else []
+
+
+@case
+def not_latent(t):
+    """Experts that read whole rows, as in the smaller models."""
+    n = Template(t)
+    if not n.drop(r"ffn_latent"):
+        return []
+    d = n.kv["embedding_length"]
+    n.reshape(r"ffn_up_exps\.weight", lambda s: [d, *s[1:]])
+    n.reshape(r"ffn_down_exps\.weight", lambda s: [s[0], d, s[2]])
+    n.kv.pop("moe_latent_size", None)
+    return [("whole rows", n)]
 
 
 @case

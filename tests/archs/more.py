@@ -65,6 +65,12 @@ MODELS = {
     "kimi-linear-24": ("kimi-linear", "kda_widths", "24, 3 taps"),
     "bailingmoe3-40": ("bailingmoe3", "kda_widths", "40, 5 taps"),
     "bailingmoe3-sections": ("bailingmoe3", "sections", "2, 3, 3"),
+    "mamba2-16-over-4": ("mamba2", "mamba_heads", "16 over 4 of 24, 3 taps"),
+    "granitehybrid-4-over-1": ("granitehybrid", "mamba_heads", "4 over 1 of 40, 4 taps"),
+    "falcon-h1-8-over-8": ("falcon-h1", "mamba_heads", "8 over 8 of 16, 2 taps"),
+    "falcon-h1-without-norm": ("falcon-h1", "mamba_without", "norm"),
+    "nemotron_h-8-over-2": ("nemotron_h", "mamba_heads", "8 over 2 of 20, 5 taps"),
+    "nemotron_h_moe-whole-rows": ("nemotron_h_moe", "not_latent", "whole rows"),
     "minicpm3-short": ("minicpm3", "ends", "rope.scaling.original_context_length = 600"),
 }
 
