@@ -110,6 +110,8 @@ def test_the_other_key_of_the_norms(tmp_path):
     ("granitehybrid", {"attention.sliding_window": 8}, None, ni.UnsupportedModel, "attention.sliding_window = 8"),
     ("nemotron_h", {"expert_count": 4}, None, ni.UnsupportedModel, "expert_count = 4"),
     ("nemotron_h_moe", {}, without("blk.1.ffn_latent_up.weight"), ni.CorruptModel, "'blk.1.ffn_latent_up.weight' is missing"),
+    ("nemotron_h_moe", {}, without("blk.4.ffn_gate_inp.weight"), ni.CorruptModel, "'blk.4.ffn_gate_inp.weight' is missing"),
+    ("nemotron_h_moe", {}, without("blk.4.ffn_up_shexp.weight"), ni.CorruptModel, "'blk.4.ffn_up_shexp.weight' is missing"),
     ("falcon-h1", {}, without("blk.1.ffn_norm"), ni.CorruptModel, "'blk.1.ffn_norm.weight' is missing"),
     ("plamo2", {}, cut("blk.0.ssm_in.weight", 500), ni.CorruptModel, "'blk.0.ssm_in.weight' has 500 rows, wanted 512 rows"),
     ("plamo2", {}, cut("blk.0.ssm_x.weight", 120), ni.CorruptModel, "'blk.0.ssm_x.weight' has 120 rows, wanted 128 rows: 32 + 32 + 64"),

@@ -3,7 +3,7 @@
 In the larger ones the experts read a narrower row, which a matrix makes and another widens again; what is shared reads the whole.
 """
 
-from .blocks import MIXTURE, plain
+from .blocks import MIXTURE
 from .nemotron_h import forward
 
 
@@ -14,16 +14,12 @@ def build(p, weights):
 
 def network(p, h, w, c):
     """What the chosen experts say, and what all tokens share."""
-    if w.get("ffn_gate_inp") is None:
-        return [plain(p, h, w, "relu^2")]
     ids, chosen = c.experts("sigmoid", normed=False).route(p, h, w, [w.ffn_up_exps, w.ffn_down_exps])
     narrow = p.matmul(h, w.ffn_latent_down) if w.get("ffn_latent_down") else None
     up = p.matmul_grouped(h if narrow is None else whole(p, narrow), ids, w.ffn_up_exps)
     y = p.mix(p.matmul_grouped(p.activate(up, "relu^2"), ids, w.ffn_down_exps), chosen)
-    found = [y if narrow is None else p.matmul(whole(p, y), w.ffn_latent_up)]
-    if w.get("ffn_up_shexp"):
-        found.append(p.matmul(p.activate(p.matmul(h, w.ffn_up_shexp), "relu^2"), w.ffn_down_shexp))
-    return found
+    shared = p.matmul(p.activate(p.matmul(h, w.ffn_up_shexp), "relu^2"), w.ffn_down_shexp)
+    return [y if narrow is None else p.matmul(whole(p, y), w.ffn_latent_up), shared]
 
 
 def whole(p, x):
