@@ -4,6 +4,8 @@ gguf 0.19 has of Q1_0 the number alone and nothing of Q2_0 and ik_llama.cpp's ty
 ik_llama.cpp (test_formats.py).
 """
 
+import math
+
 import gguf
 import numpy as np
 from gguf import quants
@@ -71,3 +73,15 @@ def _shape(shape, kind, of=quants.quant_shape_from_byte_shape):
 quants.quant_shape_from_byte_shape = gguf.gguf_writer.quant_shape_from_byte_shape = _shape
 for _name, (_number, _block, _size, _decode) in IK_TYPES.items():
     _teach_ik(_name, _number, _block, _size, _decode)
+
+
+def data_of(reader, tensor):
+    """A tensor's bytes, rows with their heads, of which the package's reader knows nothing."""
+    head = HEADS.get(tensor.tensor_type.name, 0)
+    if not head:
+        return tensor.data
+    rows, columns = tensor.shape[:0:-1].tolist(), int(tensor.shape[0])
+    block, size = gguf.GGML_QUANT_SIZES[tensor.tensor_type]
+    width = columns // block * size + head
+    start = int(tensor.data_offset)
+    return reader.data[start : start + math.prod(rows) * width].reshape(*rows, width)

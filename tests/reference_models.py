@@ -13,6 +13,7 @@ import struct
 import gguf
 import numpy as np
 import reference as ref
+from file_types import data_of
 
 
 class _Reader(gguf.GGUFReader):
@@ -62,7 +63,7 @@ class ReferenceModel:
         self.meta = {k: f.contents() for k, f in readers[0].fields.items() if f.data and not k.startswith("tokenizer.")}
         self.dtype, self._as_we_do = np.dtype(dtype), as_we_do
         self._floats = {t.name for r in readers for t in r.tensors if t.tensor_type.name in ("F32", "F16", "BF16")}
-        self.weights = {t.name: ref.dequantise(t.data, t.tensor_type, dtype) for r in readers for t in r.tensors}
+        self.weights = {t.name: ref.dequantise(data_of(r, t), t.tensor_type, dtype) for r in readers for t in r.tensors}
         self.arch = self.meta["general.architecture"]
         if self.arch not in _FORWARD:
             raise NotImplementedError(f"general.architecture = {self.arch!r}; the reference has {sorted(_FORWARD)}")

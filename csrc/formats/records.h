@@ -113,7 +113,7 @@ enum {
 #undef NI_FORMAT
 };
 
-/* Values that share a scale: NI_SUB_q4_0 = 32. */
+/* Values that share a scale, of each format: 32 of q4_0. */
 enum {
 #define NI_FORMAT(NAME, name, ggml_type, block, kind, sub, ...) NI_SUB_##name = sub,
 #include "formats.def"
