@@ -11,7 +11,7 @@ from .refusals import Refusal
 
 # Fields of SamplingParams, by the names that OpenAI's interface and vLLM's additions to it give them.
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "stop",
-            "stop_token_ids", "ignore_eos", "min_tokens", "json_schema", "regex", "choice", "grammar")  # fmt: skip
+            "stop_token_ids", "ignore_eos", "min_tokens", "json_schema", "regex", "choice", "grammar", "speculate")  # fmt: skip
 COMMON = ("model", "stream", "stream_options", "n", "max_tokens", "seed", "logit_bias", "logprobs", *SAMPLING)
 CHAT = ("messages", "max_completion_tokens", "top_logprobs", "tools", "tool_choice", "parallel_tool_calls", "response_format",
         "reasoning_effort", "chat_template_kwargs", *COMMON)  # fmt: skip

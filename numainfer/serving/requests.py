@@ -25,7 +25,7 @@ AHEAD = 16
 """Tokens that a stream is computed ahead of its reader: enough that a reader who is late now and then holds nothing up, few enough that one
 who never comes costs little."""
 _LOOK = 0.02  # seconds between two looks of the main thread: a signal that another thread was given does not wake it
-_OUT_BYTES = 64 << 20  # most bytes of rows that a step gives one request: a 262k vocabulary takes 1 MiB a row
+_OUT_BYTES = 48 << 20  # most bytes of rows that a step gives one request, of which three may exist: a 262k vocabulary takes 1 MiB a row
 
 
 def wait_for(news, runtime, seconds=None):
