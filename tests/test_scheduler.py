@@ -117,7 +117,7 @@ def test_timings(load_tiny):
 
 def test_timings_tell_the_mode(load_tiny, monkeypatch):
     def modes(model, prompts, **options):
-        return [d.timings.mode for d in model.generate(prompts, max_tokens=2, **options)]
+        return [d.timings.mode for d in model.generate(prompts, max_tokens=30, ignore_eos=True, **options)  # both lanes have begun before one has ended]
 
     model = load_tiny(2)
     assert modes(model, ["a", "b"], mode="latency") == ["latency"] * 2
@@ -232,7 +232,7 @@ def test_auto_measures_once_and_chooses(load_tiny, monkeypatch):
 
     def used(n):  # one lane may do it all before the other comes
         steps.clear()
-        model.generate(prompts_of([2] * n), max_tokens=2, ignore_eos=True)
+        model.generate(prompts_of([2] * n), max_tokens=30, ignore_eos=True)
         return {step[0] for step in steps}
 
     assert used(1) == {(0, 1)} and measured == []

@@ -174,7 +174,7 @@ def test_cancel_from_another_thread_while_it_generates(smollm2):
 @pytest.fixture(scope="module")
 def slow():
     """A model and a prompt whose steps take seconds, so that ending early shows."""
-    with ni.load("gemma3", n_ctx=8192, n_batch=2048) as model:
+    with ni.load("gemma3", n_ctx=8192, n_batch=2048, prefix_cache=0) as model:
         yield model, np.random.default_rng(0).integers(10, 200000, 8000)
 
 

@@ -232,7 +232,7 @@ class Loop:
 
     def _choose_mode(self, runtime):
         """Where those go that leave it to us: "latency" or "throughput". Under the lock."""
-        n_active = sum(lane.n_active for lane in tuple(self._lanes.values()))
+        n_active = sum(not request.paused for request in list(self._reserved))  # those too that a lane has taken and not begun yet
         n = self.n_waiting + n_active
         if not self._waiting["auto"] or n < 2 or runtime.engine.placement.policy != "replicate":
             if n < 2:
