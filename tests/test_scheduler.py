@@ -117,7 +117,7 @@ def test_timings(load_tiny):
 
 def test_timings_tell_the_mode(load_tiny, monkeypatch):
     def modes(model, prompts, **options):
-        return [d.timings.mode for d in model.generate(prompts, max_tokens=30, ignore_eos=True, **options)  # both lanes have begun before one has ended]
+        return [d.timings.mode for d in model.generate(prompts, max_tokens=30, ignore_eos=True, **options)]  # so long that both lanes begin before one ends
 
     model = load_tiny(2)
     assert modes(model, ["a", "b"], mode="latency") == ["latency"] * 2
