@@ -117,7 +117,8 @@ def test_timings(load_tiny):
 
 def test_timings_tell_the_mode(load_tiny, monkeypatch):
     def modes(model, prompts, **options):
-        return [d.timings.mode for d in model.generate(prompts, max_tokens=30, ignore_eos=True, **options)]  # so long that both lanes begin before one ends
+        done = model.generate(prompts, max_tokens=30, ignore_eos=True, **options)  # so long that both lanes begin before one ends
+        return [d.timings.mode for d in done]
 
     model = load_tiny(2)
     assert modes(model, ["a", "b"], mode="latency") == ["latency"] * 2
