@@ -14,6 +14,7 @@ from scheduler_tools import LENGTHS, N, facts, one_by_one, prompts_of, spy_steps
 
 import numainfer as ni
 from numainfer.errors import CancelledWarning
+from numainfer.serving import lists
 
 SOON = 0.5  # seconds; 0.05 is promised, the rest is for a busy machine
 
@@ -289,3 +290,19 @@ def test_fork_during_a_run(load_tiny):
             os._exit(status)
     assert all(len(d.token_ids) == 40 for d in done)
     assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 0
+
+
+def test_ctrl_c_between_a_piece_of_news_and_its_count(load_tiny, monkeypatch):
+    real, lost = lists.wait_for, []
+
+    def wait_for(*args):
+        found = real(*args)
+        if found is not None and not lost:
+            lost.append(found)
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(lists, "wait_for", wait_for)
+    with pytest.raises(ni.Interrupted) as interrupted:
+        load_tiny(1).generate([[5], [6]] * 40, max_tokens=5, ignore_eos=True)
+    assert lost and len(interrupted.value.completions) == 80

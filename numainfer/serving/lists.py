@@ -164,7 +164,8 @@ class _Run:
         for request in self._requests:
             if not request.ended:
                 request.cancel()
-        while self._ended < len(self._requests) and not self._runtime.forked:  # a fork has none of the threads
+        # Not by `_ended`: an exception may have come between a piece of news and its count. A fork has none of the threads.
+        while not (self._runtime.forked or all(request.ended for request in self._requests)):
             self._wait(None)
 
     def results(self):
