@@ -17,7 +17,7 @@ import more  # noqa: E402
 from make_gguf import templates  # noqa: E402
 
 from numainfer.engine.architectures import SUPPORTED  # noqa: E402
-from numainfer.engine.cache import KV_TYPES  # noqa: E402
+from numainfer.engine.layout import KV_TYPES  # noqa: E402
 from numainfer.engine.weights import FORMATS  # noqa: E402
 
 TARGET = ROOT / "docs" / "models.md"

@@ -16,8 +16,7 @@ from tiny_models import tiny
 import numainfer as ni
 from numainfer import _core
 from numainfer.cli.main import main
-from numainfer.engine import cache as cache_module
-from numainfer.engine.cache import Layout, owner_of_pages
+from numainfer.engine.layout import KV_TYPES, UNIT, Layout, owner, owner_of_pages
 from numainfer.errors import ModelClosed, OutOfNodeMemory
 from numainfer.gguf.file import GGUFFile
 from numainfer.measure.capacity import demand
@@ -363,7 +362,7 @@ def test_interrupts_lose_no_block(paths):
 
 def test_layouts():
     """Every byte of a block belongs to one chunk of one head of one layer; no page, and no huge page, to two nodes."""
-    for kv_type in cache_module.KV_TYPES:
+    for kv_type in KV_TYPES:
         for n_nodes in (1, 2, 3):
             for heads, width, n_layers in (((2, 2, 4), 48, 3), ((8,), 64, 16), ((3,), 64, 30), ((16,), 128, 62), ((5, 1), 256, 8)):
                 layout = Layout(kv_type, 512, n_nodes)
@@ -373,7 +372,7 @@ def test_layouts():
                 places = sorted((layer.offset + g * layer.stride, layer.chunk_bytes, layer.kv_heads, g)
                                 for layer in layers for g in range(layer.kv_heads))  # fmt: skip
                 assert all(a + n <= b for (a, n, *_), (b, *_) in zip(places, places[1:])) and sum(places[-1][:2]) <= kind.block_bytes
-                assert all(at % cache_module.UNIT == 0 for at, *_ in places)
+                assert all(at % UNIT == 0 for at, *_ in places)
                 filled = sum(n for _, n, *_ in places)
                 assert kind.block_bytes <= 1.125 * filled or not kind.huge and kind.block_bytes - filled < 4096 * sum(set(heads)) * 2
                 page = (2 << 20) if kind.huge else 4096
@@ -381,11 +380,11 @@ def test_layouts():
                 owners = {}
                 for at, n, kv_heads, g in places:
                     for p in range(at // page, -(-(at + n) // page)):
-                        owners.setdefault(p, set()).add(cache_module.owner(g, 5, kv_heads, 2, n_nodes))
+                        owners.setdefault(p, set()).add(owner(g, 5, kv_heads, 2, n_nodes))
                 assert all(len(found) == 1 for found in owners.values())
                 told = owner_of_pages(kind, 5, 2, n_nodes)
                 assert all(told[p * page // 4096] == next(iter(found)) for p, found in owners.items())
-    assert [cache_module.owner(1, chunk, 3, 2, 2) for chunk in range(5)] == [1, 1, 0, 0, 1]  # two chunks in a row
+    assert [owner(1, chunk, 3, 2, 2) for chunk in range(5)] == [1, 1, 0, 0, 1]  # two chunks in a row
     assert Layout("f16", 512, 1).bytes(1000) == 0
 
 

@@ -11,7 +11,7 @@ from tiny_models import tiny
 
 import numainfer as ni
 from numainfer._core import Cancelled
-from numainfer.engine.cache import Layout
+from numainfer.engine.layout import Layout
 from numainfer.serving import drafts
 from numainfer.serving.speculation import MOST, Costs
 

@@ -16,7 +16,7 @@ from tiny_models import tiny
 import numainfer as ni
 from numainfer import _core
 from numainfer.cli.main import main
-from numainfer.engine.cache import KV_TYPES
+from numainfer.engine.layout import KV_TYPES
 from numainfer.errors import CorruptModel
 from numainfer.gguf.file import GGUFFile
 

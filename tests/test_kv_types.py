@@ -14,7 +14,7 @@ from numainfer.measure.benchmark import GEN, Trial, bytes_per_token
 from numainfer.measure.capacity import demand
 from numainfer.cli.main import main
 from numainfer.gguf.file import GGUFFile
-from numainfer.engine.cache import KV_TYPES
+from numainfer.engine.layout import KV_TYPES
 
 N_CTX = 600
 IDS = np.random.default_rng(9).integers(6, 280, 560).astype(np.int32)

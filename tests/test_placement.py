@@ -14,8 +14,9 @@ from tiny_models import tiny
 
 from numainfer import _core
 from numainfer.arguments import number_list
-from numainfer.engine import cache
-from numainfer.engine.cache import Caches, Layout
+from numainfer.engine import cache, layout
+from numainfer.engine.cache import Caches
+from numainfer.engine.layout import Layout
 from numainfer.machine import policies, topology as topologies
 from numainfer.machine.limits import Limits
 from numainfer.errors import OutOfNodeMemory, PlacementError, PlacementWarning
@@ -479,4 +480,4 @@ def test_owners_are_the_cores(tmp_path):
     node.argtypes = [ctypes.c_int64] * 4 + [ctypes.c_int]
     for n_heads, n_nodes, turn in product((1, 2, 3, 4, 6, 8), (1, 2, 3, 4), (1, 2, 8)):
         for g, j in product(range(n_heads), range(30)):
-            assert cache.owner(g, j, n_heads, turn, n_nodes) == node(g, j, n_heads, turn, n_nodes)
+            assert layout.owner(g, j, n_heads, turn, n_nodes) == node(g, j, n_heads, turn, n_nodes)

@@ -14,7 +14,7 @@ from tiny_recurrent import random_gguf, tiny_recurrent
 import numainfer as ni
 from numainfer import _core
 from numainfer.engine import states as states_module
-from numainfer.engine.cache import Layout
+from numainfer.engine.layout import Layout
 from numainfer.engine.states import StateLayout, States
 from numainfer.errors import ModelClosed
 from numainfer.gguf.file import GGUFFile

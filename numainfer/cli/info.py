@@ -58,7 +58,7 @@ def info(args):
     from ..arguments import one_of
     from ..errors import UnsupportedModel
     from ..engine.weights import FORMATS
-    from ..engine.cache import KV_TYPES
+    from ..engine.layout import KV_TYPES
     from ..gguf.sources import open_model
     from ..summary import ModelConfig, counted, short_bytes, short_count
 

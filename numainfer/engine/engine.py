@@ -14,7 +14,8 @@ from ..machine.limits import RESERVE
 from ..machine.policies import EXPERTS, HYBRID, REST, canonical, choose_policy, of_group, without
 from .._core import Cancelled
 from .architectures import build, context_length
-from .cache import KV_TYPES, Caches
+from .cache import Caches
+from .layout import KV_TYPES
 from ..errors import CorruptModel, ModelClosed, OutOfNodeMemory, PlanError
 from ..gguf.file import GGUFFile
 from .plan import Plan

@@ -6,7 +6,7 @@ What an op is called and which operands it takes is declared in csrc/ops/ops.def
 from dataclasses import dataclass, field
 
 from .. import _core
-from .cache import LayerCache
+from .layout import LayerCache
 from .states import StatePart
 from .weights import Matrix
 

@@ -8,7 +8,7 @@ of csrc/ops/ops.def.  `compile` then computes the barriers and lays tensors out 
 from .. import _core
 from ..errors import CorruptModel, PlanError, UnsupportedModel
 from ..summary import counted
-from .cache import UNIT, Layout
+from .layout import UNIT, Layout
 from .compiling import arrays, insert_barriers, lay_out
 from .ops import (ACTIVATIONS, ATTENTION_INTS, FLOAT, GATES, GATING, NODE, OPS, PER_NODE, SHARED, SUMS, TEAM, Op,
                   Tensor)  # fmt: skip

@@ -2,6 +2,7 @@
 
 from ..errors import PlanError
 from ..summary import counted
+from .memory import round_up
 from .ops import PER_NODE, SHARED
 from .weights import Matrix
 
@@ -9,10 +10,6 @@ _LANES, _ROWS = 16, 4  # of a block of columns; rows of a state are a multiple o
 _KERNEL, _CHANNELS = 16, 32  # taps of a convolution, at most; channels of a unit of its state (csrc/ops/short_conv.c)
 GATE_KINDS = {"sigmoid": 0, "softplus": 1, "decay": 2, "bounded": 3}
 ACTS = {"silu": 0, "sigmoid": 1}
-
-
-def _padded(n, step):
-    return -(-n // step) * step
 
 
 def _name(x):
@@ -113,7 +110,7 @@ class Recurrent:
             self._check("recur", "beta", beta, heads)
         if skip is not None:
             self._is_vector("recur", "skip", skip, heads)
-        state = self.kv.states.add(heads, 4 * _padded(key_length, _ROWS) * _padded(value_length, _LANES))
+        state = self.kv.states.add(heads, 4 * round_up(key_length, _ROWS) * round_up(value_length, _LANES))
         out = self._tensor("heads", heads * value_length, SHARED, "f")
         return self._add("recur", [q[0], k[0], v[0], decay, beta, out], [skip],
                          (groups, int(tiled), key_length, value_length, q[1], k[1], v[1], int(wide), int(delta and beta is not None)),

@@ -15,15 +15,10 @@ from itertools import pairwise
 import numpy as np
 
 from .. import _core
+from .memory import HUGE, PAGE, bytes_by_owner, may_be_huge, round_up
 
 UNIT = 64  # bytes: NI_STATE_UNIT of csrc/ops/state.h
 SPACING, MOST = 1024, 4  # of checkpoints: whole chunks apart, so that a beginning that others share ends there
-_PAGE, _HUGE, _MOST_PADDING = 4096, 2 << 20, 1 / 8
-_RESIDENT = 0b11 << 62  # of an entry of /proc/self/pagemap: in memory, or swapped out
-
-
-def _round_up(n, step):
-    return -(-n // step) * step
 
 
 @dataclass(eq=False)
@@ -79,7 +74,7 @@ class StateLayout:
 
     def add(self, units, unit_bytes, rows=1):
         """The StatePart of the model's next op with state; its place is settled by `place`."""
-        part = StatePart(units, _round_up(unit_bytes, UNIT), rows)
+        part = StatePart(units, round_up(unit_bytes, UNIT), rows)
         self.parts.append(part)
         return part
 
@@ -89,8 +84,8 @@ class StateLayout:
         for part in self.parts:
             part.offset = at
             at += -(-part.units // self.n_nodes) * part.unit_bytes
-        self.huge = bool(at) and _round_up(at, _HUGE) <= (1 + _MOST_PADDING) * at
-        self.stride = _round_up(at, _HUGE if self.huge else _PAGE)
+        self.huge = bool(at) and may_be_huge(at)
+        self.stride = round_up(at, HUGE if self.huge else PAGE)
         self.block_bytes = self.n_nodes * self.stride
 
     def ints(self, part):
@@ -136,7 +131,7 @@ class StateLayout:
 
     def owners(self, n_nodes):
         """Which of a lane's nodes has each page of a block, int64 array (pages,); a lane is on all nodes or on one."""
-        return np.repeat(np.arange(self.n_nodes) * n_nodes // self.n_nodes, self.stride // _PAGE)
+        return np.repeat(np.arange(self.n_nodes) * n_nodes // self.n_nodes, self.stride // PAGE)
 
 
 class Kept:
@@ -298,19 +293,11 @@ class States:
         return [one.block.address for one in kept]
 
     def resident(self, n_nodes, seen):
-        """Bytes of its blocks in memory by node of a lane on n_nodes, int64 array; addresses in `seen` do not count, and are added."""
-        found = np.zeros(n_nodes, np.int64)
+        """`memory.bytes_by_owner` of its blocks, of a lane on n_nodes."""
         if self._pool is None:
-            return found
+            return np.zeros(n_nodes, np.int64)
         owners = self._layout.owners(n_nodes)
-        with open("/proc/self/pagemap", "rb") as pagemap:
-            for address in set(self.addresses()) - seen:
-                seen.add(address)
-                pagemap.seek(address // _PAGE * 8)
-                entries = np.frombuffer(pagemap.read(len(owners) * 8), np.uint64)
-                there = np.flatnonzero(entries & np.uint64(_RESIDENT))
-                found += np.bincount(owners[there], minlength=n_nodes) * _PAGE
-        return found
+        return bytes_by_owner(((address, owners) for address in self.addresses()), n_nodes, seen)
 
     def close(self):
         """Give the memory back: now, or with the step that works on it."""

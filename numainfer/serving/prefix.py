@@ -21,7 +21,7 @@ import threading
 import numpy as np
 
 from .. import _core
-from ..engine.cache import chunks
+from ..engine.layout import chunks
 from ..machine.limits import limits, node_memory, spare
 from ..results import PrefixStats
 

@@ -24,7 +24,7 @@ import zlib
 import numpy as np
 
 from .. import _core
-from ..engine.cache import KV_TYPES, chunks
+from ..engine.layout import KV_TYPES, chunks
 from ..engine.states import Kept
 from ..errors import ContextOverflow, SavedSessionError
 
