@@ -11,7 +11,8 @@ import time
 
 import numpy as np
 
-from numainfer.serving.sampling import Sampler, SamplingParams
+from numainfer.serving.params import SamplingParams
+from numainfer.serving.sampling import Sampler
 
 SETTINGS = {
     "greedy": {},

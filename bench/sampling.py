@@ -21,7 +21,7 @@ import numainfer as ni
 from numainfer import _core
 from numainfer.serving import choosing
 from numainfer.serving.generation import Generation
-from numainfer.serving.sampling import SamplingParams
+from numainfer.serving.params import SamplingParams
 
 SETTINGS = {
     "greedy": {},

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from .results import Timings as Timings
     from .results import ToolCall as ToolCall
     from .results import Usage as Usage
-    from .serving.sampling import SamplingParams as SamplingParams
+    from .serving.params import SamplingParams as SamplingParams
     from .session import Session as Session
     from .stream import TokenStream as TokenStream
     from .summary import ModelConfig as ModelConfig
@@ -85,7 +85,7 @@ _LAZY = {
     "Timings": "results",
     "ToolCall": "results",
     "Usage": "results",
-    "SamplingParams": "serving.sampling",
+    "SamplingParams": "serving.params",
     "Session": "session",
     "TokenStream": "stream",
     "ModelConfig": "summary",

@@ -25,7 +25,7 @@ from .results import Chunk, Completion, Completions, Logprobs, Timings, Usage
 from .serving.forms import response_form
 from .serving.lists import check_params, params_each
 from .serving.requests import AHEAD, Answer, Rows
-from .serving.sampling import SamplingParams, check_sampling, resolve_params
+from .serving.params import SamplingParams, check_sampling, resolve_params
 from .signatures import Conversations, Messages, Prompt, Prompts, ResponseFormat, SamplingOptions, Tools
 from .text.messages import split_conversations
 

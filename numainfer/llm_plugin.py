@@ -16,11 +16,11 @@ from pydantic import Field
 
 from .arguments import integer
 from .cli.chat import DEFAULTS
-from .serving.sampling import sampling_of_file
+from .serving.params import sampling_of_file
 from .errors import UnsupportedModel
 from .gguf.sources import known_sources, present
 from .model import Model, load
-from .serving.sampling import SamplingParams
+from .serving.params import SamplingParams
 from .session import Session
 
 _OURS = ("n_ctx", "threads")  # options of `load`; the others are SamplingParams'

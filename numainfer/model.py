@@ -18,7 +18,7 @@ from .prompts import split_prompts
 from .results import Completion, Completions, Score, Stats
 from .serving.forms import response_form
 from .serving.prefix import Prefixes, bytes_to_keep
-from .serving.sampling import SamplingParams, check_sampling, resolve_params, sampling_of_file
+from .serving.params import SamplingParams, check_sampling, resolve_params, sampling_of_file
 from .serving.runtime import Runtime
 from .serving.lists import ON_INTERRUPT, generate_list
 from .serving.modes import MODES

@@ -11,7 +11,7 @@ from . import verbs
 from .arguments import integer
 from .results import Completion, Completions
 from .serving.forms import response_form
-from .serving.sampling import SamplingParams, check_sampling, resolve_params
+from .serving.params import SamplingParams, check_sampling, resolve_params
 from .serving.sequence import Sequence
 from .signatures import FloatArray, Messages, Prompt, Prompts, ResponseFormat, SamplingOptions, Tools
 from .stream import TokenStream

@@ -26,7 +26,7 @@ import numainfer as ni
 """
 TOPICS = {  # by the module where a name is defined, in the order of the page
     "Loading a model and using it": ("model", "session", "stream", "serving.aio", "aio"),
-    "How tokens are chosen": ("serving.sampling",),
+    "How tokens are chosen": ("serving.params",),
     "Answers": ("results",),
     "Text": ("text.tokenizer",),
     "The file": ("summary",),

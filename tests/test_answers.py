@@ -13,7 +13,7 @@ from vectors import tokenizer
 
 import numainfer as ni
 from numainfer.cli import answering
-from numainfer.serving.sampling import sampling_of_file
+from numainfer.serving.params import sampling_of_file
 from numainfer.text.answers import reader_for
 from numainfer.text.chat_template import ChatTemplate
 from numainfer.text.tokenizer import Tokenizer

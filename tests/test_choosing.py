@@ -13,7 +13,8 @@ from numainfer import _core
 from numainfer.errors import NumaInferError
 from numainfer.serving.choosing import choose_step
 from numainfer.serving.generation import Clock, Generation
-from numainfer.serving.sampling import Sampler, SamplingParams
+from numainfer.serving.params import SamplingParams
+from numainfer.serving.sampling import Sampler
 
 N_VOCAB = 70_000  # some of these are more work than one thread does alone
 SETTINGS = [

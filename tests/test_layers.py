@@ -42,6 +42,7 @@ WITHIN = {
     "engine/weights.py": {"engine.engine", "engine.plan", "engine.architectures", "engine.copies"},
     "engine/copies.py": {"engine.engine", "engine.plan", "engine.architectures"},
     "engine/store.py": {"engine.engine", "engine.plan", "_core"},
+    "serving/params.py": {"serving.loop", "serving.lanes", "serving.requests", "serving.generation", "serving.sampling", "engine", "_core"},
     "serving/sampling.py": {"serving.loop", "serving.lanes", "serving.requests", "serving.generation", "engine"},
     "serving/generation.py": {"serving.loop", "serving.lanes", "serving.requests", "engine", "machine", "_core"},
     "serving/requests.py": {"serving.loop", "serving.lanes", "serving.runtime", "engine", "machine"},

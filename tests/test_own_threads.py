@@ -80,7 +80,8 @@ EVERYTHING = """if True:
     found, probs = np.zeros(500, np.int32), np.zeros(500)
     n = sampler.distribution(logits, scratch, found, probs)
     told(found[:n], probs[:n])
-    from numainfer.serving.sampling import Sampler, SamplingParams
+    from numainfer.serving.params import SamplingParams
+    from numainfer.serving.sampling import Sampler
     for bias, bits in ((0.1, 0x3DCCCCCD), (0.7, 0x3F333333)):  # to nearest, one rounds up and the other down; then both logits are equal
         for here, there in ((3, 7), (7, 3)):
             logits = np.zeros(500, np.uint32)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from numainfer import _core
 from numainfer.errors import NumaInferError
-from numainfer.serving.sampling import Sampler, SamplingParams
+from numainfer.serving.params import SamplingParams
+from numainfer.serving.sampling import Sampler
 
 INF = np.float32(np.inf)
 

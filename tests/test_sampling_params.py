@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 
-from numainfer.serving.sampling import SamplingParams, resolve_params
+from numainfer.serving.params import SamplingParams, resolve_params
 
 DEFAULTS = {
     "max_tokens": 256,

@@ -9,7 +9,7 @@ import pytest
 from server_tools import chat_request, events, eventually, serving
 
 import numainfer as ni
-from numainfer.serving.sampling import SamplingParams
+from numainfer.serving.params import SamplingParams
 from numainfer.server import fields
 from numainfer.server.http import to_json
 from numainfer.server.limits import Limits

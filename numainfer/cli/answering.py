@@ -38,7 +38,7 @@ def add_sampling(parser, max_tokens, title="sampling (by default greedy)", leave
 
 def params(args, **defaults):
     """SamplingParams of the flags, laid over ``defaults``; what is wrong with them is an error of usage."""
-    from ..serving.sampling import SamplingParams
+    from ..serving.params import SamplingParams
 
     names = [flag[2:].replace("-", "_") for flag, _, _ in SAMPLING]
     given = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}

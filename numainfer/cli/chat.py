@@ -52,7 +52,7 @@ def add_chat(parser):
 def chat(args):
     """Talk."""
     from ..errors import ChatTemplateMissing
-    from ..serving.sampling import sampling_of_file
+    from ..serving.params import sampling_of_file
 
     answering.params(args)  # wrong flags are told of before the model is loaded
     if sys.stdin is None:

@@ -8,7 +8,7 @@ from .. import verbs
 from ..arguments import did_you_mean, integer
 from ..prompts import split_prompts
 from ..serving.forms import FORMS, response_form
-from ..serving.sampling import MAX_LOGPROBS, SamplingParams
+from ..serving.params import MAX_LOGPROBS, SamplingParams
 from ..text.chat_template import ROLES
 from . import fields as of
 from . import tools as of_tools

@@ -8,7 +8,7 @@ import time
 
 from ..aio import AsyncTokenStream, embedding
 from ..serving.lists import check_params
-from ..serving.sampling import SamplingParams
+from ..serving.params import SamplingParams
 from ..text.chat_template import ChatTemplate
 from . import asked
 from .fields import read_object

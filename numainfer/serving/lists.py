@@ -13,7 +13,8 @@ from .masks import make_form
 from ..progress import progress_bar
 from .requests import Answer, wait_for
 from ..results import Completion, Completions, Logprobs, Timings, Usage
-from .sampling import Sampler, SamplingParams, resolve_params
+from .params import SamplingParams, resolve_params
+from .sampling import Sampler
 from .speculation import check_speculation
 from ..summary import counted
 
