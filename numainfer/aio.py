@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from . import verbs
 from .errors import ForkedProcess, ModelClosed
 from .prompts import split_prompts
-from .results import Chunk, Completion, Completions, Logprobs, Timings, Usage
+from .results import Chunk, Completion, Completions
 from .serving.forms import response_form
+from .serving.generation import not_begun
 from .serving.lists import check_params, params_each
 from .serving.requests import AHEAD, Answer, Rows
 from .serving.params import SamplingParams, check_sampling, resolve_params
@@ -219,8 +220,7 @@ class AsyncTokenStream(AsyncIterator[Chunk]):
         """
         if self._request is None:
             n = 0 if self._prepared is None else len(self._prepared[0])
-            logprobs = None if self._params.logprobs is None else Logprobs()
-            return Completion("", (), "cancelled" if self._cancelled else None, logprobs, Usage(n, 0), Timings(0, 0.0, 0, 0.0, None))
+            return not_begun(self._params, n, "cancelled" if self._cancelled else None)
         return self._request.completion()
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:

@@ -270,6 +270,21 @@ def _special_stops(stops, tokenizer):
     return found
 
 
+def not_begun(params, n_prompt, reason, error=None):
+    """The Completion of an answer of which nothing was computed.
+
+    Parameters
+    ----------
+    params : SamplingParams
+    n_prompt : int
+        Tokens of the prompt.
+    reason : str or None
+    error : BaseException or None
+    """
+    logprobs = None if params.logprobs is None else Logprobs()
+    return Completion("", (), reason, logprobs, Usage(n_prompt, 0), Timings(0, 0.0, 0, 0.0, None), error)
+
+
 class Clock:
     """Seconds spent on one answer.
 

@@ -12,7 +12,8 @@ from ..errors import CancelledWarning, ForkedProcess, Interrupted, ModelClosed
 from .masks import make_form
 from ..progress import progress_bar
 from .requests import Answer, wait_for
-from ..results import Completion, Completions, Logprobs, Timings, Usage
+from ..results import Completion, Completions
+from .generation import not_begun
 from .params import SamplingParams, resolve_params
 from .sampling import Sampler
 from .speculation import check_speculation
@@ -118,8 +119,7 @@ class _Run:
                 notify = functools.partial(self._news.put, len(self._all))
                 self._all.append(Answer(runtime, ids, own, reader=reader, prepare=False, notify=notify, mode=mode))
             except (TypeError, ValueError) as e:
-                logprobs = None if own.logprobs is None else Logprobs()
-                self._all.append(Completion("", (), "error", logprobs, Usage(0, 0), Timings(0, 0.0, 0, 0.0, None), e))
+                self._all.append(not_begun(own, 0, "error", e))
         self._requests = [one for one in self._all if isinstance(one, Answer)]
         self._ended = 0
 

@@ -294,7 +294,6 @@ class Loop:
         for lane in tuple(self._lanes.values()):
             lane.nudge()
 
-
     def end_threads(self):
         """Let the threads end in the midst of what they do, and wait for them; who waits for requests goes on waiting."""
         runtime = self._runtime()

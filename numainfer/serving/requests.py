@@ -14,10 +14,9 @@ import time
 import weakref
 from _thread import allocate_lock, get_ident
 
-from .generation import Clock, Generation
+from .generation import Clock, Generation, not_begun
 from .prefix import LEAST, in_common
 from .speculation import AT_ONCE, MOST, make_proposer
-from ..results import Completion, Logprobs, Timings, Usage
 
 log = logging.getLogger("numainfer")
 
@@ -208,13 +207,17 @@ class Request:
                 return False
         prefixes, most = self.runtime.prefixes, len(self.ids) - 1
         others = [(cache, other.ids, other.at) for other in before if other.at and (cache := other.cache) is not None]
-        least, self._behind = max(prefixes.known(self.ids, nodes, others), self.at) + LEAST, None
+        self._behind, coming = None, []
         for other in before:
             # One whose steps are of the other kind may have to wait for these.
             if other.reading and other.hidden == self.hidden and not (other.ended or other.paused):
                 n = min(in_common(other.ids, self.ids), most)
-                if n >= least and n > other.at:
-                    self._behind, least = (other, n), n + 1
+                if n >= self.at + LEAST and n > other.at:
+                    coming.append((other, n))
+        if coming:
+            ahead = max(coming, key=lambda one: one[1])  # of equal ones the first
+            if ahead[1] >= prefixes.known(self.ids, nodes, others) + LEAST:
+                self._behind = ahead
         if self._behind is None:
             self.at = self.cached = prefixes.attach(self.cache, self.ids, nodes, others, self.at)
             self.begun = True
@@ -337,8 +340,7 @@ class Answer(Request):
         """
         if self.generation is None:
             reason = "error" if self.error is not None else "cancelled" if self.cancelled else None
-            logprobs = None if self.params.logprobs is None else Logprobs()
-            return Completion("", (), reason, logprobs, Usage(len(self.ids), 0), Timings(0, 0.0, 0, 0.0, None), self.error)
+            return not_begun(self.params, len(self.ids), reason, self.error)
         return self.generation.completion(self.clock, self.cached)
 
     # ---- for the loop ------------------------------------------------------------------------------------------------
