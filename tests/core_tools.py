@@ -16,6 +16,7 @@ from numainfer import _core
 from numainfer.machine import policies, topology as topologies
 from numainfer.engine.cache import Caches
 from numainfer.engine.engine import Engine
+from numainfer.engine.layout import KV_TYPES
 from numainfer.gguf.file import GGUFFile
 from numainfer.engine.plan import Plan
 from numainfer.engine.copies import Replicas
@@ -210,6 +211,15 @@ def logits(engine, ids, chunks=None, kv=None, start=0, **more):
     if own:
         kv.close()
     return np.concatenate(out)
+
+
+def logits_by_kv_type(path, ids, **options):
+    """{type of the KV memory: logits after each of `ids`}, by one thread."""
+    found = {}
+    for kv_type in KV_TYPES:
+        with open_engine(path, threads=1, kv_type=kv_type, **options) as engine:
+            found[kv_type] = logits(engine, ids)
+    return found
 
 
 def twin_logits(path, ids, kv_type="f16"):

@@ -62,6 +62,27 @@ def instead(engine, run):
         engine.lane._plans[False] = plan
 
 
+def broken(plan, ids, *more):
+    """As `instead` takes it: it has written, and something else."""
+    plan.run(ids[::-1].copy(), *more)
+    raise _core.Cancelled
+
+
+def steps_and_broken_ones(engine, ids, wanted, rng):
+    """A cache that went through all ids, in steps of up to 128 tokens, before which others were broken off; asserts bits and lengths."""
+    kv, at, n = engine.new_kv(), 0, len(ids)
+    while at < n:
+        size = min(int(rng.choice([1, 30, 128])), n - at)
+        for _ in range(int(rng.integers(0, 3))):
+            more = min(int(rng.integers(1, 129)), n - at)
+            with instead(engine, broken), pytest.raises(_core.Cancelled):
+                engine.step([(kv, ids[at : at + more], at)], [0])
+            assert kv.n == at == kv.rewindable(at)
+        same_bits(engine.step([(kv, ids[at : at + size], at)], range(size)), wanted[at : at + size])
+        at += size
+    return kv
+
+
 def out(engine):
     return [pool.n_out for pool in engine.caches.pools]
 
@@ -172,21 +193,7 @@ def test_cancelled_steps_are_repeated(paths, wanted, monkeypatch, shape):
     """At every chunk's border the step is broken off, some twice, and done again: nothing that it needs was given back."""
     pretend(monkeypatch, *shape)
     with open_engine(paths["short"], n_batch=128) as engine:
-        kv, at, rng = engine.new_kv(), 0, np.random.default_rng(shape[0])
-
-        def broken(plan, ids, *more):
-            plan.run(ids[::-1].copy(), *more)  # it has written, and something else
-            raise _core.Cancelled
-
-        while at < N:
-            size = min(int(rng.choice([1, 30, 128])), N - at)
-            for _ in range(int(rng.integers(0, 3))):
-                more = min(int(rng.integers(1, 129)), N - at)
-                with instead(engine, broken), pytest.raises(_core.Cancelled):
-                    engine.step([(kv, IDS[at : at + more], at)], [0])
-                assert kv.n == at == kv.rewindable(at)
-            same_bits(engine.step([(kv, IDS[at : at + size], at)], range(size)), wanted["short"][at : at + size])
-            at += size
+        kv = steps_and_broken_ones(engine, IDS, wanted["short"], np.random.default_rng(shape[0]))
         with instead(engine, broken), pytest.raises(_core.Cancelled):
             engine.step([(kv, IDS[:10], N - 30)], [0])
         assert kv.n == N - 30 == kv.rewindable(N)  # what stood there is lost

@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from core_tools import logits, open_engine, pretend, same_bits, twin_logits
+from core_tools import logits, logits_by_kv_type, open_engine, pretend, same_bits, twin_logits
 from tiny_models import tiny
 
 import numainfer as ni
@@ -30,12 +30,7 @@ def path(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def wanted(path):
-    """Logits of all positions by one thread, in one step, for each type."""
-    found = {}
-    for kv_type in KV_TYPES:
-        with open_engine(path, threads=1, n_batch=N_CTX, kv_type=kv_type) as engine:
-            found[kv_type] = logits(engine, IDS)
-    return found
+    return logits_by_kv_type(path, IDS, n_batch=N_CTX)
 
 
 @pytest.fixture(params=OTHERS)

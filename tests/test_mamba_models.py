@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 from test_mixture_models import EXPECTED, logits, model, quantise
-from test_recurrent_models import added, cut, without
+from test_recurrent_models import added, cut, near_and_the_same_everywhere, without
 
 import numainfer as ni
 from numainfer.engine.architectures import build
@@ -27,12 +27,7 @@ def test_quantised_matrices(tmp_path, name, monkeypatch):
         tensors.update(kept)
 
     path = model(tmp_path, name, edit=edit)
-    found = logits(path)
-    error = np.abs(found - EXPECTED[name]).max(axis=1) / np.abs(EXPECTED[name]).max()
-    assert 1e-5 < np.median(error) < 0.1
-    for nodes, placement in ((1, "auto"), (2, "replicate"), (2, "shard"), (3, "shard")):
-        monkeypatch.setenv("NUMAINFER_FAKE_NODES", str(nodes))
-        np.testing.assert_array_equal(logits(path, threads=max(nodes, 2), placement=placement, n_batch=33), found)
+    near_and_the_same_everywhere(path, EXPECTED[name], monkeypatch)
 
 
 @pytest.mark.parametrize("name", ["mamba2", "nemotron_h_moe", "falcon-h1", "plamo2"])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import reference as ref
 from _cvec import CHUNK, KV_TYPES, available, load, same
-from core_tools import Sheet, logits, open_engine, open_team, pretend, rig, same_bits
+from core_tools import Sheet, logits, logits_by_kv_type, open_engine, open_team, pretend, rig, same_bits
 from test_attend import fma_chain
 from test_mixture_models import model as edited
 
@@ -314,12 +314,7 @@ def path(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def wanted(path):
-    """Logits of all positions by one thread, in one step, for each type."""
-    found = {}
-    for kv_type in KV_TYPES:
-        with open_engine(path, threads=1, n_batch=N_CTX, kv_type=kv_type) as engine:
-            found[kv_type] = logits(engine, IDS)
-    return found
+    return logits_by_kv_type(path, IDS, n_batch=N_CTX)
 
 
 @pytest.mark.parametrize("shape", [(1, 3), (2, 1), (3, (1, 2, 1))], ids=str)

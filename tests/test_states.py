@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from core_tools import logits, open_engine, pretend, same_bits
 from hollow_gguf import hollow
-from test_cache import instead
+from test_cache import broken, instead, steps_and_broken_ones
 from tiny_recurrent import random_gguf, tiny_recurrent
 
 import numainfer as ni
@@ -80,21 +80,7 @@ def test_steps_that_fail_are_repeated(paths, wanted, monkeypatch, spacing, shape
     spacing(50)
     pretend(monkeypatch, *shape)
     with open_engine(paths["qwen3next"], n_ctx=N, n_batch=128) as engine:
-        kv, at, rng = engine.new_kv(), 0, np.random.default_rng(shape[0])
-
-        def broken(plan, ids, *more):
-            plan.run(ids[::-1].copy(), *more)
-            raise _core.Cancelled
-
-        while at < N:
-            size = min(int(rng.choice([1, 30, 128])), N - at)
-            for _ in range(int(rng.integers(0, 3))):
-                more = min(int(rng.integers(1, 129)), N - at)
-                with instead(engine, broken), pytest.raises(_core.Cancelled):
-                    engine.step([(kv, IDS[at : at + more], at)], [0])
-                assert kv.n == at == kv.rewindable(at)
-            same_bits(engine.step([(kv, IDS[at : at + size], at)], range(size)), wanted["qwen3next"][at : at + size])
-            at += size
+        kv = steps_and_broken_ones(engine, IDS, wanted["qwen3next"], np.random.default_rng(shape[0]))
         held = kv.rewindable(N - 1)
         with instead(engine, broken), pytest.raises(_core.Cancelled):
             engine.step([(kv, IDS[:10], held)], [0])
