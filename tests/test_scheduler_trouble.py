@@ -306,3 +306,4 @@ def test_ctrl_c_between_a_piece_of_news_and_its_count(load_tiny, monkeypatch):
     with pytest.raises(ni.Interrupted) as interrupted:
         load_tiny(1).generate([[5], [6]] * 40, max_tokens=5, ignore_eos=True)
     assert lost and len(interrupted.value.completions) == 80
+    assert {c.usage.prompt_tokens for c in interrupted.value.completions} == {1}  # also of those that had not begun

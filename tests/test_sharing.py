@@ -3,6 +3,7 @@
 import gc
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -437,3 +438,24 @@ def test_the_command_takes_it(tiny_path, capsys):
     assert main(["run", str(tiny_path), "abc", "-n", "2", "-q", "--prefix-cache", "1MB"]) == 0
     assert main(["run", str(tiny_path), "abc", "-n", "2", "-q", "--prefix-cache", "much"]) == 2
     assert "prefix_cache = 'much': wanted bytes, such as 512MB" in capsys.readouterr().err
+
+
+def test_who_is_waited_for(paths):
+    """The one that will have most of the beginning; nobody where as much of it is known."""
+    with load(paths) as model:
+        nowhere = SimpleNamespace(ident=None)
+
+        def answer(ids):
+            made = Answer(model.runtime, np.array(ids, np.int32), PARAMS)
+            made.start(nowhere, "latency")
+            return made
+
+        some, most, least, other = (answer(IDS[:n] + IDS[500:520]) for n in (60, 120, 40, 0))
+        waits = answer(IDS[:200])
+        assert not waits.begins([0], [some, most, least, other]) and waits._behind == (most, 120)
+        assert not waits.begins([0], [some, most, least, other])  # most stands where it stood
+        most.end()
+        assert not waits.begins([0], [some, least, other]) and waits._behind == (some, 60)
+        model.generate(IDS[:200], PARAMS)  # meanwhile somebody else has computed it
+        some.end()
+        assert waits.begins([0], [answer(IDS[:150] + IDS[500:520]), least, other]) and waits.at == waits.cached == 199
