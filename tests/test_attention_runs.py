@@ -9,7 +9,7 @@ from _cvec import load
 from core_tools import Rig, Sheet, open_team, same_bits
 
 from numainfer import _core
-from numainfer.engine import plan
+from numainfer.engine import attending
 from numainfer.engine.ops import Attention
 from numainfer.engine.plan import Plan
 
@@ -85,7 +85,7 @@ def wanted(sheet):
     def of(most):
         if most not in found:
             with pytest.MonkeyPatch.context() as patch, open_team() as team:
-                patch.setattr(plan, "MOST_RUNS", most)
+                patch.setattr(attending, "MOST_RUNS", most)
                 rig = Attending(sheet, team)
                 found[most] = np.concatenate(rig.grow(all=N))
                 rig.close()
@@ -149,10 +149,10 @@ def test_order_of_sums(sheet, wanted, most):
 @pytest.mark.parametrize("most", [1, 3, 64])
 def test_prompts_and_decoding_sequences(sheet, wanted, monkeypatch, most):
     """Tiles of a prompt and decoding sequences, in parts or whole, have the same bits, on every team and in any order."""
-    monkeypatch.setattr(plan, "MOST_RUNS", most)
+    monkeypatch.setattr(attending, "MOST_RUNS", most)
     wanted = wanted(most)
     for shape, sequences in zip(TEAMS, (16, 0, 1, 2, 16)):
-        monkeypatch.setattr(plan, "PART_SEQUENCES", sequences)  # so many of the longest are split
+        monkeypatch.setattr(attending, "PART_SEQUENCES", sequences)  # so many of the longest are split
         with open_team(*shape) as team:
             rig = Attending(sheet, team)
             for pos in EDGES:
@@ -168,8 +168,8 @@ def test_prompts_and_decoding_sequences(sheet, wanted, monkeypatch, most):
 
 def test_a_long_sequence_at_any_place_of_the_list(sheet, wanted, monkeypatch):
     """There is room for the parts of two long ones: bits do not show who has it."""
-    monkeypatch.setattr(plan, "MOST_RUNS", 4)
-    monkeypatch.setattr(plan, "PART_SEQUENCES", 2)
+    monkeypatch.setattr(attending, "MOST_RUNS", 4)
+    monkeypatch.setattr(attending, "PART_SEQUENCES", 2)
     short = {f"short {i}": int(n) for i, n in enumerate(np.random.default_rng(3).integers(0, 400, 11))}
     for shape in TEAMS[1:]:
         with open_team(*shape) as team:

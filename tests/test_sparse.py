@@ -12,7 +12,7 @@ from test_mixture_models import model as edited
 
 import numainfer as ni
 from numainfer import _core
-from numainfer.engine import plan
+from numainfer.engine import attending as attention_ops
 from numainfer.engine.ops import Attention
 from numainfer.engine.plan import Plan
 from numainfer.errors import CorruptModel, PlanError, UnsupportedModel
@@ -155,10 +155,10 @@ def one_worker(sheet):
     """All rows, from one worker in steps of many tokens."""
     found = {}
 
-    def of(kv_type, most=plan.MOST_RUNS):
+    def of(kv_type, most=attention_ops.MOST_RUNS):
         if (kv_type, most) not in found:
             with pytest.MonkeyPatch.context() as patch, open_team() as team:
-                patch.setattr(plan, "MOST_RUNS", most)
+                patch.setattr(attention_ops, "MOST_RUNS", most)
                 with attending(sheet, team, kv_type) as r:
                     found[kv_type, most] = run(r, [200] * 6 + [100])
         return found[kv_type, most]
@@ -184,10 +184,10 @@ def test_few_positions_are_all_attended_to(sheet, one_worker, kv_type):
 @pytest.mark.parametrize("most", [2, 64])
 def test_teams_chunks_and_company(sheet, one_worker, monkeypatch, most):
     """Long sequences and short ones, decoding in parts or whole, beside prompts that cross what is chosen, in any order of the workers."""
-    monkeypatch.setattr(plan, "MOST_RUNS", most)
+    monkeypatch.setattr(attention_ops, "MOST_RUNS", most)
     wanted = one_worker("f16", most)
     for shape, split in zip(TEAMS, (16, 0, 1, 2)):
-        monkeypatch.setattr(plan, "PART_SEQUENCES", split)
+        monkeypatch.setattr(attention_ops, "PART_SEQUENCES", split)
         with open_team(*shape) as team, attending(sheet, team, "f16") as r:
             same_bits(run(r, [1, 78, 1, 1, 2, 173, 1, 1, 100, 7, 1]), wanted[:366], shape)
             sequences = {name: (r.new_kv(), n) for name, n in (("long", 1290), ("middle", 600), ("edge", 79), ("short", 10))}

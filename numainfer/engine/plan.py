@@ -8,6 +8,7 @@ of csrc/ops/ops.def.  `compile` then computes the barriers and lays tensors out 
 from .. import _core
 from ..errors import CorruptModel, PlanError, UnsupportedModel
 from ..summary import counted
+from .attending import Attending, longest_run
 from .layout import UNIT, Layout
 from .compiling import arrays, insert_barriers, lay_out
 from .ops import (ACTIVATIONS, ATTENTION_INTS, FLOAT, GATES, GATING, NODE, OPS, PER_NODE, SHARED, SUMS, TEAM, Op,
@@ -15,11 +16,8 @@ from .ops import (ACTIVATIONS, ATTENTION_INTS, FLOAT, GATES, GATING, NODE, OPS, 
 from .recurrent import Recurrent
 from .weights import Matrix, Vector
 
-MOST_RUNS = 64  # of chunks, that a query's attention is summed in: bits depend on it beyond so many chunks
-PART_SEQUENCES = 16  # of the longest kind, whose attention can be spread over workers run by run; of shorter ones, more
 
-
-class Plan(Recurrent):
+class Plan(Attending, Recurrent):
     """Builds and holds the ops of one forward pass.
 
     Parameters
@@ -47,9 +45,7 @@ class Plan(Recurrent):
         self.n_nodes, self.n_batch, self.n_ctx = n_nodes, n_batch, n_ctx
         self.n_chunks = -(-n_ctx // _core.CHUNK)
         self._hidden = hidden
-        *_, shift = _core.attention_runs(0, n_ctx - 1, MOST_RUNS)
-        turn = 1 << shift  # no run is longer, so none has two owners
-        self.kv = Layout(kv_type, n_batch, kv_nodes or n_nodes, turn)
+        self.kv = Layout(kv_type, n_batch, kv_nodes or n_nodes, longest_run(n_ctx))  # no run is longer, so none has two owners
         self._least_parts = 0  # pieces of the longest list of chosen positions
         self.ops, self.tensors, self.weights = [], [], []
         self.spared = []  # weights that this plan was given and has no use for: those of the logits, for hidden states
@@ -187,126 +183,6 @@ class Plan(Recurrent):
         none = [None] * (3 - len(matrices))
         self._add("matmul", [h, *outs], [*matrices, *none, *(w.bias for w in matrices)], floats=(scale, softcap), selected=selected,
                   matrices=matrices, per_token=h.per_token)
-
-    def index(self, q, k, weights, a, chosen, rope=None, *, q_norm=None, k_norm=None, block=1, last=0):
-        """Appends k to the indexer's keys and chooses what each token attends to: ids, ascending, of so many positions or blocks of them.
-
-        They are those of the best scores, of equal ones the lower.  A token that sees no more attends to all, and has none.
-
-        Parameters
-        ----------
-        q, k : Tensor
-            (T, H * key_length), (T, key_length).
-        weights : Tensor or None
-            (T, H), by a.scale: the score of a position is the sum of weights[h] * max(q[h] . k, 0) over the heads (arXiv:2512.02556).
-            None: every head chooses for a kv-head of its own, blocks by the largest q[h] . k; ids are (T, H * chosen).
-        a : Attention
-            Of one kv-head, and no values.
-        block : int
-            Positions of a block, without weights.
-        last : int
-            So many blocks, a token's own and those before it, are always chosen.
-        """
-        for name, tensor, width in (("q", q, a.heads * a.key_length), ("k", k, a.key_length), ("weights", weights, a.heads)):
-            if tensor is not None:
-                self._check("index", name, tensor, width)
-        if a.kv_heads != 1 or a.value_length or a.window or chosen < 1 or _core.CHUNK % block or (weights is not None and block != 1):
-            raise PlanError(f"index: wanted one kv-head without values, that sees everything, at least one position to choose, and blocks "
-                            f"that divide {_core.CHUNK} positions, of 1 with weights; found {a}, {chosen} and {block}")
-        if rope is not None:
-            self._check("index", "rope", rope, a.rope_dim)
-        for name, norm in (("q_norm", q_norm), ("k_norm", k_norm)):
-            if norm is not None:
-                self._is_vector("index", name, norm, a.key_length)
-        lists = a.heads if weights is None else 1
-        cache = self.kv.add(1, a.key_length, 0, 0, chosen * block, indexes=True)
-        ints = self._attention_ints(a, rope, 0, (chosen, block, 1))
-        kv = self._tensor(f"kv {len(self.kv.layers) - 1}", 0, PER_NODE if self.n_nodes == 1 else SHARED)
-        scores = self._tensor("scores", lists * (self.n_chunks * _core.CHUNK // block), SHARED, "f")
-        ids = self._tensor("chosen", lists * chosen, PER_NODE, "i")
-        self._lists[ids] = chosen, block, lists
-        self._add("kv_append", [k, None, rope, kv], [k_norm], ints, (a.eps,), cache=cache)
-        near = None if weights is None else self._near(weights)
-        self._add("index", [self._near(q), near, rope, kv, scores], [q_norm], ints, (a.scale, a.eps), cache=cache)
-        return self._add("select", [scores, ids], [], (lists, block, last))
-
-    def _attention_ints(self, a, rope, latent, listed):
-        """The integers of attention's ops, of which some wait for the whole plan (`compile`); listed: (chosen, block, lists) or None."""
-        chosen, block, _ = listed or (0, 1, 1)
-        # Of a list, so that it has no more parts than runs would be.
-        piece = min(_core.CHUNK, -(-chosen // (16 * MOST_RUNS)) * 16) if block == 1 else 1
-        self._least_parts = max(self._least_parts, -(-chosen // max(piece, 1)))
-        named = {"heads": a.heads, "kv_heads": a.kv_heads, "e": a.key_length, "ev": a.value_length,
-                 "latent": latent, "rot": a.rope_first, "n_rot": a.rope_dim if rope is not None else 0, "neox": int(a.neox),
-                 "window": a.window, "pieces": int(a.pieces), "kv_type": self.kv.type, "chosen": chosen, "block": block, "piece": piece,
-                 "most_runs": MOST_RUNS, "turn": self.kv.turn, "norm_last": int(a.norm_last), "floor": a.floor, "ahead": a.ahead,
-                 **self._room()}  # fmt: skip
-        return [named.get(name, 0) for name in ATTENTION_INTS]
-
-    def _room(self):
-        """Room for the parts of decoding sequences, as far as the plan is known: what some list needs, all attention has to know."""
-        return {"least_parts": self._least_parts,
-                "part_runs": min(PART_SEQUENCES, self.n_batch) * max(min(self.n_chunks, MOST_RUNS), self._least_parts)}  # fmt: skip
-
-    def attend(self, q, k, v, a, rope=None, q_norm=None, k_norm=None, sinks=None, chosen=None, kept=None):
-        """Appends k, v to the sequence's KV memory and attends: o, one copy per node, width H * value_length.
-
-        v : Tensor, optional
-            None: a head's values are the first value_length of its keys, normed and rotated as these, and stored once.
-        sinks : Vector, optional
-            (H,) a score of each head that takes part in its softmax and adds nothing (arXiv:2309.17453).
-        chosen : Tensor, optional
-            Of `index`: what tokens attend to that see more: positions of latent rows, or blocks for each kv-head.
-        kept : Tensor, optional
-            What an earlier call, of the same widths and window, returned: its keys and values are attended to, and k and v are None.
-        """
-        for name, tensor, heads, count, key, width in (("q", q, "head_count", a.heads, "key_length", a.key_length),
-                                                       ("k", k, "head_count_kv", a.kv_heads, "key_length", a.key_length),
-                                                       ("v", v, "head_count_kv", a.kv_heads, "value_length", a.value_length)):
-            if tensor is None and (name == "v" or kept is not None):
-                continue
-            self._check("attend", name, tensor, count * width, of=f" (attention.{heads} = {count} of {key} {width})")
-        if a.heads % a.kv_heads or a.rope_dim % 2 or a.rope_first + a.rope_dim > a.key_length:
-            raise PlanError(f"attend: heads must be a multiple of kv-heads, rope_dim even and at most the key width, from rope_first on; "
-                            f"found {a}")
-        if kept is not None and ((k, v, chosen) != (None,) * 3 or self._kept.get(kept, (0, 0, 0))[2] != _kept_shape(a)):
-            raise PlanError(f"attend: an earlier call's keys and values ({kept.name}) go with no others and the same shape; found {a}")
-        if v is None and kept is None and a.value_length > a.key_length:
-            raise PlanError(f"attend: values that are the first of the keys can be no wider; found {a}")
-        if rope is not None:
-            self._check("attend", "rope", rope, a.rope_dim)
-        for name, norm in (("q_norm", q_norm), ("k_norm", k_norm)):
-            if norm is not None:
-                self._is_vector("attend", name, norm, a.key_length)
-        if sinks is not None:
-            self._is_vector("attend", "sinks", sinks, a.heads)
-        listed = self._lists.get(chosen)
-        if chosen is not None and (listed is None or a.window or listed[2] != a.kv_heads or (listed[1] == 1) != (v is None)):
-            raise PlanError(f"attend: chosen positions ({chosen.name}) go with latent rows, blocks with others, one list for each kv-head, "
-                            f"and no window; found {a}")
-        q = self._near(q)
-        if self.n_chunks >= 2**31:
-            raise PlanError(f"attend: a context of {self.n_ctx} tokens; wanted less than {2**31 * _core.CHUNK}")
-        most, latent = listed[0] * listed[1] if listed else 0, v is None and kept is None
-        ints = self._attention_ints(a, rope, int(latent), listed)
-        # Each head stays with one node where heads divide evenly; else its chunks go round, and all nodes read them.
-        if kept is None:
-            cache = self.kv.add(a.kv_heads, *((0, a.key_length) if latent else (a.key_length, a.value_length)), a.window, most)
-            kv = self._tensor(f"kv {len(self.kv.layers) - 1}", 0, PER_NODE if a.kv_heads % self.n_nodes == 0 else SHARED)
-        else:
-            cache, kv, _ = self._kept[kept]
-            cache.readers += 1
-        parts = self._tensor("parts", 0, SHARED, "f")
-        rows = self._tensor("rows", a.heads * a.value_length, SHARED, "f")
-        o = self._tensor("o", rows.width, PER_NODE)
-        if kept is None:
-            self._add("kv_append", [k, v, rope, kv], [k_norm], ints, (a.eps,), cache=cache)
-        self._add("attend", [q, rope, kv, parts, rows, chosen], [q_norm, sinks], ints, (a.eps, a.scale, a.softcap, a.temperature),
-                  cache=cache)
-        self._add("combine", [parts, rows, o], [sinks], ints, cache=cache)
-        if not latent:
-            self._kept[o] = cache, kv, _kept_shape(a)
-        return o
 
     def gated(self, gate, up, activation, alpha=1.0, limit=0.0):
         """activation(gate) * up: one copy per node.
@@ -646,11 +522,6 @@ class Plan(Recurrent):
         first, second, *_ = str(self).split("\n", 2)
         ops = looks.table(("", "barrier", "op", "operands", "weights"), self._rows(), second, left=(1, 2, 3, 4))
         return looks.foldable(first, looks.Html(f'<div style="max-height:30em;overflow:auto">{ops}</div>'))
-
-
-def _kept_shape(a):
-    """What has to agree where two layers attend to the same memory."""
-    return a.kv_heads, a.key_length, a.value_length, a.window, a.pieces
 
 
 def _shown(tensor):

@@ -24,7 +24,8 @@ from .. import _core
 from ..engine.architectures import build, context_length
 from ..machine.limits import RESERVE, spare
 from ..machine.policies import EXPERTS, HYBRID, REST, of_group
-from ..engine.plan import MOST_RUNS, Plan
+from ..engine.attending import MOST_RUNS
+from ..engine.plan import Plan
 from ..summary import counted, short_bytes
 from ..engine.weights import Catalog, Matrix
 
