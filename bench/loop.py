@@ -36,14 +36,19 @@ def stream(prompt):
     for chunk in model.stream(prompt, **more): pass
 
 def first():
-    for _ in range(8):
-        with model.stream(prompts[0], max_tokens=2, ignore_eos=True) as s: next(s)
+    found = []
+    for _ in range(9):
+        start = time.perf_counter()
+        with model.stream(prompts[0], max_tokens=2, ignore_eos=True) as s:
+            next(s)
+            found.append(time.perf_counter() - start)
+    return sorted(found)[4]
 
 JOBS = {
     "list of 64": lambda: timed(lambda: model.generate(prompts, **more)),
     "one stream": lambda: timed(lambda: [stream(p) for p in prompts[:2]]),
     "one answer": lambda: timed(lambda: [model.generate(p, **more) for p in prompts[:2]]),
-    "first token": lambda: timed(first) / 8,
+    "first token": first,
     "8 as a list": lambda: timed(lambda: model.generate(prompts[:8], **more)),
     "8 threads": lambda: timed(lambda: in_threads(lambda p: model.generate(p, **more), prompts[:8])),
     "16 streams, threads": lambda: timed(lambda: in_threads(stream, prompts[:16])),
@@ -52,6 +57,7 @@ JOBS = {
 for job in JOBS.values(): job()
 print(json.dumps(sorted(JOBS)), flush=True)
 for line in sys.stdin:
+    JOBS[line.strip()]()  # whoever comes first after a pause may get memory that the machine below has to fetch first
     print(JOBS[line.strip()](), flush=True)
 """
 

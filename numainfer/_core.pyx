@@ -6,6 +6,7 @@ import os
 from _thread import allocate_lock, get_ident
 
 cimport cython
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
@@ -142,7 +143,8 @@ cdef extern from "../csrc/ni.h":
     ctypedef struct ni_op:
         pass
     ctypedef struct ni_segment:
-        pass
+        const ni_table *tables
+        int64_t row0, n, pos0
     ctypedef struct ni_stop:
         pass
     ctypedef struct ni_plan:

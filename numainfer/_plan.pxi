@@ -126,6 +126,18 @@ def attention_runs(int64_t first_seen, int64_t pos, int64_t most):
     return runs.first, runs.end, runs.shift
 
 
+cdef ni_segment *_segments(table) except NULL:
+    """Where the records of a SEGMENT_DTYPE array lie, for as long as the caller holds it."""
+    cdef Py_buffer view
+    cdef void *at
+    if table.dtype is not SEGMENT_DTYPE and table.dtype != SEGMENT_DTYPE or not len(table):
+        raise ValueError(f"segments: wanted an array of SEGMENT_DTYPE, and at least one; found {len(table)} of {table.dtype}")
+    PyObject_GetBuffer(table, &view, PyBUF_SIMPLE)
+    at = view.buf
+    PyBuffer_Release(&view)
+    return <ni_segment *>at
+
+
 def attend_costs(ints, segments, nodes):
     """Positions times queries that each worker has in an attend op, and what it costs to begin: int64 array (workers,).
 
@@ -135,14 +147,72 @@ def attend_costs(ints, segments, nodes):
     named = np.zeros(NI_OP_INTS, np.int32)
     named[: len(ints)] = ints
     cdef int32_t[::1] i = named
-    segments = np.ascontiguousarray(segments, SEGMENT_DTYPE)
-    cdef const uint8_t[::1] g = segments.view(np.uint8).reshape(-1)
     costs = np.zeros(len(nodes), np.int64)
     cdef int64_t[::1] c = costs
     cdef list keep = []
-    if ni_attend_costs(&i[0], len(segments), <const ni_segment *>&g[0], _ints(nodes, keep), len(nodes), &c[0], &st):
+    if ni_attend_costs(&i[0], len(segments), _segments(segments), _ints(nodes, keep), len(nodes), &c[0], &st):
         _fail(&st)
     return costs
+
+
+def step_arrays(list segments, out_rows, int64_t n_ctx, int64_t n_batch, int64_t n_vocab):
+    """What `Plan.run` takes of tokens of sequences, with what is wrong with them told.
+
+    Parameters
+    ----------
+    segments : list of (Cache, ids, pos0)
+        As of `Lane.step`.
+    out_rows : sequence of int
+    n_ctx, n_batch, n_vocab : int
+        Most positions of a sequence and tokens of a step, and where token ids end.
+
+    Returns
+    -------
+    ids : int32 array (T,)
+    table : SEGMENT_DTYPE array (len(segments),)
+        Without states.
+    rows : int32 array (len(out_rows),)
+    """
+    cdef int64_t n, pos0, row = 0, at
+    cdef int32_t token
+    cdef const int32_t[::1] own
+    if not segments:
+        raise ValueError("a step needs at least one segment of tokens")
+    for _, tokens, pos0 in segments:
+        n = len(tokens)
+        if pos0 < 0 or n < 1 or pos0 + n > n_ctx:
+            raise ValueError(f"a segment of {n} tokens at position {pos0} does not lie within the context of {n_ctx}")
+        row += n
+    if row > n_batch:
+        raise ValueError(f"a step takes at most {n_batch} tokens; found {row}")
+    found = np.empty(row, np.int32)
+    cdef int32_t[::1] id = found
+    table = np.zeros(len(segments), SEGMENT_DTYPE)
+    cdef ni_segment *g = _segments(table)
+    at = 0
+    for cache, tokens, pos0 in segments:
+        n = len(tokens)
+        g.row0, g.n, g.pos0, g.tables = at, n, pos0, <const ni_table *><uintptr_t>cache.address
+        if type(tokens) is list:
+            for token in tokens:
+                id[at] = token
+                at += 1
+        else:
+            own = np.ascontiguousarray(tokens, np.int32)
+            id[at : at + n] = own
+            at += n
+        g += 1
+    for at in range(row):
+        if not 0 <= id[at] < n_vocab:
+            raise ValueError(f"token id {id[at]}: wanted ids from 0 to {n_vocab - 1}")
+    rows = np.asarray(out_rows, np.int32)
+    own = rows
+    for at in range(own.shape[0]):
+        if not 0 <= own[at] < row:
+            raise ValueError(f"wanted rows must lie in 0 to {row - 1}; found {own[at]}")
+    if own.shape[0] > n_batch:
+        raise ValueError(f"a step gives at most {n_batch} rows; found {own.shape[0]}")
+    return found, table, rows
 
 
 cdef class Plan:
@@ -206,13 +276,12 @@ cdef class Plan:
         cdef ni_team *t = self.team.usable()
         if self.p == NULL:
             raise ValueError("the plan is closed")
-        segments = np.ascontiguousarray(segments, SEGMENT_DTYPE)
-        cdef const uint8_t[::1] g = segments.view(np.uint8).reshape(-1)
+        cdef const ni_segment *g = _segments(segments)
         if ids.shape[0] == 0 or out.shape[0] != out_rows.shape[0]:
             raise ValueError(f"a step needs tokens and a row of output per wanted row; found {ids.shape[0]} tokens, "
                              f"{out.shape[0]} rows for {out_rows.shape[0]}")
         s.n_tokens, s.n_segments, s.n_out = ids.shape[0], len(segments), out_rows.shape[0]
-        s.ids, s.segments = &ids[0], <const ni_segment *>&g[0]
+        s.ids, s.segments = &ids[0], g
         s.out_rows = &out_rows[0] if out_rows.shape[0] else NULL
         s.out = &out[0, 0] if out_rows.shape[0] else NULL
         cdef uint64_t mode

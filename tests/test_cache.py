@@ -115,6 +115,30 @@ def test_windows_forget_and_bits_do_not_change(paths, wanted, monkeypatch, name,
             assert out(engine) == [0] * len(engine.caches.pools)
 
 
+@pytest.mark.parametrize("segments, rows, message", [
+    ([], [], "at least one segment"),
+    ([([], 0)], [], "a segment of 0 tokens at position 0 does not lie within the context of 512"),
+    ([([5], -1)], [0], "1 tokens at position -1"),
+    ([([5] * 13, 500)], [0], "13 tokens at position 500"),
+    ([([5] * 40, 0), ([5] * 25, 0)], [0], "takes at most 64 tokens; found 65"),
+    ([([5, 999], 0)], [0], "token id 999: wanted ids from 0 to 382"),
+    ([(np.array([-1], np.int32), 0)], [0], "token id -1"),
+    ([([5, 6], 0)], [2], "wanted rows must lie in 0 to 1; found 2"),
+    ([([5, 6], 0)], [-1], "found -1"),
+    ([([5, 6], 0)], [0] * 65, "at most 64 rows; found 65"),
+    ([([5], 0), ([5], 3)], [0], "a segment at position 3 needs those before it"),
+])  # fmt: skip
+def test_a_step_refuses_what_it_cannot_run(paths, segments, rows, message):
+    """And the next one runs; ids may be a list or an array of any integers."""
+    with open_engine(paths["short"], n_ctx=512, n_batch=64, threads=1) as engine:
+        with pytest.raises(ValueError, match=message):
+            engine.step([(engine.new_kv(), ids, pos0) for ids, pos0 in segments], rows)
+        given = [[5, 6, 7], np.array([5, 6, 7], np.int32), np.arange(10)[5:8], np.array([5, 0, 6, 0, 7, 0], np.int32)[::2]]
+        found = engine.step([(engine.new_kv(), ids, 0) for ids in given], range(12)).reshape(4, -1)
+        for other in found[1:]:
+            same_bits(other, found[0])
+
+
 def test_company(paths, wanted, monkeypatch):
     """Sequences of all lengths in the same steps, some far beyond their windows."""
     pretend(monkeypatch, 2, 1)

@@ -17,6 +17,7 @@ import numainfer as ni
 from numainfer._core import Cancelled
 from numainfer.engine.engine import Lane
 from numainfer.serving import lanes, loop
+from numainfer.serving.generation import Generation
 from numainfer.serving.requests import AHEAD, Answer
 
 SOON = 0.5  # seconds; 0.05 is promised, the rest is for a busy machine
@@ -122,6 +123,29 @@ def test_a_stream_does_not_wait_for_long_prompts(load_tiny, monkeypatch):
     seen.clear()
     model.generate(prompt, max_tokens=1)
     assert [n for _, n in seen] == [64, 64, 64, 8]
+
+
+def test_the_first_piece_is_taken_before_the_next_step_begins(load_tiny, monkeypatch):
+    """Workers on all CPUs would keep its reader from running for a whole step. Nobody waits for a reader who does not wait."""
+    model, taken, step, take = load_tiny(1, n_ctx=None), [], Lane.step, Generation.take
+
+    def slow_step(*args, **options):
+        time.sleep(0.05)  # until the reader waits
+        taken.append(not answers[-1]._first.locked())
+        return step(*args, **options)
+
+    monkeypatch.setattr(Lane, "step", slow_step)
+    monkeypatch.setattr(Generation, "take", lambda self: time.sleep(0.05) or take(self))
+    monkeypatch.setattr(lanes, "_HAND", 60)
+    stream = model.stream([5, 6, 7], max_tokens=3, ignore_eos=True)
+    answers = [stream._request]
+    with stream:
+        assert len(list(stream)) >= 1
+    assert taken == [False, True, True]
+    answers.append(Answer(model.runtime, np.array([5, 6, 7], np.int32), ni.SamplingParams(max_tokens=3, ignore_eos=True), ahead=AHEAD))
+    model.runtime.submit(answers[-1])
+    assert eventually(lambda: answers[-1].ended)
+    assert taken[3:] == [False] * 3
 
 
 @pytest.mark.parametrize("rows, seconds, wanted", [(512, 3.2, 12), (64, 0.04, 64), (32, 0.04, 64), (16, 8.0, 1)])

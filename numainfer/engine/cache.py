@@ -154,7 +154,7 @@ class Cache:
         OutOfNodeMemory
             What stood before pos0 is as it was.
         """
-        if self.rewindable(pos0) != pos0:
+        if pos0 > self.n or not (self.states.reaches(pos0) and self._tables.reaches(pos0)):
             raise ValueError(f"a segment at position {pos0} needs those before it; the cache holds {self.n} positions, of layers with a "
                              f"window their last alone, and recurrent state of few")
         if self.nodes != lane.nodes:

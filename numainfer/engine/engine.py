@@ -152,33 +152,12 @@ class Lane:
     def _step(self, segments, out_rows, hidden, shuffle_seed, stop, out):
         engine = self._engine
         engine.check_open()
-        if not segments:
-            raise ValueError("a step needs at least one segment of tokens")
-        n = np.array([len(own) for _, own, _ in segments])
-        pos0 = np.array([first for _, _, first in segments])
-        bad = (pos0 < 0) | (pos0 + n > engine.n_ctx) | (n < 1)
-        if bad.any():
-            i = bad.argmax()
-            raise ValueError(f"a segment of {n[i]} tokens at position {pos0[i]} does not lie within the context of {engine.n_ctx}")
-        row = int(n.sum())
-        if row == len(segments):
-            ids = np.array([own[0] for _, own, _ in segments], np.int32)
-        else:
-            ids = np.concatenate([np.asarray(own, np.int32) for _, own, _ in segments])
-        if row > engine.n_batch or ids.min() < 0 or ids.max() >= engine.n_vocab:
-            raise ValueError(f"a step takes at most {engine.n_batch} tokens with ids from 0 to {engine.n_vocab - 1}; "
-                             f"found {row} tokens with ids from {ids.min()} to {ids.max()}")
-        rows = np.asarray(out_rows, np.int32)
-        if rows.size and not (0 <= rows.min() and rows.max() < row and rows.size <= engine.n_batch):
-            raise ValueError(f"wanted rows must lie in 0 to {row - 1}, at most {engine.n_batch} of them; found {rows}")
+        ids, table, rows = _core.step_arrays(segments, out_rows, engine.n_ctx, engine.n_batch, engine.n_vocab)
         if out is None:
             out = np.empty((len(rows), engine.n_embd if hidden else engine.n_vocab), np.float32)
         coming = [kv.prepare(self, first, first + len(own)) for kv, own, first in segments]  # held until the step has ended
-        table = np.zeros(len(segments), _core.SEGMENT_DTYPE)
-        table["row0"], table["n"], table["pos0"] = np.cumsum(n) - n, n, pos0
-        table["tables"] = [kv.address for kv, _, _ in segments]
-        for record, states in zip(table, coming):
-            if states is not None:
+        if engine.plan.kv.states.parts:
+            for record, states in zip(table, coming):
                 states.fill(record)
         self.core_plan(hidden).run(ids, table, rows, out, shuffle_seed, stop)
         for states, (kv, own, first) in zip(coming, segments):

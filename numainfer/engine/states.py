@@ -205,6 +205,10 @@ class States:
             return [n]
         return [*(pos for pos in reversed(self.positions()) if pos <= n), 0]
 
+    def reaches(self, n):
+        """Whether a step may begin at position n."""
+        return self._pool is None or not n or n in self._kept
+
     def cut(self, n):
         """Forget states behind the first n positions."""
         for pos in [pos for pos in self._kept if pos > n]:

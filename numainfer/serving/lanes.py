@@ -29,6 +29,7 @@ log = logging.getLogger("numainfer")
 _LINGER = 0.25  # seconds that a thread without work waits for more before it ends: to begin one takes 0.1 ms
 _STEP = 0.08  # seconds of a step with rows of prompts in it, while somebody waits for the next piece of an answer ...
 _LEAST = 0.04  # ... of which prompts get at least so many
+_HAND = 0.001  # seconds at most in which first pieces are taken before the next step begins
 _SOON = 0.02  # seconds: a step that ends so soon is not broken off
 _RATED = 5.0  # seconds over which tokens per second are told
 
@@ -273,6 +274,8 @@ class LaneLoop:
         waits longer, and not where there are many."""
         if len(answering) > FEW:
             most = 0
+        if not any(s.speculates for s in answering):
+            return
         chances = [s.chances() if most else [] for s in answering]
         for s, k in zip(answering, self._costs.allot(chances, [s.proposal_cost for s in answering], most)):
             s.propose(k)
@@ -362,7 +365,7 @@ class LaneLoop:
         n_proposed = sum(len(s.proposal) for s, _ in answers)
         if self._pace and not n_proposed:
             self._pace.took(n_read, now - begun)
-        if not n_read and not batch[0][0].hidden:
+        if not n_read and any(s.speculates for s, _ in answers):
             self._costs.took(row, now - begun)
         for s, ids, _ in batch:
             if not s.ended:
@@ -397,6 +400,7 @@ class LaneLoop:
             errors = [e] * len(answers)
         now = time.perf_counter()
         self._marks.append((now, self.n_tokens))
+        begun = []
         for s, n, error in zip(answers, before, errors):
             n = len(s.generation.token_ids) - n
             self.n_tokens += n
@@ -408,5 +412,8 @@ class LaneLoop:
                     self._answering.append(s)
                 if s.streamed:
                     self._loop.begin_stream(s)
+                    begun.append(s)
             if not s.ended:
                 s.chosen(now, start, error)
+        for s in begun:
+            s.hand_over(max(now + _HAND - time.perf_counter(), 0))

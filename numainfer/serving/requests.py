@@ -107,7 +107,7 @@ class Request:
         self.error, self.arrived = None, 0.0
         self.in_use, self._latch, self._over = allocate_lock(), allocate_lock(), allocate_lock()
         self._over.acquire()  # until the end
-        self._news = None
+        self._news, self._waits = None, False
         if notify is None:
             self._news = queue.SimpleQueue()
             notify = functools.partial(self._news.put, True)  # it does not hold the request, so that one whose owner is gone goes too
@@ -133,7 +133,9 @@ class Request:
 
     def wait(self):
         """Wait until there is news, or a signal was handled."""
+        self._waits = True
         wait_for(self._news, self.runtime)
+        self._waits = False
 
     def join(self):
         """Wait until it has ended; in the loop's own thread, which would have to end it, not at all."""
@@ -296,6 +298,8 @@ class Answer(Request):
             raise ValueError(f"n = {params.n}: a stream and a session have one answer each; generate and chat of a model give several")
         self.params, self.clock, self.generation = params, Clock(mode=None), None
         self._reader, self._ahead, self._asked, self.taken = reader, ahead, 0, 0.0
+        self._first = allocate_lock()  # until the first piece is taken
+        self._first.acquire()
         self._room = runtime.n_ctx - len(ids) + 1  # the last token needs no place: it is never fed back
         longest = self._room if params.max_tokens is None else min(self._room, params.max_tokens)
         self.ids, self.proposal = ids, []
@@ -321,6 +325,8 @@ class Answer(Request):
             return None
         self._asked, self.taken = len(self.generation.token_ids), time.monotonic()
         chunk = self.generation.take()
+        if self._asked and self._first.locked():
+            self._first.release()
         if self.paused:
             self.runtime.loop.look_at(self)
         return chunk
@@ -361,6 +367,11 @@ class Answer(Request):
         """Whether as much lies there untaken as may."""
         return self._ahead is not None and len(self.generation.token_ids) - self._asked >= self._ahead
 
+    def hand_over(self, seconds):
+        """Let the thread that waits for the first piece take it, before a step that has all CPUs keeps it from running."""
+        if self._waits and not self.ended:
+            self._first.acquire(timeout=seconds)
+
     def next_ids(self, most):
         """Ids for the next step, at most so many, and how many of their last rows are wanted."""
         if self.at >= len(self.ids):
@@ -368,6 +379,11 @@ class Answer(Request):
             return ids, len(ids)
         ids = self.ids[self.at : self.at + most]
         return ids, int(self.at + len(ids) == len(self.ids))
+
+    @property
+    def speculates(self):
+        """Whether somebody proposes tokens for it."""
+        return self._proposer is not None
 
     def chances(self):
         """As of `Lookup.chances`, of as many proposals as there is room for; takes in what came meanwhile."""
