@@ -194,6 +194,8 @@ def test_the_team_is_used_in_its_turn_only(teams):
     assert log == ["processor", "in", "out"]
     assert choose_step(teams[2], [make({}), make({})], rows_of(0, 2), turn=Turn) == [None] * 2
     assert len(log) == 3, "for so little it is not used"
+    assert choose_step(teams[2], [make({"temperature": 1.0}) for _ in range(6)], rows_of(0, 6), turn=Turn) == [None] * 6
+    assert log[3:] == ["in", "out"]
 
 
 # ---- several tokens at once ------------------------------------------------------------------------------------------
