@@ -256,6 +256,16 @@ def test_an_error_behind_right_proposals_keeps_what_came_before():
     assert generation.token_ids == [7, 8] and generation.finish_reason is None and "output token 2: found NaN" in str(error)
 
 
+def test_an_error_is_not_gone_on_behind_by_those_that_python_looks_at():
+    """Also where the token before it is the one that was proposed in its place."""
+    logits = np.zeros((3, SMALL), np.float32)
+    logits[0, 7] = logits[2, 8] = 5
+    logits[1] = np.nan
+    generation = make({"stop": "zz"}, SMALL)
+    (error,) = choose_step(None, [generation], logits, [np.array([7, 7], np.int32)])
+    assert generation.token_ids == [7] and "output token 1: found NaN" in str(error)
+
+
 def test_rows_and_proposals_must_fit():
     for n_rows, proposal in ((1, [3]), (3, [3]), (2, None), (0, None)):
         with pytest.raises(ValueError, match="logits: found"):

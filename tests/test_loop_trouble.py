@@ -29,6 +29,10 @@ def test_a_call_for_which_no_thread_starts_is_given_up(load_tiny, monkeypatch):
                      lambda: next(model.stream([5], **LONG))):  # fmt: skip
             with pytest.raises(RuntimeError, match="new thread"):
                 call()
+        request = Answer(model.runtime, np.array([5], np.int32), ni.SamplingParams(**LONG))
+        with pytest.raises(RuntimeError, match="new thread"):
+            model.runtime.submit(request)
+        assert request.cancelled
     steps = spy_steps(monkeypatch)
     assert len(model.generate([7], max_tokens=3, ignore_eos=True).token_ids) == 3
     assert eventually(lambda: out(model) == 0 and not model.runtime.loop._reserved) and len(steps) == 3

@@ -120,6 +120,8 @@ def test_sequences_that_go_on_serve_others_at_once(paths):
         same_bits(found, logits(engine, other)[370:])
         same_bits(logits(engine, IDS[377:500], kv=kv, start=377), logits(engine, IDS[:500])[377:])
         assert compute(engine, prefixes, other, others=[(kv, IDS, 100)])[1] == 100  # as far as it is computed
+        for i, (at, found) in enumerate([(LEAST - 1, 0), (CHUNK + LEAST - 1, CHUNK)]):  # less is not worth the copy of a block
+            assert compute(engine, prefixes, branch(at, 400, i), others=[(kv, IDS, 377)])[1] == found
         assert compute(engine, prefixes, IDS[:377], others=[(kv, IDS, 500)])[1] == 376  # the last gives the logits
         kv.close()
         assert compute(engine, prefixes, other, others=[(kv, IDS, 377)])[1] == 0
