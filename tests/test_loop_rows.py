@@ -109,8 +109,9 @@ def test_who_waits_for_anothers_prompt_holds_up_nobody_behind(load_tiny, monkeyp
     model.runtime.submit(rows, waits, other)
     other.join()
     assert rows.at == 8 and [n for _, n in steps[0]] == [8, 3]
-    rows.cancel()
     waits.join()
+    assert rows.paused and rows.at == 8  # whose reader does not come: who waited for it does no longer
+    rows.cancel()
     assert facts(waits.completion())[:3] == facts(model.generate([*long, 7], max_tokens=2))[:3]
 
 

@@ -38,6 +38,16 @@ def test_a_call_for_which_no_thread_starts_is_given_up(load_tiny, monkeypatch):
     assert eventually(lambda: out(model) == 0 and not model.runtime.loop._reserved) and len(steps) == 3
 
 
+def test_one_that_has_ended_is_not_begun(load_tiny):
+    """It may have ended on its way to the loop."""
+    model = load_tiny(1, n_ctx=None)
+    ended, other = (Answer(model.runtime, np.array([5], np.int32), ni.SamplingParams(max_tokens=2)) for _ in range(2))
+    ended.end()
+    model.runtime.submit(ended, other)
+    other.join()
+    assert ended.cache is None and ended.completion().finish_reason == "cancelled" and not model.runtime.loop._reserved
+
+
 def test_one_that_a_processor_began_is_cancelled(load_tiny):
     """From another thread, while the loop's own thread computes it for the processor."""
     model, inner = load_tiny(1, n_ctx=None), []
