@@ -1,13 +1,15 @@
 """Many short sequences through the loop from several threads, with random cancels: every answer must be the one computed alone, and memory
 must end where it began.
 
-    python bench/soak.py [MODEL] [-n 10000] [-t 8]
+    python bench/soak.py [MODEL] [-n 10000] [-t 8] [--nodes 2] [--speculate]
 
-MODEL: by default a tiny llama of random weights.  Prints sequences per second, and resident memory over time.
+MODEL: a file, "llama" (by default), or "qwen3next" with recurrent layers; the last two are tiny, of random weights.  With --nodes as on so
+many pretend nodes, and lists in every mode.  Prints sequences per second, and resident memory over time.
 """
 
 import argparse
 import gc
+import os
 import random
 import sys
 import tempfile
@@ -20,6 +22,11 @@ import numpy as np
 import numainfer as ni
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+from tiny_models import tiny
+from tiny_recurrent import tiny_recurrent
+
+MODES = ("auto", "latency", "throughput")
 
 
 def resident():
@@ -37,7 +44,7 @@ def work(model, prompts, params, wanted, n, seed, wrong, count):
         if kind == 0:
             done, n = [model.generate(prompts[i], params[j])], n - 1
         elif kind == 1:
-            done, n = model.generate([prompts[i]] * 4, params[j]), n - 4
+            done, n = model.generate([prompts[i]] * 4, params[j], mode=rng.choice(MODES)), n - 4
         elif kind == 2:
             if not np.array_equal(model.logits(prompts[i]), wanted[i]):
                 wrong.append(f"logits of {i}")
@@ -62,26 +69,31 @@ def work(model, prompts, params, wanted, n, seed, wrong, count):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?")
+    parser.add_argument("model", nargs="?", default="llama")
     parser.add_argument("-n", "--sequences", type=int, default=10000)
     parser.add_argument("-t", "--threads", type=int, default=8)
+    parser.add_argument("--nodes", type=int, default=0)
+    parser.add_argument("--speculate", action="store_true")
     args = parser.parse_args()
+    if args.nodes:
+        os.environ["NUMAINFER_FAKE_NODES"] = str(args.nodes)
     with tempfile.TemporaryDirectory() as folder:
-        if args.model is None:
-            from tiny_models import tiny
-
+        if args.model == "llama":
             args.model = tiny(Path(folder), "llama", "Q8_0")
+        elif args.model == "qwen3next":
+            args.model = tiny_recurrent(Path(folder))
         with ni.load(args.model, n_ctx=256, progress=False) as model:
-            soak(model, args.sequences, args.threads)
+            soak(model, args.sequences, args.threads, "prompt" if args.speculate else None)
 
 
-def soak(model, n, n_threads):
+def soak(model, n, n_threads, speculate):
     """Run it, and print what became of memory; raises where an answer is wrong or KV memory stays."""
     rng = np.random.default_rng(0)
-    prompts = [rng.integers(3, 200, length) for length in (1, 3, 9, 20, 60, 120)]
+    prompts = [np.tile(rng.integers(3, 200, -(-length // 3)), 3)[:length] for length in (1, 3, 9, 20, 60, 120)]
     params = [ni.SamplingParams(max_tokens=m, ignore_eos=True, temperature=t, seed=7) for m, t in ((1, 0), (8, 0), (30, 1.1))]
     wanted = {(i, j): model.generate(p, own).token_ids for i, p in enumerate(prompts) for j, own in enumerate(params)}
     wanted |= {i: model.logits(p) for i, p in enumerate(prompts)}
+    params = [own.replace(speculate=speculate) for own in params]
     wrong, count = [], []
     work(model, prompts, params, wanted, 300, 99, wrong, [])  # what is made once
     gc.collect()
@@ -97,7 +109,8 @@ def soak(model, n, n_threads):
     gc.collect()
     time.sleep(1)
     model.runtime.prefixes.reclaim()
-    held = sum(pool.n_out for pool in model.runtime.engine.caches.pools)
+    caches = model.runtime.engine.caches
+    held = sum(pool.n_out for pool in [*caches.pools, caches.state_pool] if pool is not None)
     print(f"{sum(count)} sequences in {seconds:.1f} s; resident {begin:.1f} MB before, {resident():.1f} after; blocks held {held}; "
           f"{len(wrong)} wrong; {model.stats()}")  # fmt: skip
     if wrong or held:

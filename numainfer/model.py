@@ -19,7 +19,7 @@ from .results import Completion, Completions, Score, Stats
 from .serving.forms import response_form
 from .serving.prefix import Prefixes, bytes_to_keep
 from .serving.params import SamplingParams, check_sampling, resolve_params, sampling_of_file
-from .serving.runtime import Runtime
+from .serving.runtime import Runtime, free_prefixes
 from .serving.lists import ON_INTERRUPT, generate_list
 from .serving.modes import MODES
 from .serving.sequence import Sequence as KeptSequence
@@ -157,8 +157,14 @@ def load(
             if n_ctx is not None and n_ctx > (config.context_length or n_ctx):
                 warnings.warn(f"n_ctx = {n_ctx}: beyond the {config.context_length} positions that the model was trained with, where its "
                               "answers may make no sense", ContextWarning, stacklevel=3)  # fmt: skip
-            engine = Engine(gguf, n_ctx=n_ctx, n_batch=n_batch, threads=threads, nodes=nodes, cpus=cpus, placement=placement,
-                            kv_type=kv_type, progress=report, verify=verify, keep=keep)  # fmt: skip
+            options = {"n_ctx": n_ctx, "n_batch": n_batch, "threads": threads, "nodes": nodes, "cpus": cpus, "placement": placement,
+                       "kv_type": kv_type, "progress": report, "verify": verify, "keep": keep}  # fmt: skip
+            try:
+                engine = Engine(gguf, **options)
+            except OutOfNodeMemory:
+                if not free_prefixes():  # what other models of this process could do without
+                    raise
+                engine = Engine(gguf, **options)
         Prefixes(engine.caches, bytes_to_keep(engine, prefix_cache))
         return Model(Runtime(engine, tokenizer, config.name or path.name, sampling_of_file(gguf.metadata)), config, gguf.metadata, path)
 

@@ -194,6 +194,8 @@ def test_the_team_is_used_in_its_turn_only(teams):
     assert log == ["processor", "in", "out"]
     assert choose_step(teams[2], [make({}), make({})], rows_of(0, 2), turn=Turn) == [None] * 2
     assert len(log) == 3, "for so little it is not used"
+    assert choose_step(teams[2], [make({"temperature": 1.0}) for _ in range(6)], rows_of(0, 6), turn=Turn) == [None] * 6
+    assert log[3:] == ["in", "out"]
 
 
 # ---- several tokens at once ------------------------------------------------------------------------------------------
@@ -252,6 +254,16 @@ def test_an_error_behind_right_proposals_keeps_what_came_before():
     generation = make({}, SMALL)
     (error,) = choose_step(None, [generation], logits, [np.array([7, 8], np.int32)])
     assert generation.token_ids == [7, 8] and generation.finish_reason is None and "output token 2: found NaN" in str(error)
+
+
+def test_an_error_is_not_gone_on_behind_by_those_that_python_looks_at():
+    """Also where the token before it is the one that was proposed in its place."""
+    logits = np.zeros((3, SMALL), np.float32)
+    logits[0, 7] = logits[2, 8] = 5
+    logits[1] = np.nan
+    generation = make({"stop": "zz"}, SMALL)
+    (error,) = choose_step(None, [generation], logits, [np.array([7, 7], np.int32)])
+    assert generation.token_ids == [7] and "output token 1: found NaN" in str(error)
 
 
 def test_rows_and_proposals_must_fit():

@@ -120,6 +120,8 @@ def test_sequences_that_go_on_serve_others_at_once(paths):
         same_bits(found, logits(engine, other)[370:])
         same_bits(logits(engine, IDS[377:500], kv=kv, start=377), logits(engine, IDS[:500])[377:])
         assert compute(engine, prefixes, other, others=[(kv, IDS, 100)])[1] == 100  # as far as it is computed
+        for i, (at, found) in enumerate([(LEAST - 1, 0), (CHUNK + LEAST - 1, CHUNK)]):  # less is not worth the copy of a block
+            assert compute(engine, prefixes, branch(at, 400, i), others=[(kv, IDS, 377)])[1] == found
         assert compute(engine, prefixes, IDS[:377], others=[(kv, IDS, 500)])[1] == 376  # the last gives the logits
         kv.close()
         assert compute(engine, prefixes, other, others=[(kv, IDS, 377)])[1] == 0
@@ -378,6 +380,29 @@ def test_blocks_of_those_that_go_on_are_not_freed_by_forgetting(paths):
         assert out(engine) == [0]
         kv, *_ = compute(engine, prefixes, IDS[:600])
         assert prefixes.bytes == 0
+
+
+@pytest.mark.parametrize("name", ["all", "window 100", "windows only"])
+def test_what_sequences_go_on_in_is_not_forgotten_for_nothing(paths, name):
+    """Memory that is wanted comes from what was used later but is nobody's; what stands behind such a block stays with it."""
+    with open_engine(paths[name], n_batch=300) as engine:
+        prefixes = Prefixes(engine.caches, 1 << 30)
+        kv, *_ = compute(engine, prefixes, IDS[:600])
+        for i in range(2):
+            compute(engine, prefixes, some_ids(300, i))[0].close()
+        known = prefixes.known(IDS[:600], engine.lane.nodes)
+        before, can = out(engine), prefixes.reclaimable
+        freed = prefixes.reclaim(1)
+        assert freed == sum((a - b) * kind.block_bytes for a, b, kind in zip(before, out(engine), prefixes._kinds)) > 0
+        check(prefixes)
+        assert freed + prefixes.reclaim(1 << 40) == can and prefixes.reclaimable == 0
+        check(prefixes)
+        assert prefixes.known(IDS[:600], engine.lane.nodes) == known > 500
+        assert all(prefixes.known(some_ids(301, i)[:300], engine.lane.nodes) == 0 for i in range(2))
+        kv.close()
+        prefixes.reclaim(1 << 40)
+        check(prefixes)
+        assert out(engine) == [0] * len(prefixes._kinds) and not prefixes._used and prefixes.bytes == 0
 
 
 def test_what_is_closed_is_not_offered(paths):

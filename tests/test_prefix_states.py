@@ -143,6 +143,21 @@ def test_on_disk(paths, monkeypatch, tmp_path, name):
             assert out(model.runtime.engine) == ([0], 0)
 
 
+def test_states_that_are_kept_count(paths, monkeypatch):
+    """In what a placement tells of KV memory, also where nodes are pretended and their sequences have ended."""
+    monkeypatch.setenv("NUMAINFER_FAKE_NODES", "2")
+    with ni.load(paths["qwen35"], n_ctx=1000, n_batch=128) as model, model.session() as session:
+        session.logits(IDS[:300])
+        before = model.placement.kv_bytes()
+        session.close()
+        assert model.placement.kv_bytes() == before and model.runtime.engine.caches.state_pool.n_out > 0
+        blocks = sum(pool.n_out * kind.block_bytes for pool, kind in zip(model.runtime.engine.caches.pools, model.plan.kv.kinds))
+        states = model.runtime.engine.caches.state_pool.n_out * model.plan.kv.states.block_bytes
+        assert states / 2 < sum(before.values()) <= blocks + states
+        model.runtime.prefixes.reclaim()
+        assert sum(model.placement.kv_bytes().values()) == 0
+
+
 def test_the_state_of_a_position_that_was_forgotten(paths):
     """Its blocks alone are of no use."""
     with open_engine(paths["qwen3next"], n_ctx=1000, n_batch=400) as engine:

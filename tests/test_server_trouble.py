@@ -238,6 +238,61 @@ def test_half_a_request_is_given_up(model, caplog):
     assert not caplog.records
 
 
+def trickle(sock, data):
+    """Send a byte now and then, until the other side has had enough; the seconds that took."""
+    start = time.monotonic()
+    sock.settimeout(0.1)
+    for i in range(150):
+        with contextlib.suppress(TimeoutError):
+            sock.sendall(data[i : i + 1])
+            if not sock.recv(65536):
+                break
+    return time.monotonic() - start
+
+
+def health(sock):
+    """A whole request, whose connection is kept."""
+    sock.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+    got = b""
+    while b"ok" not in got.partition(b"\r\n\r\n")[2]:
+        part = sock.recv(65536)
+        assert part, got
+        got += part
+
+
+def test_who_sends_nothing_or_a_byte_now_and_then_is_given_up(model, caplog):
+    """Before a request, after one, in its head, and behind an answer that came before the body; connections that are kept stay."""
+    head, found = HEAD + b"X: " + b"a" * 1000, {}
+    with serving(model, stall=1, api_key="k") as served:
+        kept, again = served.connect(), served.connect()
+        for sock in (kept, again):
+            health(sock)
+        refused = served.connect()
+        refused.sendall(HEAD + b"Content-Length: 1000\r\n\r\n")
+        got = b""
+        while b"}}" not in got:
+            got += refused.recv(65536)
+        assert got.startswith(b"HTTP/1.1 401")
+        sent = {served.connect(): b"", served.connect(): head, again: head, refused: b" " * 1000}
+
+        def send(sock, data):
+            with contextlib.suppress(ConnectionError):
+                found[sock] = trickle(sock, data)
+
+        threads = [threading.Thread(target=send, args=one) for one in sent.items()]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+            assert not thread.is_alive()
+        assert all(0.7 < seconds < 5 for seconds in found.values()), found
+        assert len(served.server._uvicorn.server_state.connections) == 1
+        health(kept)  # more than a second later
+        for sock in (kept, *sent):
+            sock.close()
+    assert not caplog.records
+
+
 def test_32_streams_while_others_come_break_off_stall_and_send_garbage(served, model):
     """The streams are complete and right, and afterwards there are as many threads, files and blocks as before."""
     expected = model.generate("a", ni.SamplingParams(max_tokens=40, ignore_eos=True, temperature=1, seed=1)).text

@@ -14,6 +14,7 @@ import numainfer as ni
 from numainfer import _core
 from numainfer.cli.main import main
 from numainfer.engine.cache import Cache
+from numainfer.engine.engine import Engine
 from numainfer.serving import loop as loop_module
 from numainfer.serving.requests import Answer
 
@@ -372,6 +373,29 @@ def test_nobody_waits_for_memory_that_is_kept(paths, monkeypatch):
         assert max(most) <= 12 and prefixes.bytes <= total
         large = model.generate(IDS[:900], max_tokens=100, ignore_eos=True)
         assert large.finish_reason == "length" and max(most) <= 12
+
+
+def test_another_model_takes_what_is_kept(paths, monkeypatch):
+    """Where it would not find room else; what sequences hold stays, and then there is none."""
+    real, tries = Engine._open, []
+
+    def full(*args):
+        tries.append(1)
+        if out(first):
+            raise ni.OutOfNodeMemory("no room")
+        return real(*args)
+
+    with load(paths) as first:
+        first.generate(IDS[:300], PARAMS)
+        assert out(first) == 2
+        monkeypatch.setattr(Engine, "_open", full)
+        with load(paths, "windows") as second:
+            assert second.generate([5], max_tokens=1).token_ids and len(tries) == 2
+        assert first.generate(IDS[:300], PARAMS).usage.cached_tokens == 0
+        with first.session() as session:
+            session.generate(IDS[:300], PARAMS)
+            with pytest.raises(ni.OutOfNodeMemory, match="no room"):
+                load(paths, "windows")
 
 
 def test_the_bound_and_the_end(paths):

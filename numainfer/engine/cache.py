@@ -61,6 +61,9 @@ class Caches:
         found, seen = dict.fromkeys(range(self.layout.n_nodes), 0), set()
         parts = [cache.bytes_by_owner(seen) for cache in list(self.alive)]
         parts += [_resident(self.layout, blocks, nodes, seen) for nodes, blocks in (self.kept.blocks() if self.kept else ())]
+        for nodes, addresses in self.kept.states() if self.kept else ():
+            own = self.layout.states.resident(addresses, len(nodes), seen)
+            parts.append(None if own is None else dict(zip(nodes, own.tolist())))
         for own in parts:
             if own is None:
                 return None

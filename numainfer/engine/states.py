@@ -133,6 +133,11 @@ class StateLayout:
         """Which of a lane's nodes has each page of a block, int64 array (pages,); a lane is on all nodes or on one."""
         return np.repeat(np.arange(self.n_nodes) * n_nodes // self.n_nodes, self.stride // PAGE)
 
+    def resident(self, addresses, n_nodes, seen):
+        """`memory.bytes_by_owner` of blocks that a lane on n_nodes wrote."""
+        owners = self.owners(n_nodes)
+        return bytes_by_owner(((address, owners) for address in addresses), n_nodes, seen)
+
 
 class Kept:
     """A state that is kept.
@@ -300,8 +305,7 @@ class States:
         """`memory.bytes_by_owner` of its blocks, of a lane on n_nodes."""
         if self._pool is None:
             return np.zeros(n_nodes, np.int64)
-        owners = self._layout.owners(n_nodes)
-        return bytes_by_owner(((address, owners) for address in self.addresses()), n_nodes, seen)
+        return self._layout.resident(self.addresses(), n_nodes, seen)
 
     def close(self):
         """Give the memory back: now, or with the step that works on it."""

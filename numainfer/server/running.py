@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 import signal
 import socket
@@ -10,6 +11,7 @@ import threading
 import uvicorn
 
 from .app import application
+from .connection import Connection
 from .limits import Limits
 from .service import Service
 
@@ -104,10 +106,10 @@ class Server:
     async def _serve(self):
         self._loop = asyncio.get_running_loop()
         self._service = Service(self._model, self._names, self._limits, self._api_key)
-        config = uvicorn.Config(application(self._service, self._origins), loop="asyncio", http="h11", ws="none", lifespan="off",
-                                log_config=None, log_level="critical", access_log=False, server_header=False,
-                                timeout_keep_alive=_KEEP_ALIVE, h11_max_incomplete_event_size=_MOST_HEADERS,
-                                timeout_graceful_shutdown=self._limits.grace + 5)  # fmt: skip
+        config = uvicorn.Config(application(self._service, self._origins), loop="asyncio", ws="none", lifespan="off",
+                                http=functools.partial(Connection, self._limits.stall), log_config=None, log_level="critical",
+                                access_log=False, server_header=False, timeout_keep_alive=_KEEP_ALIVE,
+                                h11_max_incomplete_event_size=_MOST_HEADERS, timeout_graceful_shutdown=self._limits.grace + 5)  # fmt: skip
         self._uvicorn = _Uvicorn(config)
         handled = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
         for number in handled:

@@ -381,10 +381,16 @@ class Prefixes:
     # ---- memory ------------------------------------------------------------------------------------------------------
 
     def blocks(self):
-        """Of every part: its nodes, and (kind, chunk, address) of its blocks."""
+        """Of every part: its nodes, and (kind, chunk, address) of its blocks; of recurrent layers: `states`."""
         with self._entered():
             return [(part.node.nodes, [(self._kinds[i], part.node.chunk, block.address) for i, (block, _) in part.blocks.items()])
                     for part in self._used if part is not part.node.states]  # fmt: skip
+
+    def states(self):
+        """Of every part that has states: its nodes, and their addresses."""
+        with self._entered():
+            return [(part.node.nodes, [kept.block.address for kept, _ in part.blocks.values()])
+                    for part in self._used if part is part.node.states]  # fmt: skip
 
     @property
     def reclaimable(self):
@@ -393,7 +399,8 @@ class Prefixes:
             return sum(self._alone(part) for part in self._used)
 
     def reclaim(self, n_bytes=None, nodes=None):
-        """Forget what was used least recently until so many bytes are free; all of it by default.
+        """Forget what was used least recently until so many bytes are free, but not what sequences go on in, for that frees none; by
+        default forget everything.
 
         Parameters
         ----------
@@ -411,9 +418,18 @@ class Prefixes:
             for part in list(self._used):
                 if n_bytes is not None and freed >= n_bytes:
                     break
-                if part in self._used and (nodes is None or not set(nodes).isdisjoint(part.node.nodes)):
+                if part not in self._used or nodes is not None and set(nodes).isdisjoint(part.node.nodes):
+                    continue
+                if n_bytes is None or self._is_spare(part):
                     freed += self._forget(part)
         return freed
+
+    def _is_spare(self, part):
+        """Whether a part may leave, and gives memory back. What hangs from it may have stayed, because sequences have it."""
+        node = part.node
+        if part is node.all and (node.children or node.windows.blocks or node.states.blocks):
+            return False
+        return not part.blocks or self._alone(part) > 0
 
     def close(self):
         """Forget everything, for good."""

@@ -13,6 +13,12 @@ from .prefix import Prefixes
 _living = weakref.WeakValueDictionary()  # every Runtime, by its id
 
 
+def free_prefixes():
+    """Let all models of this process forget what they remember of sequences; bytes that are free by that."""
+    others = [ref() for ref in _living.valuerefs()]
+    return sum(other.prefixes.reclaim() for other in others if other is not None and not other.forked)
+
+
 class Runtime:
     """What computes steps, whose turn it is, and whether the model can still be used.
 
