@@ -61,6 +61,9 @@ differs, and what was taken:
 * `attn_output.bias` of `ernie4_5`, `ernie4_5-moe` and `falcon-h1`, biases of q, k and v of `mimo2` are added; llama.cpp leaves them
   out. `glm4moe` and `hy_v3` may be without shared experts, where llama.cpp adds what it should not.
 * `afmoe` rotates in the layers that have a window, as published; llama.cpp in three of four, whatever the windows are.
+* `gemma3n` heeds `altup.num_inputs`, `activation_sparsity_scale`, `attention.shared_kv_layers` and `final_logit_softcapping`; llama.cpp has
+  the released models' values in its code: 4, the first ten layers, all but the first twenty, 30. Streams with a mean square below 1e-5
+  count as that long, as published.
 * Windows of `phi3` and `starcoder2` are heeded where the file has the key; llama.cpp leaves them out.
 * `gpt-oss` was trained without rounding where YaRN's ramp begins and ends. Files do not tell, so it is rounded as in llama.cpp.
 

@@ -26,7 +26,7 @@ NOISE = json.loads((ARCHS / "noise.json").read_text())
 IDS = EXPECTED["ids"].astype(np.int32)
 NAMES = [name for name, t in TEMPLATES.items() if t["arch"] in SUPPORTED]
 # Whose GELU llama.cpp takes from a table of half floats.
-GELU = {"falcon", "gemma", "gemma2", "gemma3", "gemma4", "gpt2", "gptneox", "grok", "phi2", "starcoder2"}
+GELU = {"falcon", "gemma", "gemma2", "gemma3", "gemma3n", "gemma4", "gpt2", "gptneox", "grok", "phi2", "starcoder2"}
 # What numainfer does not run of an architecture that it knows.
 REFUSED = {"phimoe": "expert_used_count = 3"}
 # Positions at which two experts are so nearly equal that keys and values as halves, which the expected logits are without, choose the other

@@ -19,6 +19,7 @@ from make_gguf import templates as plain_templates  # noqa: E402
 
 TEMPLATES, EXPECTED = more.templates(), np.load(more.EXPECTED)
 IDS = np.load(ARCHS / "expected.npz")["ids"].astype(np.int32)
+LOOSE = {"kimi-k3": 2e-5}  # its softmaxes over whole streams make both float32's last bits larger
 GELU = {"gemma2", "grok"}  # which llama.cpp takes from a table of half floats (test_golden_models.py)
 
 
@@ -37,13 +38,14 @@ def test_logits_are_those_of_llama_cpp(golden, name):
     with ni.load(golden(name), threads=1, kv_type="f32") as model:
         found = model.logits(ids, all=True)[rows]
     wanted = EXPECTED[name]
-    most = 5e-4 if TEMPLATES[name][1]["arch"] in GELU else 5e-5 if name in more.LONG else 1e-5
+    arch = TEMPLATES[name][1]["arch"]
+    most = 5e-4 if arch in GELU else 5e-5 if name in more.LONG else LOOSE.get(arch, 1e-5)
     assert np.abs(found - wanted).max() < most * np.abs(wanted).max()
 
 
 @pytest.mark.parametrize("name", ["deepseek2-one-piece", "stablelm-norms-beside", "glm4moe-groups", "grok-heads",
-                                  "qwen3next-old", "qwen35-6-over-3", "kimi-linear-24", "lfm2-5-taps", "mamba2-16-over-4",
-                                  "falcon-h1-without-norm"])  # fmt: skip
+                                  "qwen3next-old", "qwen35-6-over-3", "kimi-linear-24", "kimi-k3-every-layer", "lfm2-5-taps",
+                                  "mamba2-16-over-4", "falcon-h1-without-norm"])  # fmt: skip
 @pytest.mark.parametrize("nodes, placement", [(1, "auto"), (2, "replicate"), (2, "shard"), (3, "shard"), (2, "interleave")])
 def test_bits_are_the_same_everywhere(golden, name, nodes, placement, monkeypatch):
     wanted = golden.logits(name)

@@ -267,7 +267,8 @@ def clamped(gate, up, alpha=1.702, limit=0.5):
 
 GATES = {"silu": ref.silu_mul, "gelu": ref.gelu_mul, "sigmoid": lambda gate, up: up / (1 + np.exp(-gate)), "clamped": clamped,
          "limited": lambda gate, up: np.minimum(gate / (1 + np.exp(-gate)), 0.5) * np.clip(up, -0.5, 0.5),
-         "relu": lambda gate, up: np.maximum(gate, 0) * up, "product": lambda gate, up: gate * up}
+         "relu": lambda gate, up: np.maximum(gate, 0) * up, "product": lambda gate, up: gate * up,
+         "situ": lambda gate, up: ref.softcap(gate, 1.702) / (1 + np.exp(-gate)) * ref.softcap(up, 0.5)}
 
 
 @pytest.mark.parametrize("activation", GATES)
@@ -285,20 +286,33 @@ def test_gated(sheet, team, k, activation):
             same_for_all_teams(("gated", activation, k, tokens), found)
 
 
-@pytest.mark.parametrize(("activation", "constants"), [("gelu", ()), ("relu^2", ()), ("xielu", (0.8, 1.1, 0.5, -1e-6))])
+def test_situ_without_a_limit(sheet, team):
+    gate, up = sheet.exact["b96"], sheet.exact["a96"]
+
+    def build(p, s):
+        p.logits(p.gated(p.embed(s["b96"]), p.embed(s["a96"]), "situ", alpha=2.5), None)
+
+    with rig(sheet, team, build, hidden=True) as r:
+        np.testing.assert_allclose(r.run(np.arange(40)), ref.softcap(gate, 2.5) / (1 + np.exp(-gate)) * up, rtol=3e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("activation", "constants"), [("gelu", ()), ("relu^2", ()), ("xielu", (0.8, 1.1, 0.5, -1e-6)), ("above", (0.7,)),
+                                                       ("above", (-0.4,))])  # fmt: skip
 @pytest.mark.parametrize("k", [32, 96, 576])
 def test_activate(sheet, team, k, activation, constants):
     x = sheet.exact[f"b{k}"]
     if activation == "xielu":
         ap, an, beta, eps = constants
         wanted = np.where(x > 0, ap * x**2 + beta * x, an * (np.expm1(np.minimum(x, eps)) - x) + beta * x)
+    elif activation == "above":
+        wanted = np.maximum(x - x.mean(1, keepdims=True) - constants[0] * x.std(1, ddof=1, keepdims=True), 0)
     else:
         wanted = ref.gelu_mul(x, 1.0) if activation == "gelu" else np.maximum(x, 0) ** 2
     with rig(sheet, team, lambda p, s: p.logits(p.activate(p.embed(s[f"b{k}"]), activation, constants), None), hidden=True) as r:
         for tokens in TOKENS:
             found = r.run(np.arange(tokens))
             np.testing.assert_allclose(found, wanted[:tokens], rtol=3e-6, atol=1e-6)
-            same_for_all_teams(("plain", activation, k, tokens), found)
+            same_for_all_teams(("plain", activation, constants, k, tokens), found)
 
 
 def test_gated_takes_both_halves_of_one_row(sheet, team):

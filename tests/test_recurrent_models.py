@@ -4,6 +4,8 @@ import re
 
 import numpy as np
 import pytest
+from core_tools import open_engine
+from test_cache import steps_and_broken_ones
 from test_mixture_models import EXPECTED, fuse, logits, model, quantise
 
 import numainfer as ni
@@ -14,24 +16,24 @@ from numainfer.engine.weights import Catalog
 from numainfer.gguf.file import GGUFFile
 
 
-def near_and_the_same_everywhere(path, expected, monkeypatch):
+def near_and_the_same_everywhere(path, expected, monkeypatch, most=0.1):
     """Logits of quantised matrices are near those of the same as floats at most positions, and the same bits on any nodes."""
     found = logits(path)
     error = np.abs(found - expected).max(axis=1) / np.abs(expected).max()
-    assert 1e-5 < np.median(error) < 0.1
+    assert 1e-5 < np.median(error) < most
     for nodes, placement in ((1, "auto"), (2, "replicate"), (2, "shard"), (3, "shard")):
         monkeypatch.setenv("NUMAINFER_FAKE_NODES", str(nodes))
         np.testing.assert_array_equal(logits(path, threads=max(nodes, 2), placement=placement, n_batch=33), found)
 
 
-@pytest.mark.parametrize("name", ["qwen3next", "qwen35", "qwen35moe", "lfm2", "lfm2moe", "kimi-linear", "bailingmoe3-clamp"])
+@pytest.mark.parametrize("name", ["qwen3next", "qwen35", "qwen35moe", "lfm2", "lfm2moe", "kimi-linear", "kimi-k3", "bailingmoe3-clamp"])
 def test_quantised_matrices(tmp_path, name, monkeypatch):
     """Near the golden at most positions, and the same bits everywhere; the convolution and the gates' vectors stay floats."""
-    path = model(tmp_path, name, edit=quantise)
-    near_and_the_same_everywhere(path, EXPECTED[name], monkeypatch)
+    path = model(tmp_path, name, edit=quantise)  # of Kimi K3 what is shifted in one layer's stream is read by all later layers
+    near_and_the_same_everywhere(path, EXPECTED[name], monkeypatch, 0.15 if name == "kimi-k3" else 0.1)
 
 
-@pytest.mark.parametrize("name", ["lfm2moe", "kimi-linear", "bailingmoe3"])
+@pytest.mark.parametrize("name", ["lfm2moe", "kimi-linear", "kimi-k3", "bailingmoe3"])
 def test_sessions(tmp_path, name):
     """A long prompt, a fork and rewinds beyond kept states: what one prefill says."""
     path, ids = model(tmp_path, name), np.random.default_rng(8).integers(6, 120, 340).astype(np.int32)
@@ -45,6 +47,15 @@ def test_sessions(tmp_path, name):
             assert not np.array_equal(session.logits([*ids[:200], 5]), wanted[200])
             np.testing.assert_array_equal(session.logits(ids[:260]), wanted[259])
             np.testing.assert_array_equal(twin.logits(ids), wanted[339])
+
+
+def test_steps_that_fail_are_repeated(tmp_path):
+    """Of Kimi K3, whose streams are banked: broken off before they succeed, the next have the same bits."""
+    path, ids = model(tmp_path, "kimi-k3"), np.random.default_rng(8).integers(6, 120, 200).astype(np.int32)
+    with ni.load(path, threads=1, n_batch=200) as one:
+        wanted = one.logits(ids, all=True)
+    with open_engine(path, threads=2, n_batch=128) as engine:
+        steps_and_broken_ones(engine, ids, wanted, np.random.default_rng(2))
 
 
 def test_gate_and_up_in_one_tensor(tmp_path):
@@ -157,6 +168,19 @@ def added(name):
     ("kimi-linear", {}, without("blk.0.ssm_a"), ni.CorruptModel, "'blk.0.ssm_a' is missing"),
     ("kimi-linear", {}, without("blk.3.ssm_conv1d_k.weight"), ni.CorruptModel, "'blk.3.ssm_conv1d_k.weight' is missing"),
     ("kimi-linear", {"attention.head_count_kv": [0, 1, 1, 0, 1]}, None, ni.CorruptModel, "'blk.1.attn_kv_b.weight' is missing"),
+    ("kimi-k3", {"kda.gate_lower_bound": 5.0}, None, ni.CorruptModel, "kda.gate_lower_bound = 5.0; wanted a negative number"),
+    ("kimi-k3", {"activation.situ_beta": 0.0}, None, ni.CorruptModel, "activation.situ_beta = 0.0; wanted a positive number"),
+    ("kimi-k3", {"attn_res.block_size": 0}, None, ni.UnsupportedModel, "tensor = 'output_res_score.weight, blk.0.attn_res_score.weight"),
+    ("kimi-k3", {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}, None, ni.UnsupportedModel, "rope.scaling.type = 'yarn'"),
+    ("kimi-k3", {}, without("output_res_score.weight"), ni.CorruptModel, "'output_res_score.weight' is missing"),
+    ("kimi-k3", {}, without("blk.2.attn_res_score.weight"), ni.CorruptModel, "'blk.2.attn_res_score.weight' is missing"),
+    ("kimi-k3", {}, without("blk.1.ffn_routed_up.weight"), ni.CorruptModel, "'blk.1.ffn_routed_up.weight' is missing"),
+    ("kimi-k3", {}, without("blk.0.ssm_g.weight"), ni.CorruptModel, "'blk.0.ssm_g_a.weight' is missing"),
+    ("kimi-k3", {}, without("blk.0.ssm_a"), ni.CorruptModel, "'blk.0.ssm_a' is missing"),
+    ("kimi-k3", {}, cut("blk.3.ffn_res_score.weight", 64), ni.CorruptModel, "(blk.3.ffn_res_score.weight) has width 64, wanted 128"),
+    ("kimi-k3", {}, cut("blk.2.attn_gate.weight", 4), ni.CorruptModel, "blk.2.attn_gate.weight has 4 rows, wanted 128, one for each value"),
+    ("kimi-k3", {}, cut("blk.2.ffn_routed_down.weight", 32), ni.CorruptModel, "(blk.2.ffn_gate_exps.weight) has width 64, wanted 32"),
+    ("kimi-k3", {}, cut("blk.2.ffn_routed_norm.weight", 32), ni.CorruptModel, "(blk.2.ffn_routed_norm.weight) has width 32, wanted 64"),
     ("bailingmoe3", {"kda.safe_gate": False}, None, ni.UnsupportedModel, "kda.safe_gate = False"),
     ("bailingmoe3", {"kda.gate_lower_bound": 1.0}, None, ni.CorruptModel, "kda.gate_lower_bound = 1.0; wanted a negative number"),
     ("bailingmoe3", {}, cut("blk.2.attn_gate.weight", 3), ni.UnsupportedModel, "supported: 4 rows, a gate per head"),

@@ -14,9 +14,9 @@ SHARED, PER_NODE = 0, 1
 NONE, NODE, TEAM = 0, 1, 2
 FLOAT, OFFSET, MINIMUM, SIGNED, NESTED, NESTED_MINIMUM = range(6)  # panel kinds of csrc/formats/formats.h
 SUMS = {OFFSET: "s", MINIMUM: "m", NESTED: "s", NESTED_MINIMUM: "s"}  # the form beside "q" that a kind needs
-ACTIVATIONS = {"gelu": 0, "relu^2": 1, "xielu": 2, "clamp": 3}
+ACTIVATIONS = {"gelu": 0, "relu^2": 1, "xielu": 2, "clamp": 3, "above": 4}
 GATING = {"softmax": 0, "sigmoid": 1, "chosen": 2, "sqrtsoftplus": 3, "late": 4, "sparse": 5}
-GATES = {"silu": 0, "gelu": 1, "sigmoid": 2, "clamped": 3, "limited": 4, "relu": 5, "product": 6}
+GATES = {"silu": 0, "gelu": 1, "sigmoid": 2, "clamped": 3, "limited": 4, "relu": 5, "product": 6, "situ": 7}
 ATTENTION_INTS = _core.attention_ints()
 _ALIGN = 64  # bytes: a line of the cache, and the widest vector
 

@@ -14,10 +14,11 @@ from .compiling import arrays, insert_barriers, lay_out
 from .ops import (ACTIVATIONS, ATTENTION_INTS, FLOAT, GATES, GATING, NODE, OPS, PER_NODE, SHARED, SUMS, TEAM, Op,
                   Tensor)  # fmt: skip
 from .recurrent import Recurrent
+from .streams import Streams
 from .weights import Matrix, Vector
 
 
-class Plan(Attending, Recurrent):
+class Plan(Attending, Recurrent, Streams):
     """Builds and holds the ops of one forward pass.
 
     Parameters
@@ -191,9 +192,10 @@ class Plan(Attending, Recurrent):
         ----------
         gate, up : Tensor
             up None: gate's rows hold both, one half behind the other.
-        activation : {"silu", "gelu", "sigmoid", "clamped", "limited", "relu", "product"}
+        activation : {"silu", "gelu", "sigmoid", "clamped", "limited", "relu", "product", "situ"}
             "clamped" is a / (1 + exp(-alpha a)) (b + 1), a being min(gate, limit) and b `up` from -limit to limit (arXiv:2508.10925);
-            "limited" is min(silu(gate), limit) b; "relu" max(gate, 0) up; "product" gate up.
+            "limited" is min(silu(gate), limit) b; "relu" max(gate, 0) up; "product" gate up; "situ" is
+            alpha tanh(gate / alpha) sigmoid(gate) b, b being limit tanh(up / limit), or up where the limit is 0.
         alpha, limit : float
         """
         self._check("gated", "gate", gate, gate.width, gate.per_token)
@@ -209,12 +211,17 @@ class Plan(Attending, Recurrent):
         return self._add("gated", [gate, up, a], [], ints=(GATES[activation],), floats=(alpha, limit))
 
     def activate(self, x, activation, constants=()):
-        """activation(x), one copy per node: "gelu", "relu^2", "xielu" with its four constants (csrc/ops/activate.c), or "clamp" with one:
-        what lies beyond it, or beyond its negative, becomes that."""
+        """activation(x), one copy per node: "gelu", "relu^2", "xielu" with its four constants (csrc/ops/activate.c), "clamp" with one:
+        what lies beyond it, or beyond its negative, becomes that; or "above" with one: what a value has more than its row's mean and so
+        many standard deviations (of n - 1), or 0."""
         self._check("activate", "x", x, x.width, x.per_token)
-        if activation not in ACTIVATIONS or len(constants) != {"xielu": 4, "clamp": 1}.get(activation, 0):
+        if activation not in ACTIVATIONS or len(constants) != {"xielu": 4, "clamp": 1, "above": 1}.get(activation, 0):
             raise PlanError(f"activate: activation {activation!r} with {counted(len(constants), 'constant')}; wanted 'gelu', 'relu^2', "
-                            "'xielu' with four, or 'clamp' with one")
+                            "'xielu' with four, 'clamp' or 'above' with one")
+        if activation == "above":  # each worker reads whole rows
+            if x.width < 2:
+                self._refuse(f"activate: operand x ({x.name}) has width 1, of which there is no deviation", x.source)
+            x = self._near(x)
         a = self._tensor("a", x.width, PER_NODE, per_token=x.per_token)
         return self._add("activate", [x, a], [], ints=(ACTIVATIONS[activation],), floats=constants)
 

@@ -249,13 +249,13 @@ class Catalog:
             self._parts[name + "[columns]"] = Vector(name, np.ascontiguousarray(values.T).ravel(), path=self.gguf.paths[tensor.shard])
         return self._parts[name + "[columns]"]
 
-    def repeated(self, name, times):
-        """The values of a tensor of any shape as a Vector, each so many times, one behind the other."""
-        key, values = f"{name}[x{times}]", self.flat(name)
+    def repeated(self, name, times, factor=1):
+        """The values of a tensor of any shape as a Vector, each times a factor, and so many times, one behind the other."""
+        key, values = f"{name}[x{times}, {factor}]", self.flat(name)
         if values is None:
             return self[name]  # raises
         if key not in self._parts:
-            self._parts[key] = replace(values, values=np.repeat(values.values, times))
+            self._parts[key] = replace(values, values=np.repeat(values.values * np.float32(factor), times))
         return self._parts[key]
 
     def picked(self, name, rows):
@@ -383,9 +383,9 @@ class _Block:
         """The values of a matrix, column after column, as a Vector."""
         return self._catalog.columns(f"{self._prefix}{name}.weight")
 
-    def repeated(self, name, times):
-        """The values of a tensor whose name need not end in ``.weight``, each so many times."""
-        return self._catalog.repeated(f"{self._prefix}{name}", times)
+    def repeated(self, name, times, factor=1):
+        """The values of a tensor whose name need not end in ``.weight``, each times a factor, and so many times."""
+        return self._catalog.repeated(f"{self._prefix}{name}", times, factor)
 
     def picked(self, name, rows):
         """Matrices of some rows each, in another order than the file's."""

@@ -604,12 +604,13 @@ def mamba_without(t):
 def not_latent(t):
     """Experts that read whole rows, as in the smaller models."""
     n = Template(t)
-    if not n.drop(r"ffn_latent"):
+    if not n.drop(r"ffn_(latent|routed)"):
         return []
     d = n.kv["embedding_length"]
-    n.reshape(r"ffn_up_exps\.weight", lambda s: [d, *s[1:]])
+    n.reshape(r"ffn_(gate|up)_exps\.weight", lambda s: [d, *s[1:]])
     n.reshape(r"ffn_down_exps\.weight", lambda s: [s[0], d, s[2]])
-    n.kv.pop("moe_latent_size", None)
+    for key in ("moe_latent_size", "expert_latent_length"):
+        n.kv.pop(key, None)
     return [("whole rows", n)]
 
 
@@ -626,7 +627,7 @@ def kda_widths(t):
         for i in range(n.kv["block_count"]):
             if not n.shape(f"blk.{i}.ssm_norm.weight"):
                 continue
-            low = {"ssm_f_a": [d, width], "ssm_f_b": [width, inner], "ssm_g_a": [d, width], "ssm_g_b": [width, inner]}
+            low = {"ssm_f_a": [d, width], "ssm_f_b": [width, inner], "ssm_g_a": [d, width], "ssm_g_b": [width, inner], "ssm_g": [d, inner]}
             full = {"ssm_f_a": [d, inner], "ssm_g_a": [d, inner]}
             shapes = {f"attn_{x}": [d, inner] for x in "qkv"} | {f"ssm_conv1d_{x}": [taps, 1, inner] for x in "qkv"}
             shapes |= {"ssm_norm": [width], "attn_output": [inner, d]} | (low if n.shape(f"blk.{i}.ssm_f_b.weight") else full)
@@ -634,6 +635,44 @@ def kda_widths(t):
                 n.reshape(rf"blk\.{i}\.{name}\.weight", lambda _, shape=shape: list(shape))
             n.reshape(rf"blk\.{i}\.ssm_dt\.bias", lambda _, inner=inner: [inner])
         found.append((f"{width}, {taps} taps", n))
+    return found
+
+
+@case
+def kda_bound(t):
+    """Rows that may forget everything."""
+    n = Template(t)
+    if n.arch != "kimi-k3":
+        return []
+    n.kv.pop("kda.gate_lower_bound")
+    return [("none", n)]
+
+
+@case
+def attention_residuals(t):
+    """Streams that are banked more often, and never."""
+    found = []
+    for every in (1, 3, 0):
+        n = Template(t)
+        if "attn_res.block_size" not in n.kv:
+            return []
+        n.kv["attn_res.block_size"] = every
+        if not every:
+            n.drop("res_score")
+        found.append((f"every {every}", n))
+    return found
+
+
+@case
+def situ(t):
+    """Other bounds of the activation, and none of what it is multiplied by."""
+    found = []
+    for beta, linear in ((1.5, 0.0), (0.75, 1.25)):
+        n = Template(t)
+        if "activation.situ_beta" not in n.kv:
+            return []
+        n.kv |= {"activation.situ_beta": beta, "activation.situ_linear_beta": linear}
+        found.append((f"{beta}, {linear}", n))
     return found
 
 

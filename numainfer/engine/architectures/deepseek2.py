@@ -89,7 +89,7 @@ def attention(p, h, w, a, rope, c, scale=1.0, indexer=None, key=None, k_norm=Non
     k_norm : Vector, optional
         Norms the rotated part of keys, before it is rotated.
     gate : Tensor, optional
-        (T, H): what a head says is multiplied by its sigmoid.
+        (T, H): what a head says is multiplied by its sigmoid; or (T, H * value width), for each value.
     """
     heads, rotated, rank = a.heads, a.rope_dim, a.value_length
     plain = (key or key_length(c)) - rotated
@@ -109,6 +109,7 @@ def attention(p, h, w, a, rope, c, scale=1.0, indexer=None, key=None, k_norm=Non
     chosen = indexer.choose(p, h, q_low, w, rope) if indexer else None
     q, k = p.join(heads, (q_latent, 0, rank), (q, plain, rotated)), p.join(1, (latent, 0, rank), (turned, 0, rotated))
     o = p.matmul_grouped(p.join(heads, (p.attend(q, k, None, a, rope, chosen=chosen), 0, rank), apart=True), None, of_values)
-    if gate is not None:
-        o = p.weigh(o, gate, "sigmoid")
-    return p.matmul(p.join(heads, (o, 0, o.width)), w.attn_output, scale=scale)
+    if gate is not None and gate.width == heads:
+        o, gate = p.weigh(o, gate, "sigmoid"), None
+    o = p.join(heads, (o, 0, o.width))
+    return p.matmul(o if gate is None else p.gated(gate, o, "sigmoid"), w.attn_output, scale=scale)
