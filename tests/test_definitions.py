@@ -77,8 +77,8 @@ def test_phimoe_is_what_its_authors_published(tmp_path, original):
 
 
 def grovemoe(path, ids, as_llama_cpp=False):
-    """GroveMoE as its published code has it (inclusionAI/GroveMoE-Inst, modeling_grove_moe.py), or as llama.cpp has it: there adjugates read
-    what the experts said, and each is weighed as the expert that has its own number."""
+    """GroveMoE as its published code has it (inclusionAI/GroveMoE-Inst, modeling_grove_moe.py), or as llama.cpp has it: there adjugates
+    read what the experts said, and each is weighed as the expert that has its own number."""
     m = Definition(path)
     m.eps = m.get("attention.layer_norm_rms_epsilon")
     heads, groups, layers = (m.get(key) for key in ("attention.head_count", "attention.head_count_kv", "block_count"))

@@ -89,6 +89,7 @@ def test_a_long_text():
     ({"tokens": ["a", *METADATA["tokenizer.ggml.tokens"][1:]]}, "are both 'a'"),
 ])  # fmt: skip
 def test_what_is_refused(changes, says):
-    metadata = {key: value for key, value in (METADATA | {f"tokenizer.ggml.{k}": v for k, v in changes.items()}).items() if value is not None}
+    metadata = METADATA | {f"tokenizer.ggml.{key}": value for key, value in changes.items()}
+    metadata = {key: value for key, value in metadata.items() if value is not None}
     with pytest.raises(CorruptModel, match=re.escape(says)):
         Tokenizer(metadata)

@@ -132,7 +132,8 @@ SHAPES = {
     "gdn": Heads(4, 2, 32, 32), "tiled": Heads(6, 3, 20, 36, tiled=True), "odd": Heads(5, 1, 7, 100),
     "kda": Heads(3, 3, 32, 16, wide=True), "plain": Heads(4, 4, 24, 48, delta=False, normed=False),
     "mamba": Heads(8, 2, 16, 64, delta=False, normed=False, factor=True, skip=True), "skips": Heads(4, 2, 20, 36, skip=True),
-    "wide": Heads(2, 1, 33, 40, delta=False, wide=True, normed=False), "lightning": Heads(4, 4, 24, 24, delta=False, normed=False, fixed=True),
+    "wide": Heads(2, 1, 33, 40, delta=False, wide=True, normed=False),
+    "lightning": Heads(4, 4, 24, 24, delta=False, normed=False, fixed=True),
 }  # fmt: skip
 
 
@@ -233,7 +234,8 @@ def scans(tmp_path_factory):
         rng = np.random.default_rng(d)
         sheet = Sheet(folder / f"{name}.gguf", {
             "x": rng.standard_normal((N, d)), "dt": rng.standard_normal((N, d)) * 2 - 1, "b": rng.standard_normal((N, n)),
-            "c": rng.standard_normal((N, n)) * n**-0.5, "a": -np.exp(rng.standard_normal((d, n))), "skip": rng.standard_normal(d)})  # fmt: skip
+            "c": rng.standard_normal((N, n)) * n**-0.5, "a": -np.exp(rng.standard_normal((d, n))),
+            "skip": rng.standard_normal(d)})  # fmt: skip
         found[name] = sheet, scanned(*(sheet.exact[key] for key in ("x", "dt", "b", "c", "a", "skip")))
     yield found
     for sheet, _ in found.values():

@@ -88,7 +88,7 @@ def test_keys_of_the_router(tmp_path):
     ("minimax-01", {"attention.head_count": 2}, None, ni.CorruptModel, "'blk.0.attn_qkv.weight' has 768 rows, wanted 384 rows"),
     ("minimax-01", {"attention.recurrent_layers": [True, True, True, True]}, None, ni.CorruptModel, "'blk.2.attn_qkv.weight' is missing"),
     ("minimax-01", {}, cut("blk.1.attn_norm_2.weight", 64), ni.CorruptModel, "(blk.1.attn_norm_2.weight) has width 64, wanted 256"),
-    ("minimax-01", {}, cut("blk.1.attn_gate.weight", 64), ni.CorruptModel, "operand gate (blk.1.attn_gate.weight) has width 64, wanted 256"),
+    ("minimax-01", {}, cut("blk.1.attn_gate.weight", 64), ni.CorruptModel, "(blk.1.attn_gate.weight) has width 64, wanted 256"),
     ("grovemoe", {"experts_per_group": 4}, None, ni.CorruptModel,
      "blk.0.ffn_gate_chexps.weight has 4 experts, wanted one for each grovemoe.experts_per_group = 4 of 8"),
     ("grovemoe", {"experts_per_group": 0}, None, ni.CorruptModel, "experts_per_group = 0"),

@@ -258,7 +258,7 @@ class PlamoEngine:
         exact = np.asarray(scores, np.float64) * 1e4
         rounded = np.trunc(exact + np.copysign(0.5, exact))
         pieces = [i for i, kind in enumerate(types) if kind not in (UNKNOWN, CONTROL, UNUSED, BYTE) and rounded[i] > self._UNKNOWN]
-        # What is unknown costs 10 more than the worst piece, which is therefore one that no text needs: a character that stands for nothing.
+        # The package takes 10 less than the worst piece's score for what is unknown: so that one is a character that stands for nothing.
         self._ids = [-1, *pieces]
         none = next(chr(0xFDD0 + i) for i in range(32) if chr(0xFDD0 + i) not in texts)
         scored = [(none, self._UNKNOWN + 10.0), *((texts[i][::-1], float(rounded[i])) for i in pieces)]
