@@ -24,6 +24,8 @@ def metadata():
     pieces += ["".join(rnd.choices("aabbcd 日", k=rnd.randrange(2, 7))) for _ in range(150)]
     pieces = list(dict.fromkeys(pieces))
     tokens += [(piece, rnd.choice((-3.0, -4.5, -6.0, -7.12345, -9.0, -12.25)) * rnd.choice((1, 1, 2)), NORMAL) for piece in pieces]
+    tokens += [(letter, -3.0, NORMAL) for letter in "mnop"] + [("mn", -6.00008, NORMAL), ("op", -6.00004, NORMAL)]  # a tie, once rounded
+    tokens += [("uv", 0.0, NORMAL), ("éu", -999.0, NORMAL), ("v", -0.9995, NORMAL)]  # hardly better than é's bytes and uv
     tokens += [("xy", -999.0, NORMAL), ("[PAD1]", -1000.0, UNUSED), ("zq", -2500.0, NORMAL)]
     texts, scores, types = map(list, zip(*tokens))
     return {"tokenizer.ggml.model": "plamo2", "tokenizer.ggml.pre": "default", "tokenizer.ggml.tokens": texts,
@@ -36,6 +38,7 @@ def texts():
     rnd = random.Random(6)
     letters = ("aaabbbcccdd", "abcd 日本語", "abcdefg  \n日本語、🙂ßxyzqé\u0301\U0001f9ff\x00")
     found = ["", " ", "xyxy", "zq", "é", "ééa", "日本語🙂", "the the", "<|plamo:op|>a", "<|plamo:op", "a<|plamo:eos|> b", "<0x41>", "<0x41"]
+    found += ["mn", "op", "opmnop", "éuv", "uvéuvé"]
     found += ["".join(rnd.choices(rnd.choice(letters), k=rnd.randrange(1, 40))) for _ in range(300)]
     return [*found, "".join(rnd.choices(letters[1], k=3000))]
 

@@ -273,6 +273,15 @@ def test_a_team_of_one_node_scans_what_lies_on_three(scans):
         assert (nodes[:, : 2 * 16 * 16] != 0).all() and not nodes[:, 2 * 16 * 16 :].any()
 
 
+def test_a_scan_needs_room_for_its_state(scans):
+    sheet, _ = scans["few"]
+    with open_team() as team, rig(sheet, team, build_scan, hidden=True, n_ctx=N, n_batch=N) as r:
+        table, out = np.zeros(1, _core.SEGMENT_DTYPE), np.zeros((1, r.plan.out_width), np.float32)
+        table["n"], table["tables"] = 20, r.new_kv().address
+        with pytest.raises(ValueError, match="segment 0 of a step over recurrent state"):
+            r.core.run(np.arange(20, dtype=np.int32), table, np.zeros(1, np.int32), out)
+
+
 def test_a_matrix_of_paces_in_blocks(scans):
     """Transposed, 16 rows side by side, zeros for what is missing."""
     sheet, _ = scans["odd"]

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from test_definitions import grovemoe
 from test_mixture_models import EXPECTED, IDS, TEMPLATES, logits, make, model, quantise
+from test_more_models import TEMPLATES as MORE
 from test_recurrent_models import added, cut, near_and_the_same_everywhere, without
 
 import numainfer as ni
 from numainfer.engine.architectures import build
-from numainfer.engine.ops import TEAM
+from numainfer.engine.ops import PER_NODE, TEAM
 from numainfer.engine.plan import Plan
 from numainfer.engine.weights import Catalog
 from numainfer.gguf.file import GGUFFile
@@ -100,6 +101,28 @@ def test_keys_of_the_router(tmp_path):
 def test_what_is_refused(tmp_path, name, keys, edit, error, says):
     with pytest.raises(error, match=re.escape(says)):
         ni.load(model(tmp_path, name, keys, edit))
+
+
+def test_seven_layers_of_eight_have_lightning_attention(tmp_path):
+    """Where a file does not say which."""
+    def edit(tensors):
+        for name in [name for name in tensors if name.startswith("blk.0.")]:
+            tensors[name.replace("blk.0.", "blk.2.")] = tensors[name]
+        for part in "qkv":
+            del tensors[f"blk.2.attn_{part}.weight"]
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    found = logits(model(tmp_path / "a", "minimax-01", {"attention.recurrent_layers": None}, edit))
+    np.testing.assert_array_equal(found, logits(model(tmp_path / "b", "minimax-01", {"attention.recurrent_layers": [True] * 4}, edit)))
+
+
+def test_what_all_channels_read_lies_on_every_node(tmp_path):
+    """B and C, whether they are normed there or brought there."""
+    name, t = MORE["mamba"]
+    make(name, str(tmp_path / "mamba.gguf"), t)
+    for path in (tmp_path / "mamba.gguf", model(tmp_path, "jamba")):
+        with GGUFFile(path) as file:
+            scans = [op for op in build(Plan(2, 8, 64), Catalog(file)).ops if op.name == "scan"]
+        assert len(scans) == 3 and all(op.tensors[i].storage == PER_NODE for op in scans for i in (2, 3))
 
 
 @pytest.mark.parametrize("name, wanted", [("grovemoe", 5), ("minimax-01", 5)])

@@ -257,7 +257,7 @@ class PlamoEngine:
         self._bytes = [self._bytes[f"<0x{b:02X}>"] for b in range(256)]
         exact = np.asarray(scores, np.float64) * 1e4
         rounded = np.trunc(exact + np.copysign(0.5, exact))
-        pieces = [i for i, kind in enumerate(types) if kind not in (UNKNOWN, CONTROL, UNUSED, BYTE) and rounded[i] > self._UNKNOWN]
+        pieces = [i for i, kind in enumerate(types) if kind not in (UNKNOWN, CONTROL, UNUSED, BYTE) and rounded[i] >= self._UNKNOWN + 10]
         # The package takes 10 less than the worst piece's score for what is unknown: so that one is a character that stands for nothing.
         self._ids = [-1, *pieces]
         none = next(chr(0xFDD0 + i) for i in range(32) if chr(0xFDD0 + i) not in texts)

@@ -632,7 +632,7 @@ def scans(t):
 
 @case
 def lightning_layers(t):
-    """Every second layer with lightning attention, by an interval and by a list; heads of another width."""
+    """Every second layer with lightning attention, by an interval and by a list; heads of another width, with an eps that counts."""
     found = []
     if t["arch"] != "minimax-01":
         return []
@@ -650,7 +650,7 @@ def lightning_layers(t):
     n = Template(t)
     e, heads, groups = 24, 8, 4
     n.kv |= {"attention.key_length": e, "attention.value_length": e, "rope.dimension_count": 12, "attention.head_count": heads,
-             "attention.head_count_kv": groups}  # fmt: skip
+             "attention.head_count_kv": groups, "attention.layer_norm_rms_epsilon": 0.05}  # fmt: skip
     d, inner = n.kv["embedding_length"], heads * e
     for name, shape in {"attn_norm_2": [inner], "attn_qkv": [d, 3 * inner], "attn_gate": [d, inner], "attn_output": [inner, d],
                         "attn_q": [d, inner], "attn_k": [d, groups * e], "attn_v": [d, groups * e]}.items():  # fmt: skip
