@@ -168,9 +168,9 @@ ni_choice ni_choice_of(const ni_weight *const *w, int n, int64_t experts, const 
     /* As in a line: a piece lasts a while; where panels are multiplied it has the groups that the gathered rows serve. */
     c.piece = ni_max(few ? s->piece_bytes * (rows + NI_UNPACK) : s->tile_groups * c.most, ni_max(c.most, c.cost / size / PIECES));
     if (size > c.crews) c.each = c.cost / size / SHARED / ni_max(c.piece, 1);
-    /* As in a line: in no group are there three workers.  A seam has room for a row of each token; a token's experts differ. */
+    /* As in a line: in no group are there three workers.  A seam has room for a row of each token: not where one meets an expert twice. */
     const int64_t shared = c.each ? all * chosen / SHARED : 0;
-    c.exact = size > 1 && n_tokens <= s->line_tokens && (all * chosen - shared) / size < s->exact_groups
+    c.exact = size > 1 && n_tokens <= s->line_tokens && rows <= n_tokens && (all * chosen - shared) / size < s->exact_groups
               && c.cost / size - c.each * c.piece >= c.most;
     return c;
 }

@@ -199,7 +199,8 @@ ni_plan *ni_plan_open(ni_team *t, const ni_plan_spec *s, const int *node_map, co
     p->ops = p->tables[0].ops;
     for (int i = 0; i < s->n_ops && !p->attend; i++)
         if (p->ops[i].code == CODE_attend) p->attend = &p->ops[i];
-    for (int i = 0; i < s->n_ops; i++) p->stateful |= p->ops[i].code == CODE_short_conv || p->ops[i].code == CODE_recur;
+    for (int i = 0; i < s->n_ops; i++)
+        p->stateful |= p->ops[i].code == CODE_short_conv || p->ops[i].code == CODE_recur || p->ops[i].code == CODE_scan;
     return p;
 }
 

@@ -58,6 +58,7 @@ SIGNATURES = [  # the members of struct ni_vec_kernels, in order: name, result, 
     ("softplus", None, (_P, _N, _P)),
     ("short_conv", None, (_P, _I, _P, _N, _P, _I, _N, _P)),
     ("recur", None, (_P, _P, _P)),
+    ("scan", None, (_P, _P, _P)),
     ("merge", None, (_P, _P, _P, _F, _F, _P, _N)),
     ("sample_keys", None, (_P, _N, _P, _P, _P)),
     ("sample_masses", None, (_P, _N, _F, _F, _P)),
@@ -81,6 +82,13 @@ class _Recurrence(ctypes.Structure):
 
     _fields_ = [("rows", _N), ("blocks", _N), ("n_tokens", _I), ("wide", _I), ("delta", _I), ("q", _P), ("k", _P), ("kd", _P),
                 ("decay", _P), ("beta", _P), ("v", _P), ("out", _P), ("v_stride", _N), ("out_stride", _N)]  # fmt: skip
+
+
+class _Scan(ctypes.Structure):
+    """ni_scan of csrc/isa/recurrence.h."""
+
+    _fields_ = [("rows", _N), ("channels", _N), ("n_tokens", _I), ("a", _P), ("skip", _P), ("b", _P), ("c", _P), ("x", _P), ("dt", _P),
+                ("out", _P), ("x_stride", _N), ("dt_stride", _N), ("out_stride", _N)]  # fmt: skip
 
 
 class _Kv(ctypes.Structure):
@@ -155,16 +163,35 @@ class Kernels:
     def recur(self, state, q, k, kd, decay, beta, v, wide, delta):
         """(new state, out (n, 16 * blocks)), in another place and in its own, which must be the same; v may have longer rows."""
         (blocks, rows, _), n = state.shape, len(q)
+
+        def describe(out):
+            return _Recurrence(rows, blocks, n, int(wide), int(delta), *(self._ptr(a, np.float32) for a in (q, k, kd, decay, beta, v)),
+                               out.ctypes.data, v.shape[1], out.shape[1])  # fmt: skip
+
+        return self._advance(self.table.recur, state, n, 16 * blocks, describe)
+
+    def scan(self, state, a, skip, b, c, x, dt):
+        """As `recur`: (new state, out (n, channels)); x and dt may have longer rows."""
+        (_, rows, _), n = state.shape, len(b)
+
+        def describe(out):
+            return _Scan(rows, len(skip), n, *(self._ptr(v, np.float32) for v in (a, skip, b, c, x, dt)), out.ctypes.data, x.shape[1],
+                         dt.shape[1], out.shape[1])  # fmt: skip
+
+        return self._advance(self.table.scan, state, n, len(skip), describe)
+
+    @staticmethod
+    def _advance(kernel, state, n, width, describe):
+        """(new state, out (n, width)) of a kernel over a state; describe(out): its third argument."""
         found = []
         for to in (np.full(state.size + 2, np.float32(12345.0)), np.concatenate([[0], state.ravel(), [0]]).astype(np.float32)):
             to[0] = to[-1] = 12345.0
-            out = np.full((n, 16 * blocks + 3), np.float32(12345.0))
-            r = _Recurrence(rows, blocks, n, int(wide), int(delta), *(self._ptr(a, np.float32) for a in (q, k, kd, decay, beta, v)),
-                            out.ctypes.data, v.shape[1], out.shape[1])  # fmt: skip
+            out = np.full((n, width + 3), np.float32(12345.0))
+            r = describe(out)
             start = state.ctypes.data if not found else to[1:].ctypes.data
-            self.table.recur(start, to[1:].ctypes.data, ctypes.addressof(r))
-            assert to[0] == to[-1] == 12345.0 and (out[:, 16 * blocks :] == 12345.0).all()
-            found.append((to[1:-1].copy(), out[:, : 16 * blocks].copy()))
+            kernel(start, to[1:].ctypes.data, ctypes.addressof(r))
+            assert to[0] == to[-1] == 12345.0 and (out[:, width:] == 12345.0).all()
+            found.append((to[1:-1].copy(), out[:, :width].copy()))
         for other, own in zip(*found):
             same(other, own)
         return found[0]

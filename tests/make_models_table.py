@@ -47,6 +47,9 @@ differs, and what was taken:
 
 * `phimoe`: the published model has LayerNorms and SparseMixer; llama.cpp has RMS norms and divides two softmaxes by their sum. Ours is the
   published one, checked by its definition in float64 (`tests/test_definitions.py`).
+* `grovemoe`: in the published model an adjugate reads what its experts read, and has their weights. In llama.cpp it reads what the experts
+  said, and is weighed as the expert whose number it has. Ours is the published one, checked by its definition in float64, which with these
+  two changes gives llama.cpp's logits (`tests/test_definitions.py`).
 * `deepseek2` with softmax gating, groups and no bias for choosing (V2): a group counts as its best expert, in llama.cpp as the sum of its
   two best. V3 takes the sum, and so do we.
 * Latent attention with YaRN but without `rope.scaling.yarn_log_multiplier`, or with linear scaling: the published code leaves scores as
@@ -75,11 +78,12 @@ further tokens (`nextn_predict_layers`) are skipped, and the log says so.
 
 def table():
     """The file's text."""
-    found, noise = templates(), json.loads((ARCHS / "noise.json").read_text())
+    found, changed, noise = templates(), more.templates(), json.loads((ARCHS / "noise.json").read_text())
     lines = [BEFORE.format(weights=", ".join(FORMATS), kv=", ".join(KV_TYPES))]
     for arch in sorted(SUPPORTED):
         names = [name for name, t in found.items() if t["arch"] == arch]
-        names += [name for name, (base, *_) in (heads.MODELS | more.MODELS).items() if found[base]["arch"] == arch]
+        names += [name for name, (base, *_) in heads.MODELS.items() if found[base]["arch"] == arch]
+        names += [name for name, (_, t) in changed.items() if t["arch"] == arch]
         apart = [noise[name]["transformers"] for name in names if "transformers" in noise.get(name, ())]
         lines.append(f"| `{arch}` | {says(arch)} | {', '.join(names)} | {f'{max(apart):.1e}' if apart else 'not compared'} |\n")
     return "".join(lines) + AFTER

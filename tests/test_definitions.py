@@ -76,6 +76,54 @@ def test_phimoe_is_what_its_authors_published(tmp_path, original):
     assert np.abs(found - wanted).max() < 1e-5 * np.abs(wanted).max()
 
 
+def grovemoe(path, ids, as_llama_cpp=False):
+    """GroveMoE as its published code has it (inclusionAI/GroveMoE-Inst, modeling_grove_moe.py), or as llama.cpp has it: there adjugates
+    read what the experts said, and each is weighed as the expert that has its own number."""
+    m = Definition(path)
+    m.eps = m.get("attention.layer_norm_rms_epsilon")
+    heads, groups, layers = (m.get(key) for key in ("attention.head_count", "attention.head_count_kv", "block_count"))
+    used, each, scale = (m.get(key) for key in ("expert_used_count", "experts_per_group", "expert_group_scale"))
+
+    def turned(x, name):
+        return ref.rope(m.norm(x, name), np.arange(len(x)), "neox", m.get("rope.freq_base"))
+
+    def said(h, b, kind, chosen, weights):
+        gate, up, down = (m.weights[b + f"ffn_{name}_{kind}.weight"] for name in ("gate", "up", "down"))
+        rows = [[down[e] @ ref.silu_mul(gate[e] @ row, up[e] @ row) for e in some] for row, some in zip(h, chosen)]
+        return (weights[..., None] * rows).sum(axis=1)
+
+    x = ref.embed(m.weights["token_embd.weight"], ids)
+    for b in (f"blk.{i}." for i in range(layers)):
+        h = m.norm(x, b + "attn_norm")
+        q, k, v = (m.project(h, b + f"attn_{name}", n) for name, n in (("q", heads), ("k", groups), ("v", groups)))
+        o = ref.attention(turned(q, b + "attn_q_norm"), turned(k, b + "attn_k_norm"), v)
+        x = x + m.project(o.reshape(len(x), -1), b + "attn_output")
+        h = m.norm(x, b + "ffn_norm")
+        scores = h @ m.weights[b + "ffn_gate_inp.weight"].T
+        ids_, weights = routed(scores, used, normed=True)
+        y = said(h, b, "exps", ids_, weights)
+        if as_llama_cpp:
+            of_number = np.take_along_axis(np.exp(scores - scores.max(axis=-1, keepdims=True)), ids_ // each, axis=-1)
+            z = said(y, b, "chexps", ids_ // each, of_number / of_number.sum(axis=-1, keepdims=True))
+        else:
+            z = said(h, b, "chexps", ids_ // each, weights)
+        x = x + y + scale * z
+    return m.project(m.norm(x, "output_norm"), "output")
+
+
+def test_grovemoe_is_what_its_authors_published(tmp_path):
+    """And what llama.cpp says differs by what is known of it, and by nothing else."""
+    path = tmp_path / "grovemoe.gguf"
+    make("grovemoe", str(path), TEMPLATES["grovemoe"])
+    wanted, theirs = grovemoe(path, IDS), np.load(ARCHS / "expected.npz")["grovemoe"]
+    assert np.abs(grovemoe(path, IDS, as_llama_cpp=True) - theirs).max() < 1e-5 * np.abs(theirs).max()
+    for kv_type, most in (("f32", 1e-5), ("f16", 3e-3)):
+        with ni.load(path, threads=1, kv_type=kv_type) as model:
+            found = model.logits(IDS, all=True)
+        assert np.abs(found - wanted).max() < most * np.abs(wanted).max()
+    assert np.abs(wanted - theirs).max() > 1e-2 * np.abs(wanted).max()
+
+
 def latent(tmp_path, keys, scale_rotated=1.0):
     """The golden "deepseek2" with YaRN by such keys, and both parts that are rotated, of queries and of keys, times a factor."""
     make("deepseek2", str(tmp_path / "plain.gguf"), TEMPLATES["deepseek2"])

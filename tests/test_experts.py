@@ -266,6 +266,57 @@ def test_a_mixture_of_experts(sheet, team, kind, shared):
                 same_bits(r.run(np.arange(2), seed=seed), found[:2], (policy, "shuffled", seed))
 
 
+@pytest.mark.parametrize("kind", ["F32", "Q4_K"])
+@pytest.mark.parametrize("sharing", [2, 6])
+def test_neighbours_share_an_expert(sheet, team, kind, sharing):
+    """A token may meet it several times: each row has the bits that it has alone, and the bytes are read once."""
+    def build(p, s):
+        ids, _, shared = p.route(p.embed(s["scores"]), 5, sharing=sharing)
+        y = p.matmul_grouped(p.embed(s["x"]), shared, s[f"{kind} up.weight"])
+        ids.is_read = True
+        p.logits(p.mix(y, None), None)
+
+    ids = routed(sheet.exact["scores"], 5)[0] // sharing
+    w, bias = sheet.exact[f"{kind} up.weight"], sheet.exact[f"{kind} up.bias"].reshape(E, -1)
+    product = ref.matmul if kind == "F32" else ref.matmul_q8
+    each = np.stack([product(sheet.exact["x"], w[e]) + bias[e] for e in range(E // sharing)])
+    wanted = sum(each[ids[:, i], np.arange(40)] for i in range(5))
+    up = sheet[f"{kind} up.weight"]
+    assert max(np.bincount(row).max() for row in ids) == min(sharing, 5)
+    with rig(sheet, team, build, hidden=True) as r:
+        found = r.run(np.arange(40))
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=(1e-5 if kind == "F32" else 5e-3) * np.abs(wanted).max())
+        same_for_all_teams(("sharing", kind, sharing), found)
+        for tokens in (1, 2, 5, 32):
+            for seed in (0, 1):
+                r.core.work()
+                same_bits(r.run(np.arange(tokens), seed=seed), found[:tokens], (tokens, seed))
+                assert r.core.work()[:, 0].sum() == up.packed_bytes // E * len(np.unique(ids[:tokens]))
+
+
+@pytest.mark.parametrize("kind", ["F32", "Q8_0"])
+def test_more_rows_than_tokens_meet_a_shared_expert(tmp_path, kind):
+    """And more than workers who share a row group of it have room for."""
+    rng = np.random.default_rng(2)
+    sheet = Sheet(tmp_path / "shared.gguf", {
+        "scores": rng.standard_normal((32, 16)), "x": rng.standard_normal((32, 1024)),
+        "w": (np.stack([random_weights(rng, 40, 1024, kind, 0.1) for _ in range(2)]), kind)})  # fmt: skip
+
+    def build(p, s):
+        ids, _, shared = p.route(p.embed(s["scores"]), 16, sharing=8)
+        p.logits(p.mix(p.matmul_grouped(p.embed(s["x"]), shared, s["w"]), None), None)
+
+    product = ref.matmul if kind == "F32" else ref.matmul_q8
+    wanted = 8 * sum(product(sheet.exact["x"], w) for w in sheet.exact["w"])
+    for workers in (1, 2, 3):
+        with open_team(1, workers) as team, rig(sheet, team, build, hidden=True, n_batch=32) as r:
+            for tokens in (32, 8, 1):
+                found = r.run(np.arange(tokens))
+                np.testing.assert_allclose(found, wanted[:tokens], rtol=0, atol=(1e-5 if kind == "F32" else 5e-3) * np.abs(wanted).max())
+                same_bits(found, r.run(np.arange(tokens), seed=3))
+    sheet.close()
+
+
 @pytest.mark.parametrize("kind", TYPES)
 def test_the_bytes_of_an_expert_are_read_once_in_a_step(sheet, team, kind):
     """However many sequences the rows are of; and no bytes of an expert that none of them chose."""
@@ -426,6 +477,7 @@ def several(p, rows, width=D, form="f"):
     (lambda p, s, h, ids: p.route(h, 3, gating="argmax"), PlanError, "gating 'argmax'; wanted one of softmax, sigmoid, chosen, sqrts"),
     (lambda p, s, h, ids: p.route(h, 3, gating="sparse", bias=s["choice.bias"]), PlanError, "'sparse' takes no bias"),
     (lambda p, s, h, ids: p.route(h, 3, groups=5), PlanError, "3 of 256 experts, in 1 of 5 groups"),
+    (lambda p, s, h, ids: p.route(h, 3, sharing=3), PlanError, "256 experts, of which 3 share another; wanted a divisor"),
     (lambda p, s, h, ids: p.route(h, 200, groups=4, groups_used=3), PlanError, "200 of 256 experts, in 3 of 4 groups"),
     (lambda p, s, h, ids: p.route(p.matmul(h, s["one"]), 3), PlanError, "scores on every node"),
     (lambda p, s, h, ids: p.mix(several(p, 4), several(p, 1, 3)), PlanError, "operand weights .* has width 3, wanted 4"),

@@ -11,6 +11,7 @@ from core_tools import Sheet, open_team, rig, same_bits
 
 from numainfer import _core
 from numainfer.engine.plan import Plan
+from numainfer.engine.weights import Catalog
 from numainfer.errors import CorruptModel, PlanError
 
 N, EPS = 150, 1e-5
@@ -124,6 +125,7 @@ class Heads:
     normed: bool = True
     factor: bool = False  # beta without the delta rule
     skip: bool = False
+    fixed: bool = False  # the same decay at all positions
 
 
 SHAPES = {
@@ -131,6 +133,7 @@ SHAPES = {
     "kda": Heads(3, 3, 32, 16, wide=True), "plain": Heads(4, 4, 24, 48, delta=False, normed=False),
     "mamba": Heads(8, 2, 16, 64, delta=False, normed=False, factor=True, skip=True), "skips": Heads(4, 2, 20, 36, skip=True),
     "wide": Heads(2, 1, 33, 40, delta=False, wide=True, normed=False),
+    "lightning": Heads(4, 4, 24, 24, delta=False, normed=False, fixed=True),
 }  # fmt: skip
 
 
@@ -141,7 +144,7 @@ def recurred(a, q, k, v, decay, beta, scale, skip):
     if a.normed:
         q, k = (x / np.sqrt((x**2).sum(-1, keepdims=True) + EPS) for x in (q, k))
     v, state, out = v.reshape(N, a.heads, a.value), np.zeros((a.heads, a.key, a.value)), []
-    decay = decay.reshape(N, a.heads, -1, 1)
+    decay = np.broadcast_to(decay.reshape(1 if a.fixed else N, a.heads, -1, 1), (N, a.heads, a.key if a.wide else 1, 1))
     for t in range(N):
         state = decay[t] * state
         e = v[t] - np.einsum("hkv,hk->hv", state, k[t]) if a.delta else v[t]
@@ -160,7 +163,7 @@ def sheets(tmp_path_factory):
         sheet = Sheet(folder / f"{name}.gguf", {
             "qkv": rng.standard_normal((N, width + 3)) * 0.7, "beta": rng.uniform(0, 1, (N, a.heads)),
             "skip": rng.standard_normal(a.heads),
-            "decay": rng.uniform(0.2, 1, (N, a.heads * (a.key if a.wide else 1)))})  # fmt: skip
+            "decay": rng.uniform(0.2, 1, a.heads if a.fixed else (N, a.heads * (a.key if a.wide else 1)))})  # fmt: skip
         ends = np.cumsum([3, a.groups * a.key, a.groups * a.key])
         _, q, k, v = np.split(sheet.exact["qkv"], ends, axis=1)
         found[name] = sheet, recurred(a, q, k, v, sheet.exact["decay"], sheet.exact["beta"], 0.3, sheet.exact["skip"])
@@ -171,7 +174,7 @@ def sheets(tmp_path_factory):
 
 def build_recurrence(a):
     def build(p, s):
-        x, decay = p.embed(s["qkv"]), p.embed(s["decay"])
+        x, decay = p.embed(s["qkv"]), s["decay"] if a.fixed else p.embed(s["decay"])
         n = a.groups * a.key
         p.logits(p.recur((x, 3), (x, 3 + n), (x, 3 + 2 * n), decay, p.embed(s["beta"]) if a.delta or a.factor else None, heads=a.heads,
                          groups=a.groups, key_length=a.key, value_length=a.value, scale=0.3, eps=EPS if a.normed else None,
@@ -208,6 +211,86 @@ def test_a_state_is_padded_with_what_changes_nothing(sheets):
             columns = state.transpose(0, 2, 1, 3).reshape(heads, rows, blocks * 16)
             assert (columns[:, : a.key, : a.value] != 0).all()
             assert not columns[:, a.key :].any() and not columns[:, :, a.value :].any()
+
+
+# ---- selective scans ------------------------------------------------------------------------------------------------------
+
+CHANNELS = {"mamba": (96, 16), "odd": (75, 7), "few": (5, 4), "wide": (40, 130)}  # channels, numbers of each one's state
+
+
+def scanned(x, dt, b, c, a, skip):
+    """The definition, position by position, in float64: (N, D)."""
+    state, d, out = np.zeros_like(a), softplus(dt), []
+    for t in range(N):
+        state = np.exp(d[t][:, None] * a) * state + (d[t] * x[t])[:, None] * b[t]
+        out.append(state @ c[t] + skip * x[t])
+    return np.array(out)
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    folder, found = tmp_path_factory.mktemp("scan"), {}
+    for name, (d, n) in CHANNELS.items():
+        rng = np.random.default_rng(d)
+        sheet = Sheet(folder / f"{name}.gguf", {
+            "x": rng.standard_normal((N, d)), "dt": rng.standard_normal((N, d)) * 2 - 1, "b": rng.standard_normal((N, n)),
+            "c": rng.standard_normal((N, n)) * n**-0.5, "a": -np.exp(rng.standard_normal((d, n))),
+            "skip": rng.standard_normal(d)})  # fmt: skip
+        found[name] = sheet, scanned(*(sheet.exact[key] for key in ("x", "dt", "b", "c", "a", "skip")))
+    yield found
+    for sheet, _ in found.values():
+        sheet.close()
+
+
+def build_scan(p, s):
+    x, dt, b, c = (p.embed(s[key]) for key in ("x", "dt", "b", "c"))
+    p.logits(p.scan(x, dt, b, c, s.catalog.in_blocks("a", x.width, b.width), s["skip"]), None)
+
+
+@pytest.mark.parametrize("name", CHANNELS)
+def test_scan(scans, team, name):
+    """Token by token, in chunks, with others in the step: the same bits, near the definition."""
+    sheet, wanted = scans[name]
+    with rig(sheet, team, build_scan, hidden=True, n_ctx=N, n_batch=N) as r:
+        for chunks in CHUNKS:
+            found = in_chunks(r, chunks)
+            np.testing.assert_allclose(found, wanted, atol=5e-6 * np.abs(wanted).max())
+            same_for_all(("scan", name), found)
+        found = in_chunks(r, [1, 60, 1, 40], [np.arange(3), np.arange(1), np.arange(30)])
+        same_for_all(("scan", name), found)
+
+
+def test_a_team_of_one_node_scans_what_lies_on_three(scans):
+    """Channels whose states are two nodes' do not lie side by side."""
+    sheet, wanted = scans["mamba"]
+    with open_team(1, 2) as team, rig(sheet, team, build_scan, hidden=True, n_ctx=N, n_batch=N, kv_nodes=3) as r:
+        same_for_all(("scan", "mamba"), in_chunks(r, [1, 2, 3, 17, 60, 1, 1, 65]))
+        kv = r.new_kv()
+        r.run(np.arange(N), [(kv, N, 0)])
+        layout = r.plan.kv.states
+        block = np.ctypeslib.as_array((np.ctypeslib.ctypes.c_float * (layout.block_bytes // 4)).from_address(kv.states.addresses()[-1]))
+        nodes = block.reshape(3, -1)
+        assert (nodes[:, : 2 * 16 * 16] != 0).all() and not nodes[:, 2 * 16 * 16 :].any()
+
+
+def test_a_scan_needs_room_for_its_state(scans):
+    sheet, _ = scans["few"]
+    with open_team() as team, rig(sheet, team, build_scan, hidden=True, n_ctx=N, n_batch=N) as r:
+        table, out = np.zeros(1, _core.SEGMENT_DTYPE), np.zeros((1, r.plan.out_width), np.float32)
+        table["n"], table["tables"] = 20, r.new_kv().address
+        with pytest.raises(ValueError, match="segment 0 of a step over recurrent state"):
+            r.core.run(np.arange(20, dtype=np.int32), table, np.zeros(1, np.int32), out)
+
+
+def test_a_matrix_of_paces_in_blocks(scans):
+    """Transposed, 16 rows side by side, zeros for what is missing."""
+    sheet, _ = scans["odd"]
+    blocks = sheet.catalog.in_blocks("a", 75, 7).values.reshape(5, 8, 16)
+    plain = blocks.transpose(0, 2, 1).reshape(80, 8)
+    np.testing.assert_array_equal(plain[:75, :7], sheet.exact["a"].astype(np.float32))
+    assert not plain[75:].any() and not plain[:, 7:].any()
+    with pytest.raises(CorruptModel, match=r"tensor 'a' has the shape \(75, 7\), wanted \(7, 75\)"):
+        Catalog(sheet.file).in_blocks("a", 7, 75)
 
 
 # ---- norms of heads -------------------------------------------------------------------------------------------------------
@@ -284,6 +367,21 @@ def test_what_a_plan_refuses(sheets):
         p.recur((x, 0), (x, 0), (x, 0), x, **shape)
     with pytest.raises(PlanError, match=r"operand beta \(x\) has width 259, wanted 4"):
         p.recur((x, 0), (x, 0), (x, 0), decay, x, **shape)
+    with pytest.raises(CorruptModel, match=r"operand decay \(skip\) has width 4, wanted 2"):
+        p.recur((x, 0), (x, 0), (x, 0), sheet["skip"], **shape | {"heads": 2})
+
+
+def test_what_a_scan_refuses(scans):
+    sheet, _ = scans["odd"]
+    p, other = Plan(1, 8, 64), {key: sheet[key] for key in ("x", "dt", "b", "c")}
+    good = {key: p.embed(w) for key, w in other.items()} | {"a": sheet.catalog.in_blocks("a", 75, 7), "skip": sheet["skip"]}
+    p.scan(**good)
+    for bad, error, says in (({"dt": good["b"]}, PlanError, "operand dt .* has width 7, wanted 75"),
+                             ({"c": good["x"]}, PlanError, "operand c .* has width 75, wanted 7"),
+                             ({"b": good["x"], "c": good["x"]}, CorruptModel, r"operand a \(a\) has width 640, wanted 6080"),
+                             ({"skip": good["a"]}, CorruptModel, r"operand skip \(a\) has width 640, wanted 75")):  # fmt: skip
+        with pytest.raises(error, match="scan: " + says):
+            p.scan(**good | bad)
 
 
 @pytest.mark.parametrize("wrong", ["no stops", "no state", "not to the end", "backwards", "nowhere"])
@@ -337,6 +435,14 @@ def test_kernels_have_the_same_bits(isa):
             found = [load(name).recur(state, q, k, kd, decay, factor, v, wide, delta) for name in (isa, "scalar")]
             for mine, scalar in zip(*found):
                 same(mine, scalar)
+    for channels, rows, n in product((1, 16, 40, 75), (4, 16, 20), (1, 7)):
+        blocks = -(-channels // 16)
+        state, a = rng.standard_normal((2, blocks, rows, 16)).astype(np.float32)
+        b, c = rng.standard_normal((2, n, rows)).astype(np.float32)
+        x, dt = rng.standard_normal((2, n, channels + 3)).astype(np.float32) * 3
+        skip = rng.standard_normal(channels).astype(np.float32)
+        for mine, scalar in zip(*(load(name).scan(state, -np.abs(a), skip, b, c, x, dt) for name in (isa, "scalar"))):
+            same(mine, scalar)
     for width, taps in product((1, 16, 40, 333), (2, 4)):
         x, w = rng.standard_normal((2, taps, width)).astype(np.float32)
         for bias, act in product((None, x[0]), (0, 1)):

@@ -140,8 +140,9 @@ typedef struct ni_kernels {
         /* y = sum over taps j = 0, 1 ... of w[j * stride] x[j], by fma in their order, from bias (NULL: 0) on; then silu(y) if asked for. */
         void (*short_conv)(const float *const *x, int taps, const float *w, int64_t stride, const float *bias, int silu, int64_t n,
                            float *y);
-        /* Linear recurrences over a state (recurrence.h). */
+        /* Recurrences over a state (recurrence.h). */
         void (*recur)(const float *from, float *to, const ni_recurrence *r);
+        void (*scan)(const float *from, float *to, const ni_scan *r);
         /* Folds part (m1, l1, acc1) into (m, l, acc) of n values:
          *   mn = max(m, m1), a = exp(m - mn), b = exp(m1 - mn); l = fma(l, a, l1*b); acc = fma(acc, a, acc1*b); m = mn */
         void (*merge)(float *m, float *l, float *acc, float m1, float l1, const float *acc1, int64_t n);

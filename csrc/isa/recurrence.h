@@ -1,4 +1,4 @@
-/* Linear recurrences over a matrix of state: the delta rule with decay (arXiv:2412.06464), and without a correction what linear
+/* Recurrences over a matrix of state: the delta rule with decay (arXiv:2412.06464), and without a correction what linear
  * attention with decay (arXiv:2307.08621) and Mamba-2 (arXiv:2405.21060) do.
  *
  * A head's state S has a row for each value of its keys and a column for each of its values.  It lies in blocks of 16 columns,
@@ -28,4 +28,20 @@ typedef struct {
     float *out;                 /* the same, out_stride apart */
     int64_t v_stride, out_stride;
 } ni_recurrence;
+
+/* Selective scan (Mamba, arXiv:2312.00752): columns are channels, of which each row forgets at its own pace; all of them read the same b
+ * and c.  Blocks, rows and sums are as above.  For each token t in order, of one channel, with d = log(1 + exp(dt[t])):
+ *   S[i] = fma(b[t][i], d * x[t], exp(d * a[i]) * S[i])
+ *   out[t] = fma(skip, x[t], sum over i of fma(S[i], c[t][i], sum_u))
+ */
+typedef struct {
+    int64_t rows, channels;     /* the last block of channels may be less than full */
+    int n_tokens;
+    const float *a;             /* [channels / 16][rows][16]; in a block that is not full, any numbers for those that are not there */
+    const float *skip;          /* [channels] */
+    const float *b, *c;         /* [token][rows] */
+    const float *x, *dt;        /* `channels` values of each token, tokens x_stride and dt_stride apart */
+    float *out;                 /* the same, out_stride apart */
+    int64_t x_stride, dt_stride, out_stride;
+} ni_scan;
 #endif

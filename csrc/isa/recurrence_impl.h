@@ -91,4 +91,39 @@ static void NI_VEC(recur)(const float *from, float *to, const ni_recurrence *r) 
     } else if (r->wide) NI_VEC(recur_kind)(from, to, r, 0, 1);
     else NI_VEC(recur_kind)(from, to, r, 0, 0);
 }
+
+/* n < 16 channels where the block is not full. */
+V16_FN void NI_VEC(scan_block)(const float *from, float *to, const ni_scan *r, int64_t channel, const int full) {
+    const float *a = r->a + channel * r->rows;
+    const int64_t n = r->channels - channel;
+    const v16 skip = full ? v16_load(r->skip + channel) : v16_load_n(r->skip + channel, n);
+    for (int t = 0; t < r->n_tokens; t++, from = to) {
+        const float *xt = r->x + t * r->x_stride + channel, *dt = r->dt + t * r->dt_stride + channel;
+        const float *b = r->b + t * r->rows, *c = r->c + t * r->rows;
+        const v16 x = full ? v16_load(xt) : v16_load_n(xt, n), d = v16_softplus(full ? v16_load(dt) : v16_load_n(dt, n)), e = v16_mul(d, x);
+        v16 sum[NI_STATE_ROWS];
+#pragma GCC unroll 4
+        for (int u = 0; u < NI_STATE_ROWS; u++) sum[u] = v16_set1(0.0f);
+        for (int64_t i = 0; i < r->rows; i += NI_STATE_ROWS)
+#pragma GCC unroll 4
+            for (int u = 0; u < NI_STATE_ROWS; u++) {
+                const int64_t at = (i + u) * 16;
+                const v16 kept = v16_mul(v16_exp(v16_mul(d, v16_load(a + at))), v16_load(from + at));
+                const v16 s = v16_fma(v16_set1(b[i + u]), e, kept);
+                v16_store(to + at, s);
+                sum[u] = v16_fma(s, v16_set1(c[i + u]), sum[u]);
+            }
+        const v16 y = v16_fma(skip, x, v16_add(v16_add(sum[0], sum[1]), v16_add(sum[2], sum[3])));
+        float *out = r->out + t * r->out_stride + channel;
+        if (full) v16_store(out, y);
+        else v16_store_n(out, y, n);
+    }
+}
+
+static void NI_VEC(scan)(const float *from, float *to, const ni_scan *r) {
+    int64_t channel = 0;
+    for (; channel + NI_STATE_COLUMNS <= r->channels; channel += NI_STATE_COLUMNS)
+        NI_VEC(scan_block)(from + channel * r->rows, to + channel * r->rows, r, channel, 1);
+    if (channel < r->channels) NI_VEC(scan_block)(from + channel * r->rows, to + channel * r->rows, r, channel, 0);
+}
 #endif

@@ -216,7 +216,7 @@ static void NI_VEC(from_f16)(const uint16_t *x, int64_t n, float *y) {
         .sigmoid_mul = NI_VEC(sigmoid_mul), .clamped_mul = NI_VEC(clamped_mul), .limited_mul = NI_VEC(limited_mul), \
         .softcap = NI_VEC(softcap), .rope_norm = NI_VEC(rope_norm), .rope_neox = NI_VEC(rope_neox),              \
         .to_f16 = NI_VEC(to_f16), .from_f16 = NI_VEC(from_f16), .softplus = NI_VEC(softplus),                    \
-        .short_conv = NI_VEC(short_conv), .recur = NI_VEC(recur), .merge = NI_VEC(merge),                          \
+        .short_conv = NI_VEC(short_conv), .recur = NI_VEC(recur), .scan = NI_VEC(scan), .merge = NI_VEC(merge),    \
         .sample_keys = NI_VEC(sample_keys), .sample_masses = NI_VEC(sample_masses),                              \
         .sample_weigh = NI_VEC(sample_weigh), .sample_collect = NI_VEC(sample_collect),                          \
         .kv = {[NI_KV_f16] = NI_KV_ENTRY(f16), [NI_KV_bf16] = NI_KV_ENTRY(bf16), [NI_KV_q8_0] = NI_KV_ENTRY(q8_0), \

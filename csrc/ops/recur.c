@@ -1,8 +1,8 @@
 /* Advances heads' matrices position by position and reads them (isa/recurrence.h): gated delta rule (arXiv:2412.06464), or, without beta,
  * linear attention with decay.  A head and 16 of its columns are a piece of work, so that few heads keep many workers busy, and a worker's
  * stay in its caches over the tokens of a segment.  A unit of state is a head: [columns / 16][rows][16] floats.
- * t: q, k, v [T] (a head's values are within a row), decay [T][heads] or [T][heads][rows], beta? [T][heads], out [T][heads * ev].
- * w: skip? [heads], times which v is added to the result.
+ * t: q, k, v [T] (a head's values are within a row), decay? [T][heads] or [T][heads][rows], beta? [T][heads], out [T][heads * ev].
+ * w: skip? [heads], times which v is added to the result; decay? [heads], where it is the same for all tokens.
  * f: eps (>= 0: q and k are divided by sqrt(sum of squares + eps) first), scale of q.
  * i: state (state.h); as the names below say. */
 #include "../isa/recurrence.h"
@@ -40,7 +40,7 @@ static void load(const ni_op *op, const float *x, float scale, int64_t rows, flo
 static void prepare(const ni_ctx *c, const ni_op *op, int64_t head, int64_t t0, int64_t n, const work *w) {
     const int64_t heads = op->i[NI_STATE_units], rows = rows_of(op), e = op->i[EK];
     const int64_t group = op->i[TILED] ? head % op->i[GROUPS] : head / (heads / op->i[GROUPS]);
-    const float *decay = ni_floats(c, op, 3), *beta = ni_floats(c, op, 4);
+    const float *decay = ni_floats(c, op, 3), *beta = ni_floats(c, op, 4), *fixed = ni_copy_of(c, op, 1);
     for (int64_t i = 0; i < n; i++) {
         const int64_t t = t0 + i;
         float *k = w->k + i * rows, *kd = w->kd + i * rows, *d = w->decay + (op->i[WIDE] ? i * rows : i);
@@ -49,7 +49,7 @@ static void prepare(const ni_ctx *c, const ni_op *op, int64_t head, int64_t t0, 
         if (op->i[WIDE]) {
             memcpy(d, decay + (t * heads + head) * e, (size_t)e * sizeof *d);
             for (int64_t j = e; j < rows; j++) d[j] = 0.0f;
-        } else *d = decay[t * heads + head];
+        } else *d = fixed ? fixed[head] : decay[t * heads + head];
         if (beta) w->beta[i] = beta[t * heads + head];
         if (!op->i[DELTA]) continue;
         ni_k->vec.scale_mul(k, op->i[WIDE] ? 1.0f : *d, op->i[WIDE] ? d : NULL, rows, kd);

@@ -1,9 +1,10 @@
 /* Chooses experts for each token from their scores, best first, and weighs them.
- * t: scores [T][E], ids [T][used], weights [T][used].  w: bias? (floats [E]: counts for choosing, not for weighing), factors? (floats [E]:
- *    each expert's own on its weight).
+ * t: scores [T][E], ids [T][used], weights [T][used], shared? [T][used]: the one that each chosen expert shares with others.
+ * w: bias? (floats [E]: counts for choosing, not for weighing), factors? (floats [E]: each expert's own on its weight).
  * i: 0 gating: NI_SOFTMAX of all scores, NI_SIGMOID, NI_CHOSEN: softmax of the chosen alone, NI_ROOT: square root of log(1 + exp(score)),
  *    NI_LATE: sigmoids of the chosen, which are chosen by score; NI_SPARSE: as of `nearly_tied`, choice by choice;
- *    1 1 to divide weights by their sum; 2 groups, 3 groups that may be chosen from, 4 how many of its best make a group's score, 1 or 2.
+ *    1 1 to divide weights by their sum; 2 groups, 3 groups that may be chosen from, 4 how many of its best make a group's score, 1 or 2;
+ *    5 how many neighbours share another expert (0: none).
  * f: factor on the weights.
  *
  * Ids are in range and differ, whatever the scores are, NaN too; of equal scores the one with the lower index wins. */
@@ -94,7 +95,10 @@ void ni_op_route(const ni_ctx *c, const ni_op *op) {
     const int64_t n = ni_width(c, op, 0), used = ni_width(c, op, 1);
     int64_t a, b;
     ni_cut(ni_rows(c, op), c->me->size, c->me->rank, &a, &b);
-    for (int64_t t = a; t < b; t++)
-        route(op, ni_floats(c, op, 0) + t * n, ni_copy_of(c, op, 0), ni_copy_of(c, op, 1), n, used, (float *)c->scratch,
-              ni_ids(c, op, 1) + t * used, ni_floats(c, op, 2) + t * used);
+    for (int64_t t = a; t < b; t++) {
+        int32_t *ids = ni_ids(c, op, 1) + t * used;
+        route(op, ni_floats(c, op, 0) + t * n, ni_copy_of(c, op, 0), ni_copy_of(c, op, 1), n, used, (float *)c->scratch, ids,
+              ni_floats(c, op, 2) + t * used);
+        for (int64_t s = 0; op->t[3] >= 0 && s < used; s++) ni_ids(c, op, 3)[t * used + s] = ids[s] / op->i[5];
+    }
 }

@@ -31,6 +31,9 @@ static inline int64_t ni_state_at(const ni_state_part *p, int64_t u) {
     return node * p->stride + p->offset + (u - first) * p->unit_bytes;
 }
 
+/* The unit behind the last of those that lie side by side with u. */
+static inline int64_t ni_state_end(const ni_state_part *p, int64_t u) { return p->units * ((p->nodes * (u + 1) - 1) / p->units + 1) / p->nodes; }
+
 /* Units [*a, *b) that the worker's node computes. */
 static inline void ni_state_own(const ni_state_part *p, const ni_worker *me, int64_t *a, int64_t *b) {
     ni_cut(p->units, me->n_nodes, me->node, a, b);

@@ -83,7 +83,7 @@ class Plan(Attending, Recurrent, Streams):
         table = self._tensor("rope", 2 * frequencies.n, PER_NODE, "f")
         return self._add("rope_table", [table], [frequencies], floats=(factor,))
 
-    def norm(self, x, w, eps, y=None, post=None, selected=False, *, z=None, z_post=None, layer=False):
+    def norm(self, x, w, eps, y=None, post=None, selected=False, *, z=None, z_post=None, layer=False, kept=True):
         """RMS norm, or LayerNorm, of a residual stream: returns (x', h), x' = x + y + z and h = norm(x') * w, plus w's bias if it has one.
 
         Parameters
@@ -102,11 +102,13 @@ class Plan(Attending, Recurrent, Streams):
             h for the rows alone whose logits are wanted, no x'.
         layer : bool
             LayerNorm (arXiv:1607.06450), which subtracts the mean; all norms of the op are of one kind.
+        kept : bool
+            False: nobody wants x', which is None then.
         """
         if y is None and z is not None:
             raise PlanError("norm: operand z without y")
         added = self._joining("norm", x, (y, z), (w, post, z_post), selected)
-        out = x if y is None or selected else self._like(x, "x", "f")
+        out = x if y is None or selected else self._like(x, "x", "f") if kept else None
         h = self._like(x, "h")
         self._normed(x, added, out if out is not x else None, h, (w, post, z_post), eps, selected, layer)
         return out, h
@@ -241,7 +243,7 @@ class Plan(Attending, Recurrent, Streams):
         return y
 
     def route(self, scores, used, *, gating="softmax", bias=None, factors=None, normed=False, scale=1.0, groups=1, groups_used=1,
-              group_best=2):
+              group_best=2, sharing=0):
         """Chooses experts: (ids, weights), both (T, used), the best first, of equal ones that with the lower index.
 
         Parameters
@@ -266,6 +268,8 @@ class Plan(Attending, Recurrent, Streams):
             The experts stand in groups, of which those with the highest sums of their two best are chosen from;
         group_best : {1, 2}
             or with the highest single one.
+        sharing : int
+            So many neighbours share another expert: (ids, weights, ids of those), where it is not 0.
         """
         self._check("route", "scores", scores, scores.width)
         if gating not in GATING:
@@ -276,14 +280,17 @@ class Plan(Attending, Recurrent, Streams):
                                               and 0 < used <= scores.width // groups * groups_used):  # fmt: skip
             raise PlanError(f"route: {used} of {scores.width} experts, in {groups_used} of {groups} groups, by scores of {scores.name}; "
                             f"wanted groups of equal size, at most 64, with enough experts, and scores on every node")
+        if sharing and scores.width % sharing:
+            raise PlanError(f"route: {scores.width} experts, of which {sharing} share another; wanted a divisor")
         if bias is not None:
             self._is_vector("route", "bias", bias, scores.width)
         if factors is not None:
             self._is_vector("route", "factors", factors, scores.width)
         ids, weights = self._tensor("ids", used, PER_NODE, "i"), self._tensor("weights", used, PER_NODE, "f")
-        self._add("route", [scores, ids, weights], [bias, factors], (GATING[gating], int(normed), groups, groups_used, group_best),
-                  (scale,))
-        return ids, weights
+        shared = self._tensor("shared", used, PER_NODE, "i") if sharing else None
+        self._add("route", [scores, ids, weights, shared], [bias, factors],
+                  (GATING[gating], int(normed), groups, groups_used, group_best, sharing), (scale,))  # fmt: skip
+        return (ids, weights, shared) if sharing else (ids, weights)
 
     def matmul_grouped(self, h, ids, *matrices):
         """y_j of row (t, s): W_j[ids[t, s]] h, plus that expert's bias, for matrices (E, N_j, K): shared tensors of `used` rows per token.

@@ -4,7 +4,7 @@ from ..errors import PlanError
 from ..summary import counted
 from .memory import round_up
 from .ops import PER_NODE, SHARED
-from .weights import Matrix
+from .weights import Matrix, Vector
 
 _LANES, _ROWS = 16, 4  # of a block of columns; rows of a state are a multiple of the latter (csrc/isa/recurrence.h)
 _KERNEL, _CHANNELS = 16, 32  # taps of a convolution, at most; channels of a unit of its state (csrc/ops/short_conv.c)
@@ -84,8 +84,8 @@ class Recurrent:
         q, k, v : (Tensor, int)
             What holds the heads side by side, and the first value of the first one: ``groups`` heads of key_length values of q and k,
             ``heads`` of value_length of v.
-        decay : Tensor
-            (T, heads), or (T, heads * key_length): of each row of the matrix.
+        decay : Tensor or Vector
+            (T, heads), or (T, heads * key_length): of each row of the matrix; a Vector (heads,): the same for all tokens.
         beta : Tensor, optional
             (T, heads).
         scale : float
@@ -104,17 +104,43 @@ class Recurrent:
             self._check("recur", name, x, x.width)
             if first < 0 or first + width > x.width:
                 self._refuse(f"recur: operand {name} ({_name(x)}) has {x.width} values, wanted {width} from {first} on", x.source)
-        wide = decay.width != heads
-        self._check("recur", "decay", decay, heads * key_length if wide else heads)
+        fixed, decay = (decay, None) if isinstance(decay, Vector) else (None, decay)
+        wide = decay is not None and decay.width != heads
+        self._check("recur", "decay", fixed if decay is None else decay, heads * key_length if wide else heads)
         if beta is not None:
             self._check("recur", "beta", beta, heads)
         if skip is not None:
             self._is_vector("recur", "skip", skip, heads)
         state = self.kv.states.add(heads, 4 * round_up(key_length, _ROWS) * round_up(value_length, _LANES))
         out = self._tensor("heads", heads * value_length, SHARED, "f")
-        return self._add("recur", [q[0], k[0], v[0], decay, beta, out], [skip],
+        return self._add("recur", [q[0], k[0], v[0], decay, beta, out], [skip, fixed],
                          (groups, int(tiled), key_length, value_length, q[1], k[1], v[1], int(wide), int(delta and beta is not None)),
                          (-1.0 if eps is None else eps, scale), state=state)  # fmt: skip
+
+    def scan(self, x, dt, b, c, a, skip):
+        """Selective scan (arXiv:2312.00752), a matrix of a column per channel, position by position: shared rows (T, D).
+
+        With d = log(1 + exp(dt)), S becomes exp(d a) S + b (d x)^T, number by number, and the result is S^T c + skip x.
+
+        Parameters
+        ----------
+        x, dt : Tensor
+            (T, D).
+        b, c : Tensor
+            (T, N), the same for all channels.
+        a : Vector
+            (D, N) as `Catalog.in_blocks` lays it out.
+        skip : Vector
+            (D,).
+        """
+        for name, operand, like in (("x", x, x), ("dt", dt, x), ("b", b, b), ("c", c, b)):
+            self._check("scan", name, operand, like.width)
+        blocks, rows = -(-x.width // _LANES), round_up(b.width, _ROWS)
+        self._is_vector("scan", "a", a, blocks * rows * _LANES)
+        self._is_vector("scan", "skip", skip, x.width)
+        b, c = self._near(b), self._near(c)
+        state = self.kv.states.add(blocks, 4 * rows * _LANES)
+        return self._add("scan", [x, dt, b, c, self._tensor("channels", x.width, SHARED, "f")], [a, skip], state=state)
 
     def head_norm(self, x, w, heads, eps, gate=None, act="silu", gate_first=False):
         """RMS norm of each of so many heads, times act(gate): (T, D), one copy per node.

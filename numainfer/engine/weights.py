@@ -11,6 +11,7 @@ import numpy as np
 
 from .. import _core
 from ..errors import CorruptModel, PlanError, UnsupportedModel
+from .memory import round_up
 
 log = logging.getLogger("numainfer")
 
@@ -76,7 +77,7 @@ class Matrix:
 
 @dataclass(frozen=True, eq=False)
 class Vector:
-    """n float32 values of the file (norms, biases), or a float64 constant that an architecture computed.
+    """n float32 values of the file (norms, biases), or a constant, mostly of float64, that an architecture computed.
 
     Attributes
     ----------
@@ -249,6 +250,23 @@ class Catalog:
             self._parts[name + "[columns]"] = Vector(name, np.ascontiguousarray(values.T).ravel(), path=self.gguf.paths[tensor.shard])
         return self._parts[name + "[columns]"]
 
+    def in_blocks(self, name, n, k, lanes=16, rows=4):
+        """The values of a matrix (n, k), transposed in blocks of so many of its rows, as a Vector: [n / lanes][k][lanes].
+
+        What is missing of the last block, and of a multiple of `rows` values of k, is 0.
+        """
+        key = f"{name}[blocks]"
+        if key not in self._parts:
+            tensor = self._tensor(name)
+            if tensor.shape != (n, k):
+                what = f"tensor {name!r} has the shape {tensor.shape}, wanted {(n, k)}"
+                raise CorruptModel(self.gguf.paths[tensor.shard], what, tensor.offset)
+            values = np.zeros((round_up(n, lanes), round_up(k, rows)), np.float32)
+            values[:n, :k] = _core.decode(FORMATS[tensor.type]["code"], tensor.data, n).reshape(n, k)
+            blocks = values.reshape(-1, lanes, values.shape[1]).transpose(0, 2, 1)
+            self._parts[key] = Vector(name, np.ascontiguousarray(blocks).ravel(), path=self.gguf.paths[tensor.shard])
+        return self._parts[key]
+
     def repeated(self, name, times, factor=1):
         """The values of a tensor of any shape as a Vector, each times a factor, and so many times, one behind the other."""
         key, values = f"{name}[x{times}, {factor}]", self.flat(name)
@@ -298,13 +316,13 @@ class Catalog:
         self._read.update(skipped)
         return bool(skipped)
 
-    def constant(self, name, values):
-        """A float64 vector that is not in the file; the first values given under a name stay."""
-        return self._constants.setdefault(name, Vector(name, np.ascontiguousarray(values, np.float64)))
+    def constant(self, name, values, kind=np.float64):
+        """A vector that is not in the file; the first values given under a name stay."""
+        return self._constants.setdefault(name, Vector(name, np.ascontiguousarray(values, kind)))
 
     def ones(self, n):
         """The weight of a norm that has none."""
-        return self._constants.setdefault(f"{n} ones", Vector(f"{n} ones", np.ones(n, np.float32)))
+        return self.constant(f"{n} ones", np.ones(n), np.float32)
 
     def check_all_used(self, weights):
         """Whether every tensor of the file is one of the `weights` that ops read, or its values were.
@@ -382,6 +400,10 @@ class _Block:
     def columns(self, name):
         """The values of a matrix, column after column, as a Vector."""
         return self._catalog.columns(f"{self._prefix}{name}.weight")
+
+    def in_blocks(self, name, n, k):
+        """The values of a matrix (n, k) whose name need not end in ``.weight``, as `Plan.scan` takes them."""
+        return self._catalog.in_blocks(f"{self._prefix}{name}", n, k)
 
     def repeated(self, name, times, factor=1):
         """The values of a tensor whose name need not end in ``.weight``, each times a factor, and so many times."""

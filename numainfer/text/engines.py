@@ -1,4 +1,4 @@
-"""The three ways from a piece of plain text to token ids, built from GGUF metadata.
+"""The four ways from a piece of plain text to token ids, built from GGUF metadata.
 
 An engine knows nothing of special tokens, BOS or EOS: `Tokenizer` cuts those out first.  Each has ``encode(text)``
 -> list of int, and ``decode_token(text)`` -> the bytes that an ordinary token's text stands for.
@@ -34,11 +34,12 @@ def raw_bytes(text):
     return text.encode("utf-8", "surrogateescape")
 
 
-def _ids(tokenizer, text):
-    """Token ids of a text. A long one is a batch, for which the library lets go of the GIL: seconds, while other threads answer."""
+def _encoded(tokenizer, text, with_tokens=False):
+    """A text's Encoding. A long one is a batch, for which the library lets go of the GIL: seconds, while other threads answer."""
     if len(text) < _LONG:
-        return tokenizer.encode(text, add_special_tokens=False).ids
-    return tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        return tokenizer.encode(text, add_special_tokens=False)
+    encode = tokenizer.encode_batch if with_tokens else tokenizer.encode_batch_fast
+    return encode([text], add_special_tokens=False)[0]
 
 
 @cache
@@ -115,7 +116,7 @@ class BytePairEngine:
     def encode(self, text):
         if not self._byte_level:
             text = text.replace(" ", SPACE)
-        return _ids(self._hf, text)
+        return _encoded(self._hf, text).ids
 
     def decode_token(self, text):
         if not self._byte_level:
@@ -220,10 +221,58 @@ class WordPieceEngine:
         self._hf.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
 
     def encode(self, text):
-        return _ids(self._hf, text)
+        return _encoded(self._hf, text).ids
 
     def decode_token(self, text):
         return raw_bytes(text.replace(SPACE, " "))
+
+
+class PlamoEngine:
+    """PLaMo 2's: of all ways to cut a text into pieces that with the best sum of scores (arXiv:1804.10959); of equally good ones that
+    whose first piece is longer, then the second, and so on.  A character alone may also be its bytes, for a score of -1000.
+
+    The package ``tokenizers`` sums scores from the beginning of a text and prefers long last pieces: so it gets texts and pieces backwards,
+    and scores as whole numbers, in ten-thousandths, whose sums are exact.
+
+    Parameters
+    ----------
+    tokens : sequence of str, length V
+    scores : array of float, (V,)
+    types : array of int, (V,)
+    path : str
+        For error messages.
+    """
+
+    _UNKNOWN = -10_000_000  # the score of a character that becomes its bytes
+
+    def __init__(self, tokens, scores, types, path):
+        import numpy as np
+        from tokenizers import Tokenizer
+        from tokenizers.models import Unigram
+
+        texts = unique_texts(tokens, path)
+        self._bytes = {text: i for i, (text, kind) in enumerate(zip(texts, types)) if kind == BYTE}
+        if sorted(self._bytes) != [f"<0x{b:02X}>" for b in range(256)]:
+            raise CorruptModel(path, f"tokenizer.ggml.tokens has {len(self._bytes)} byte tokens; wanted <0x00> to <0xFF>")
+        self._bytes = [self._bytes[f"<0x{b:02X}>"] for b in range(256)]
+        exact = np.asarray(scores, np.float64) * 1e4
+        rounded = np.trunc(exact + np.copysign(0.5, exact))
+        pieces = [i for i, kind in enumerate(types) if kind not in (UNKNOWN, CONTROL, UNUSED, BYTE) and rounded[i] >= self._UNKNOWN + 10]
+        # The package takes 10 less than the worst piece's score for what is unknown: so that one is a character that stands for nothing.
+        self._ids = [-1, *pieces]
+        none = next(chr(0xFDD0 + i) for i in range(32) if chr(0xFDD0 + i) not in texts)
+        scored = [(none, self._UNKNOWN + 10.0), *((texts[i][::-1], float(rounded[i])) for i in pieces)]
+        self._hf = Tokenizer(Unigram(scored, 0, byte_fallback=False))
+
+    def encode(self, text):
+        found = _encoded(self._hf, text[::-1], with_tokens=True)
+        ids = []
+        for i, piece in zip(reversed(found.ids), reversed(found.tokens)):
+            ids += [self._ids[i]] if i else [self._bytes[b] for b in piece[::-1].encode()]
+        return ids
+
+    def decode_token(self, text):
+        return raw_bytes(text)
 
 
 def _cut(merge):
@@ -260,7 +309,7 @@ def make_engine(vocab):
         if merges is None:
             raise UnsupportedModel("tokenizer.ggml.merges", None, (), "A BPE vocabulary needs its merges")
         return BytePairEngine(vocab.tokens, merges, vocab.pre, path)
-    if vocab.model == "llama":
+    if vocab.model in ("llama", "plamo2"):
         scores = get("tokenizer.ggml.scores")  # float32, or int32 from some converters
         if scores is None or len(scores) < vocab.n:
             raise CorruptModel(path, f"tokenizer.ggml.scores holds {len(scores) if scores is not None else 0} values "
@@ -269,6 +318,8 @@ def make_engine(vocab):
 
         if np.isnan(np.asarray(scores, np.float32)).any():
             raise CorruptModel(path, "tokenizer.ggml.scores holds NaN; wanted numbers")
+        if vocab.model == "plamo2":
+            return PlamoEngine(vocab.tokens, scores[:vocab.n], vocab.types, path)
         return SentencePieceEngine(vocab.tokens, scores[:vocab.n], vocab.types, vocab.unk_id, path)
     if vocab.unk_id is None:
         raise CorruptModel(path, "tokenizer.ggml.unknown_token_id is missing; a WordPiece vocabulary needs it")
@@ -277,7 +328,7 @@ def make_engine(vocab):
     return WordPieceEngine(vocab.tokens, vocab.types, vocab.unk_id, lowercase, strip_accents, path)
 
 
-MODELS = ("gpt2", "gemma4", "llama", "bert")
+MODELS = ("gpt2", "gemma4", "llama", "bert", "plamo2")
 
 
 def _is_array(value, strings):
@@ -341,7 +392,7 @@ class Vocabulary:
         if not self.tokens:
             raise CorruptModel(path, "tokenizer.ggml.tokens is missing or empty; wanted an array of strings")
         self.n = len(self.tokens)
-        defaults = {"llama": (1, 2, 0, None), "bert": (101, None, 100, 102)}.get(self.model, (None,) * 4)
+        defaults = {"llama": (1, 2, 0, None), "plamo2": (1, 2, 0, None), "bert": (101, None, 100, 102)}.get(self.model, (None,) * 4)
         self.bos_id = self.id_of("bos", self.id_of("cls", defaults[0]) if self.model == "bert" else defaults[0])
         self.eos_id = self.id_of("eos", defaults[1])
         self.unk_id = self.id_of("unknown", defaults[2])

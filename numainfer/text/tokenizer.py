@@ -161,7 +161,7 @@ class Tokenizer:
 
     def _read_flags(self, metadata):
         vocab, spm = self._vocab, self._vocab.model == "llama"
-        by_kind = vocab.pre.add_bos if vocab.pre else True
+        by_kind = vocab.pre.add_bos if vocab.pre else vocab.model != "plamo2"
         self.add_bos = bool(metadata.get("tokenizer.ggml.add_bos_token", by_kind and self.bos_token_id is not None))
         self.add_eos = bool(metadata.get("tokenizer.ggml.add_eos_token", False))
         if vocab.model == "gemma4":

@@ -580,7 +580,7 @@ def mamba_heads(t):
     found = []
     for heads, groups, state, taps in ((16, 4, 24, 3), (4, 1, 40, 4), (8, 8, 16, 2), (8, 2, 20, 5)):
         n = Template(t)
-        if not n.has(r"ssm_d$"):
+        if not n.has(r"ssm_d$") or n.has(r"ssm_x\."):
             return []
         inner = n.kv["ssm.inner_size"]
         n.kv |= {"ssm.time_step_rank": heads, "ssm.group_count": groups, "ssm.state_size": state, "ssm.conv_kernel": taps}
@@ -598,6 +598,64 @@ def mamba_without(t):
     """Without what llama.cpp does not ask of files: the norm, which some have not."""
     n = Template(t)
     return [("norm", n)] if t["arch"] == "falcon-h1" and n.drop(r"ssm_norm") else []
+
+
+def _without_others(n, norms):
+    """Jamba's recurrent layers alone, as Mamba has them."""
+    recurrent = [entry for entry in layer_of(n, 0) if not re.match(r"ffn_|ssm_(dt|b|c)_norm", entry[0])]
+    n.drop(r"^blk\.")
+    n.tensors += [[f"blk.{i}.{name}", list(shape), kind] for i in range(3) for name, shape, kind in recurrent]
+    n.t["arch"] = "mamba"
+    for key in ("attention.head_count_kv", "expert_count", "expert_used_count"):
+        n.kv.pop(key)
+    n.kv |= {"block_count": 3, "attention.head_count": 0, "feed_forward_length": 0, "ssm.dt_b_c_rms": norms}
+    return n
+
+
+@case
+def scans(t):
+    """Selective scans of other widths, and the models that have nothing else, with norms and without."""
+    if t["arch"] != "jamba":
+        return []
+    found = []
+    for state, rank, taps in ((18, 7, 3), (40, 33, 2)):
+        n = Template(t)
+        inner = n.kv["ssm.inner_size"]
+        n.kv |= {"ssm.state_size": state, "ssm.time_step_rank": rank, "ssm.conv_kernel": taps}
+        for name, shape in {"ssm_conv1d.weight": [taps, inner], "ssm_x.weight": [inner, rank + 2 * state], "ssm_dt_norm.weight": [rank],
+                            "ssm_dt.weight": [rank, inner], "ssm_b_norm.weight": [state], "ssm_c_norm.weight": [state],
+                            "ssm_a": [state, inner]}.items():  # fmt: skip
+            n.reshape(re.escape(name), lambda _, shape=shape: list(shape))
+        found.append((f"state {state}, rank {rank}, {taps} taps", n))
+    return [*found, *((f"alone, {label}", _without_others(Template(t), norms)) for label, norms in (("plain", False), ("normed", True)))]
+
+
+@case
+def lightning_layers(t):
+    """Every second layer with lightning attention, by an interval and by a list; heads of another width, with an eps that counts."""
+    found = []
+    if t["arch"] != "minimax-01":
+        return []
+    blocks = t["kv"]["block_count"]
+    for label, flags in (("every second", [i % 2 == 0 for i in range(blocks)]), ("the first by a list", [i == 0 for i in range(blocks)])):
+        n, plain = Template(t), Template(t)
+        n.drop(r"^blk\.")
+        n.tensors += [[f"blk.{i}.{name}", list(shape), kind] for i, flag in enumerate(flags)
+                      for name, shape, kind in layer_of(plain, 0 if flag else 2)]  # fmt: skip
+        n.kv["attention.recurrent_layers"] = flags
+        if label == "every second":
+            del n.kv["attention.recurrent_layers"]
+            n.kv["full_attention_interval"] = 2
+        found.append((label, n))
+    n = Template(t)
+    e, heads, groups = 24, 8, 4
+    n.kv |= {"attention.key_length": e, "attention.value_length": e, "rope.dimension_count": 12, "attention.head_count": heads,
+             "attention.head_count_kv": groups, "attention.layer_norm_rms_epsilon": 0.05}  # fmt: skip
+    d, inner = n.kv["embedding_length"], heads * e
+    for name, shape in {"attn_norm_2": [inner], "attn_qkv": [d, 3 * inner], "attn_gate": [d, inner], "attn_output": [inner, d],
+                        "attn_q": [d, inner], "attn_k": [d, groups * e], "attn_v": [d, groups * e]}.items():  # fmt: skip
+        n.reshape(rf"{name}\.weight", lambda _, shape=shape: list(shape))
+    return [*found, ("8 heads of 24", n)]
 
 
 @case

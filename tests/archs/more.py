@@ -79,6 +79,11 @@ MODELS = {
     "falcon-h1-without-norm": ("falcon-h1", "mamba_without", "norm"),
     "nemotron_h-8-over-2": ("nemotron_h", "mamba_heads", "8 over 2 of 20, 5 taps"),
     "nemotron_h_moe-whole-rows": ("nemotron_h_moe", "not_latent", "whole rows"),
+    "jamba-18": ("jamba", "scans", "state 18, rank 7, 3 taps"),
+    "mamba": ("jamba", "scans", "alone, plain"),
+    "falcon-mamba": ("jamba", "scans", "alone, normed"),
+    "minimax-01-every-second": ("minimax-01", "lightning_layers", "every second"),
+    "minimax-01-8-of-24": ("minimax-01", "lightning_layers", "8 heads of 24"),
     "minicpm3-short": ("minicpm3", "ends", "rope.scaling.original_context_length = 600"),
 }
 

@@ -468,7 +468,7 @@ static void check_attention(const ni_kernels *table) {
 static void check_recurrence(const ni_kernels *table) {
     enum { ROWS = 24, MOST_BLOCKS = 6, TOKENS = 5 };
     static float state_[MOST_BLOCKS * ROWS * 16], q[TOKENS * ROWS], k[TOKENS * ROWS], kd[TOKENS * ROWS], decay[TOKENS * ROWS], beta[TOKENS],
-        v[TOKENS * MOST_BLOCKS * 16];
+        v[TOKENS * MOST_BLOCKS * 16], dt[TOKENS * MOST_BLOCKS * 16], a[MOST_BLOCKS * ROWS * 16], skip[MOST_BLOCKS * 16];
     size_t count = 0;
     for (int i = 0; i < 8 * MOST_BLOCKS; i++) {
         const int64_t blocks = 1 + i % MOST_BLOCKS, columns = 16 * blocks;
@@ -480,6 +480,17 @@ static void check_recurrence(const ni_kernels *table) {
         BOTH("recur out", float, r.n_tokens * columns, r.out = OUT; V->recur(state_, to, &r));
         BOTH("recur state", float, ROWS * 16, r.out = out; V->recur(state_, to, &r);
              memcpy(OUT, to + (blocks - 1) * ROWS * 16, ROWS * 16 * sizeof *to));
+    }
+    for (int i = 0; i < 2 * MOST_BLOCKS; i++) {
+        const int64_t channels = 16 * (1 + i / 2) - i % 2 * 5;
+        floats(state_, MOST_BLOCKS * ROWS * 16, 2), floats(a, MOST_BLOCKS * ROWS * 16, 2), floats(v, TOKENS * MOST_BLOCKS * 16, 2);
+        floats(q, TOKENS * ROWS, 1), floats(k, TOKENS * ROWS, 1), floats(dt, TOKENS * MOST_BLOCKS * 16, 4), floats(skip, MOST_BLOCKS * 16, 1);
+        ni_scan r = {.rows = ROWS, .channels = channels, .n_tokens = i % 3 ? TOKENS : 1, .a = a, .skip = skip, .b = q, .c = k, .x = v, .dt = dt,
+                     .x_stride = channels, .dt_stride = channels, .out_stride = channels};
+        static float to[MOST_BLOCKS * ROWS * 16], out[TOKENS * MOST_BLOCKS * 16];
+        BOTH("scan out", float, r.n_tokens * channels, r.out = OUT; V->scan(state_, to, &r));
+        BOTH("scan state", float, ROWS * 16, r.out = out; V->scan(state_, to, &r);
+             memcpy(OUT, to + i / 2 * ROWS * 16, ROWS * 16 * sizeof *to));
     }
     for (int n = 1; n < 200; n += 13) {
         const float *x[4] = {v, v + n, q, k};

@@ -31,11 +31,11 @@ class Residual:
         """x + y, or x + norm(y, post); sums are taken in the order of the calls."""
         self._waiting.append((y, post))
 
-    def norm(self, w, selected=False):
-        """norm(x, w): of all that was added so far."""
+    def norm(self, w, selected=False, kept=True):
+        """norm(x, w): of all that was added so far; not `kept`: the stream ends there."""
         while len(self._waiting) > 2:  # more than the op takes
             self._x = self._plan.add(self._x, **self._next(), eps=self._eps, layer=self._layer)
-        self._x, h = self._plan.norm(self._x, w, self._eps, selected=selected, layer=self._layer, **self._next())
+        self._x, h = self._plan.norm(self._x, w, self._eps, selected=selected, layer=self._layer, kept=kept, **self._next())
         return h
 
     def value(self):

@@ -51,16 +51,16 @@ def delta_net(c, eps, tiled):
     return DeltaNet(taps, heads, groups, keys, inner // heads, eps, tiled)
 
 
-def recurrent_layers(c, n):
+def recurrent_layers(c, n, interval=4):
     """Which of the first n layers are recurrent: ``attention.recurrent_layers`` has a flag per layer; else all but every
-    ``full_attention_interval``-th, 4 by default."""
+    ``full_attention_interval``-th, `interval` by default."""
     key = "attention.recurrent_layers"
     flags = c.gguf.get(c.prefix + key, default=None)
     if isinstance(flags, np.ndarray):
         if len(flags) < n:
             c.refuse(key, f"{len(flags)} values", f"{n}, one per layer")
         return [bool(flag) for flag in flags[:n]]
-    interval = c.int("full_attention_interval", default=4)
+    interval = c.int("full_attention_interval", default=interval)
     return [(i + 1) % interval != 0 for i in range(n)]
 
 

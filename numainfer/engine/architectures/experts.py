@@ -30,8 +30,8 @@ class Experts:
     groups_used: int
     group_best: int = 2
 
-    def route(self, p, h, w, matrices, factors=None):
-        """(ids, weights) of a layer's router, for such matrices of its experts; factors: of `Plan.route`."""
+    def route(self, p, h, w, matrices, factors=None, sharing=0):
+        """(ids, weights) of a layer's router, for such matrices of its experts; factors, sharing: of `Plan.route`."""
         router = w.ffn_gate_inp
         for matrix in matrices:
             found = getattr(matrix, "experts", 1)
@@ -45,7 +45,7 @@ class Experts:
             self.c.refuse("expert_used_count", used, f"at most {most}")
         bias = None if self.gating == "sparse" else w.bias("exp_probs_b")
         return p.route(p.score(h, router), used, gating=self.gating, bias=bias, factors=factors, normed=self.normed, scale=self.scale,
-                       groups=self.groups, groups_used=self.groups_used, group_best=self.group_best)
+                       groups=self.groups, groups_used=self.groups_used, group_best=self.group_best, sharing=sharing)
 
 
 def shared_expert(p, h, w, activation="silu", **how):
