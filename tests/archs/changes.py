@@ -707,6 +707,17 @@ def kda_bound(t):
 
 
 @case
+def without_gates(t):
+    """No norm behind narrow experts, no gates of latent attention."""
+    found = []
+    for name in ("ffn_routed_norm", "attn_gate"):
+        n = Template(t)
+        if n.arch == "kimi-k3" and n.drop(name):
+            found.append((name, n))
+    return found
+
+
+@case
 def attention_residuals(t):
     """Streams that are banked more often, and never."""
     found = []

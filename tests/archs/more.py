@@ -69,6 +69,8 @@ MODELS = {
     "kimi-k3-every-third": ("kimi-k3", "attention_residuals", "every 3"),
     "kimi-k3-without-residuals": ("kimi-k3", "attention_residuals", "every 0"),
     "kimi-k3-whole-rows": ("kimi-k3", "not_latent", "whole rows"),
+    "kimi-k3-without-norm": ("kimi-k3", "without_gates", "ffn_routed_norm"),
+    "kimi-k3-without-gates": ("kimi-k3", "without_gates", "attn_gate"),
     "kimi-k3-one-limit": ("kimi-k3", "situ", "1.5, 0.0"),
     "kimi-k3-low-limits": ("kimi-k3", "situ", "0.75, 1.25"),
     "bailingmoe3-40": ("bailingmoe3", "kda_widths", "40, 5 taps"),

@@ -73,7 +73,7 @@ def latent(p, h, w, experts, act, eps):
     if not w.get("ffn_routed_down"):
         return {"y": mixture(p, h, w, experts, shared=shared, **act)}
     y = mixture(p, whole(p, p.matmul(h, w.ffn_routed_down)), w, experts, by=h, **act)
-    y = p.normed(y, w.ffn_routed_norm, eps) if w.get("ffn_routed_norm") else whole(p, y)
+    y = p.normed(y, w.ffn_routed_norm, eps) if w.get("ffn_routed_norm") else y
     return {"y": p.matmul(y, w.ffn_routed_up), "z": shared and shared()}
 
 
