@@ -300,7 +300,7 @@ def test_more_rows_than_tokens_meet_a_shared_expert(tmp_path, kind):
     rng = np.random.default_rng(2)
     sheet = Sheet(tmp_path / "shared.gguf", {
         "scores": rng.standard_normal((32, 16)), "x": rng.standard_normal((32, 1024)),
-        "w": (np.stack([random_weights(rng, 40, 1024, kind, 0.1) for _ in range(2)]), kind)})  # fmt: skip
+        "w": (np.stack([random_weights(rng, 72, 1024, kind, 0.1) for _ in range(2)]), kind)})  # fmt: skip
 
     def build(p, s):
         ids, _, shared = p.route(p.embed(s["scores"]), 16, sharing=8)
