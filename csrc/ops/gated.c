@@ -1,12 +1,21 @@
 /* a = act(gate) * up, the middle of a gated feed-forward network (arXiv:2002.05202), or what else a gate does.
  * t: gate, up? (without, `up` is the second half of gate's rows), a.  f: alpha (NI_CLAMPED), limit.
  * i: NI_SILU, NI_GELU (tanh form), NI_SIGMOID, NI_CLAMPED: a / (1 + exp(-alpha a)) (b + 1), a and b being gate and up within limits,
- *    NI_LIMITED: SiLU and up within limits, NI_RELU: max(gate, 0) up, NI_PRODUCT: gate up. */
+ *    NI_LIMITED: SiLU and up within limits, NI_RELU: max(gate, 0) up, NI_PRODUCT: gate up, NI_CAPPED: silu(a) b. */
 #include "ops.h"
 
-enum { NI_SILU = 0, NI_GELU = 1, NI_SIGMOID = 2, NI_CLAMPED = 3, NI_LIMITED = 4, NI_RELU = 5, NI_PRODUCT = 6 };
+enum { NI_SILU = 0, NI_GELU = 1, NI_SIGMOID = 2, NI_CLAMPED = 3, NI_LIMITED = 4, NI_RELU = 5, NI_PRODUCT = 6, NI_CAPPED = 7 };
 
-size_t ni_scratch_gated(const ni_ctx *c, const ni_op *op) { return (size_t)ni_width(c, op, 2) * sizeof(float); }
+size_t ni_scratch_gated(const ni_ctx *c, const ni_op *op) { return 2 * (size_t)ni_width(c, op, 2) * sizeof(float); }
+
+/* silu(min(gate, limit)) times up from -limit to limit; no number stays none. */
+static void capped(const float *gate, const float *up, float limit, int64_t n, float *memory, float *out) {
+    for (int64_t i = 0; i < n; i++) {
+        out[i] = gate[i] > limit ? limit : gate[i];
+        memory[i] = up[i] > limit ? limit : up[i] < -limit ? -limit : up[i];
+    }
+    ni_k->vec.silu_mul(out, memory, n, out);
+}
 
 void ni_op_gated(const ni_ctx *c, const ni_op *op) {
     const int64_t n = ni_width(c, op, 2), stride = ni_width(c, op, 0);
@@ -22,6 +31,7 @@ void ni_op_gated(const ni_ctx *c, const ni_op *op) {
         case NI_LIMITED: ni_k->vec.limited_mul(gate, up, op->f[1], b - a, out); break;
         case NI_RELU: for (int64_t i = 0; i < b - a; i++) out[i] = (gate[i] > 0.0f ? gate[i] : 0.0f) * up[i]; break;
         case NI_PRODUCT: ni_k->vec.scale_mul(gate, 1.0f, up, b - a, out); break;
+        case NI_CAPPED: capped(gate, up, op->f[1], b - a, out + n, out); break;
         default: ni_k->vec.clamped_mul(gate, up, op->f[0], op->f[1], b - a, out);
         }
         ni_put(c, op, 2, row, a, b - a, out);

@@ -21,7 +21,9 @@ from make_gguf import templates as plain_templates
 HERE = Path(__file__).parent
 EXPECTED = HERE / "more.npz"
 ROWS = slice(3, None, 4)
-LONG = {"llama4-pieces": (8_400, slice(8_151, None, 10))}  # tokens, of a seed, and rows that are kept
+_LONGER = 430, slice(9, None, 10)  # of more tokens some would choose between two rows that are nearly worth the same
+# Tokens, of a seed, and rows that are kept.
+LONG = {"llama4-pieces": (8_400, slice(8_151, None, 10)), "deepseek4-long": _LONGER, "deepseek4-yarn": _LONGER, "glm5-next-long": _LONGER}
 # Name: (template, case, label).
 MODELS = {
     "deepseek2-one-piece": ("deepseek2", "old_latent", "one piece"),
@@ -71,6 +73,9 @@ MODELS = {
     "falcon-h1-without-norm": ("falcon-h1", "mamba_without", "norm"),
     "nemotron_h-8-over-2": ("nemotron_h", "mamba_heads", "8 over 2 of 20, 5 taps"),
     "nemotron_h_moe-whole-rows": ("nemotron_h_moe", "not_latent", "whole rows"),
+    "deepseek4-long": ("deepseek4-top8", "longer", "640"),
+    "deepseek4-yarn": ("deepseek4-top8", "longer", "640, yarn"),
+    "glm5-next-long": ("glm5-next-top16", "longer", "640"),
     "minicpm3-short": ("minicpm3", "ends", "rope.scaling.original_context_length = 600"),
 }
 

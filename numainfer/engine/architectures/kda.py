@@ -19,6 +19,10 @@ class KDA:
         Of all norms.
     bound : float
         Logarithm of what a row keeps at least, a negative number; 0 where there is no such bound.
+    sign : int
+        -1 where a bound goes with the negative of ``ssm_a``.
+    unit : float or None
+        What is added to a sum of squares before queries and keys are divided by its root; None: `eps`.
     """
 
     taps: int
@@ -26,6 +30,8 @@ class KDA:
     width: int
     eps: float
     bound: float
+    sign: int = 1
+    unit: float | None = None
 
 
 def kda(c, eps, bound=0.0):
@@ -49,8 +55,8 @@ def recurrent(p, h, w, net):
     q, k, v = (p.short_conv(x, w.columns(f"ssm_conv1d_{name}"), net.taps) for x, name in zip(p.matmul(h, *matrices), "qkv"))
     f, g, beta = p.matmul(h, w.ssm_f_a, w.ssm_g_a, w.ssm_beta)
     f, g = (p.matmul(p.join(1, (x, 0, x.width)), up) if up else x for x, up in ((f, w.get("ssm_f_b")), (g, w.get("ssm_g_b"))))
-    bias, factor = w.bias("ssm_dt") or w.exactly("ssm_dt.bias"), w.repeated("ssm_a", net.width)
+    bias, factor = w.bias("ssm_dt") or w.exactly("ssm_dt.bias"), w.repeated("ssm_a", net.width, net.sign if net.bound else 1)
     decay = p.gates(f, "bounded" if net.bound else "decay", bias, factor, bound=net.bound)
     o = p.recur((q, 0), (k, 0), (v, 0), decay, p.gates(beta, "sigmoid"), heads=net.heads, groups=net.heads, key_length=net.width,
-                value_length=net.width, scale=net.width**-0.5, eps=net.eps)  # fmt: skip
+                value_length=net.width, scale=net.width**-0.5, eps=net.eps if net.unit is None else net.unit)  # fmt: skip
     return p.matmul(p.head_norm(o, w.ssm_norm, net.heads, net.eps, gate=g, act="sigmoid"), w.attn_output)
