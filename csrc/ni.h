@@ -265,7 +265,7 @@ typedef struct {
     int64_t f, q, d, m, s, i;
 } ni_tensor;
 
-enum { NI_OP_TENSORS = 12, NI_OP_WEIGHTS = 7, NI_OP_INTS = 28, NI_OP_FLOATS = 4 };
+enum { NI_OP_TENSORS = 12, NI_OP_WEIGHTS = 7, NI_OP_INTS = 32, NI_OP_FLOATS = 4 };
 
 typedef struct {
     int32_t code;           /* index in ops.def */

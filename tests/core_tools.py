@@ -45,7 +45,7 @@ class Sheet:
             data, kind = value if isinstance(value, tuple) else (np.asarray(value, np.float32), "F32")
             kind = gguf.GGMLQuantizationType[kind]
             writer.add_tensor(name, data, raw_dtype=kind)
-            self.exact[name] = ref.dequantise(data, kind)
+            self.exact[name] = data if data.dtype == np.int32 else ref.dequantise(data, kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()

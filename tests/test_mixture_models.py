@@ -213,7 +213,7 @@ def quantise(tensors):
             tensors[name] = gguf.quants.quantize(data, gguf.GGMLQuantizationType.Q8_0)
 
 
-@pytest.mark.parametrize("name", ["qwen3moe", "gpt-oss", "deepseek2", "llama4"])
+@pytest.mark.parametrize("name", ["qwen3moe", "gpt-oss", "deepseek2", "llama4", "deepseek4", "hy_v4"])
 def test_quantised_matrices(tmp_path, name, monkeypatch):
     """Near the golden at most positions (some choose other experts), and with the same bits everywhere."""
     path = model(tmp_path, name, edit=quantise)

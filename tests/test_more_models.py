@@ -45,7 +45,8 @@ def test_logits_are_those_of_llama_cpp(golden, name):
 
 @pytest.mark.parametrize("name", ["deepseek2-one-piece", "stablelm-norms-beside", "glm4moe-groups", "grok-heads",
                                   "qwen3next-old", "qwen35-6-over-3", "kimi-linear-24", "kimi-k3-every-layer", "lfm2-5-taps",
-                                  "mamba2-16-over-4", "falcon-h1-without-norm", "jamba-18", "falcon-mamba", "minimax-01-8-of-24"])  # fmt: skip
+                                  "mamba2-16-over-4", "falcon-h1-without-norm", "jamba-18", "falcon-mamba",
+                                  "minimax-01-8-of-24"])  # fmt: skip
 @pytest.mark.parametrize("nodes, placement", [(1, "auto"), (2, "replicate"), (2, "shard"), (3, "shard"), (2, "interleave")])
 def test_bits_are_the_same_everywhere(golden, name, nodes, placement, monkeypatch):
     wanted = golden.logits(name)

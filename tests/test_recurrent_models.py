@@ -33,7 +33,7 @@ def test_quantised_matrices(tmp_path, name, monkeypatch):
     near_and_the_same_everywhere(path, EXPECTED[name], monkeypatch, 0.15 if name == "kimi-k3" else 0.1)
 
 
-@pytest.mark.parametrize("name", ["lfm2moe", "kimi-linear", "kimi-k3", "bailingmoe3"])
+@pytest.mark.parametrize("name", ["lfm2moe", "kimi-linear", "kimi-k3", "bailingmoe3", "glm5-next-top16"])
 def test_sessions(tmp_path, name):
     """A long prompt, a fork and rewinds beyond kept states: what one prefill says."""
     path, ids = model(tmp_path, name), np.random.default_rng(8).integers(6, 120, 340).astype(np.int32)

@@ -1,5 +1,5 @@
 /* Causal attention over the KV memory (arXiv:1706.03762, grouped as in arXiv:2305.13245).
- * t: q, rope table?, kv, parts, out [T][H * ev], ids? [T][G * chosen].  w: q norm?, sinks? [H] (floats).  f: eps, scale, score cap (0:
+ * t: q, rope table?, kv, parts, out [T][H * ev], ids? [T][G * chosen], compressed rows?.  w: q norm?, sinks? [H] (floats).  f: eps, scale, score cap (0:
  * none), temperature.
  * i: attention.def.
  *
@@ -7,7 +7,8 @@
  * units of this work are this worker's: tiles of queries with all that they see, whose rows go to `out`, and runs of decoding
  * sequences, which become parts.
  *
- * Queries that attend to chosen positions (arXiv:2512.02556), or to chosen blocks, cost all the same.  Their units, tiles of the heads of a
+ * Queries that attend to chosen positions (arXiv:2512.02556), to chosen blocks, or to a window and compressed rows, cost what their list
+ * is long.  Their units, tiles of the heads of a
  * token and kv-head with the whole list or, of a decoding sequence, a piece of it, are dealt over the workers of the node that holds the
  * kv-head, or, where positions go round the nodes, over the team, whoever holds them. */
 #include "units.h"
@@ -141,20 +142,37 @@ static void attend_block(const ni_op *op, const ni_attention *n, const ni_segmen
                   ni_keys(n, s, u->g, next * n->block / NI_CHUNK), lo, hi, op->f[2], t->chunk.m, t->chunk.l, t->chunk.acc, t->score);
 }
 
+/* Entry i of the list of a query at `pos`: the chunk that holds it, and which of its rows it is.  Beside compressed rows the window comes
+ * first. */
+static const uint8_t *entry(const ni_attention *n, const ni_segment *s, const int32_t *ids, int64_t pos, int64_t i, int32_t *at) {
+    const int64_t from = ni_first_seen(n, pos), rows = n->ratio ? i - (pos + 1 - from) : -1;
+    if (rows >= 0) {
+        int64_t row;
+        const uint8_t *chunk = ni_row_at(n, s, ids ? ids[rows] : rows, &row);
+        *at = (int32_t)row;
+        return chunk;
+    }
+    const int64_t listed = n->chosen * n->block;
+    const int64_t p = n->ratio ? from + i : !n->pools ? ids[i] : i < listed ? ids[i / n->block] * n->block + i % n->block
+                                                                            : (pos + 1) / n->block * n->block + i - listed;
+    *at = (int32_t)(p % NI_CHUNK);
+    return ni_keys(n, s, 0, p / NI_CHUNK);
+}
+
 /* Leaves in t->all what the unit's queries, of one token, have of pieces first .. end - 1 of its list. */
 static void attend_pieces(const ni_ctx *c, const ni_op *op, const ni_attention *n, const ni_segment *s, const ni_unit *u,
                           int64_t first, int64_t end, const tile_memory *t) {
     const uint8_t *of[NI_CHUNK + AHEAD];
     int32_t at[NI_CHUNK + AHEAD];
-    const int64_t token = u->first / n->group;
-    const int32_t *ids = ni_ids(c, op, 5) + ((s->row0 + token) * n->kv_heads + u->g) * n->chosen;
+    const int64_t token = u->first / n->group, pos = s->pos0 + token, piece = ni_list_piece(n, pos), entries = ni_entries(n, pos);
+    const int32_t *ids = ni_is_chosen(n, pos) ? ni_ids(c, op, 5) + ((s->row0 + token) * n->kv_heads + u->g) * n->chosen : NULL;
     for (int64_t k = first; k < end && !ni_hurry(c); k++) {
-        const int64_t from = k * n->piece, count = ni_min(n->piece, n->chosen - from), ahead = ni_min(count + AHEAD, n->chosen - from);
+        const int64_t from = k * piece, count = ni_min(piece, entries - from), ahead = ni_min(count + AHEAD, entries - from);
         if (n->latent) {
-            for (int64_t i = 0; i < ahead; i++) of[i] = ni_keys(n, s, 0, ids[from + i] / NI_CHUNK), at[i] = ids[from + i] % NI_CHUNK;
+            for (int64_t i = 0; i < ahead; i++) of[i] = entry(n, s, ids, pos, from + i, &at[i]);
             n->kv->attend_listed(t->q, (int)u->count, ni_padded(n->e), ni_padded(n->ev), of, at, (int)count, (int)ahead, op->f[2],
                                  t->chunk.m, t->chunk.l, t->chunk.acc, t->score);
-        } else attend_block(op, n, s, u, s->pos0 + token, ids[k], ids[ni_min(k + 1, end - 1)], t);
+        } else attend_block(op, n, s, u, pos, ids[k], ids[ni_min(k + 1, end - 1)], t);
         for (int64_t i = 0; i < u->count; i++) fold(n, &t->all, &t->chunk, i, k == first);
     }
 }
@@ -164,15 +182,19 @@ static void attend_listed(const ni_ctx *c, const ni_op *op, const ni_attention *
     /* Where kv-heads divide evenly each is one node's. */
     const int own = n->kv_heads % c->me->n_nodes == 0;
     const int64_t heads = own ? n->kv_heads / c->me->n_nodes : n->kv_heads, g0 = own ? heads * c->me->node : 0;
-    const int64_t tiles = (n->group + NI_TILE - 1) / NI_TILE, pieces = (n->chosen + n->piece - 1) / n->piece, all = heads * tiles * pieces;
-    int64_t total = 0, before = 0, a, b;
-    for (int i = 0; i < c->step->n_segments; i++) total += (c->step->segments[i].n - ni_unlisted(n, &c->step->segments[i])) * all;
+    const int64_t tiles = (n->group + NI_TILE - 1) / NI_TILE;
+    int64_t total = 0, before = 0, all = 0, a, b;
+    for (int i = 0; i < c->step->n_segments; i++) {
+        const ni_segment *s = &c->step->segments[i];
+        for (int64_t row = ni_unlisted(n, s); row < s->n; row++) total += heads * tiles * ni_parts_of(n, s->pos0 + row);
+    }
     ni_cut(total, own ? c->me->size : c->me->n_workers, own ? c->me->rank : c->me->worker, &a, &b);
     for (int i = 0; i < c->step->n_segments && before < b; i++) {
         const ni_segment *s = &c->step->segments[i];
-        /* Of a decoding sequence a piece's tiles stand side by side: they read the same memory. */
-        const int64_t parts = c->slots[i] >= 0 ? pieces : 1, cost = pieces / parts;
         for (int64_t row = ni_unlisted(n, s); row < s->n && before < b; row++, before += all) {
+            /* Of a decoding sequence a piece's tiles stand side by side: they read the same memory. */
+            const int64_t pieces = ni_parts_of(n, s->pos0 + row), parts = c->slots[i] >= 0 ? pieces : 1, cost = pieces / parts;
+            all = heads * tiles * pieces;
             const int64_t end = ni_min(all / cost, (b - before + cost - 1) / cost);
             int64_t loaded = -1;
             for (int64_t unit = ni_max(0, (a - before + cost - 1) / cost); unit < end && !ni_hurry(c); unit++) {
@@ -194,7 +216,7 @@ void ni_op_attend(const ni_ctx *c, const ni_op *op) {
     ni_walk walk;
     ni_unit u, loaded = {.segment = -1};
     ni_walk_start(&walk, &n, c->step, c->places, c->slots, c->me, t.before);
-    if (n.chosen) attend_listed(c, op, &n, &t);
+    if (n.chosen || n.ratio) attend_listed(c, op, &n, &t);
     while (!ni_hurry(c) && ni_walk_next(&walk, &u)) {
         const ni_segment *s = &c->step->segments[u.segment];
         if (u.segment != loaded.segment || u.g != loaded.g || u.first != loaded.first) load_queries(c, op, &n, s, &u, t.q);

@@ -1,4 +1,4 @@
-/* What kv_append, attend and combine share: the layer's shape (attention.def), its place in the KV memory, and parts of a sum over chunks.
+/* What kv_append, attend, combine, index and compress share: the layer's shape (attention.def), its place in the KV memory, and parts of a sum over chunks.
  *
  * A query folds its chunks in runs (ni_runs_of): first each run's chunks, then the runs, both in order.  A tile of queries does all of
  * it in one unit of work; a decoding sequence may instead leave a part per run, from as many workers as there are runs, which combine.c
@@ -54,17 +54,54 @@ static inline int64_t ni_first_seen(const ni_attention *n, int64_t pos) {
 
 static inline ni_runs ni_query_runs(const ni_attention *n, int64_t pos) { return ni_runs_of(ni_first_seen(n, pos), pos, n->most_runs); }
 
-/* Whether a query at `pos` attends to chosen blocks alone. */
-static inline int ni_is_listed(const ni_attention *n, int64_t pos) { return n->chosen && pos >= n->chosen * n->block; }
+/* Compressed rows that a query at `pos` sees: those whose positions are all there. */
+static inline int64_t ni_rows_seen(const ni_attention *n, int64_t pos) { return (pos + 1) / n->ratio; }
 
-/* Queries of a segment, its first ones, that attend to all that they see. */
-static inline int64_t ni_unlisted(const ni_attention *n, const ni_segment *s) {
-    return n->chosen ? ni_max(0, ni_min(s->n, n->chosen * n->block - s->pos0)) : s->n;
+/* The chunk that holds compressed row r, and which of its rows it is. */
+static inline uint8_t *ni_row_at(const ni_attention *n, const ni_segment *s, int64_t r, int64_t *at) {
+    const int64_t per_chunk = NI_CHUNK / n->ratio;
+    *at = n->rows_first + r % per_chunk;
+    return s->tables[n->rows_table].at[r / per_chunk] + n->rows_offset * NI_KV_UNIT;
+}
+
+/* First query for which an indexer chooses, if there is one: it sees more blocks, or compressed rows or pools that are complete, than are
+ * chosen. */
+static inline int64_t ni_first_chosen(const ni_attention *n) {
+    if (n->ratio || n->pools) return (n->chosen + 1) * (n->ratio ? n->ratio : n->block) - 1;
+    return n->chosen * n->block;
+}
+
+static inline int ni_is_chosen(const ni_attention *n, int64_t pos) { return n->chosen && pos >= ni_first_chosen(n); }
+
+/* Queries of a segment, its first ones, for which none does. */
+static inline int64_t ni_unchosen(const ni_attention *n, const ni_segment *s) {
+    return n->chosen ? ni_max(0, ni_min(s->n, ni_first_chosen(n) - s->pos0)) : s->n;
+}
+
+/* Whether a query at `pos` attends to a list: to what was chosen, or to its window and compressed rows behind it. */
+static inline int ni_is_listed(const ni_attention *n, int64_t pos) { return n->ratio || ni_is_chosen(n, pos); }
+
+/* Queries of a segment, its first ones, that attend to all that they see, and to no list. */
+static inline int64_t ni_unlisted(const ni_attention *n, const ni_segment *s) { return n->ratio ? 0 : ni_unchosen(n, s); }
+
+/* Entries of the list. */
+static inline int64_t ni_entries(const ni_attention *n, int64_t pos) {
+    if (n->pools) return n->chosen * n->block + (pos + 1) % n->block;
+    if (!n->ratio) return n->chosen;
+    return pos + 1 - ni_first_seen(n, pos) + (ni_is_chosen(n, pos) ? n->chosen : ni_rows_seen(n, pos));
+}
+
+/* Of a list, entries that are summed together: with compressed rows as few as make at most `most_runs` pieces. */
+static inline int64_t ni_list_piece(const ni_attention *n, int64_t pos) {
+    if (!n->ratio) return n->piece;
+    int64_t piece = 16;
+    while (piece < NI_CHUNK && ni_entries(n, pos) > piece * n->most_runs) piece *= 2;
+    return piece;
 }
 
 /* Parts that a query at `pos` folds. */
 static inline int64_t ni_parts_of(const ni_attention *n, int64_t pos) {
-    if (ni_is_listed(n, pos)) return (n->chosen + n->piece - 1) / n->piece;
+    if (ni_is_listed(n, pos)) return (ni_entries(n, pos) + ni_list_piece(n, pos) - 1) / ni_list_piece(n, pos);
     const ni_runs runs = ni_query_runs(n, pos);
     return runs.end - runs.first;
 }

@@ -1,4 +1,4 @@
-/* Scores of an indexer: what positions, or blocks of them, are worth to the tokens that choose among more than they may attend to.
+/* Scores of an indexer: what positions, blocks of them, or compressed rows, are worth to the tokens that choose among more than they may attend to.
  * t: q [T][H * e], weights? [T][H], rope table?, kv, scores.  w: q norm? [e] (floats).  f: factor on the weights, eps.  i: attention.def, of
  * one kv-head without values; chosen and block: as of attend.
  * With weights, scores [T][positions] are sums over the heads (arXiv:2512.02556).  Without, every head has a list of its own, for a kv-head
@@ -11,6 +11,19 @@ size_t ni_scratch_index(const ni_ctx *c, const ni_op *op) {
     (void)c;
     const size_t e = (size_t)ni_padded(op->i[NI_ATTENTION_e]), heads = (size_t)op->i[NI_ATTENTION_heads];
     return (2 * heads * (e + 1) + NI_CHUNK + NI_INDEX_SCRATCH(e)) * sizeof(float);
+}
+
+/* Chunks that a token at `pos` sees. */
+static int64_t chunks_seen(const ni_attention *n, int64_t pos) {
+    return n->ratio ? (ni_rows_seen(n, pos) * n->ratio + NI_CHUNK - 1) / NI_CHUNK : pos / NI_CHUNK + 1;
+}
+
+/* Keys of chunk j. */
+static const uint8_t *keys_of(const ni_attention *n, const ni_segment *s, int64_t j) {
+    if (!n->ratio) return ni_keys(n, s, 0, j);
+    int64_t at;
+    const uint8_t *chunk = ni_row_at(n, s, j * (NI_CHUNK / n->ratio), &at);
+    return chunk + at * ni_kv_bytes((ni_kv_type)n->kv_type, n->e);      /* rows begin at multiples of 16 */
 }
 
 /* Chunks below x that the worker's node holds. */
@@ -56,10 +69,11 @@ static void score(const ni_ctx *c, const ni_op *op, const ni_attention *n, const
     float *scores = ni_floats(c, op, 4) + row * width;
     load_heads(c, op, n, row, q, w);
     for (int64_t u = a; u < b && !ni_hurry(c); u++) {
-        const int64_t j = chunk_of(n, c->me, u), seen = ni_min(NI_CHUNK, pos + 1 - j * NI_CHUNK);
-        const uint8_t *keys = ni_keys(n, s, 0, j), *next = u + 1 < b ? ni_keys(n, s, 0, chunk_of(n, c->me, u + 1)) : keys;
+        const int64_t j = chunk_of(n, c->me, u), rows = n->ratio ? NI_CHUNK / n->ratio : NI_CHUNK;
+        const int64_t seen = ni_min(rows, (n->ratio ? ni_rows_seen(n, pos) : pos + 1) - j * rows);
+        const uint8_t *keys = keys_of(n, s, j), *next = u + 1 < b ? keys_of(n, s, chunk_of(n, c->me, u + 1)) : keys;
         const int blocks = (int)(seen + 15) / 16;
-        if (!apart) n->kv->index(q, w, (int)n->heads, e, keys, next, blocks, scores + j * NI_CHUNK, memory);
+        if (!apart) n->kv->index(q, w, (int)n->heads, e, keys, next, blocks, scores + j * rows, memory);
         for (int64_t h = 0; apart && h < n->heads; h++) {
             n->kv->index(q + 2 * h * e, w + 2 * h, 2, e, keys, h + 1 < n->heads ? keys : next, blocks, at, memory);
             for (int64_t i = 0; i < seen; i += n->block)
@@ -73,13 +87,13 @@ void ni_op_index(const ni_ctx *c, const ni_op *op) {
     int64_t total = 0, before = 0, a, b;
     for (int i = 0; i < c->step->n_segments; i++) {
         const ni_segment *s = &c->step->segments[i];
-        for (int64_t t = ni_unlisted(&n, s); t < s->n; t++) total += held(&n, c->me, (s->pos0 + t) / NI_CHUNK + 1);
+        for (int64_t t = ni_unchosen(&n, s); t < s->n; t++) total += held(&n, c->me, chunks_seen(&n, s->pos0 + t));
     }
     ni_cut(total, c->me->size, c->me->rank, &a, &b);
     for (int i = 0; i < c->step->n_segments && before < b; i++) {
         const ni_segment *s = &c->step->segments[i];
-        for (int64_t t = ni_unlisted(&n, s); t < s->n && before < b; t++) {
-            const int64_t units = held(&n, c->me, (s->pos0 + t) / NI_CHUNK + 1);
+        for (int64_t t = ni_unchosen(&n, s); t < s->n && before < b; t++) {
+            const int64_t units = held(&n, c->me, chunks_seen(&n, s->pos0 + t));
             const int64_t first = ni_max(0, a - before), end = ni_min(units, b - before);
             if (first < end) score(c, op, &n, s, s->pos0 + t, first, end);
             before += units;

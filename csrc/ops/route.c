@@ -1,6 +1,7 @@
 /* Chooses experts for each token from their scores, best first, and weighs them.
  * t: scores [T][E], ids [T][used], weights [T][used], shared? [T][used]: the one that each chosen expert shares with others.
- * w: bias? (floats [E]: counts for choosing, not for weighing), factors? (floats [E]: each expert's own on its weight).
+ * w: bias? (floats [E]: counts for choosing, not for weighing), factors? (floats [E]: each expert's own on its weight),
+ *    table? (int32 [V][used]: the experts of each token of the vocabulary, which are not chosen then).
  * i: 0 gating: NI_SOFTMAX of all scores, NI_SIGMOID, NI_CHOSEN: softmax of the chosen alone, NI_ROOT: square root of log(1 + exp(score)),
  *    NI_LATE: sigmoids of the chosen, which are chosen by score; NI_SPARSE: as of `nearly_tied`, choice by choice;
  *    1 1 to divide weights by their sum; 2 groups, 3 groups that may be chosen from, 4 how many of its best make a group's score, 1 or 2;
@@ -64,8 +65,8 @@ static float nearly_tied(const float *score, const float *taken, int64_t n, int6
     return 1.0f / ni_k->vec.sum(mine, m);
 }
 
-static void route(const ni_op *op, const float *score, const float *bias, const float *factors, int64_t n, int64_t used, float *mine,
-                  int32_t *ids, float *weights) {
+static void route(const ni_op *op, const float *score, const float *bias, const float *factors, const int32_t *given, int64_t n,
+                  int64_t used, float *mine, int32_t *ids, float *weights) {
     float *gate = mine, *choice = mine + n, *taken = choice + n;
     if (op->i[0] == NI_SOFTMAX) softmax(score, n, gate);
     else if (op->i[0] == NI_SIGMOID) ni_sigmoid(score, n, gate);
@@ -76,7 +77,7 @@ static void route(const ni_op *op, const float *score, const float *bias, const 
     memset(taken, 0, (size_t)n * sizeof *taken);
     if (op->i[2] > 1) take_groups(op, choice, n, taken);
     for (int64_t s = 0; s < used; s++) {
-        const int64_t i = best(choice, taken, 0, n);
+        const int64_t i = given ? given[s] : best(choice, taken, 0, n);
         weights[s] = op->i[0] == NI_SPARSE ? nearly_tied(gate, taken, n, i, taken + n) : gate[i];
         taken[i] = 1;
         ids[s] = (int32_t)i;
@@ -93,12 +94,13 @@ static void route(const ni_op *op, const float *score, const float *bias, const 
 
 void ni_op_route(const ni_ctx *c, const ni_op *op) {
     const int64_t n = ni_width(c, op, 0), used = ni_width(c, op, 1);
+    const int32_t *table = ni_copy_of(c, op, 2);
     int64_t a, b;
     ni_cut(ni_rows(c, op), c->me->size, c->me->rank, &a, &b);
     for (int64_t t = a; t < b; t++) {
         int32_t *ids = ni_ids(c, op, 1) + t * used;
-        route(op, ni_floats(c, op, 0) + t * n, ni_copy_of(c, op, 0), ni_copy_of(c, op, 1), n, used, (float *)c->scratch, ids,
-              ni_floats(c, op, 2) + t * used);
+        route(op, ni_floats(c, op, 0) + t * n, ni_copy_of(c, op, 0), ni_copy_of(c, op, 1), table ? table + c->step->ids[t] * used : NULL,
+              n, used, (float *)c->scratch, ids, ni_floats(c, op, 2) + t * used);
         for (int64_t s = 0; op->t[3] >= 0 && s < used; s++) ni_ids(c, op, 3)[t * used + s] = ids[s] / op->i[5];
     }
 }

@@ -1,7 +1,7 @@
 /* Chooses the positions, or blocks of them, with the best scores, for each token that sees more than it may attend to; of equal ones the
  * lower win.
  * t: scores [T][lists][blocks], ids [T][lists][so many as are chosen], ascending.  i: 0 lists of a token, 1 positions of a block, 2 how many
- * of the last blocks are chosen whatever their scores.
+ * of the last blocks are chosen whatever their scores, 3 1: blocks are compressed rows, of which those count that are complete.
  *
  * A score becomes an unsigned integer of the same order, and the least that is chosen is found digit by digit, by counting, from the
  * first digit on; so a token costs a few passes over its scores, whatever they are.  NaN counts as less than any.  Never returns early: ids
@@ -54,7 +54,7 @@ void ni_op_select(const ni_ctx *c, const ni_op *op) {
     int64_t a, b;
     ni_cut(c->step->n_tokens, c->me->size, c->me->rank, &a, &b);
     for (int64_t t = a; t < b; t++) {
-        const int64_t n = ni_position(c->step, t) / op->i[1] + 1;
+        const int64_t n = (ni_position(c->step, t) + op->i[3]) / op->i[1] + !op->i[3];
         for (int64_t list = t * lists; n > chosen && list < (t + 1) * lists; list++) {
             int32_t *ids = ni_ids(c, op, 1) + list * chosen;
             if (last < chosen) choose(ni_floats(c, op, 0) + list * width, n - last, chosen - last, (uint32_t *)c->scratch, ids);

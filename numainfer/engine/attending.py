@@ -17,7 +17,7 @@ def longest_run(n_ctx):
 class Attending:
     """Methods of `Plan`."""
 
-    def index(self, q, k, weights, a, chosen, rope=None, *, q_norm=None, k_norm=None, block=1, last=0):
+    def index(self, q, k, weights, a, chosen, rope=None, *, q_norm=None, k_norm=None, block=1, last=0, rows=None):
         """Appends k to the indexer's keys and chooses what each token attends to: ids, ascending, of so many positions or blocks of them.
 
         They are those of the best scores, of equal ones the lower.  A token that sees no more attends to all, and has none.
@@ -35,10 +35,14 @@ class Attending:
             Positions of a block, without weights.
         last : int
             So many blocks, a token's own and those before it, are always chosen.
+        rows : Tensor, optional
+            Of `compress`: compressed keys among which is chosen, with weights; then k is None.
         """
         for name, tensor, width in (("q", q, a.heads * a.key_length), ("k", k, a.key_length), ("weights", weights, a.heads)):
             if tensor is not None:
                 self._check("index", name, tensor, width)
+        if rows is not None and (k is not None or weights is None or not self._compressed[rows].cache.indexes):
+            raise PlanError(f"index: compressed rows ({rows.name}) go with weights and without k, and are an indexer's")
         if a.kv_heads != 1 or a.value_length or a.window or chosen < 1 or _core.CHUNK % block or (weights is not None and block != 1):
             raise PlanError(f"index: wanted one kv-head without values, that sees everything, at least one position to choose, and blocks "
                             f"that divide {_core.CHUNK} positions, of 1 with weights; found {a}, {chosen} and {block}")
@@ -47,29 +51,42 @@ class Attending:
         for name, norm in (("q_norm", q_norm), ("k_norm", k_norm)):
             if norm is not None:
                 self._is_vector("index", name, norm, a.key_length)
-        lists = a.heads if weights is None else 1
-        cache = self.kv.add(1, a.key_length, 0, 0, chosen * block, indexes=True)
+        lists, compressed = a.heads if weights is None else 1, self._compressed.get(rows)
+        per_score = block if compressed is None else compressed.ratio
         ints = self._attention_ints(a, rope, 0, (chosen, block, 1))
-        kv = self._tensor(f"kv {len(self.kv.layers) - 1}", 0, PER_NODE if self.n_nodes == 1 else SHARED)
-        scores = self._tensor("scores", lists * (self.n_chunks * _core.CHUNK // block), SHARED, "f")
+        scores = self._tensor("scores", lists * (self.n_chunks * _core.CHUNK // per_score), SHARED, "f")
         ids = self._tensor("chosen", lists * chosen, PER_NODE, "i")
         self._lists[ids] = chosen, block, lists
-        self._add("kv_append", [k, None, rope, kv], [k_norm], ints, (a.eps,), cache=cache)
+        if compressed is None:
+            cache, kv = self.kv.add(1, a.key_length, 0, 0, chosen * block, indexes=True), self._memory("kv")
+            self._add("kv_append", [k, None, rope, kv], [k_norm], ints, (a.eps,), cache=cache)
+        else:
+            cache, kv, self._compressed[ids] = compressed.cache, rows, compressed
         near = None if weights is None else self._near(weights)
-        self._add("index", [self._near(q), near, rope, kv, scores], [q_norm], ints, (a.scale, a.eps), cache=cache)
-        return self._add("select", [scores, ids], [], (lists, block, last))
+        self._add("index", [self._near(q), near, rope, kv, scores], [q_norm], ints, (a.scale, a.eps), cache=cache, rows=compressed)
+        return self._add("select", [scores, ids], [], (lists, per_score, last, int(compressed is not None)))
 
-    def _attention_ints(self, a, rope, latent, listed):
-        """The integers of attention's ops, of which some wait for the whole plan (`compile`); listed: (chosen, block, lists) or None."""
+    def _memory(self, name, heads=1):
+        """The tensor that stands for the memory of the cache that was added last."""
+        return self._tensor(f"{name} {len(self.kv.layers) - 1}", 0, PER_NODE if heads % self.n_nodes == 0 else SHARED)
+
+    def _attention_ints(self, a, rope, latent, listed, rows=None, pools=False):
+        """The integers of attention's ops, of which some wait for the whole plan (`compile`); listed: (chosen, block, lists) or None; rows:
+        the Rows that are attended to beside a window; pools: blocks are lists of positions."""
         chosen, block, _ = listed or (0, 1, 1)
         # Of a list, so that it has no more parts than runs would be.
-        piece = min(_core.CHUNK, -(-chosen // (16 * MOST_RUNS)) * 16) if block == 1 else 1
-        self._least_parts = max(self._least_parts, -(-chosen // max(piece, 1)))
+        entries = chosen * block + block - 1 if pools else chosen
+        piece = min(_core.CHUNK, -(-entries // (16 * MOST_RUNS)) * 16) if block == 1 or pools else 1
+        parts = -(-entries // max(piece, 1))
+        if rows is not None:  # as ni_list_piece of csrc/ops/attention.h cuts the longest lists
+            entries = a.window + min(chosen or self.n_ctx, self.n_ctx // rows.ratio)
+            parts = min(-(-entries // 16), max(MOST_RUNS, -(-entries // _core.CHUNK)))
+        self._least_parts = max(self._least_parts, parts)
         named = {"heads": a.heads, "kv_heads": a.kv_heads, "e": a.key_length, "ev": a.value_length,
                  "latent": latent, "rot": a.rope_first, "n_rot": a.rope_dim if rope is not None else 0, "neox": int(a.neox),
-                 "window": a.window, "pieces": int(a.pieces), "kv_type": self.kv.type, "chosen": chosen, "block": block, "piece": piece,
-                 "most_runs": MOST_RUNS, "turn": self.kv.turn, "norm_last": int(a.norm_last), "floor": a.floor, "ahead": a.ahead,
-                 **self._room()}  # fmt: skip
+                 "window": a.window, "pieces": int(a.pieces), "kv_type": self.kv.type, "chosen": chosen, "block": block,
+                 "pools": int(pools), "piece": piece, "most_runs": MOST_RUNS, "turn": self.kv.turn, "norm_last": int(a.norm_last),
+                 "floor": a.floor, "ahead": a.ahead, **self._room()}  # fmt: skip
         return [named.get(name, 0) for name in ATTENTION_INTS]
 
     def _room(self):
@@ -77,7 +94,7 @@ class Attending:
         return {"least_parts": self._least_parts,
                 "part_runs": min(PART_SEQUENCES, self.n_batch) * max(min(self.n_chunks, MOST_RUNS), self._least_parts)}  # fmt: skip
 
-    def attend(self, q, k, v, a, rope=None, q_norm=None, k_norm=None, sinks=None, chosen=None, kept=None):
+    def attend(self, q, k, v, a, rope=None, q_norm=None, k_norm=None, sinks=None, chosen=None, kept=None, rows=None):
         """Appends k, v to the sequence's KV memory and attends: o, one copy per node, width H * value_length.
 
         v : Tensor, optional
@@ -85,9 +102,13 @@ class Attending:
         sinks : Vector, optional
             (H,) a score of each head that takes part in its softmax and adds nothing (arXiv:2309.17453).
         chosen : Tensor, optional
-            Of `index`: what tokens attend to that see more: positions of latent rows, or blocks for each kv-head.
+            Of `index`: what tokens attend to that see more: positions of latent rows, or blocks for each kv-head.  Of an index that chose
+            among compressed keys of so many positions each: latent rows of these positions, and of those behind the last complete key.
         kept : Tensor, optional
             What an earlier call, of the same widths and window, returned: its keys and values are attended to, and k and v are None.
+        rows : Tensor, optional
+            Of `compress`: with latent rows and a window, compressed rows that are attended to beside it: all that are complete, or those
+            that were chosen.
         """
         for name, tensor, heads, count, key, width in (("q", q, "head_count", a.heads, "key_length", a.key_length),
                                                        ("k", k, "head_count_kv", a.kv_heads, "key_length", a.key_length),
@@ -109,33 +130,52 @@ class Attending:
                 self._is_vector("attend", name, norm, a.key_length)
         if sinks is not None:
             self._is_vector("attend", "sinks", sinks, a.heads)
-        listed = self._lists.get(chosen)
-        if chosen is not None and (listed is None or a.window or listed[2] != a.kv_heads or (listed[1] == 1) != (v is None)):
+        listed, compressed = self._lists.get(chosen), self._compressed.get(rows)
+        pools = rows is None and chosen in self._compressed
+        self._check_rows(a, v, chosen, rows)
+        misfits = listed is None or a.window or listed[2] != a.kv_heads or (listed[1] == 1) != (v is None)
+        if chosen is not None and rows is None and misfits:
             raise PlanError(f"attend: chosen positions ({chosen.name}) go with latent rows, blocks with others, one list for each kv-head, "
                             f"and no window; found {a}")
         q = self._near(q)
         if self.n_chunks >= 2**31:
             raise PlanError(f"attend: a context of {self.n_ctx} tokens; wanted less than {2**31 * _core.CHUNK}")
+        if pools:
+            listed = listed[0], self._compressed[chosen].ratio, listed[2]
         most, latent = listed[0] * listed[1] if listed else 0, v is None and kept is None
-        ints = self._attention_ints(a, rope, int(latent), listed)
+        ints = self._attention_ints(a, rope, int(latent), listed, compressed, pools)
         # Each head stays with one node where heads divide evenly; else its chunks go round, and all nodes read them.
         if kept is None:
-            cache = self.kv.add(a.kv_heads, *((0, a.key_length) if latent else (a.key_length, a.value_length)), a.window, most)
-            kv = self._tensor(f"kv {len(self.kv.layers) - 1}", 0, PER_NODE if a.kv_heads % self.n_nodes == 0 else SHARED)
+            cache = self.kv.add(a.kv_heads, *((0, a.key_length) if latent else (a.key_length, a.value_length)), a.window,
+                                0 if rows else most)  # fmt: skip
+            kv = self._memory("kv", a.kv_heads)
         else:
             cache, kv, _ = self._kept[kept]
             cache.readers += 1
         parts = self._tensor("parts", 0, SHARED, "f")
-        rows = self._tensor("rows", a.heads * a.value_length, SHARED, "f")
-        o = self._tensor("o", rows.width, PER_NODE)
+        whole = self._tensor("rows", a.heads * a.value_length, SHARED, "f")
+        o = self._tensor("o", whole.width, PER_NODE)
         if kept is None:
             self._add("kv_append", [k, v, rope, kv], [k_norm], ints, (a.eps,), cache=cache)
-        self._add("attend", [q, rope, kv, parts, rows, chosen], [q_norm, sinks], ints, (a.eps, a.scale, a.softcap, a.temperature),
-                  cache=cache)
-        self._add("combine", [parts, rows, o], [sinks], ints, cache=cache)
+        self._add("attend", [q, rope, kv, parts, whole, chosen, rows], [q_norm, sinks], ints,
+                  (a.eps, a.scale, a.softcap, a.temperature), cache=cache, rows=compressed)  # fmt: skip
+        self._add("combine", [parts, whole, o], [sinks], ints, cache=cache, rows=compressed)
         if not latent:
             self._kept[o] = cache, kv, _kept_shape(a)
         return o
+
+
+    def _check_rows(self, a, v, chosen, rows):
+        """Whether compressed rows are of attention's width, and what was chosen is of them."""
+        found, among = self._compressed.get(rows), self._compressed.get(chosen)
+        if (found is None) != (rows is None) or (found is not None and chosen is not None and among is None):
+            raise PlanError("attend: what was chosen goes with what it was chosen from, positions or compressed rows")
+        if found is None:
+            return
+        if v is not None or a.kv_heads != 1 or not a.window or found.cache.indexes or found.cache.value_length != a.key_length:
+            raise PlanError(f"attend: compressed rows ({rows.name}) go with latent rows of the same width, and a window; found {a}")
+        if among is not None and among.ratio != found.ratio:
+            raise PlanError(f"attend: chosen among rows of {among.ratio} positions, but attends to rows of {found.ratio}")
 
 
 def _kept_shape(a):

@@ -33,10 +33,14 @@ class LayerCache:
         Widths of what is stored: keys none of their own, and values the keys' whole width, where rows are latent.
     chunk_bytes : int
         Of a chunk of one kv-head.
+    type : int
+        Of the values: a place in `KV_TYPES`.
     chosen : int
         Of the positions that a token sees, it reads so many, which an indexer chose; 0: all.
     readers : int
         Layers that attend to it.
+    lists : list of Rows
+        Of layers that share it: it holds compressed rows of each, not positions of one.
     indexes : bool
         These are the indexer's keys, which a token reads that sees more than ``chosen`` positions.
     offset, stride : int
@@ -48,11 +52,13 @@ class LayerCache:
     key_length: int
     value_length: int
     chunk_bytes: int
+    type: int
     chosen: int = 0
     indexes: bool = False
     readers: int = 1
     offset: int = 0
     stride: int = 0
+    lists: list = field(default_factory=list, repr=False)
 
     @property
     def window(self) -> int:
@@ -64,11 +70,41 @@ class LayerCache:
         return self.kv_heads * self.chunk_bytes // _core.CHUNK
 
     def seen(self, n):
-        """Positions that the n-th token reads, itself included; n may be an array."""
+        """Positions, or rows, that the n-th token reads, itself included; n may be an array."""
+        if self.lists:
+            return sum(rows.seen(n) for rows in self.lists)
         if self.indexes:
             return np.where(np.asarray(n) > self.chosen, n, 0)
         most = self.window or self.chosen
         return np.minimum(n, most) if most else n
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Compressed rows of a layer, one for every `ratio` positions: of each chunk those from `first` on.
+
+    Attributes
+    ----------
+    cache : LayerCache
+        That holds them, with other layers' rows beside them.
+    first : int
+    ratio : int
+        A divisor of the positions of a chunk.
+    chosen : int
+        A token reads so many, which an indexer chose; 0: all.
+    """
+
+    cache: LayerCache
+    first: int
+    ratio: int
+    chosen: int = 0
+
+    def seen(self, n):
+        """Rows that the n-th token reads, or, of an indexer's, has to choose among; n may be an array."""
+        rows = np.asarray(n) // self.ratio
+        if self.cache.indexes:
+            return np.where(rows > self.chosen, rows, 0)
+        return np.minimum(rows, self.chosen) if self.chosen else rows
 
 
 @dataclass(eq=False)
@@ -152,17 +188,32 @@ class Layout:
         """Whether a sequence can go back by as many positions as a step has: a state cannot."""
         return not self.states.parts
 
-    def add(self, kv_heads, key_length, value_length, window, chosen=0, indexes=False):
-        """The LayerCache of the model's next attention layer, or indexer; its place is settled by `place`."""
+    def add(self, kv_heads, key_length, value_length, window, chosen=0, indexes=False, kv_type=None, readers=1):
+        """The LayerCache of the model's next attention layer, or indexer; its place is settled by `place`.  Its values are of the model's
+        type, if of none of its own."""
+        kv_type = self.type if kv_type is None else KV_TYPES.index(kv_type)
         kind = next((k for k in self.kinds if k.window == window), None)
         if kind is None:
             kind = BlockKind(len(self.kinds), window)
             self.kinds.append(kind)
-        layer = LayerCache(kind, kv_heads, key_length, value_length, _core.kv_chunk_bytes(self.type, key_length, value_length),
-                           chosen, indexes)  # fmt: skip
+        layer = LayerCache(kind, kv_heads, key_length, value_length, _core.kv_chunk_bytes(kv_type, key_length, value_length),
+                           kv_type, chosen, indexes, readers)  # fmt: skip
         kind.layers.append(layer)
         self.layers.append(layer)
         return layer
+
+    def add_rows(self, width, ratio, chosen=0, indexes=False):
+        """`Rows` of the next layer, of such width, or of its indexer's keys: in what is free of a chunk of the kind, else in a new one."""
+        count = round_up(_core.CHUNK // ratio, 16 if indexes else 1)  # keys lie in blocks of 16
+        widths = (width, 0) if indexes else (0, width)
+        for layer in self.layers:
+            first = sum(round_up(_core.CHUNK // rows.ratio, 16 if indexes else 1) for rows in layer.lists)
+            if layer.lists and (layer.key_length, layer.value_length) == widths and first + count <= _core.CHUNK:
+                break
+        else:
+            layer, first = self.add(1, *widths, 0, indexes=indexes), 0
+        layer.lists.append(Rows(layer, first, ratio, chosen))
+        return layer.lists[-1]
 
     def place(self):
         """Settle where everything lies, once all layers are there."""
@@ -172,7 +223,7 @@ class Layout:
 
     def records(self, kind):
         """A kind's layers as `Team.copy_kv` takes them."""
-        return np.array([(layer.offset, layer.stride, layer.kv_heads, layer.key_length, layer.value_length, self.type, self.turn)
+        return np.array([(layer.offset, layer.stride, layer.kv_heads, layer.key_length, layer.value_length, layer.type, self.turn)
                          for layer in kind.layers], _core.KV_LAYER_DTYPE)  # fmt: skip
 
     def bytes(self, n):

@@ -6,7 +6,7 @@ What an op is called and which operands it takes is declared in csrc/ops/ops.def
 from dataclasses import dataclass, field
 
 from .. import _core
-from .layout import LayerCache
+from .layout import LayerCache, Rows
 from .states import StatePart
 from .weights import Matrix
 
@@ -16,7 +16,7 @@ FLOAT, OFFSET, MINIMUM, SIGNED, NESTED, NESTED_MINIMUM = range(6)  # panel kinds
 SUMS = {OFFSET: "s", MINIMUM: "m", NESTED: "s", NESTED_MINIMUM: "s"}  # the form beside "q" that a kind needs
 ACTIVATIONS = {"gelu": 0, "relu^2": 1, "xielu": 2, "clamp": 3, "above": 4}
 GATING = {"softmax": 0, "sigmoid": 1, "chosen": 2, "sqrtsoftplus": 3, "late": 4, "sparse": 5}
-GATES = {"silu": 0, "gelu": 1, "sigmoid": 2, "clamped": 3, "limited": 4, "relu": 5, "product": 6, "situ": 7}
+GATES = {"silu": 0, "gelu": 1, "sigmoid": 2, "clamped": 3, "limited": 4, "relu": 5, "product": 6, "situ": 7, "capped": 8}
 ATTENTION_INTS = _core.attention_ints()
 _ALIGN = 64  # bytes: a line of the cache, and the widest vector
 
@@ -136,6 +136,7 @@ class Op:
     matrices: tuple = ()  # of the weights, those that it multiplies its rows by
     per_token: int = 1  # rows that each of them meets for a row of the step
     cache: LayerCache | None = None  # of attention's ops
+    rows: Rows | None = None  # compressed ones, of attention's ops
     state: StatePart | None = None  # of recurrent layers' ops
     barrier: int = NONE
 

@@ -9,8 +9,10 @@ from .. import _core
 from ..errors import CorruptModel, PlanError, UnsupportedModel
 from ..summary import counted
 from .attending import Attending, longest_run
-from .layout import UNIT, Layout
 from .compiling import arrays, insert_barriers, lay_out
+from .compressing import Compressing
+from .hyper import Hyper
+from .layout import UNIT, Layout
 from .ops import (ACTIVATIONS, ATTENTION_INTS, FLOAT, GATES, GATING, NODE, OPS, PER_NODE, SHARED, SUMS, TEAM, Op,
                   Tensor)  # fmt: skip
 from .recurrent import Recurrent
@@ -18,7 +20,7 @@ from .streams import Streams
 from .weights import Matrix, Vector
 
 
-class Plan(Attending, Recurrent, Streams):
+class Plan(Attending, Compressing, Recurrent, Streams, Hyper):
     """Builds and holds the ops of one forward pass.
 
     Parameters
@@ -54,6 +56,7 @@ class Plan(Attending, Recurrent, Streams):
         self.experts = set()  # those among which a token's ids choose
         self._known = set()  # ids of `weights`
         self._lists = {}  # what `index` returned: how many of which blocks, for how many kv-heads
+        self._compressed = {}  # what `compress` returned, and then `index`: the Rows that are attended to, or among which was chosen
         self._kept = {}  # what `attend` returned: its LayerCache, the tensor that stands for its memory, and the shape of that
         self.arena_bytes = [0, 0]
         self.out_width = 0
@@ -194,9 +197,9 @@ class Plan(Attending, Recurrent, Streams):
         ----------
         gate, up : Tensor
             up None: gate's rows hold both, one half behind the other.
-        activation : {"silu", "gelu", "sigmoid", "clamped", "limited", "relu", "product", "situ"}
+        activation : {"silu", "gelu", "sigmoid", "clamped", "limited", "capped", "relu", "product", "situ"}
             "clamped" is a / (1 + exp(-alpha a)) (b + 1), a being min(gate, limit) and b `up` from -limit to limit (arXiv:2508.10925);
-            "limited" is min(silu(gate), limit) b; "relu" max(gate, 0) up; "product" gate up; "situ" is
+            "limited" is min(silu(gate), limit) b; "capped" silu(a) b; "relu" max(gate, 0) up; "product" gate up; "situ" is
             alpha tanh(gate / alpha) sigmoid(gate) b, b being limit tanh(up / limit), or up where the limit is 0.
         alpha, limit : float
         """
@@ -242,8 +245,8 @@ class Plan(Attending, Recurrent, Streams):
             y.source = w
         return y
 
-    def route(self, scores, used, *, gating="softmax", bias=None, factors=None, normed=False, scale=1.0, groups=1, groups_used=1,
-              group_best=2, sharing=0):
+    def route(self, scores, used, *, gating="softmax", bias=None, factors=None, table=None, normed=False, scale=1.0, groups=1,
+              groups_used=1, group_best=2, sharing=0):
         """Chooses experts: (ids, weights), both (T, used), the best first, of equal ones that with the lower index.
 
         Parameters
@@ -260,6 +263,8 @@ class Plan(Attending, Recurrent, Streams):
             (E,) added for choosing, not for weighing.
         factors : Vector, optional
             (E,) each expert's own on its weight.
+        table : Vector, optional
+            (V * used,) int32: the experts of each token of the vocabulary, which are weighed and not chosen.
         normed : bool
             Weights are divided by their sum.
         scale : float
@@ -286,9 +291,11 @@ class Plan(Attending, Recurrent, Streams):
             self._is_vector("route", "bias", bias, scores.width)
         if factors is not None:
             self._is_vector("route", "factors", factors, scores.width)
+        if table is not None and (table.values.dtype != "i4" or table.n % used or gating == "sparse"):
+            self._refuse(f"route: operand table ({table.name}) has {table.n} values, wanted ids, {used} for each token", table)
         ids, weights = self._tensor("ids", used, PER_NODE, "i"), self._tensor("weights", used, PER_NODE, "f")
         shared = self._tensor("shared", used, PER_NODE, "i") if sharing else None
-        self._add("route", [scores, ids, weights, shared], [bias, factors],
+        self._add("route", [scores, ids, weights, shared], [bias, factors, table],
                   (GATING[gating], int(normed), groups, groups_used, group_best, sharing), (scale,))  # fmt: skip
         return (ids, weights, shared) if sharing else (ids, weights)
 
@@ -377,7 +384,7 @@ class Plan(Attending, Recurrent, Streams):
         return self._tensor(name, x.width, PER_NODE, *forms, per_token=x.per_token)
 
     def _add(self, name, tensors, weights, ints=(), floats=(), selected=False, matrices=(), per_token=1, cache=None,
-             state=None):
+             rows=None, state=None):
         while weights and weights[-1] is None:
             weights.pop()
         for w in weights:
@@ -396,7 +403,7 @@ class Plan(Attending, Recurrent, Streams):
                 tensor.first = index
             elif tensor.first < 0:
                 raise PlanError(f"{name}: operand {operand} ({tensor.name}) is read before any op writes it")
-        self.ops.append(Op(name, tensors, weights, tuple(ints), tuple(floats), selected, tuple(matrices), per_token, cache, state))
+        self.ops.append(Op(name, tensors, weights, tuple(ints), tuple(floats), selected, tuple(matrices), per_token, cache, rows, state))
         return next((t for (_, mode, _), t in reversed(list(zip(OPS[name][1], tensors))) if mode == "w"), None)
 
     @staticmethod
@@ -480,7 +487,7 @@ class Plan(Attending, Recurrent, Streams):
                 op.ints = self.kv.states.ints(op.state) + op.ints
             if op.cache is not None:
                 named = op.attention | {"table": op.cache.kind.index, "offset": op.cache.offset // UNIT, "stride": op.cache.stride // UNIT,
-                                        **self._room()}  # fmt: skip
+                                        **self._room(), **_of_rows(op.rows)}  # fmt: skip
                 if op.name == "attend":
                     op.tensors[3].n_bytes = named["part_runs"] * named["heads"] * (named["ev"] + 16) * 4
                 op.ints = tuple(named[name] for name in ATTENTION_INTS)
@@ -509,7 +516,7 @@ class Plan(Attending, Recurrent, Streams):
         return tuple(sum(op.barrier == level for op in self.ops) for level in (NODE, TEAM))
 
     def __str__(self) -> str:
-        layers = max(sum(not layer.indexes for layer in self.kv.layers), 1)
+        layers = max(sum(not layer.indexes and layer.readers > 0 and not layer.lists for layer in self.kv.layers), 1)
         node, team = self.barriers()
         lines = [f"{counted(len(self.ops), 'op')}, {counted(len(self.kv.layers), 'layer')}, {counted(self.n_nodes, 'node')}; "
                  f"barriers per step: {team} team, {node} node "
@@ -536,6 +543,14 @@ class Plan(Attending, Recurrent, Streams):
         first, second, *_ = str(self).split("\n", 2)
         ops = looks.table(("", "barrier", "op", "operands", "weights"), self._rows(), second, left=(1, 2, 3, 4))
         return looks.foldable(first, looks.Html(f'<div style="max-height:30em;overflow:auto">{ops}</div>'))
+
+
+def _of_rows(rows):
+    """The integers of attention's ops that say where a layer's compressed rows lie."""
+    if rows is None:
+        return {}
+    at = rows.cache.kind.index, rows.cache.offset // UNIT, rows.first
+    return dict(zip(("rows_table", "rows_offset", "rows_first"), at), ratio=rows.ratio)
 
 
 def _shown(tensor):

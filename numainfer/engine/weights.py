@@ -77,7 +77,7 @@ class Matrix:
 
 @dataclass(frozen=True, eq=False)
 class Vector:
-    """n float32 values of the file (norms, biases), or a constant, mostly of float64, that an architecture computed.
+    """n float32 values of the file (norms, biases), int32 ids of it, or a constant, mostly of float64, that an architecture computed.
 
     Attributes
     ----------
@@ -267,6 +267,34 @@ class Catalog:
             self._parts[key] = Vector(name, np.ascontiguousarray(blocks).ravel(), path=self.gguf.paths[tensor.shard])
         return self._parts[key]
 
+    def ids(self, name, width, below):
+        """The values of a tensor of int32, row after row, as a Vector of int32: for each token that can be embedded `width` numbers from 0
+        to below - 1."""
+        if name not in self.used:
+            tensor = self.gguf.tensors.get(name) or self._tensor(name)  # which raises
+            path = self.gguf.paths[tensor.shard]
+            if tensor.type != "I32":
+                raise UnsupportedModel(f"type of tensor {name}", tensor.type, ["I32"], f"The file is {tensor.path}")
+            wanted = self["token_embd.weight"].n, width
+            if tensor.shape != wanted:
+                raise CorruptModel(path, f"tensor {name!r} has the shape {tensor.shape}, wanted {wanted}", tensor.offset)
+            values = tensor.data.view("<i4").astype(np.int32)
+            if values.size and not 0 <= values.min() <= values.max() < below:
+                found = f"numbers from {values.min()} to {values.max()}, wanted 0 to {below - 1}"
+                raise CorruptModel(path, f"tensor {name!r} holds {found}", tensor.offset)
+            self.used[name] = Vector(name, values, path=path)
+        return self.used[name]
+
+    def stacked(self, name, experts):
+        """The matrix called `name` as so many of equal size, whether the file holds (experts, N, K) or (experts * N, K)."""
+        whole = self[name]
+        fits = isinstance(whole, Matrix) and whole.experts in (1, experts) and whole.experts * whole.n % experts == 0
+        if not fits or whole.bias is not None:
+            found = f"{whole.n} values" if isinstance(whole, Vector) else f"{whole.experts * whole.n} rows"
+            raise CorruptModel(whole.path, f"tensor {name!r} has {found}, wanted {experts} matrices, without a bias")
+        self.used[name] = replace(whole, n=whole.experts * whole.n // experts, experts=experts)
+        return self.used[name]
+
     def repeated(self, name, times, factor=1):
         """The values of a tensor of any shape as a Vector, each times a factor, and so many times, one behind the other."""
         key, values = f"{name}[x{times}, {factor}]", self.flat(name)
@@ -416,6 +444,14 @@ class _Block:
     def flat(self, name):
         """The tensor's values as a Vector, or None if the file has none."""
         return self._catalog.flat(f"{self._prefix}{name}.weight")
+
+    def ids(self, name, width, below):
+        """The tensor's numbers, of int32: so many for each token."""
+        return self._catalog.ids(f"{self._prefix}{name}.weight", width, below)
+
+    def stacked(self, name, experts):
+        """The matrix as so many of equal size."""
+        return self._catalog.stacked(f"{self._prefix}{name}.weight", experts)
 
     def bias(self, name):
         """A bias that goes with no weight, ``<name>.bias`` or, in some files, ``<name>`` alone; None if the file has none."""

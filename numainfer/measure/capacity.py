@@ -123,11 +123,14 @@ def _runs(past, window):
     return end - first
 
 
-def _kv_layer(op):
-    """An entry of `Demand.kv_layers`: of an indexer's op, which reads keys of all positions, or of a layer's attention."""
+def _kv_layers(op):
+    """Entries of `Demand.kv_layers`: of an indexer's op, which reads keys of all positions, or of a layer's attention, which may have rows
+    for many positions beside its own."""
+    rows = [] if op.rows is None else [(op.rows.cache.position_bytes // op.rows.ratio, op.rows.chosen * op.rows.ratio, 0)]
     if op.name == "index":
-        return op.cache.position_bytes, 0, 0
-    return op.cache.position_bytes, op.cache.window or op.cache.chosen, op.attention["heads"] * (op.attention["ev"] + 16) * 4
+        return [(size, 0, 0) for size, *_ in rows] or [(op.cache.position_bytes, 0, 0)]
+    parts = op.attention["heads"] * (op.attention["ev"] + 16) * 4
+    return [(op.cache.position_bytes, op.cache.window or op.cache.chosen, parts), *rows]
 
 
 def demand(gguf, n_nodes, n_ctx=None, n_batch=512, kv_type="f16"):
@@ -168,7 +171,7 @@ def demand(gguf, n_nodes, n_ctx=None, n_batch=512, kv_type="f16"):
         macs=sum(cost.macs for cost in costs),
         n_ctx=n_ctx,
         kv_bytes=plan.kv_bytes,
-        kv_layers=tuple(_kv_layer(op) for op in plan.ops if op.name in ("index", "attend")),
+        kv_layers=tuple(entry for op in plan.ops if op.name in ("index", "attend") for entry in _kv_layers(op)),
         activations=sum(plan.arena_bytes),
         exchange=sum(cost.exchanged for cost in costs),
         node_barriers=node,

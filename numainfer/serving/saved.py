@@ -88,8 +88,7 @@ def save(path, engine, cache, ids):
             _write(file, [np.asarray(ids, "<i4").tobytes()])
             for kind in layout.kinds:
                 for chunk in range(*_held(cache, kind)):
-                    _write(file, [_chunk(cache, kind, layer, head, chunk, layout.type)
-                                  for layer in kind.layers for head in range(layer.kv_heads)])  # fmt: skip
+                    _write(file, [_chunk(cache, kind, layer, head, chunk) for layer in kind.layers for head in range(layer.kv_heads)])
             if layout.states.parts and cache.n:
                 _write(file, [layout.states.read(cache.states.lend(cache.n).block.address)])
             file.flush()
@@ -115,11 +114,13 @@ def _write(file, pieces):
     file.writelines(pieces)
 
 
-def _chunk(cache, kind, layer, head, chunk, kv_type):
-    """A chunk of a kv-head as it lies in memory; what stands behind the cache's positions is nobody's, and so becomes zeros."""
+def _chunk(cache, kind, layer, head, chunk):
+    """A chunk of a kv-head as it lies in memory; what stands behind the cache's positions is nobody's, and so becomes zeros (but where
+    layers share a chunk)."""
     out = np.empty(layer.chunk_bytes, np.uint8)
     cache.read(kind, chunk, layer.offset + head * layer.stride, out)
-    _core.kv_clear(kv_type, layer.key_length, layer.value_length, out, min(cache.n - chunk * _core.CHUNK, _core.CHUNK))
+    if not layer.lists:
+        _core.kv_clear(layer.type, layer.key_length, layer.value_length, out, min(cache.n - chunk * _core.CHUNK, _core.CHUNK))
     return out
 
 

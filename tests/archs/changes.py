@@ -757,3 +757,17 @@ def short_taps(t):
         n.reshape(r"shortconv\.conv\.weight", lambda shape, taps=taps: [taps, *shape[1:]])
         found.append((f"{taps} taps", n))
     return found
+
+
+@case
+def longer(t):
+    """Contexts in which compressed rows of 128 positions come to be, and positions that are scaled."""
+    found = []
+    for label, keys in (("640", {}), ("640, yarn", {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0,
+                                                     "rope.scaling.original_context_length": 160})):  # fmt: skip
+        n = Template(t)
+        if n.arch not in ("deepseek4", "glm5-next") or (keys and n.arch != "deepseek4"):
+            continue
+        n.kv |= {"context_length": 640} | keys
+        found.append((label, n))
+    return found

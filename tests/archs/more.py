@@ -21,7 +21,9 @@ from make_gguf import templates as plain_templates
 HERE = Path(__file__).parent
 EXPECTED = HERE / "more.npz"
 ROWS = slice(3, None, 4)
-LONG = {"llama4-pieces": (8_400, slice(8_151, None, 10))}  # tokens, of a seed, and rows that are kept
+_LONGER = 430, slice(9, None, 10)  # of more tokens some would choose between two rows that are nearly worth the same
+# Tokens, of a seed, and rows that are kept.
+LONG = {"llama4-pieces": (8_400, slice(8_151, None, 10)), "deepseek4-long": _LONGER, "deepseek4-yarn": _LONGER, "glm5-next-long": _LONGER}
 # Name: (template, case, label).
 MODELS = {
     "deepseek2-one-piece": ("deepseek2", "old_latent", "one piece"),
@@ -86,6 +88,9 @@ MODELS = {
     "falcon-mamba": ("jamba", "scans", "alone, normed"),
     "minimax-01-every-second": ("minimax-01", "lightning_layers", "every second"),
     "minimax-01-8-of-24": ("minimax-01", "lightning_layers", "8 heads of 24"),
+    "deepseek4-long": ("deepseek4-top8", "longer", "640"),
+    "deepseek4-yarn": ("deepseek4-top8", "longer", "640, yarn"),
+    "glm5-next-long": ("glm5-next-top16", "longer", "640"),
     "minicpm3-short": ("minicpm3", "ends", "rope.scaling.original_context_length = 600"),
 }
 

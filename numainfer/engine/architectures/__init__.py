@@ -7,13 +7,13 @@ from .blocks import Hyperparameters
 
 SUPPORTED = (
     "afmoe", "apertus", "arcee", "bailingmoe", "bailingmoe2", "bailingmoe3", "cohere2", "cohere2moe", "command-r", "dbrx", "deepseek",
-    "deepseek2", "deepseek32", "dots1", "dots3note", "ernie4_5", "ernie4_5-moe", "exaone-moe", "exaone4", "falcon", "falcon-h1",
-    "gemma", "gemma2", "gemma3", "gemma3n", "gemma4", "glm-dsa", "glm4", "glm4moe", "gpt-oss", "gpt2", "gptneox", "granite",
-    "granitehybrid", "granitemoe", "grok", "grovemoe", "hunyuan-dense", "hunyuan-moe", "hy_v3", "internlm2", "jamba", "kimi-k3",
-    "kimi-linear", "laguna", "lfm2", "lfm2moe", "llama", "llama4", "mamba", "mamba2", "mimo2", "minicpm", "minicpm3", "minimax-01",
-    "minimax-m2", "minimax-m3", "mistral3", "mistral4", "nemotron", "nemotron_h", "nemotron_h_moe", "olmo2", "olmoe", "phi2", "phi3",
-    "phimoe", "plamo2", "qwen2", "qwen2moe", "qwen3", "qwen35", "qwen35moe", "qwen3moe", "qwen3next", "seed_oss", "smallthinker",
-    "smollm3", "stablelm", "starcoder2", "step35",
+    "deepseek2", "deepseek32", "deepseek4", "dots1", "dots3note", "ernie4_5", "ernie4_5-moe", "exaone-moe", "exaone4", "falcon",
+    "falcon-h1", "gemma", "gemma2", "gemma3", "gemma3n", "gemma4", "glm-dsa", "glm4", "glm4moe", "glm5-next", "gpt-oss", "gpt2",
+    "gptneox", "granite", "granitehybrid", "granitemoe", "grok", "grovemoe", "hunyuan-dense", "hunyuan-moe", "hy_v3", "hy_v4",
+    "internlm2", "jamba", "kimi-k3", "kimi-linear", "laguna", "lfm2", "lfm2moe", "llama", "llama4", "mamba", "mamba2", "mimo2",
+    "minicpm", "minicpm3", "minimax-01", "minimax-m2", "minimax-m3", "mistral3", "mistral4", "nemotron", "nemotron_h", "nemotron_h_moe",
+    "olmo2", "olmoe", "phi2", "phi3", "phimoe", "plamo2", "qwen2", "qwen2moe", "qwen3", "qwen35", "qwen35moe", "qwen3moe", "qwen3next",
+    "seed_oss", "smallthinker", "smollm3", "stablelm", "starcoder2", "step35",
 )  # fmt: skip
 
 

@@ -77,7 +77,7 @@ def rotary(c, p, weights, a):
     return p.rope_table(weights.constant("latent rope", frequencies))
 
 
-def attention(p, h, w, a, rope, c, scale=1.0, indexer=None, key=None, k_norm=None, gate=None):
+def attention(p, h, w, a, rope, c, scale=1.0, indexer=None, key=None, k_norm=None, gate=None, sinks=None):
     """W_o of what each head attends to in the latent rows, times its W_v.
 
     Parameters
@@ -89,7 +89,9 @@ def attention(p, h, w, a, rope, c, scale=1.0, indexer=None, key=None, k_norm=Non
     k_norm : Vector, optional
         Norms the rotated part of keys, before it is rotated.
     gate : Tensor, optional
-        (T, H): what a head says is multiplied by its sigmoid; or (T, H * value width), for each value.
+        (T, H), or (T, H * value_length): what a head says, or each value of it, is multiplied by its sigmoid.
+    sinks : Vector, optional
+        Of `Plan.attend`.
     """
     heads, rotated, rank = a.heads, a.rope_dim, a.value_length
     plain = (key or key_length(c)) - rotated
@@ -108,8 +110,9 @@ def attention(p, h, w, a, rope, c, scale=1.0, indexer=None, key=None, k_norm=Non
     latent, turned = p.normed(latent, w.attn_kv_a_norm, a.eps), turned if k_norm is None else p.normed(turned, k_norm, a.eps)
     chosen = indexer.choose(p, h, q_low, w, rope) if indexer else None
     q, k = p.join(heads, (q_latent, 0, rank), (q, plain, rotated)), p.join(1, (latent, 0, rank), (turned, 0, rotated))
-    o = p.matmul_grouped(p.join(heads, (p.attend(q, k, None, a, rope, chosen=chosen), 0, rank), apart=True), None, of_values)
+    o = p.attend(q, k, None, a, rope, chosen=chosen, sinks=sinks)
+    o = p.matmul_grouped(p.join(heads, (o, 0, rank), apart=True), None, of_values)
     if gate is not None and gate.width == heads:
-        o, gate = p.weigh(o, gate, "sigmoid"), None
+        o = p.weigh(o, gate, "sigmoid")
     o = p.join(heads, (o, 0, o.width))
-    return p.matmul(o if gate is None else p.gated(gate, o, "sigmoid"), w.attn_output, scale=scale)
+    return p.matmul(o if gate is None or gate.width == heads else p.gated(gate, o, "sigmoid"), w.attn_output, scale=scale)

@@ -32,15 +32,31 @@ def build(p, weights, gating="softmax", neox=True, own=None):
 
 
 class Indexer:
-    """What layers attend to."""
+    """What layers attend to.
 
-    def __init__(self, c, most, neox, own):
+    Parameters
+    ----------
+    c : Hyperparameters
+    most : int
+        Positions that are chosen.
+    neox : bool
+        Of `Attention`.
+    own : list of bool
+        Which layers choose; the others attend to what the one before them does.
+    last : bool
+        What is rotated are the last values of a head, not the first.
+    eps : float
+        Of the norm of its keys.
+    """
+
+    def __init__(self, c, most, neox, own, last=False, eps=EPS):
         self.most, self.own, self.last = most, own, None
         heads, width = c.int("attention.indexer.head_count", high=4096), c.int("attention.indexer.key_length", high=65536)
         rotated = c.int("rope.dimension_count", high=65536)
         if rotated > width:
             c.refuse("attention.indexer.key_length", width, f"at least {c.prefix}rope.dimension_count = {rotated}")
-        self.shape = Attention(heads, 1, width, 0, rotated, neox, scale=1 / math.sqrt(heads * width), eps=EPS)
+        self.shape = Attention(heads, 1, width, 0, rotated, neox, scale=1 / math.sqrt(heads * width), eps=eps,
+                               rope_first=width - rotated if last else 0)
 
     def choose(self, p, h, q_low, w, rope):
         """The positions that layer w's tokens attend to, by its input h (T, D) and its queries before W_q_b (T, rank)."""
@@ -50,5 +66,5 @@ class Indexer:
         of_queries, of_keys, of_weights, norm = (getattr(w, name) for name in names)
         q = p.matmul(q_low, of_queries)
         k, weights = p.matmul(h, of_keys, of_weights)
-        self.last = p.index(q, p.layer_normed(k, norm, EPS), weights, self.shape, self.most, rope)
+        self.last = p.index(q, p.layer_normed(k, norm, self.shape.eps), weights, self.shape, self.most, rope)
         return self.last

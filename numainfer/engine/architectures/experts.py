@@ -30,8 +30,9 @@ class Experts:
     groups_used: int
     group_best: int = 2
 
-    def route(self, p, h, w, matrices, factors=None, sharing=0):
-        """(ids, weights) of a layer's router, for such matrices of its experts; factors, sharing: of `Plan.route`."""
+    def route(self, p, h, w, matrices, factors=None, sharing=0, hashed=None):
+        """(ids, weights) of a layer's router, for such matrices of its experts; factors, sharing: of `Plan.route`; hashed: name of the
+        tensor that has the experts of each token of the vocabulary."""
         router = w.ffn_gate_inp
         for matrix in matrices:
             found = getattr(matrix, "experts", 1)
@@ -43,9 +44,11 @@ class Experts:
         used, most = self.c.int("expert_used_count", layer=w.index), router.n // self.groups * self.groups_used
         if used > most:
             self.c.refuse("expert_used_count", used, f"at most {most}")
-        bias = None if self.gating == "sparse" else w.bias("exp_probs_b")
-        return p.route(p.score(h, router), used, gating=self.gating, bias=bias, factors=factors, normed=self.normed, scale=self.scale,
-                       groups=self.groups, groups_used=self.groups_used, group_best=self.group_best, sharing=sharing)
+        bias = None if self.gating == "sparse" or hashed else w.bias("exp_probs_b")
+        table = w.ids(hashed, used, router.n) if hashed else None
+        return p.route(p.score(h, router), used, gating=self.gating, bias=bias, factors=factors, table=table, normed=self.normed,
+                       scale=self.scale, groups=self.groups, groups_used=self.groups_used, group_best=self.group_best,
+                       sharing=sharing)
 
 
 def shared_expert(p, h, w, activation="silu", **how):
@@ -54,7 +57,7 @@ def shared_expert(p, h, w, activation="silu", **how):
     return lambda: p.matmul(p.gated(gate, up, activation, **how), w.ffn_down_shexp)
 
 
-def mixture(p, h, w, e, shared=None, gate=None, scale=1.0, by=None, factors=None, **how):
+def mixture(p, h, w, e, shared=None, gate=None, scale=1.0, by=None, factors=None, hashed=None, **how):
     """Feed-forward networks of the chosen experts, weighed and summed, plus `shared`, times sigmoid(gate) where there is one.
 
     Parameters
@@ -73,12 +76,14 @@ def mixture(p, h, w, e, shared=None, gate=None, scale=1.0, by=None, factors=None
         What the router reads instead of h.
     factors : Vector, optional
         Each expert's own on its weight.
+    hashed : str, optional
+        Of `Experts.route`.
     how : dict
         For `Plan.gated`.
     """
     fused = w.get("ffn_gate_up_exps")
     into, out = [fused] if fused else [w.ffn_gate_exps, w.ffn_up_exps], w.ffn_down_exps
-    ids, weights = e.route(p, h if by is None else by, w, [*into, out], factors)
+    ids, weights = e.route(p, h if by is None else by, w, [*into, out], factors, hashed)
     pair = p.matmul_grouped(h, ids, *into)
     a = p.gated(*([pair, None] if fused else pair), **({"activation": "silu"} | how))
     also = shared() if callable(shared) else shared

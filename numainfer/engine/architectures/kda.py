@@ -21,6 +21,8 @@ class KDA:
         Logarithm of what a row keeps at least, a negative number; 0 where there is no such bound.
     negated : bool
         The file holds the negative of the factor that a gate with a bound takes.
+    unit : float or None
+        What is added to a sum of squares before queries and keys are divided by its root; None: `eps`.
     """
 
     taps: int
@@ -29,6 +31,7 @@ class KDA:
     eps: float
     bound: float
     negated: bool = False
+    unit: float | None = None
 
 
 def kda(c, eps, bound=0.0, negated=False):
@@ -55,5 +58,5 @@ def recurrent(p, h, w, net):
     bias, factor = w.bias("ssm_dt") or w.exactly("ssm_dt.bias"), w.repeated("ssm_a", net.width, -1 if net.negated else 1)
     decay = p.gates(f, "bounded" if net.bound else "decay", bias, factor, bound=net.bound)
     o = p.recur((q, 0), (k, 0), (v, 0), decay, p.gates(beta, "sigmoid"), heads=net.heads, groups=net.heads, key_length=net.width,
-                value_length=net.width, scale=net.width**-0.5, eps=net.eps)  # fmt: skip
+                value_length=net.width, scale=net.width**-0.5, eps=net.eps if net.unit is None else net.unit)  # fmt: skip
     return p.matmul(p.head_norm(o, w.ssm_norm, net.heads, net.eps, gate=g, act="sigmoid"), w.attn_output)
