@@ -1,0 +1,89 @@
+"""Steps of a head that predicts a further token (architectures/nextn.py), and the hidden states that it needs of sequences."""
+
+import numpy as np
+
+from .. import _core
+
+KEPT = 16  # hidden states of the last positions that a sequence keeps: as many as a step checks, of which some may be taken back
+
+
+class Hidden:
+    """The model's last hidden states of a sequence, of its last positions."""
+
+    def __init__(self):
+        self._first, self._rows = 0, ()
+
+    def before(self, pos):
+        """That of position pos - 1, float32 array (n_embd,); None where it is not known: zeros stand in for it."""
+        i = pos - 1 - self._first
+        return self._rows[i] if 0 <= i < len(self._rows) else None
+
+    def came(self, first, rows):
+        """A step has computed those of positions from `first` on, (n, n_embd)."""
+        n = min(len(rows), KEPT)
+        self._first, self._rows = first + len(rows) - n, rows[len(rows) - n :].copy()
+
+    def share(self, other):
+        """Become those of another sequence that began with the same positions."""
+        self._first, self._rows = other._first, other._rows
+
+
+class Drafting:
+    """Methods of `Lane`."""
+
+    def _room_for_hidden(self, n):
+        """Where a step of so many rows puts its hidden states, (n, n_embd); None for a model without a head."""
+        engine = self._engine
+        if engine.plan.head is None:
+            return None
+        if self._hidden is None or len(self._hidden) < n:
+            self._hidden = np.empty((n, engine.n_embd), np.float32)
+        return self._hidden[:n]
+
+    def draft(self, segments, before, *, shuffle_seed=0, stop=None):
+        """What the head expects behind a token of each of some sequences.
+
+        Parameters
+        ----------
+        segments : list of (Cache, int, int)
+            Sequence, token and position, at most as many as the head's plan takes. Keys and values are written there; the caller cuts the
+            sequence again.
+        before : list of (n_embd,) float32 array or None
+            Of each the hidden state before: the model's (`Cache.hidden`), or what an earlier call gave. None: it is not known.
+        stop : callable, optional
+            As of `Lane.step`.
+
+        Returns
+        -------
+        logits : (len(segments), n_vocab) float32 array
+        hidden : (len(segments), n_embd) float32 array
+            What may stand in for the model's own hidden state at that position.
+
+        Raises
+        ------
+        Cancelled, KeyboardInterrupt
+        """
+        engine, holds, n = self._engine, [], len(segments)
+        engine.check_open()
+        try:
+            for kv, _, _ in segments:
+                holds.append(kv.hold())
+            ids = np.array([token for _, token, _ in segments], np.int32)
+            last = max((pos for *_, pos in segments), default=0)
+            if not 1 <= n <= engine.plan.head.n_batch or ids.min() < 0 or ids.max() >= engine.n_vocab or last >= engine.n_ctx:
+                raise ValueError(f"a step of the head takes 1 to {engine.plan.head.n_batch} tokens with ids below {engine.n_vocab} and positions "
+                                 f"below {engine.n_ctx}; found {n}, ids {ids} and position {last}")
+            logits, hidden = np.empty((n, engine.n_vocab), np.float32), np.empty((n, engine.n_embd), np.float32)
+            table = np.zeros(n, _core.SEGMENT_DTYPE)
+            for kv, _, pos in segments:
+                kv.prepare(self, pos, pos + 1, states=False)
+            table["row0"], table["n"], table["pos0"] = np.arange(n), 1, [pos for *_, pos in segments]
+            table["tables"] = [kv.address for kv, _, _ in segments]
+            table["hidden"] = [0 if row is None else row.ctypes.data for row in before]
+            self.core_plan("head").run(ids, table, np.arange(n, dtype=np.int32), logits, shuffle_seed, stop, hidden)
+            for kv, _, pos in segments:
+                kv.done(pos, pos + 1, None)
+            return logits, hidden
+        finally:
+            for hold in holds:
+                hold.release()
