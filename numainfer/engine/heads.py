@@ -4,14 +4,14 @@ import numpy as np
 
 from .. import _core
 
-KEPT = 16  # hidden states of the last positions that a sequence keeps: as many as a step checks, of which some may be taken back
+KEPT = 17  # hidden states that a sequence keeps, of its last positions: as many as a step checks, which may be taken back, and one more
 
 
 class Hidden:
     """The model's last hidden states of a sequence, of its last positions."""
 
     def __init__(self):
-        self._first, self._rows = 0, ()
+        self._first, self._rows = 0, []  # a list that is never changed, for copies have it too
 
     def before(self, pos):
         """That of position pos - 1, float32 array (n_embd,); None where it is not known: zeros stand in for it."""
@@ -20,8 +20,10 @@ class Hidden:
 
     def came(self, first, rows):
         """A step has computed those of positions from `first` on, (n, n_embd)."""
-        n = min(len(rows), KEPT)
-        self._first, self._rows = first + len(rows) - n, rows[len(rows) - n :].copy()
+        before, i = self._rows, first - self._first
+        kept = (before[:i] if 0 <= i <= len(before) else []) + [row.copy() for row in rows[-KEPT:]]
+        self._rows = kept[-KEPT:]
+        self._first = first + len(rows) - len(self._rows)
 
     def share(self, other):
         """Become those of another sequence that began with the same positions."""
@@ -71,8 +73,8 @@ class Drafting:
             ids = np.array([token for _, token, _ in segments], np.int32)
             last = max((pos for *_, pos in segments), default=0)
             if not 1 <= n <= engine.plan.head.n_batch or ids.min() < 0 or ids.max() >= engine.n_vocab or last >= engine.n_ctx:
-                raise ValueError(f"a step of the head takes 1 to {engine.plan.head.n_batch} tokens with ids below {engine.n_vocab} and positions "
-                                 f"below {engine.n_ctx}; found {n}, ids {ids} and position {last}")
+                raise ValueError(f"a step of the head takes 1 to {engine.plan.head.n_batch} tokens with ids below {engine.n_vocab} and "
+                                 f"positions below {engine.n_ctx}; found {n}, ids {ids} and position {last}")
             logits, hidden = np.empty((n, engine.n_vocab), np.float32), np.empty((n, engine.n_embd), np.float32)
             table = np.zeros(n, _core.SEGMENT_DTYPE)
             for kv, _, pos in segments:

@@ -4,8 +4,8 @@ A step over the last token and k proposed ones gives the logits behind each. Tok
 first that differs from the proposal (`choosing.choose_step`); so the answer is the same bits as without. How many tokens are proposed
 follows from how often proposals came true, and from what steps took (`Costs`): both decide about speed alone.
 
-Who proposes has the form of `Lookup`; `drafts.Draft` and `heads.Head` are others. `Lookup` proposes what followed the last tokens where they stood
-before, in the prompt or in the answer: text that is edited, quoted or listed again. (Prompt lookup decoding; the check of several tokens
+Who proposes has the form of `Lookup`; `drafts.Draft` and `heads.Head` are others. `Lookup` proposes what followed the last tokens where
+they stood before, in the prompt or in the answer: text that is edited, quoted or listed again. (Prompt lookup decoding; the check of several tokens
 in one pass: Leviathan et al., "Fast inference from transformers via speculative decoding", 2023.)
 """
 
@@ -229,8 +229,8 @@ def check_speculation(runtime, wanted):
     """
     if wanted == "mtp":
         if runtime.engine.plan.head is None:
-            raise ValueError(f"speculate = 'mtp': the model {runtime.name} was loaded without the layer of its file that predicts a further "
-                             "token; load it with mtp=True, which says whether the file has one")  # fmt: skip
+            raise ValueError(f"speculate = 'mtp': the model {runtime.name} was loaded without the layer that predicts a further token; "
+                             "load it with mtp=True, which says whether the file has one")  # fmt: skip
     elif wanted is not None and wanted != "prompt":
         check_draft(runtime, wanted.runtime)
 

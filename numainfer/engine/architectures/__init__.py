@@ -28,7 +28,7 @@ def context_length(gguf):
 
 
 def build(plan, catalog):
-    """Append the forward pass of the file's architecture to a plan and compile it; also that of its head (`Catalog.mtp`), if that is wanted.
+    """Append the forward pass of the file's architecture to a plan and compile it; its head's, where it is wanted (`Catalog.mtp`), too.
 
     Raises
     ------

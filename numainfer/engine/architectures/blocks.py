@@ -95,8 +95,8 @@ def begin(p, weights, *, neox, heeds=(), layer_norm=False, scale=1.0, positions=
 
 
 def layers(c, weights):
-    """The tensors of each layer, without the last ones that only predict further tokens (MTP): they are skipped, and said to be, but for the
-    first of them where it is wanted (`nextn.py`)."""
+    """The tensors of each layer, without the last ones that only predict further tokens (MTP): they are skipped, and said to be, but for
+    the first of them where it is wanted (`nextn.py`)."""
     blocks, more = layer_counts(c)
     if weights.skip([f"blk.{i}." for i in range(blocks + weights.mtp, blocks + more)]):
         log.info("%s: its last %d layers predict further tokens (MTP); numainfer does without %s", c.gguf.path, more,

@@ -1,9 +1,9 @@
 """The layer that predicts a further token (MTP), which files carry behind the model's own (arXiv:2412.19437, section 2.2).
 
 At position p it reads the model's last hidden state of position p - 1, normed for the logits, and the embedding of the token at p, and
-predicts the token at p + 1, where the model itself only knows what stands at p once it was chosen. Its keys and values at p so depend on the
-tokens up to p alone, as those of every layer do. They need no attention of their own: the model's plan makes them along with its own, so
-that they are there for all sequences, shared beginnings and forks, and the head's plan runs for the last position only.
+predicts the token at p + 1. Its keys and values at p so depend on the tokens up to p alone, as those of every layer do. They take no
+attention: the model's plan makes them along with its own, so that they are there for all sequences, shared beginnings and forks, and the
+head's own plan runs for a sequence's last position only.
 """
 
 from ...errors import CorruptModel, UnsupportedModel
@@ -37,7 +37,7 @@ def head(p, weights, c, x, eps, layer, keep):
     q = p.make_head()
     stream = _joined(q, q.before(None, table.k), w, _rows(weights, w, "nextn.embed_tokens", table), eps)
     layer(q, stream, w)
-    h = stream.norm(w.get("nextn.shared_head_norm") or norm)
+    h = stream.norm(w.get("nextn.shared_head_norm") or norm, selected=True)  # as all rows are
     q.hand_out(h)
     q.logits(h, _rows(weights, w, "nextn.shared_head_head", output_matrix(weights)))
 
