@@ -5,8 +5,8 @@ first that differs from the proposal (`choosing.choose_step`); so the answer is 
 follows from how often proposals came true, and from what steps took (`Costs`): both decide about speed alone.
 
 Who proposes has the form of `Lookup`; `drafts.Draft` and `heads.Head` are others. `Lookup` proposes what followed the last tokens where
-they stood before, in the prompt or in the answer: text that is edited, quoted or listed again. (Prompt lookup decoding; the check of several tokens
-in one pass: Leviathan et al., "Fast inference from transformers via speculative decoding", 2023.)
+they stood before, in the prompt or in the answer: text that is edited, quoted or listed again. (Prompt lookup decoding; the check of
+several tokens in one pass: Leviathan et al., "Fast inference from transformers via speculative decoding", 2023.)
 """
 
 import collections
