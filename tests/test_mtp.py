@@ -254,8 +254,9 @@ def test_several_sequences_at_once(paths, wanted):
         for kv, row, state in zip(kvs, logits, states):
             kv.rewind(kv.n - 1)
             same_bits(engine.lane.draft([(kv, IDS[300], kv.n)], [state])[0][0], row)
-        for wrong in ([], [(kvs[0], N, 10)], [(kvs[0], -1, 10)], [(kvs[0], 3, 512)], [(kv, 3, 10) for kv in [*kvs, kvs[0]]]):
-            with pytest.raises(ValueError, match="a step of the head takes 1 to 16 tokens"):
+        for wrong, says in (([], "at least one"), ([(kvs[0], N, 10)], "token id 128"), ([(kvs[0], -1, 10)], "token id -1"),
+                            ([(kvs[0], 3, 512)], "the context of 512"), ([(kv, 3, 10) for kv in [*kvs, kvs[0]]], "at most 16 tokens")):
+            with pytest.raises(ValueError, match=says):
                 engine.lane.draft(wrong, [None] * len(wrong))
 
 

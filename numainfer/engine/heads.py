@@ -70,19 +70,13 @@ class Drafting:
         try:
             for kv, _, _ in segments:
                 holds.append(kv.hold())
-            ids = np.array([token for _, token, _ in segments], np.int32)
-            last = max((pos for *_, pos in segments), default=0)
-            if not 1 <= n <= engine.plan.head.n_batch or ids.min() < 0 or ids.max() >= engine.n_vocab or last >= engine.n_ctx:
-                raise ValueError(f"a step of the head takes 1 to {engine.plan.head.n_batch} tokens with ids below {engine.n_vocab} and "
-                                 f"positions below {engine.n_ctx}; found {n}, ids {ids} and position {last}")
-            logits, hidden = np.empty((n, engine.n_vocab), np.float32), np.empty((n, engine.n_embd), np.float32)
-            table = np.zeros(n, _core.SEGMENT_DTYPE)
+            ids, table, rows = _core.step_arrays([(kv, [token], pos) for kv, token, pos in segments], range(n), engine.n_ctx,
+                                                 engine.plan.head.n_batch, engine.n_vocab)  # fmt: skip
             for kv, _, pos in segments:
                 kv.prepare(self, pos, pos + 1, states=False)
-            table["row0"], table["n"], table["pos0"] = np.arange(n), 1, [pos for *_, pos in segments]
-            table["tables"] = [kv.address for kv, _, _ in segments]
             table["hidden"] = [0 if row is None else row.ctypes.data for row in before]
-            self.core_plan("head").run(ids, table, np.arange(n, dtype=np.int32), logits, shuffle_seed, stop, hidden)
+            logits, hidden = np.empty((n, engine.n_vocab), np.float32), np.empty((n, engine.n_embd), np.float32)
+            self.core_plan("head").run(ids, table, rows, logits, shuffle_seed, stop, hidden)
             for kv, _, pos in segments:
                 kv.done(pos, pos + 1, None)
             return logits, hidden
