@@ -18,7 +18,7 @@ import numainfer as ni
 from numainfer import _core
 from numainfer._core import Cancelled
 from numainfer.engine.architectures import WITH_HEAD, build
-from numainfer.engine.heads import KEPT
+from numainfer.engine.heads import KEPT, Hidden
 from numainfer.engine.plan import HEAD_ROWS, Plan
 from numainfer.engine.weights import Catalog
 from numainfer.gguf.file import GGUFFile
@@ -123,10 +123,11 @@ def test_the_head_is_its_definition(tmp_path, name, own, heads):
     with open_engine(path, kv_type="f32", mtp=True, threads=1) as engine:
         hidden = engine.step([(engine.new_kv(), ids, 0)], range(60), hidden=True)
         for n in (0, 1, 17, 50):
-            wanted, _ = reference_head(path, hidden[: n + 1], ids[: n + 1])
+            wanted, stands_in = reference_head(path, hidden[: n + 1], ids[: n + 1])
             kv = fed(engine, engine.new_kv(), ids[:n])
             found, state = expected(engine, kv, n, ids[n : n + 1])
             assert np.abs(found[0] - wanted[-1]).max() < 1e-5 * np.abs(wanted).max()
+            assert np.abs(state[0] - stands_in[-1]).max() < 1e-5 * np.abs(stands_in).max()
             # What it says of its own prediction: its hidden state stands in for the model's.
             wanted, _ = reference_head(path, np.concatenate([hidden[: n + 1], state, state])[[*range(n), n + 1, n + 2]], ids[: n + 2])
             found, _ = expected(engine, kv, n, ids[n : n + 2])
@@ -242,6 +243,47 @@ def test_what_is_not_known_counts_as_zeros(paths):
         both_same(expected(engine, kv, 40, IDS[40:42]), one)
         state = np.zeros(engine.n_embd, np.float32)
         same_bits(engine.lane.draft([(kv, IDS[40], 40)], [state])[0][0], one[0][0])
+        other, lent = fed(engine, engine.new_kv(), IDS[100:200]), fed(engine, engine.new_kv(), IDS[:100]).lend(0)
+        other.adopt([(kind, 0, block) for kind, block in lent.items()], 100, engine.lane.nodes)
+        assert other.n == 100 and other.hidden.before(100) is None  # that was another sequence's
+
+
+def test_which_hidden_states_are_kept():
+    rng, kept, all_rows, n = np.random.default_rng(0), Hidden(), [], 0
+    for _ in range(300):
+        n = max(n - int(rng.integers(0, 6)) * int(rng.integers(0, 2)), 0)
+        rows = rng.standard_normal((int(rng.choice([1, 1, 3, 16, 40])), 2)).astype(np.float32)
+        other = Hidden()
+        other.share(kept)
+        known = {pos: kept.before(pos) for pos in range(n + 3)}
+        kept.came(n, rows)
+        all_rows[n:] = rows.copy()
+        rows[:], n = 0, n + len(rows)
+        for pos in range(n + 3):
+            found = kept.before(pos)
+            assert found is None or (found == all_rows[pos - 1]).all()
+            assert found is not None or not max(n - KEPT, n - len(rows)) < pos <= n
+            assert pos not in known or other.before(pos) is known[pos]
+        n = min(n, 3000)
+
+
+def test_proposing_together(load):
+    """A step for all, and so on; the caches are as before."""
+    model = load("glm4moe")
+    engine, given, wanted = model.runtime.engine, [], []
+    for n, k in ((40, 3), (100, 1), (7, 2)):
+        kv = fed(engine, engine.new_kv(), IDS[:n])
+        tokens = [int(IDS[n])]
+        for _ in range(k):
+            tokens.append(int(expected(engine, kv, n, tokens)[0][-1].argmax()))
+        head = Head(n)
+        head.extend(IDS[: n + 1].tolist())
+        given.append((head, kv, n, k))
+        wanted.append(tokens[1:])
+    assert heads.draft(model.runtime, None, given, lambda: False) == wanted
+    assert [kv.n for _, kv, *_ in given] == [40, 100, 7] and all(head.cost > 0 for head, *_ in given)
+    for _, kv, *_ in given:
+        kv.close()
 
 
 def test_several_sequences_at_once(paths, wanted):
