@@ -309,6 +309,7 @@ typedef struct {
     const uint8_t *state;   /* recurrent state of the positions before pos0; NULL: none, as before position 0 */
     const ni_stop *stops;   /* where it is to be left, by ascending positions behind pos0; the last is pos0 + n.  Not read by plans without state */
     int64_t n_stops;
+    const float *hidden;    /* of the token before pos0, for ops that read it; NULL: not known */
 } ni_segment;
 
 typedef struct {
@@ -317,6 +318,7 @@ typedef struct {
     const ni_segment *segments;     /* cover the tokens in order */
     const int32_t *out_rows;        /* n_out: tokens whose logits (or hidden state) are wanted */
     float *out;                     /* n_out x width of the plan's result */
+    float *hidden;                  /* n_tokens x width, where the plan hands out hidden states beside its result; NULL: not wanted */
     int64_t number;                 /* set by the plan: 1, 2, ... */
 } ni_step;
 

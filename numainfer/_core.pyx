@@ -165,6 +165,7 @@ cdef extern from "../csrc/ni.h":
         const ni_segment *segments
         const int32_t *out_rows
         float *out
+        float *hidden
     ni_plan *ni_plan_open(ni_team *, const ni_plan_spec *, const int *, const int *, ni_status *) nogil
     void ni_plan_close(ni_plan *) nogil
     int64_t ni_plan_bytes(const ni_plan *)
@@ -201,7 +202,8 @@ OP_DTYPE = np.dtype([("code", "i4"), ("barrier", "i4"), ("selected", "i4"), ("t"
                      ("w", "i4", NI_OP_WEIGHTS), ("i", "i4", NI_OP_INTS), ("f", "f4", NI_OP_FLOATS)])
 TENSOR_DTYPE = np.dtype([("storage", "i4"), ("width", "i4"), ("per_token", "i4"), ("f", "i8"), ("q", "i8"), ("d", "i8"),
                          ("m", "i8"), ("s", "i8"), ("i", "i8")], align=True)
-SEGMENT_DTYPE = np.dtype([("tables", "u8"), ("row0", "i8"), ("n", "i8"), ("pos0", "i8"), ("state", "u8"), ("stops", "u8"), ("n_stops", "i8")])
+SEGMENT_DTYPE = np.dtype([("tables", "u8"), ("row0", "i8"), ("n", "i8"), ("pos0", "i8"), ("state", "u8"), ("stops", "u8"), ("n_stops", "i8"),
+                          ("hidden", "u8")])
 STOP_DTYPE = np.dtype([("pos", "i8"), ("to", "u8")])
 KV_LAYER_DTYPE = np.dtype([("offset", "i8"), ("stride", "i8"), ("n_heads", "i4"), ("e", "i4"), ("ev", "i4"), ("type", "i4"),
                            ("turn", "i8")])

@@ -264,10 +264,12 @@ cdef class Plan:
         """Bytes of activations and scratch that the plan may touch."""
         return ni_plan_bytes(self.p) if self.p != NULL else 0
 
-    def run(self, const int32_t[::1] ids, segments, const int32_t[::1] out_rows, float[:, ::1] out, uint64_t shuffle_seed=0, stop=None):
+    def run(self, const int32_t[::1] ids, segments, const int32_t[::1] out_rows, float[:, ::1] out, uint64_t shuffle_seed=0, stop=None,
+            float[:, ::1] hidden=None):
         """Run a step: ids (T,), segments of SEGMENT_DTYPE covering them in order, out_rows (R,), out (R, width).
 
-        stop: callable, asked now and then; once it says True the step is cancelled.
+        stop: callable, asked now and then; once it says True the step is cancelled.  hidden: (at least T, width of a hidden state), for a
+        plan that hands these out.
 
         With a shuffle_seed the calling thread plays all workers, one after another, in random order between barriers.
         """
@@ -277,13 +279,14 @@ cdef class Plan:
         if self.p == NULL:
             raise ValueError("the plan is closed")
         cdef const ni_segment *g = _segments(segments)
-        if ids.shape[0] == 0 or out.shape[0] != out_rows.shape[0]:
+        if ids.shape[0] == 0 or out.shape[0] != out_rows.shape[0] or (hidden is not None and hidden.shape[0] < ids.shape[0]):
             raise ValueError(f"a step needs tokens and a row of output per wanted row; found {ids.shape[0]} tokens, "
                              f"{out.shape[0]} rows for {out_rows.shape[0]}")
         s.n_tokens, s.n_segments, s.n_out = ids.shape[0], len(segments), out_rows.shape[0]
         s.ids, s.segments = &ids[0], g
         s.out_rows = &out_rows[0] if out_rows.shape[0] else NULL
         s.out = &out[0, 0] if out_rows.shape[0] else NULL
+        s.hidden = &hidden[0, 0] if hidden is not None else NULL
         cdef uint64_t mode
         if shuffle_seed:
             with nogil:

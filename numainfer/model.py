@@ -57,6 +57,7 @@ def load(
     verify: bool | Literal["warn"] = True,
     keep: str | None = None,
     prefix_cache: int | str = "auto",
+    mtp: bool = False,
 ) -> Model:
     """Open a GGUF model and place its weights on the NUMA nodes.
 
@@ -100,6 +101,10 @@ def load(
         or ``"2GB"``; 0: none is. "auto": an eighth of the memory that the nodes have free once the weights are placed, and no more than
         64 whole contexts take. Those that were used least recently leave first, and all of it leaves for sequences that need the
         memory; ``model.placement`` says how much it is. Results are the same bits.
+    mtp : bool
+        Load the layer that predicts a further token, which some files have behind the model's own (DeepSeek's, GLM's), for
+        ``speculate="mtp"``. It takes about as much memory as another layer, of weights and of the KV cache; ``model.placement`` says how
+        much. UnsupportedModel if the file has none, or numainfer cannot use it.
 
     Returns
     -------
@@ -134,6 +139,8 @@ def load(
     progress_way("progress", progress)
     if prefix_cache != "auto":
         prefix_cache = byte_count("prefix_cache", prefix_cache)
+    if not isinstance(mtp, bool):
+        raise TypeError(f"mtp = {mtp!r}: found {type(mtp).__name__}, wanted True or False")
     if not isinstance(verify, bool) and verify != "warn":
         error = ValueError if isinstance(verify, str) else TypeError
         raise error(f"verify = {verify!r}: wanted True, False or 'warn'")
@@ -149,7 +156,7 @@ def load(
     placement = canonical(placement)
     keep = None if keep is None else check_name(keep)
     one_of("kv_type", kv_type, KV_TYPES)
-    path = resolve(source, lambda gguf: _refuse_before_download(gguf, n_ctx, n_batch, kv_type))
+    path = resolve(source, lambda gguf: _refuse_before_download(gguf, n_ctx, n_batch, kv_type, mtp))
     with GGUFFile(path) as gguf:
         config = ModelConfig.from_gguf(gguf)
         tokenizer = Tokenizer(gguf.metadata, path)
@@ -158,7 +165,7 @@ def load(
                 warnings.warn(f"n_ctx = {n_ctx}: beyond the {config.context_length} positions that the model was trained with, where its "
                               "answers may make no sense", ContextWarning, stacklevel=3)  # fmt: skip
             options = {"n_ctx": n_ctx, "n_batch": n_batch, "threads": threads, "nodes": nodes, "cpus": cpus, "placement": placement,
-                       "kv_type": kv_type, "progress": report, "verify": verify, "keep": keep}  # fmt: skip
+                       "kv_type": kv_type, "progress": report, "verify": verify, "keep": keep, "mtp": mtp}  # fmt: skip
             try:
                 engine = Engine(gguf, **options)
             except OutOfNodeMemory:
@@ -169,7 +176,7 @@ def load(
         return Model(Runtime(engine, tokenizer, config.name or path.name, sampling_of_file(gguf.metadata)), config, gguf.metadata, path)
 
 
-def _refuse_before_download(gguf, n_ctx, n_batch, kv_type):
+def _refuse_before_download(gguf, n_ctx, n_batch, kv_type, mtp):
     """Raise what loading would raise for a model whose header is all that is here, as far as the header tells."""
     from .engine.architectures import build, context_length
     from .engine.plan import Plan
@@ -179,7 +186,7 @@ def _refuse_before_download(gguf, n_ctx, n_batch, kv_type):
 
     Tokenizer(gguf.metadata, gguf.path)
     n_ctx = n_ctx or context_length(gguf)
-    plan = build(Plan(1, min(n_batch, n_ctx), n_ctx, kv_type=kv_type), Catalog(gguf))
+    plan = build(Plan(1, min(n_batch, n_ctx), n_ctx, kv_type=kv_type), Catalog(gguf, mtp))
     need, memory = sum(weight.packed_bytes for weight in plan.weights), [node.total for node in topology().nodes]
     if None not in memory and need > sum(memory):
         raise OutOfNodeMemory(f"{gguf.path}: the weights take {short_bytes(need)}, but this machine has {short_bytes(sum(memory))} of "

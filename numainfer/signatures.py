@@ -53,4 +53,4 @@ class SamplingOptions(TypedDict, total=False):
     choice: Sequence[str] | None
     grammar: str | None
     n: int
-    speculate: Literal["prompt"] | Drafts | None
+    speculate: Literal["prompt", "mtp"] | Drafts | None

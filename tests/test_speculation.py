@@ -494,7 +494,7 @@ def test_caches_that_cannot_go_back(tmp_path, free_rows):
 
 @pytest.mark.parametrize("given", ["draft", True, 3, ["prompt"], ""])
 def test_what_it_may_be(given):
-    with pytest.raises(ValueError, match='speculate = .*: must be "prompt", a Model of the same vocabulary that drafts, or None'):
+    with pytest.raises(ValueError, match='speculate = .*: must be "prompt", "mtp", a Model of the same vocabulary that drafts, or None'):
         ni.SamplingParams(speculate=given)
 
 

@@ -132,11 +132,17 @@ static inline int ni_next_slice(ni_slices *s, int64_t *row, int64_t *a, int64_t 
     return 1;
 }
 
+/* The segment of row t of the step. */
+static inline const ni_segment *ni_segment_of(const ni_step *s, int64_t t) {
+    const ni_segment *own = s->segments;
+    while (t >= own->row0 + own->n) own++;
+    return own;
+}
+
 /* The position of row t of the step. */
 static inline int64_t ni_position(const ni_step *s, int64_t t) {
-    int i = 0;
-    while (t >= s->segments[i].row0 + s->segments[i].n) i++;
-    return s->segments[i].pos0 + t - s->segments[i].row0;
+    const ni_segment *own = ni_segment_of(s, t);
+    return own->pos0 + t - own->row0;
 }
 
 /* log(1 + exp(x)); from 20 on it is x. */

@@ -32,8 +32,8 @@ def add_sampling(parser, max_tokens, title="sampling (by default greedy)", leave
         group.add_argument(flag, type=kind, metavar="X" if kind is float else "N", help=help_)
     group.add_argument("--stop", action="append", metavar="TEXT", help="end before this text; may be given again")
     group.add_argument("--ignore-eos", action="store_true", help="go on after the model's end token")
-    group.add_argument("--speculate", choices=("prompt",), help="the same answer sooner, where it repeats what stands in its prompt or in "
-                       "itself")  # fmt: skip
+    group.add_argument("--speculate", choices=("prompt", "mtp"), help="the same answer sooner: where it repeats what stands in its prompt "
+                       "or in itself; or by the layer that predicts a further token (it implies --mtp)")  # fmt: skip
 
 
 def params(args, **defaults):

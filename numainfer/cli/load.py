@@ -18,6 +18,7 @@ def add_load(parser, threads=None):
     group.add_argument("--keep", metavar="NAME", help="weights that stay in shared memory under this name, or lie there already")
     help_ = "KV memory for beginnings of sequences that others may share: such as 2GB, 0 for none (default: by free memory)"
     group.add_argument("--prefix-cache", default="auto", metavar="BYTES", help=help_)
+    group.add_argument("--mtp", action="store_true", help="with the file's layer that predicts a further token, for --speculate mtp")
     group.add_argument("--no-verify", action="store_true", help="do not look up where the pages lie")
     group.add_argument("-q", "--quiet", action="store_true", help="no progress bar, no line about speed")
 
@@ -90,6 +91,7 @@ def load(args, source, **more):
         "verify": not args.no_verify,
         "keep": args.keep,
         "prefix_cache": args.prefix_cache,
+        "mtp": args.mtp or getattr(args, "speculate", None) == "mtp",
         "progress": False if args.quiet else None,
     }
     try:

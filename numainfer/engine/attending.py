@@ -94,6 +94,30 @@ class Attending:
         return {"least_parts": self._least_parts,
                 "part_runs": min(PART_SEQUENCES, self.n_batch) * max(min(self.n_chunks, MOST_RUNS), self._least_parts)}  # fmt: skip
 
+    def keep(self, k, v, a, rope=None, k_norm=None):
+        """Appends k, v to KV memory, as `attend` does, for the plan of `make_head`, which attends to it."""
+        for name, tensor, width in (("k", k, a.kv_heads * a.key_length), ("v", v, a.kv_heads * a.value_length)):
+            if tensor is not None:
+                self._check("keep", name, tensor, width)
+        if rope is not None:
+            self._check("keep", "rope", rope, a.rope_dim)
+        if k_norm is not None:
+            self._is_vector("keep", "k_norm", k_norm, a.key_length)
+        self._for_head = cache = self.kv.add(a.kv_heads, *((0, a.key_length) if v is None else (a.key_length, a.value_length)), a.window)
+        cache.readers = 0
+        kv = self._tensor("kv of the head", 0, PER_NODE if a.kv_heads % self.n_nodes == 0 else SHARED, is_read=True)
+        self._add("kv_append", [k, v, rope, kv], [k_norm], self._attention_ints(a, rope, int(v is None), None), (a.eps,), cache=cache)
+
+    def _layer_cache(self, *shape):
+        """The LayerCache of the next attention layer; of a head's own that which `keep` appends to."""
+        cache = self._of_head
+        if cache is None:
+            return self.kv.add(*shape)
+        found = cache.kv_heads, cache.key_length, cache.value_length, cache.window, cache.chosen
+        if found != shape:
+            raise PlanError(f"attend: the head's keys and values are of the shape {found}, wanted {shape}")
+        return cache
+
     def attend(self, q, k, v, a, rope=None, q_norm=None, k_norm=None, sinks=None, chosen=None, kept=None, rows=None):
         """Appends k, v to the sequence's KV memory and attends: o, one copy per node, width H * value_length.
 
@@ -146,8 +170,8 @@ class Attending:
         ints = self._attention_ints(a, rope, int(latent), listed, compressed, pools)
         # Each head stays with one node where heads divide evenly; else its chunks go round, and all nodes read them.
         if kept is None:
-            cache = self.kv.add(a.kv_heads, *((0, a.key_length) if latent else (a.key_length, a.value_length)), a.window,
-                                0 if rows else most)  # fmt: skip
+            cache = self._layer_cache(a.kv_heads, *((0, a.key_length) if latent else (a.key_length, a.value_length)), a.window,
+                                      0 if rows else most)  # fmt: skip
             kv = self._memory("kv", a.kv_heads)
         else:
             cache, kv, _ = self._kept[kept]

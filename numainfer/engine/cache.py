@@ -12,6 +12,7 @@ from .. import _core
 from ..errors import ModelClosed
 from . import memory
 from .layout import owner_of_pages
+from .heads import Hidden
 from .states import States
 
 
@@ -93,6 +94,8 @@ class Cache:
         Indices of the nodes of the lane that appended last.
     states : States
         Of recurrent layers.
+    hidden : Hidden
+        Of the model's last hidden states those that a head needs; nothing without one.
     """
 
     def __init__(self, caches):
@@ -100,7 +103,7 @@ class Cache:
         self.nodes = list(range(caches.layout.n_nodes))
         layout = caches.layout
         self._tables = _core.Tables(caches.pools, [kind.window for kind in layout.kinds], layout.n_batch)
-        self.states = States(caches.state_pool, layout.states)
+        self.states, self.hidden = States(caches.state_pool, layout.states), Hidden()
         caches.alive.add(self)
 
     @property
@@ -140,10 +143,11 @@ class Cache:
             raise ModelClosed("the session was closed")
         return found
 
-    def prepare(self, lane, pos0, end):
+    def prepare(self, lane, pos0, end, states=True):
         """Make room for positions pos0 to end - 1, which a step of the lane will write; what stood there and behind is given up.
 
-        It may be done again, after a step that was cancelled.
+        It may be done again, after a step that was cancelled. Without `states` the step leaves recurrent state alone, which stays that of
+        the positions before.
 
         Returns
         -------
@@ -157,7 +161,7 @@ class Cache:
         OutOfNodeMemory
             What stood before pos0 is as it was.
         """
-        if pos0 > self.n or not (self.states.reaches(pos0) and self._tables.reaches(pos0)):
+        if pos0 > self.n or not (self._tables.reaches(pos0) and (not states or self.states.reaches(pos0))):
             raise ValueError(f"a segment at position {pos0} needs those before it; the cache holds {self.n} positions, of layers with a "
                              f"window their last alone, and recurrent state of few")
         if self.nodes != lane.nodes:
@@ -165,7 +169,7 @@ class Cache:
         self.n, self.nodes = pos0, lane.nodes
         for i in self._tables.prepare(pos0, end) or ():
             self._own(lane.team, i, pos0 // _core.CHUNK)
-        return self.states.prepare(pos0, end)
+        return self.states.prepare(pos0, end) if states else None
 
     def done(self, pos0, end, coming):
         """The step that `prepare` made room for, and whose states it named, has succeeded."""
@@ -226,6 +230,7 @@ class Cache:
         self.rewind(0)
         self._tables.share(other._tables, n)
         self.states.share(other.states, n)
+        self.hidden.share(other.hidden)
         self.n, self.nodes = n, other.nodes
 
     def lend(self, chunk):
@@ -256,6 +261,7 @@ class Cache:
         if self.closed:
             raise ModelClosed("the session was closed")
         self.rewind(0)
+        self.hidden = Hidden()
         try:
             for kind, chunk, block in blocks:
                 self._tables.put(kind, chunk, block, min(n - chunk * _core.CHUNK, _core.CHUNK))

@@ -15,6 +15,7 @@ from ..machine.policies import EXPERTS, HYBRID, REST, canonical, choose_policy, 
 from .._core import Cancelled
 from .architectures import build, context_length
 from .cache import Caches
+from .heads import Drafting
 from .layout import KV_TYPES
 from ..errors import CorruptModel, ModelClosed, OutOfNodeMemory, PlanError
 from ..gguf.file import GGUFFile
@@ -42,7 +43,7 @@ def _report_runtimes():
                  ", ".join(f"{info['filepath']} ({info['num_threads']} threads)" for info in found))
 
 
-class Lane:
+class Lane(Drafting):
     """A team of workers on some of the engine's nodes, and the plan it runs: one step at a time.
 
     Parameters
@@ -53,7 +54,7 @@ class Lane:
     """
 
     def __init__(self, engine, nodes):
-        self._engine, self.nodes, self._plans = engine, nodes, {}
+        self._engine, self.nodes, self._plans, self._hidden = engine, nodes, {}, None
         self._workers = [(cpu, nodes.index(node)) for cpu, node in zip(engine.cpus, engine.node_of) if node in nodes]
         self._cpus, self.n_workers = {cpu for cpu, _ in self._workers}, len(self._workers)
         self.team = self._new_team()
@@ -97,7 +98,7 @@ class Lane:
             os.sched_setaffinity(0, near)
 
     def core_plan(self, hidden=False):
-        """The plan as the core runs it; made when first wanted."""
+        """The plan as the core runs it; made when first wanted. hidden: whether it ends in hidden states; or "head", for the head's own."""
         if hidden not in self._plans:
             self._make_plan(hidden)
         return self._plans[hidden]
@@ -105,10 +106,12 @@ class Lane:
     @_core.in_default_floats
     def _make_plan(self, hidden):
         engine = self._engine
-        plan = engine.plan if not hidden and len(self.nodes) == engine.plan.n_nodes else engine.build(len(self.nodes), hidden)
+        same = hidden is not True and len(self.nodes) == engine.plan.n_nodes
+        plan = engine.plan if same else engine.build(len(self.nodes), hidden is True)
+        plan = plan.head if hidden == "head" else plan
         ops, tensors = plan.arrays()
         core = _core.Plan(self.team, ops, tensors, [engine.replicas.entry(w) for w in plan.weights], plan.arena_bytes,
-                          engine.n_batch, self.nodes, [engine.nodes[i] for i in self.nodes])
+                          plan.n_batch, self.nodes, [engine.nodes[i] for i in self.nodes])
         self._plans[hidden] = core
         self._count(core.bytes)
         if self.team.scratch is None:
@@ -159,9 +162,16 @@ class Lane:
         if engine.plan.kv.states.parts:
             for record, states in zip(table, coming):
                 states.fill(record)
-        self.core_plan(hidden).run(ids, table, rows, out, shuffle_seed, stop)
+        room = self._room_for_hidden(len(ids))
+        if room is not None:
+            before = [kv.hidden.before(first) for kv, _, first in segments]  # held until the step has ended
+            table["hidden"] = [0 if one is None else one.ctypes.data for one in before]
+        self.core_plan(hidden).run(ids, table, rows, out, shuffle_seed, stop, room)
         for states, (kv, own, first) in zip(coming, segments):
             kv.done(first, first + len(own), states)
+        if room is not None:
+            for at, (kv, own, first) in zip(table["row0"].tolist(), segments):
+                kv.hidden.came(first, room[at : at + len(own)])
         return out
 
     def close(self):
@@ -196,6 +206,8 @@ class Engine:
         Check every page after loading: raise PlacementError, or only warn, if pages lie wrong.
     keep : str, optional
         Name under which the weights lie in shared memory: there already, or from now on.
+    mtp : bool
+        With the file's layer that predicts a further token.
 
     Attributes
     ----------
@@ -205,7 +217,7 @@ class Engine:
 
     @_core.in_default_floats
     def __init__(self, gguf, *, n_ctx=None, n_batch=512, threads=None, nodes=None, placement="auto", kv_type="f16",
-                 progress=None, verify=True, cpus=None, keep=None):
+                 progress=None, verify=True, cpus=None, keep=None, mtp=False):
         self.lane = self.replicas = self.caches = self._node_lanes = self._share = None
         self._hold = cpus_of.Hold()
         if kv_type not in KV_TYPES:
@@ -217,19 +229,19 @@ class Engine:
                     name = gguf.get("general.name", object, default=None)
                     model = name if isinstance(name, str) and name.isprintable() else os.path.basename(gguf.path)
                     keep = stack.enter_context(contextlib.closing(keeping.Keeper(keep, gguf, model)))
-                self._open(gguf, n_ctx, n_batch, threads, nodes, cpus, placement, progress, verify, keep)
+                self._open(gguf, n_ctx, n_batch, threads, nodes, cpus, placement, progress, verify, keep, mtp)
         except BaseException:
             self.close()
             raise
 
-    def _open(self, gguf, n_ctx, n_batch, threads, nodes, named, policy, progress, verify, keeper):
+    def _open(self, gguf, n_ctx, n_batch, threads, nodes, named, policy, progress, verify, keeper, mtp):
         asked = canonical(policy)
         machine = topologies.topology()
         chosen, cpus, node_of, story = self._choose_workers(machine, threads, nodes, named, asked == "local")
         self.cpus, self.node_of, self.threads = cpus, node_of, len(cpus)
         self.nodes, self.isa = [n.number for n in chosen], _core.isa()
         trained = context_length(gguf)
-        self._catalog, self._files = Catalog(gguf), (gguf.path, list(gguf.files))
+        self._catalog, self._files = Catalog(gguf, mtp), (gguf.path, list(gguf.files))
         wanted, bounds, keys, need, layouts = n_ctx, {}, {}, {}, {}
 
         def fit(n_ctx):
@@ -237,7 +249,8 @@ class Engine:
             self.n_ctx, self.n_batch = n_ctx, min(n_batch, n_ctx)
             self.plan = self.build(len(chosen))
             kv_bytes = self.plan.kv.bytes(n_ctx if wanted else 1)  # the model's own context is no promise, but a token can always be
-            others = sum(self.plan.arena_bytes) + kv_bytes // len(chosen)
+            arenas = sum(self.plan.arena_bytes) + (sum(self.plan.head.arena_bytes) if mtp else 0)
+            others = arenas + kv_bytes // len(chosen)
             for policy in self._candidates(asked) if not keys else ():  # weights do not depend on the context
                 bounds[policy] = self._bounds(policy)
                 keys[policy] = self._store_key(gguf, policy, bounds[policy])
@@ -277,11 +290,12 @@ class Engine:
             sizes = [sizes[0] // len(chosen)] * len(chosen)
         self.caches = Caches(self.plan.kv)
         _report_runtimes()
-        experts = bytes_on_nodes([w for w in self.plan.weights if w in self.plan.experts], len(chosen), policy, bounds[policy])
+        experts, head = (bytes_on_nodes([w for w in self.plan.weights if w in group], len(chosen), policy, bounds[policy])
+                         for group in (self.plan.experts, self.plan.only_head()))
         self.placement = placement.Placement(
             policy, reason,
             [placement.NodePlacement(n.number, tuple(c for c, i in zip(cpus, node_of) if i == j), sizes[j], 0, pretend=n.pretend,
-                                     experts=experts[j])
+                                     experts=experts[j], mtp=head[j])
              for j, n in enumerate(chosen)],
             self.plan.kv.bytes_per_token, self.replicas, self.caches, story, self.plan.kv.window_bytes(self.n_ctx),
             self.replicas.kept.describe() if self.replicas.kept else "", self.plan.kv.states.bytes(self.n_ctx))

@@ -19,6 +19,8 @@ from .recurrent import Recurrent
 from .streams import Streams
 from .weights import Matrix, Vector
 
+HEAD_ROWS = 16  # most rows of a step of a head that predicts further tokens: as many answers as are speculated for at once
+
 
 class Plan(Attending, Compressing, Recurrent, Streams, Hyper):
     """Builds and holds the ops of one forward pass.
@@ -42,6 +44,8 @@ class Plan(Attending, Compressing, Recurrent, Streams, Hyper):
     ----------
     kv : Layout
         What the attention layers keep of a sequence.
+    head : Plan or None
+        Of the layer that predicts a further token, where the file's is wanted; its weights count among this plan's.
     """
 
     def __init__(self, n_nodes, n_batch, n_ctx, hidden=False, kv_type="f16", kv_nodes=None):
@@ -58,6 +62,8 @@ class Plan(Attending, Compressing, Recurrent, Streams, Hyper):
         self._lists = {}  # what `index` returned: how many of which blocks, for how many kv-heads
         self._compressed = {}  # what `compress` returned, and then `index`: the Rows that are attended to, or among which was chosen
         self._kept = {}  # what `attend` returned: its LayerCache, the tensor that stands for its memory, and the shape of that
+        self.head = None  # Plan of the layer that predicts a further token, of the same `kv`; `make_head`
+        self._for_head = self._of_head = None  # its LayerCache: what `keep` appends to; in the head's own plan, what `attend` reads
         self.arena_bytes = [0, 0]
         self.out_width = 0
 
@@ -184,6 +190,24 @@ class Plan(Attending, Compressing, Recurrent, Streams, Hyper):
         self._reads("matmul", h, w)
         self.out_width = w.n
         self._multiply(h, [], [w], selected=True, scale=scale, softcap=softcap)
+
+    def before(self, h, width):
+        """The hidden state before each token, (T, width), one copy per node: the row before it of h, but of the first token of a segment
+        what the step brings, or zeros.  Without h (None) each segment has one token."""
+        if h is not None:
+            self._check("before", "h", h, width)
+        return self._add("before", [h, self._tensor("before", width, PER_NODE, "f")], [])
+
+    def hand_out(self, h):
+        """Give each token's row of h (T, D) to whoever runs the step, beside the result."""
+        self._check("emit", "h", h, h.width)
+        self._add("emit", [h], [], ints=(1,))
+
+    def make_head(self):
+        """The plan of a layer that predicts a further token: it attends to what `keep` has appended, and runs steps of few rows."""
+        self.head = head = Plan(self.n_nodes, min(self.n_batch, HEAD_ROWS), self.n_ctx)
+        head.kv, head._of_head = self.kv, self._for_head
+        return head
 
     def _multiply(self, h, outs, matrices, selected=False, scale=1.0, softcap=0.0):
         none = [None] * (3 - len(matrices))
@@ -437,6 +461,10 @@ class Plan(Attending, Compressing, Recurrent, Streams, Hyper):
             self._refuse(f"{op}: operand {operand} ({w.name}) is a matrix of {w.n} x {w.k} values, wanted a vector of {n}", w)
         self._check(op, operand, w, n)
 
+    def gathered(self, x):
+        """What a matrix made, one copy per node."""
+        return self._near(x)
+
     def _near(self, tensor):
         """The tensor on every node, for an op whose workers each read all of it."""
         if tensor.storage == PER_NODE or self.n_nodes == 1:
@@ -467,6 +495,21 @@ class Plan(Attending, Compressing, Recurrent, Streams, Hyper):
             self.weights = [w for w in self.weights if w not in op.weights or any(w in other.weights for other in self.ops)]
             for tensor in self.tensors:
                 tensor.first, tensor.last = (at - (at > i) for at in (tensor.first, tensor.last))
+
+    def take(self, other):
+        """Count another plan's weights as this one's, so that they are placed together."""
+        self.weights += [w for w in other.weights if w not in self.weights]
+        self.spared += other.spared
+        self.whole |= other.whole
+        self.experts |= other.experts
+
+    def only_head(self):
+        """Weights that are there for the head's sake: what its plan reads, and what is made for it of this one's rows."""
+        if self.head is None:
+            return set()
+        at = next(i for i, op in enumerate(self.ops) if op.name == "before")
+        model = {w for i, op in enumerate(self.ops) if i < at or op.selected for w in op.weights}
+        return set(self.weights) - model - set(self.spared)
 
     def compile(self):
         """Lay out the tensors and compute the barriers; call once, after the last op.  Returns self.

@@ -117,10 +117,12 @@ class Catalog:
     Parameters
     ----------
     gguf : GGUFFile
+    mtp : bool
+        The layer that predicts a further token is wanted.
     """
 
-    def __init__(self, gguf):
-        self.gguf = gguf
+    def __init__(self, gguf, mtp=False):
+        self.gguf, self.mtp = gguf, mtp
         self.used, self._constants, self._parts, self._read = {}, {}, {}, set()
         self._longest = max((n for tensor in gguf.tensors.values() if len(tensor.shape) > 1 for n in tensor.shape), default=0)
 

@@ -37,6 +37,8 @@ class NodePlacement:
         Index of a pretend node.
     experts : int
         Of the weights, the bytes that are experts', of which a token reads a few.
+    mtp : int
+        Of the weights, the bytes that are there for the layer that predicts a further token, its experts among them: ``mtp`` of `load`.
     """
 
     number: int
@@ -46,6 +48,7 @@ class NodePlacement:
     verified: float | None = None
     pretend: int | None = None
     experts: int = 0
+    mtp: int = 0
 
     @property
     def label(self) -> int:
@@ -53,7 +56,7 @@ class NodePlacement:
         return self.number if self.pretend is None else self.pretend
 
 
-_COLUMNS = ("cores", "CPUs", "weights", "experts", "huge pages", "verified", "KV", "scratch")
+_COLUMNS = ("cores", "CPUs", "weights", "experts", "MTP", "huge pages", "verified", "KV", "scratch")
 
 
 @dataclass
@@ -203,11 +206,11 @@ class Placement:
         return self
 
     def rows(self) -> list[tuple[str, ...]]:
-        """Per node: number, cores, CPUs, weights, of them experts' (where there are any), their share in huge pages, share found on the
-        node, KV cache, scratch, as text."""
+        """Per node: number, cores, CPUs, weights, of them experts' and the predicting layer's (where there are any), their share in huge
+        pages, share found on the node, KV cache, scratch, as text."""
         kv = self.kv_bytes()
         return [(str(n.label), str(len(n.cpus)), ranges(sorted(n.cpus)), size(n.weights),
-                 *[size(n.experts)] * self._has_experts, f"{self.huge_share(n):.0%}",
+                 *[size(n.experts)] * self._has_experts, *[size(n.mtp)] * self._has_head, f"{self.huge_share(n):.0%}",
                  "not checked" if n.verified is None else f"{n.verified:.1%}",
                  size(kv[n.label]) if kv else "-", size(n.scratch)) for n in self.nodes]
 
@@ -223,11 +226,16 @@ class Placement:
         return f"{self.policy} on {self.where}{reason}; KV cache {' and '.join(sizes)}{cpus}{kept}"
 
     def _columns(self):
-        return ("pretend node" if self._pretend else "node", *(name for name in _COLUMNS if name != EXPERTS or self._has_experts))
+        without = {EXPERTS: not self._has_experts, "MTP": not self._has_head}
+        return ("pretend node" if self._pretend else "node", *(name for name in _COLUMNS if not without.get(name)))
 
     @property
     def _has_experts(self):
         return any(node.experts for node in self.nodes)
+
+    @property
+    def _has_head(self):
+        return any(node.mtp for node in self.nodes)
 
     def __str__(self) -> str:
         rows = [self._columns(), *self.rows()]

@@ -277,8 +277,8 @@ class LaneLoop:
         if not any(s.speculates for s in answering):
             return
         chances = [s.chances() if most else [] for s in answering]
-        for s, k in zip(answering, self._costs.allot(chances, [s.proposal_cost for s in answering], most)):
-            s.propose(k)
+        counts = self._costs.allot(chances, [s.proposal_cost for s in answering], most)
+        Answer.propose_all(answering, counts, self._loop.runtime(), None if self.whole else self.lane)
 
     def _goes_on(self, s):
         """Whether steps are run for a request; it ends here where it was cancelled or its session closed."""

@@ -71,11 +71,12 @@ class SamplingParams:
         Answers to each prompt, 1 to 1024; the prompt is computed once. More than one makes ``generate`` and ``chat`` return Completions,
         for a list all of its first prompt's before those of the second. With a seed answer i has the seed ``(seed + i) % 2**64``, so
         the first is that of ``n=1``.
-    speculate : "prompt", Model or None
+    speculate : "prompt", "mtp", Model or None
         Tokens are proposed as those that may come next, and one step checks several. "prompt": what followed the last
-        tokens where they stood before, in the prompt or in the answer. A Model, much smaller and of the same vocabulary:
+        tokens where they stood before, in the prompt or in the answer. "mtp": what the layer predicts that some files have for this, of a
+        model that was loaded with ``mtp=True``. A Model, much smaller and of the same vocabulary:
         what that one would say. The answer is the same bits; it comes sooner where it repeats much of its prompt, or
-        where the two models agree. Nothing is proposed where that does not pay; ``timings.proposed`` and ``timings.accepted`` tell.
+        where such predictions come true. Nothing is proposed where that does not pay; ``timings.proposed`` and ``timings.accepted`` tell.
 
     Raises
     ------
@@ -106,7 +107,7 @@ class SamplingParams:
     choice: Sequence[str] | None = None
     grammar: str | None = None
     n: int = 1
-    speculate: Literal["prompt"] | Drafts | None = None
+    speculate: Literal["prompt", "mtp"] | Drafts | None = None
 
     def __post_init__(self) -> None:
         def put(name, check, *limits):
@@ -382,9 +383,9 @@ def _logit_bias(name, value):
 def _speculation(name, value):
     from .runtime import Runtime  # which stands above: it knows requests, and these sampling
 
-    if value is None or isinstance(value, str) and value == "prompt" or isinstance(getattr(value, "runtime", None), Runtime):
+    if value is None or isinstance(value, str) and value in ("prompt", "mtp") or isinstance(getattr(value, "runtime", None), Runtime):
         return value
-    raise ValueError(f'{name} = {value!r}: must be "prompt", a Model of the same vocabulary that drafts, or None')
+    raise ValueError(f'{name} = {value!r}: must be "prompt", "mtp", a Model of the same vocabulary that drafts, or None')
 
 
 def _optional_callable(name, value):

@@ -15,6 +15,7 @@ import weakref
 from _thread import allocate_lock, get_ident
 
 from .generation import Clock, Generation, not_begun
+from .heads import Head, draft
 from .prefix import LEAST, in_common
 from .speculation import AT_ONCE, MOST, make_proposer
 
@@ -410,6 +411,21 @@ class Answer(Request):
         """Have the next step check so many tokens."""
         proposer = self._proposer
         self.proposal = proposer.propose(k) if k and proposer is not None else []
+
+    @staticmethod
+    def propose_all(answers, counts, runtime, lane):
+        """`propose` of each of some answers, those together whose head does it; lane: theirs, None for that of all nodes."""
+        heads = []
+        for answer, k in zip(answers, counts):
+            proposer, cache = answer._proposer, answer.cache
+            if not isinstance(proposer, Head):
+                answer.propose(k)
+            elif k and cache is not None:
+                heads.append((answer, (proposer, cache, answer.at, k)))
+        if heads:
+            found = draft(runtime, lane, [wanted for _, wanted in heads], lambda: any(_unwanted(answer) for answer, _ in heads))
+            for (answer, _), tokens in zip(heads, found):
+                answer.proposal = tokens
 
     def computed(self, n, seconds):
         if self.at < len(self.ids):

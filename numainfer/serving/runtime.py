@@ -165,6 +165,16 @@ class Runtime:
                 raise ModelClosed(f"the model {self.name} was closed while a step ran") from None
             raise
 
+    def draft(self, lane, segments, before, look=None):
+        """``Lane.draft``, as `run` does ``Lane.step``."""
+        lane = lane or self.engine.lane
+        try:
+            return lane.draft(segments, before, stop=lambda: self._closing or look is not None and look())
+        except Cancelled:
+            if self._closing:
+                raise ModelClosed(f"the model {self.name} was closed while a step ran") from None
+            raise
+
     def step(self, segments, rows, *, hidden=False, lane=None):
         """`run`, when its turn has come: for measurements, in the calling thread and beside the loop."""
         self.check()

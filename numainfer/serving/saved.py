@@ -36,7 +36,7 @@ _WHY = {
     "version": "it was written by another version of numainfer",
     "chunk": "it was written by another version of numainfer",
     "model": "it was saved from another model file",
-    "kinds": "its layers are others",
+    "kinds": "its layers are others (with mtp=True a model has one more)",
     "states": "its recurrent layers are others",
     "kv_type": "load the model with kv_type={found!r} to restore it",
     "rope": "positions are counted otherwise: load the model with an n_ctx on the same side of its original context",

@@ -4,9 +4,9 @@ A step over the last token and k proposed ones gives the logits behind each. Tok
 first that differs from the proposal (`choosing.choose_step`); so the answer is the same bits as without. How many tokens are proposed
 follows from how often proposals came true, and from what steps took (`Costs`): both decide about speed alone.
 
-Who proposes has the form of `Lookup`; `drafts.Draft` is another. `Lookup` proposes what followed the last tokens where they stood
-before, in the prompt or in the answer: text that is edited, quoted or listed again. (Prompt lookup decoding; the check of several tokens
-in one pass: Leviathan et al., "Fast inference from transformers via speculative decoding", 2023.)
+Who proposes has the form of `Lookup`; `drafts.Draft` and `heads.Head` are others. `Lookup` proposes what followed the last tokens where
+they stood before, in the prompt or in the answer: text that is edited, quoted or listed again. (Prompt lookup decoding; the check of
+several tokens in one pass: Leviathan et al., "Fast inference from transformers via speculative decoding", 2023.)
 """
 
 import collections
@@ -15,6 +15,7 @@ import warnings
 
 from ..errors import SpeculationWarning
 from .drafts import Draft, check_draft
+from .heads import Head
 
 LEAST = 2  # tokens in a row that must have stood before
 MOST = 15  # tokens that are proposed at once, for all sequences of a step together
@@ -219,19 +220,23 @@ class Costs:
 
 
 def check_speculation(runtime, wanted):
-    """Raise, as `check_draft` does, where a model cannot draft for another.
+    """Raise, as `check_draft` does, where a model cannot draft for another; or where the model has no head of its own.
 
     Parameters
     ----------
     runtime : Runtime
-    wanted : "prompt", Model or None
+    wanted : "prompt", "mtp", Model or None
     """
-    if wanted is not None and wanted != "prompt":
+    if wanted == "mtp":
+        if runtime.engine.plan.head is None:
+            raise ValueError(f"speculate = 'mtp': the model {runtime.name} was loaded without the layer that predicts a further token; "
+                             "load it with mtp=True, which says whether the file has one")  # fmt: skip
+    elif wanted is not None and wanted != "prompt":
         check_draft(runtime, wanted.runtime)
 
 
 def make_proposer(runtime, wanted, n_prompt, most, gone):
-    """Who proposes tokens for an answer: a Lookup, a Draft, or None; where the caches cannot go back a warning says so.
+    """Who proposes tokens for an answer: a Lookup, a Head, a Draft, or None; where the caches cannot go back a warning says so.
 
     Parameters
     ----------
@@ -249,4 +254,6 @@ def make_proposer(runtime, wanted, n_prompt, most, gone):
         warnings.warn(f"speculate: the model {runtime.name} has recurrent layers, whose state cannot go back behind tokens that were "
                       "proposed in vain; its answers are computed without speculation", SpeculationWarning, stacklevel=5)  # fmt: skip
         return None
+    if wanted == "mtp":
+        return Head(n_prompt)
     return Lookup(n_prompt) if wanted == "prompt" else Draft(wanted.runtime, n_prompt, most, gone)

@@ -4,6 +4,7 @@ from importlib import import_module
 
 from ...errors import UnsupportedModel
 from .blocks import Hyperparameters
+from .nextn import check
 
 SUPPORTED = (
     "afmoe", "apertus", "arcee", "bailingmoe", "bailingmoe2", "bailingmoe3", "cohere2", "cohere2moe", "command-r", "dbrx", "deepseek",
@@ -17,6 +18,10 @@ SUPPORTED = (
 )  # fmt: skip
 
 
+WITH_HEAD = ("deepseek2", "glm4moe")
+"""Of these the layer that predicts a further token (MTP) can be had, where their file has it."""
+
+
 def context_length(gguf):
     """Positions that the file's model was trained for; raises as `build`."""
     _check(gguf)
@@ -24,7 +29,7 @@ def context_length(gguf):
 
 
 def build(plan, catalog):
-    """Append the forward pass of the file's architecture to a plan and compile it.
+    """Append the forward pass of the file's architecture to a plan and compile it; its head's, where it is wanted (`Catalog.mtp`), too.
 
     Raises
     ------
@@ -37,16 +42,30 @@ def build(plan, catalog):
     """
     _check(catalog.gguf)
     try:
+        if catalog.mtp:
+            _check_head(catalog)
         import_module("." + catalog.gguf.architecture.replace("-", "_"), __name__).build(plan, catalog)
+        if plan.head is not None:
+            plan.take(plan.head)
         catalog.check_all_used([*plan.weights, *plan.spared])
     except UnsupportedModel as error:
         where = f"The file is {catalog.gguf.path}"
         if where in error.detail:
             raise
         raise UnsupportedModel(error.key, error.value, error.supported, ". ".join(filter(None, [error.detail, where]))) from None
-    return plan.compile()
+    plan.compile()
+    if plan.head is not None:
+        plan.head.compile()
+    return plan
 
 
 def _check(gguf):
     if gguf.architecture not in SUPPORTED:
         raise UnsupportedModel("general.architecture", gguf.architecture, SUPPORTED, f"The file is {gguf.path}")
+
+
+def _check_head(catalog):
+    if catalog.gguf.architecture not in WITH_HEAD:
+        raise UnsupportedModel("general.architecture", catalog.gguf.architecture, WITH_HEAD,
+                               "mtp=True asks for the layer that predicts a further token (MTP); load the model without it")  # fmt: skip
+    check(Hyperparameters(catalog.gguf), catalog)

@@ -95,13 +95,21 @@ def begin(p, weights, *, neox, heeds=(), layer_norm=False, scale=1.0, positions=
 
 
 def layers(c, weights):
-    """The tensors of each layer, without the last ones that only predict further tokens (MTP): they are skipped, and said to be."""
+    """The tensors of each layer, without the last ones that only predict further tokens (MTP): they are skipped, and said to be, but for
+    the first of them where it is wanted (`nextn.py`)."""
+    blocks, more = layer_counts(c)
+    if weights.skip([f"blk.{i}." for i in range(blocks + weights.mtp, blocks + more)]):
+        log.info("%s: its last %d layers predict further tokens (MTP); numainfer does without %s", c.gguf.path, more,
+                 "all but the first" if weights.mtp else "them")
+    return weights.blocks(blocks)
+
+
+def layer_counts(c):
+    """Layers of the model, and behind them those that only predict further tokens."""
     blocks, more = c.int("block_count", high=4096), c.int("nextn_predict_layers", default=0, low=0, high=4096)
     if more >= blocks:
         c.refuse("nextn_predict_layers", more, f"fewer than {c.prefix}block_count = {blocks}")
-    if weights.skip([f"blk.{i}." for i in range(blocks - more, blocks)]):
-        log.info("%s: its last %d layers predict further tokens (MTP); numainfer does without them", c.gguf.path, more)
-    return weights.blocks(blocks - more)
+    return blocks - more, more
 
 
 def end(p, weights, x, **more):
@@ -127,10 +135,19 @@ def head_norm_attention(p, h, w, a, rope):
 
 def project(p, h, w, a):
     """q, k, v, with their biases, where there are any."""
-    if w.get("attn_qkv") is None:
-        return p.matmul(h, w.attn_q, w.attn_k, w.attn_v)
+    return p.matmul(h, *(w.attn_q, w.attn_k, w.attn_v) if w.get("attn_qkv") is None else _parts(w, a))
+
+
+def _parts(w, a):
+    """The rows of ``attn_qkv``."""
     counts = a.heads * a.key_length, a.kv_heads * a.key_length, a.kv_heads * a.value_length
-    return p.matmul(h, *w.rows("attn_qkv", *counts, biases=("attn_q", "attn_k", "attn_v")))
+    return w.rows("attn_qkv", *counts, biases=("attn_q", "attn_k", "attn_v"))
+
+
+def keep(p, h, w, a, rope, **norms):
+    """The keys and values of `attention` alone, for a head's plan."""
+    k, v = p.matmul(h, *(w.attn_k, w.attn_v) if w.get("attn_qkv") is None else _parts(w, a)[1:])
+    p.keep(k, v, a, rope, **norms)
 
 
 def gated(p, h, w, activation="silu", scale=1.0):
@@ -165,6 +182,6 @@ def network(p, h, w, e, i, scale=1.0):
 
 __all__ = [
     "MIXTURE", "PER_LAYER", "Hyperparameters", "Residual", "attention", "begin", "embedding_matrix", "end", "gated",
-    "head_norm_attention", "layers", "mixture", "network", "output_matrix", "plain", "project", "shared_expert",
+    "head_norm_attention", "keep", "layer_counts", "layers", "mixture", "network", "output_matrix", "plain", "project", "shared_expert",
     "wide_norm_attention",
 ]  # fmt: skip

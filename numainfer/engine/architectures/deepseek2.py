@@ -11,6 +11,7 @@ import numpy as np
 
 from ...errors import CorruptModel
 from ..ops import Attention
+from . import nextn
 from .blocks import MIXTURE, Hyperparameters, Residual, embedding_matrix, end, layers, network
 
 HEEDS = (*MIXTURE, "attention.temperature_scale")
@@ -33,9 +34,15 @@ def build(p, weights, gating="softmax", indexer=None):
     if c.prefix == "deepseek2." and experts.gating == "softmax" and "blk.%d.exp_probs_b.bias" % (len(blocks) - 1) not in weights:
         experts = replace(experts, group_best=1)  # DeepSeek V2, whose groups count as their best expert does
     rope, x = rotary(c, p, weights, a), Residual(p, p.embed(table), eps)
-    for i, w in enumerate(blocks):
+
+    def layer(p, x, w, rope):
         x.add(attention(p, x.norm(w.attn_norm), w, a, rope, c, indexer=indexer))
-        x.add(network(p, x.norm(w.ffn_norm), w, experts, i))
+        x.add(network(p, x.norm(w.ffn_norm), w, experts, w.index))
+
+    for w in blocks:
+        layer(p, x, w, rope)
+    nextn.head(p, weights, c, x, eps, lambda q, x, w: layer(q, x, w, rotary(c, q, weights, a)),
+               lambda p, h, w: keep(p, h, w, a, rope))
     end(p, weights, x)
 
 
@@ -116,3 +123,10 @@ def attention(p, h, w, a, rope, c, scale=1.0, indexer=None, key=None, k_norm=Non
         o = p.weigh(o, gate, "sigmoid")
     o = p.join(heads, (o, 0, o.width))
     return p.matmul(o if gate is None or gate.width == heads else p.gated(gate, o, "sigmoid"), w.attn_output, scale=scale)
+
+
+def keep(p, h, w, a, rope):
+    """The latent rows of `attention` alone, for a head's plan."""
+    latent, turned = p.matmul(h, *w.rows("attn_kv_a_mqa", a.value_length, a.rope_dim))
+    latent = p.normed(latent, w.attn_kv_a_norm, a.eps)
+    p.keep(p.join(1, (latent, 0, latent.width), (turned, 0, turned.width)), None, a, rope)
