@@ -157,6 +157,14 @@ def test_an_error_ends_its_row_alone(teams, alone, bad, says):
         assert [(g.token_ids, g.finish_reason) for g in generations[n:]] == [([], None)] * 3
 
 
+def test_an_error_where_python_looks_at_the_token_ends_its_row_alone():
+    generations, logits = [make({}), make({"stop": "zz"}), make({"stop": "zz"})], rows_of(0, 3)
+    logits[1, 5] = np.nan
+    errors = choose_step(None, generations, logits)
+    assert errors[0] is errors[2] is None and isinstance(errors[1], NumaInferError)
+    assert [len(g.token_ids) for g in generations] == [1, 0, 1]
+
+
 def test_a_processors_interrupt_comes_out_as_itself():
     def interrupt(token_ids, logits):
         raise KeyboardInterrupt

@@ -10,6 +10,7 @@ from scheduler_tools import facts, prompts_of, spy_steps
 from test_loop import LONG, eventually, out, slowly
 
 import numainfer as ni
+from numainfer.engine.engine import Engine, Lane
 from numainfer.serving.generation import Generation
 from numainfer.serving.requests import Answer
 
@@ -171,3 +172,25 @@ def test_the_last_token_is_told_with_the_reason(load_tiny, monkeypatch):
             assert look() == (40,)
         del generation.token_ids[1:]
         generation.sampler.core.finish_reason = None
+
+
+@pytest.mark.parametrize("mode", ["latency", "throughput"])
+def test_no_step_begins_in_a_model_that_is_being_closed(load_tiny, monkeypatch, mode):
+    """Who waited for his turn while the model was closed has it before the memory is given back: it is not his any more."""
+    model, real, late, begun = load_tiny(2, n_ctx=None), Lane.step, [], threading.Event()
+    runtime, close = model.runtime, Engine.close
+    monkeypatch.setattr(Engine, "close", lambda engine: (time.sleep(0.1), close(engine)))
+
+    def step(lane, *args, **options):
+        if runtime.closed:
+            late.append(lane.nodes)
+        begun.set()
+        return real(lane, *args, **options)
+
+    monkeypatch.setattr(Lane, "step", step)
+    closer = threading.Thread(target=lambda: begun.wait(10) and model.close())
+    closer.start()
+    with pytest.raises(ni.ModelClosed):
+        model.generate(prompts_of([50] * 16), **LONG, mode=mode)
+    closer.join()
+    assert late == []

@@ -221,6 +221,15 @@ def test_windows(paths, monkeypatch, name, shape, kv_type):
         assert found[690] == 690 and (found[600] < 600) == (window == 100)
 
 
+def test_where_a_window_leaves_a_block(paths):
+    """To the position: the token at 354 sees the last of the first 256, which are gone; the one at 355 does not."""
+    with open_engine(paths["window 100"], n_batch=64) as engine:
+        prefixes = Prefixes(engine.caches, 1 << 30)
+        compute(engine, prefixes, IDS[:430])[0].close()
+        for at, wanted in ((354, 0), (355, 355)):
+            assert prefixes.attach(engine.new_kv(), branch(at, 380)) == wanted
+
+
 def test_a_window_that_was_forgotten(paths):
     """Offered at its end alone, its middle is of no use; and blocks of a window leave before those that see everything."""
     with open_engine(paths["window 100"], n_batch=64) as engine:

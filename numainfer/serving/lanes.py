@@ -263,6 +263,7 @@ class LaneLoop:
             begun = s.begins(self.lane.nodes, [*self._answering, *self._reading[: self._reading.index(s)]])
             if s.at > have and s.cache.nodes != self.lane.nodes:
                 with contextlib.suppress(Cancelled, OutOfNodeMemory), s.runtime.turn(None if self.whole else self.lane):
+                    s.runtime.check()
                     s.cache.settle(self.lane)
             return begun
         except Exception as e:
@@ -397,6 +398,7 @@ class LaneLoop:
         try:
             errors = choose_step(self.lane.team, [s.generation for s in answers], logits, proposals, functools.partial(runtime.turn, lane))
         except BaseException as e:  # a logits processor that exits
+            runtime.check()
             errors = [e] * len(answers)
         now = time.perf_counter()
         self._marks.append((now, self.n_tokens))

@@ -156,7 +156,8 @@ class Runtime:
         Cancelled
         ModelClosed, ForkedProcess
         """
-        lane = lane or self.engine.lane
+        engine = self.engine  # which may have been closed while the turn was waited for
+        lane = lane or engine.lane
         try:
             return lane.step(segments, rows, hidden=hidden, out=out,
                              stop=lambda: self._closing or look is not None and look())
