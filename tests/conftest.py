@@ -4,6 +4,7 @@ import signal
 import threading
 
 import pytest
+from _cvec import KV_TYPES, available, load
 from tiny_models import tiny
 
 import numainfer as ni
@@ -13,6 +14,18 @@ def pytest_configure():
     """Tests send Ctrl-C to this process, and some wait for it; a shell's background jobs start with it ignored."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(params=available())
+def vec(request):
+    """The vector kernels of each instruction set that this CPU runs, "scalar" first."""
+    return load(request.param)
+
+
+@pytest.fixture(params=KV_TYPES)
+def kv_type(request):
+    """Each type of KV memory."""
+    return request.param
 
 
 @pytest.fixture(scope="session")

@@ -171,6 +171,17 @@ def rig(*args, **more):
         made.close()
 
 
+@contextmanager
+def instruction_set(name):
+    """The kernels of this table, as long as the context lasts."""
+    used = _core.isa()
+    _core.isa_select(name)
+    try:
+        yield
+    finally:
+        _core.isa_select(used)
+
+
 def pretend(monkeypatch, n_nodes, workers):
     """Make `topology` show `n_nodes` nodes of `workers` cores each (or a number for each), on the CPUs and the memory there are."""
     real = topologies.topology()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import reference as ref
 from reference_models import ReferenceModel
+from written import Written
 
 import numainfer as ni
 from numainfer.engine import architectures
@@ -38,16 +39,7 @@ RUN = [name for name in NAMES if name not in REFUSED]
 
 @pytest.fixture(scope="module")
 def golden(tmp_path_factory):
-    """``golden(name)``: the path of a model, written once."""
-    folder, paths = tmp_path_factory.mktemp("golden"), {}
-
-    def path(name):
-        if name not in paths:
-            paths[name] = folder / f"{name}.gguf"
-            make(name, str(paths[name]), TEMPLATES[name])
-        return paths[name]
-
-    return path
+    return Written(tmp_path_factory.mktemp("golden"), lambda name, path: make(name, path, TEMPLATES[name]), IDS)
 
 
 def test_every_architecture_has_its_golden():
@@ -95,8 +87,7 @@ def test_llama_cpp_takes_gelu_from_a_table_of_halves(golden, monkeypatch):
 @pytest.mark.parametrize("name", RUN)
 @pytest.mark.parametrize("nodes, placement", [(1, "auto"), (2, "replicate"), (2, "shard"), (2, "interleave")])
 def test_bits_are_the_same_everywhere(golden, name, nodes, placement, monkeypatch):
-    with ni.load(golden(name), threads=1, n_batch=128) as model:
-        wanted = model.logits(IDS, all=True)
+    wanted = golden.logits(name)
     monkeypatch.setenv("NUMAINFER_FAKE_NODES", str(nodes))
     with ni.load(golden(name), threads=2, placement=placement, n_batch=33) as model:
         assert np.array_equal(model.logits(IDS, all=True), wanted)

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import reference as ref
-from core_tools import logits, open_engine, pretend, python, same_bits, twin_logits
+from core_tools import instruction_set, logits, logits_by_kv_type, open_engine, pretend, same_bits, twin_logits
 from gguf_tools import GGUF
 from random_blocks import TYPES
 from test_architectures import INT, rewrite
 from tiny_models import tiny
+from written import Written
 
 import numainfer as ni
 from numainfer import _core
@@ -34,16 +35,7 @@ LONG = np.random.default_rng(9).integers(6, 280, 560).astype(np.int32)  # more t
 
 @pytest.fixture(scope="module")
 def golden(tmp_path_factory):
-    """``golden(name)``: the path of a model, written once."""
-    folder = tmp_path_factory.mktemp("heads")
-
-    def path(name):
-        found = folder / f"{name}.gguf"
-        if not found.exists():
-            make(name, str(found), TEMPLATES[name])
-        return found
-
-    return path
+    return Written(tmp_path_factory.mktemp("heads"), lambda name, path: make(name, path, TEMPLATES[name]), IDS)
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +46,7 @@ def path(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def wanted(path):
-    """Logits of all positions by one thread, in one step, for each type of KV memory."""
-    found = {}
-    for kv_type in KV_TYPES:
-        with open_engine(path, threads=1, n_batch=600, kv_type=kv_type) as engine:
-            found[kv_type] = logits(engine, LONG)
-    return found
+    return logits_by_kv_type(path, LONG, n_batch=600)
 
 
 # ---- logits -------------------------------------------------------------------------------------------------------------
@@ -150,8 +137,7 @@ def test_widths_that_do_not_fit_normed_projections(tmp_path, key, value, says):
 @pytest.mark.parametrize("name", TEMPLATES)
 @pytest.mark.parametrize(("nodes", "placement"), [(1, "auto"), (2, "replicate"), (2, "shard"), (2, "interleave")])
 def test_bits_are_the_same_everywhere(golden, name, nodes, placement, monkeypatch):
-    with ni.load(golden(name), threads=1, n_batch=128) as model:
-        wanted = model.logits(IDS, all=True)
+    wanted = golden.logits(name)
     monkeypatch.setenv("NUMAINFER_FAKE_NODES", str(nodes))
     with ni.load(golden(name), threads=2, placement=placement, n_batch=33) as model:
         assert np.array_equal(model.logits(IDS, all=True), wanted)
@@ -166,23 +152,12 @@ def test_bits_are_the_same_everywhere(golden, name, nodes, placement, monkeypatc
         assert [answer.token_ids[0] for answer in answers] == [int(wanted[n - 1].argmax()) for n in (50, 7, 50)]
 
 
-@pytest.mark.parametrize("kv_type", KV_TYPES)
 @pytest.mark.parametrize("isa", _core.isa_available())
 def test_instruction_sets(path, wanted, kv_type, isa):
-    code = """if True:
-        import sys, numpy as np
-        from core_tools import logits, open_engine
-        from numainfer import _core
-        assert _core.isa() == sys.argv[2], _core.isa()
-        ids = np.random.default_rng(9).integers(6, 280, 560)[:300].astype(np.int32)
-        with open_engine(sys.argv[1], kv_type=sys.argv[3]) as engine:
-            print(logits(engine, ids, [270, 1]).tobytes().hex())
-    """
-    out = python(code, path, isa, kv_type, NUMAINFER_ISA=isa)
-    same_bits(np.frombuffer(bytes.fromhex(out.strip()), np.float32).reshape(300, -1), wanted[kv_type][:300])
+    with instruction_set(isa), open_engine(path, kv_type=kv_type) as engine:
+        same_bits(logits(engine, LONG[:300], [270, 1]), wanted[kv_type][:300])
 
 
-@pytest.mark.parametrize("kv_type", KV_TYPES)
 @pytest.mark.parametrize("shape", [(1, 2), (2, 2), (3, 1)], ids=str)
 def test_teams_and_chunks(path, wanted, monkeypatch, kv_type, shape):
     """Three nodes share two kv-heads chunk by chunk."""
@@ -192,7 +167,6 @@ def test_teams_and_chunks(path, wanted, monkeypatch, kv_type, shape):
             same_bits(logits(engine, LONG, chunks), wanted[kv_type])
 
 
-@pytest.mark.parametrize("kv_type", KV_TYPES)
 def test_company_copies_and_positions_taken_back(path, wanted, monkeypatch, kv_type):
     for shape in ((2, 2), (3, 1)):
         pretend(monkeypatch, *shape)
@@ -213,7 +187,6 @@ def test_company_copies_and_positions_taken_back(path, wanted, monkeypatch, kv_t
 # ---- what is told of them -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kv_type", KV_TYPES)
 def test_bytes(kv_type):
     """A head takes what the next multiple of 16 takes."""
     number = KV_TYPES.index(kv_type)

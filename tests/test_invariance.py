@@ -143,19 +143,20 @@ def test_hidden_states_too(paths, monkeypatch):
 
 
 @pytest.mark.parametrize("isa", _core.isa_available())
-@pytest.mark.parametrize("model", MODELS)
-def test_instruction_sets(paths, wanted, model, isa):
+def test_instruction_sets(paths, wanted, isa):
     code = """if True:
         import sys, numpy as np
         from core_tools import logits, open_engine
         from numainfer import _core
-        assert _core.isa() == sys.argv[2], _core.isa()
+        assert _core.isa() == sys.argv[1], _core.isa()
         ids = np.random.default_rng(8).integers(6, 280, 640)[:300].astype(np.int32)
-        with open_engine(sys.argv[1]) as engine:
-            print(logits(engine, ids, [290, 1]).tobytes().hex())
+        for path in sys.argv[2:]:
+            with open_engine(path) as engine:
+                print(logits(engine, ids, [290, 1]).tobytes().hex())
     """
-    out = python(code, paths[model], isa, NUMAINFER_ISA=isa)
-    same_bits(np.frombuffer(bytes.fromhex(out.strip()), np.float32).reshape(300, -1), wanted[model][:300])
+    out = python(code, isa, *(paths[model] for model in MODELS), NUMAINFER_ISA=isa)
+    for model, line in zip(MODELS, out.split(), strict=True):
+        same_bits(np.frombuffer(bytes.fromhex(line), np.float32).reshape(300, -1), wanted[model][:300], model)
 
 
 # ---- the shuffle test: workers one after another, in random order between barriers ------------------------------------

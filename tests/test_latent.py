@@ -1,11 +1,12 @@
 """Latent rows, whose first columns are the values: kernels against NumPy in float64, the same bits everywhere, and bytes."""
 
+import functools
+
 import numpy as np
 import pytest
-import reference as ref
-from _cvec import CHUNK, KV_TYPES, LATENT_TILE, available, load, same
-from core_tools import logits, open_engine, pretend, same_bits
-from test_attend import fma_chain
+from _cvec import CHUNK, LATENT_TILE, load, same
+from core_tools import instruction_set, logits, logits_by_kv_type, open_engine, pretend, same_bits
+from test_attend import TOLERANCE, Case, fma_chain
 from test_mixture_models import model as edited
 
 from numainfer import _core
@@ -18,94 +19,85 @@ from numainfer.measure.capacity import demand
 SCALAR = load("scalar")
 
 
-@pytest.fixture(params=available())
-def vec(request):
-    return load(request.param)
-
-
-@pytest.fixture(params=KV_TYPES)
-def kv_type(request):
-    return request.param
-
-
 # ---- the kernel -------------------------------------------------------------------------------------------------------
 
 
-class Case:
-    """Random queries (n, e), rows (256, e) as the memory gives them back, and what each query sees."""
+class Latent(Case):
+    """A case whose values are the first columns of its keys, which the memory keeps once."""
 
     def __init__(self, seed, n_q, e, ev, kv_type):
-        rng = np.random.default_rng(seed)
-        self.kv_type, self.ev = kv_type, ev
-        self.q = (rng.standard_normal((n_q, e)) * 2 / np.sqrt(e)).astype(np.float32)
-        self.rows = ref.stored(rng.standard_normal((CHUNK, e)).astype(np.float32), kv_type)
-        self.lo = rng.integers(0, CHUNK, n_q)
-        self.hi = self.lo + 1 + (rng.random(n_q) * (CHUNK - self.lo)).astype(int)
-        self.lo[::5], self.hi[::7] = 0, CHUNK
+        super().__init__(seed, n_q, e, ev, kv_type)
+        self.v, self.tolerance = self.k[:, :ev], TOLERANCE["f32"]  # q8_0 is multiplied as floats
 
-    def run(self, vec, cap=0.0, some=slice(None), positions=None, memory=None):
-        """Parts m, l, acc of some of the queries; positions: those that are stored, into memory filled with a byte."""
-        rows = vec.store(self.kv_type, "value", self.rows, memory, positions)
-        return vec.attend_latent(self.kv_type, np.ascontiguousarray(self.q[some]), rows, self.ev, self.lo[some], self.hi[some], cap)
+    def keep(self, vec, rows=None, memory=None):
+        """A chunk; rows: positions that are stored, into memory filled with a byte."""
+        return vec.store(self.kv_type, "value", self.k, memory, rows)
+
+    def run(self, vec, cap=0.0, some=slice(None), kept=None):
+        """Parts m, l, acc of some of the queries over what `keep` gave."""
+        kept = self.keep(vec) if kept is None else kept
+        return vec.attend_latent(self.kv_type, np.ascontiguousarray(self.q[some]), kept, self.ev, self.lo[some], self.hi[some], cap)
+
+
+@functools.cache
+def known(kv_type, n_q, e, ev, cap):
+    """A case, its chunk, and the parts that NumPy and the scalar table give."""
+    case = Latent(n_q * 1000 + e, n_q, e, ev, kv_type)
+    kept = case.keep(SCALAR)
+    return case, kept, case.twin(cap), case.run(SCALAR, cap, kept=kept)
 
 
 @pytest.mark.parametrize("cap", [0.0, 1.5])
 @pytest.mark.parametrize(("n_q", "e", "ev"), [(1, 64, 64), (7, 16, 16), (16, 80, 48), (17, 64, 64), (32, 80, 48), (33, 64, 48),
                                               (70, 48, 16), (20, 576, 512)])  # fmt: skip
 def test_attend_latent(vec, kv_type, n_q, e, ev, cap):
-    case = Case(n_q * 1000 + e, n_q, e, ev, kv_type)
-    got = case.run(vec, cap)
-    for x, a, b, m, den, acc in zip(case.q.astype(np.float64), case.lo, case.hi, *got, strict=True):
-        rows = case.rows[a:b].astype(np.float64)
-        s = rows @ x
-        s = cap * np.tanh(s / cap) if cap else s
-        p = np.exp(s - s.max())
-        np.testing.assert_allclose(m, s.max(), rtol=2e-6, atol=2e-6)
-        np.testing.assert_allclose(den, p.sum(), rtol=1e-5)
-        np.testing.assert_allclose(acc, p @ rows[:, :ev], rtol=2e-5, atol=2e-5)
-    for g, w in zip(got, case.run(SCALAR, cap), strict=True):
+    case, kept, exact, wanted = known(kv_type, n_q, e, ev, cap)
+    got = case.run(vec, cap, kept=kept)
+    case.check(got, exact)
+    for g, w in zip(got, wanted, strict=True):
         same(g, w)
 
 
 def test_the_order_of_the_contract(vec, kv_type):
-    case = Case(7, 9, 80, 48, kv_type)
+    case = Latent(7, 9, 80, 48, kv_type)
     for q, lo, hi, m, den, acc in zip(case.q, case.lo, case.hi, *case.run(vec), strict=True):
-        s = fma_chain(q[:, None], case.rows.T)[lo:hi]
+        s = fma_chain(q[:, None], case.k.T)[lo:hi]
         p = vec.exp(s - s.max())
         same(m, s.max())
         same(den, np.add.accumulate(p)[-1])
-        same(acc, fma_chain(p[:, None], case.rows[lo:hi, :48]))
+        same(acc, fma_chain(p[:, None], case.k[lo:hi, :48]))
 
 
 def test_a_query_does_not_depend_on_its_company(vec, kv_type):
-    case = Case(8, 70, 48, 32, kv_type)
-    whole = case.run(vec)
+    case = Latent(8, 70, 48, 32, kv_type)
+    kept = case.keep(vec)
+    whole = case.run(vec, kept=kept)
     pieces = [slice(a, a + n) for n in (2, 15, 16, 17, LATENT_TILE, 33, 60) for a in (0, 7)]
     for part in [slice(j, j + 1) for j in range(0, 70, 3)] + pieces:
-        for g, w in zip(case.run(vec, some=part), whole, strict=True):
+        for g, w in zip(case.run(vec, some=part, kept=kept), whole, strict=True):
             same(g, w[part])
 
 
 def test_masked_positions_are_not_seen(vec, kv_type):
     """Other finite memory at masked positions, and anything at all where no query looks, changes no bit."""
-    case = Case(9, 20, 64, 64, kv_type)
+    case = Latent(9, 20, 64, 64, kv_type)
     case.lo, case.hi = case.lo % 100 + 30, case.hi % 100 + 131
     case.lo[3], case.hi[3] = 77, 78
-    first, rows = case.run(vec), case.rows
+    first, rows = case.run(vec), case.k
     for j in range(20):
-        case.rows = rows.copy()
-        case.rows[: case.lo[j]], case.rows[case.hi[j] :] = 60000, -60000
+        case.k = rows.copy()
+        case.k[: case.lo[j]], case.k[case.hi[j] :] = 60000, -60000
         for g, w in zip(case.run(vec), first, strict=True):
             same(g[j], w[j])
-    case.rows = rows
+    case.k = rows
     for byte in (0xFF, 0x7C, 0x80):  # NaNs; infinities and large numbers
-        for g, w in zip(case.run(vec, positions=range(case.lo.min(), case.hi.max()), memory=byte), first, strict=True):
+        for g, w in zip(case.run(vec, kept=case.keep(vec, range(case.lo.min(), case.hi.max()), byte)), first, strict=True):
             same(g, w)
 
 
 def test_far_scores_and_none(vec, kv_type):
     """Probabilities that underflow count as nothing; a query that sees nothing leaves the others alone."""
-    case = Case(10, 20, 32, 32, kv_type)
+    case = Latent(10, 20, 32, 32, kv_type)
     case.q *= 100
     first = case.run(vec)
     for g, w in zip(first, case.run(SCALAR), strict=True):
@@ -120,10 +112,10 @@ def test_far_scores_and_none(vec, kv_type):
 
 def test_sums_that_round_to_minus_zero(vec):
     """1 - 1.16 units of the least subnormal rounds to -0, which adding a masked position would turn into +0."""
-    case = Case(12, 2, 32, 16, "f16")
+    case = Latent(12, 2, 32, 16, "f16")
     case.q[:], case.q[:, 16] = 0, 1
-    case.rows[:] = 0
-    case.rows[:3, 16], case.rows[1, :16], case.rows[2, :16] = (0, -87.25, -86.5), 2.0**-24, -(2.0**-24)
+    case.k[:] = 0
+    case.k[:3, 16], case.k[1, :16], case.k[2, :16] = (0, -87.25, -86.5), 2.0**-24, -(2.0**-24)
     case.lo, case.hi = np.array([0, 0]), np.array([3, 9])
     both, alone = case.run(vec), case.run(vec, some=slice(0, 1))
     assert (alone[2] == 0).all() and not np.signbit(alone[2]).any()
@@ -144,12 +136,7 @@ def path(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def wanted(path):
-    """Logits of all positions by one thread, in one step, for each type."""
-    found = {}
-    for kv_type in KV_TYPES:
-        with open_engine(path, threads=1, n_batch=N_CTX, kv_type=kv_type) as engine:
-            found[kv_type] = logits(engine, IDS)
-    return found
+    return logits_by_kv_type(path, IDS, n_batch=N_CTX)
 
 
 @pytest.mark.parametrize("shape", [(1, 2), (1, 3), (2, 1), (3, 2), (2, (1, 2))], ids=str)
@@ -167,15 +154,10 @@ def test_placements(path, wanted, monkeypatch, kv_type, placement):
         same_bits(logits(engine, IDS, [500, 1]), wanted[kv_type])
 
 
-def test_isas(path, wanted, kv_type):
-    first = _core.isa()
-    try:
-        for isa in available():
-            _core.isa_select(isa)
-            with open_engine(path, threads=2, kv_type=kv_type) as engine:
-                same_bits(logits(engine, IDS[:300], [290, 1]), wanted[kv_type][:300])
-    finally:
-        _core.isa_select(first)
+@pytest.mark.parametrize("isa", _core.isa_available())
+def test_isas(path, wanted, kv_type, isa):
+    with instruction_set(isa), open_engine(path, threads=2, kv_type=kv_type) as engine:
+        same_bits(logits(engine, IDS[:300], [290, 1]), wanted[kv_type][:300])
 
 
 def test_company_copies_and_positions_taken_back(path, wanted, monkeypatch, kv_type):

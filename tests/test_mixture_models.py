@@ -1,7 +1,9 @@
 """Files of mixtures that are not quite those of the goldens: fused tensors, layers to be skipped, and what is refused."""
 
+import functools
 import re
 import sys
+import tempfile
 from pathlib import Path
 
 import gguf
@@ -24,22 +26,30 @@ IDS = np.load(ARCHS / "expected.npz")["ids"].astype(np.int32)
 EXPECTED = np.load(ARCHS / "expected.npz")
 
 
+@functools.lru_cache(4)
+def plain(name):
+    """Keys [(key, value, types)] and tensors {name: array} of a golden."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "plain.gguf"
+        make(name, str(path), TEMPLATES[name])
+        reader = gguf.GGUFReader(path)
+        keys = [(key, field.contents(), field.types) for key, field in reader.fields.items()
+                if not key.startswith("GGUF.") and key != "general.architecture"]  # fmt: skip
+        return keys, {t.name: np.array(t.data) for t in reader.tensors}
+
+
 def model(folder, name, keys=(), edit=None):
     """The golden `name` with other keys, and with `edit(tensors)` applied to its dict of tensors."""
-    plain, path = folder / "plain.gguf", folder / "edited.gguf"
-    make(name, str(plain), TEMPLATES[name])
-    reader = gguf.GGUFReader(plain)
-    tensors = {t.name: np.array(t.data) for t in reader.tensors}
+    path, (known, tensors) = folder / "edited.gguf", plain(name)
     if edit:
+        tensors = {tensor: data.copy() for tensor, data in tensors.items()}
         edit(tensors)
     arch = TEMPLATES[name]["arch"]
     writer = gguf.GGUFWriter(path, arch)
     added = {f"{arch}.{key}": value for key, value in dict(keys).items()}
-    for key, field in reader.fields.items():
-        if key.startswith("GGUF.") or key == "general.architecture" or key in added:
-            continue
-        kinds = field.types
-        writer.add_key_value(key, field.contents(), kinds[0], kinds[-1] if kinds[0] == gguf.GGUFValueType.ARRAY else None)
+    for key, value, kinds in known:
+        if key not in added:
+            writer.add_key_value(key, value, kinds[0], kinds[-1] if kinds[0] == gguf.GGUFValueType.ARRAY else None)
     for key, value in added.items():
         if isinstance(value, bool):
             writer.add_bool(key, value)

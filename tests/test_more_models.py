@@ -6,6 +6,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from written import Written
 
 import numainfer as ni
 
@@ -23,16 +24,7 @@ GELU = {"gemma2", "grok"}  # which llama.cpp takes from a table of half floats (
 
 @pytest.fixture(scope="module")
 def golden(tmp_path_factory):
-    """``golden(name)``: the path of a model, written once."""
-    folder = tmp_path_factory.mktemp("more")
-
-    def path(name):
-        found = folder / f"{name}.gguf"
-        if not found.exists():
-            make(TEMPLATES[name][0], str(found), TEMPLATES[name][1])
-        return found
-
-    return path
+    return Written(tmp_path_factory.mktemp("more"), lambda name, path: make(TEMPLATES[name][0], path, TEMPLATES[name][1]), IDS)
 
 
 def test_all_of_them_are_expected():
@@ -54,8 +46,7 @@ def test_logits_are_those_of_llama_cpp(golden, name):
                                   "falcon-h1-without-norm"])  # fmt: skip
 @pytest.mark.parametrize("nodes, placement", [(1, "auto"), (2, "replicate"), (2, "shard"), (3, "shard"), (2, "interleave")])
 def test_bits_are_the_same_everywhere(golden, name, nodes, placement, monkeypatch):
-    with ni.load(golden(name), threads=1, n_batch=128) as model:
-        wanted = model.logits(IDS, all=True)
+    wanted = golden.logits(name)
     monkeypatch.setenv("NUMAINFER_FAKE_NODES", str(nodes))
     with ni.load(golden(name), threads=max(nodes, 2), placement=placement, n_batch=33) as model:
         np.testing.assert_array_equal(model.logits(IDS, all=True), wanted)

@@ -1,7 +1,7 @@
 """Every op against its float64 twin, for every weight format, number of tokens, workers and pretend nodes."""
 
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from itertools import product
 
 import gguf
@@ -13,7 +13,6 @@ from random_blocks import TYPES, random_weights
 
 from numainfer import _core
 from numainfer.engine.architectures.blocks import Residual
-from numainfer.engine.layout import KV_TYPES
 from numainfer.engine.ops import Attention
 from numainfer.engine.plan import Plan
 from numainfer.errors import UnsupportedModel
@@ -87,6 +86,7 @@ def test_matmul(sheet, team, kind):
                 same_bits(r.run(np.arange(first, 40)), all_tokens[first:], (n, k, tokens))
 
 
+@cache
 def matmul_twin(sheet, x, w, kind):
     """The product in float64 after the quantisation that the type asks for, and the sum of its absolute terms."""
     x, w = sheet.exact[x], sheet.exact[w]
@@ -358,14 +358,26 @@ def test_segments_cover_the_tokens(sheet, team, segments, says):
             r.core.run(np.arange(3, dtype=np.int32), table, np.arange(3, dtype=np.int32), np.zeros((3, 96), np.float32))
 
 
-def attention_sheet(folder, heads, kv_heads, e, ev, n):
-    rng = np.random.default_rng(heads * 100 + kv_heads)
-    return Sheet(folder / f"attention{heads}-{kv_heads}-{e}.gguf",
-                 {"q": rng.standard_normal((n, heads * e)), "k": rng.standard_normal((n, kv_heads * e)),
-                  "v": rng.standard_normal((n, kv_heads * ev)), "q_norm": rng.uniform(0.5, 1.5, e),
-                  "k_norm": rng.uniform(0.5, 1.5, e)})  # fmt: skip
+@pytest.fixture(scope="module")
+def attention_sheet(tmp_path_factory):
+    """``attention_sheet(Attention, positions)``: random heads of its shape."""
+    folder, sheets = tmp_path_factory.mktemp("attention"), {}
+
+    def sheet(a, n):
+        if a not in sheets:
+            rng = np.random.default_rng(a.heads * 100 + a.kv_heads)
+            sheets[a] = Sheet(folder / f"{len(sheets)}.gguf", {
+                "q": rng.standard_normal((n, a.heads * a.key_length)), "k": rng.standard_normal((n, a.kv_heads * a.key_length)),
+                "v": rng.standard_normal((n, a.kv_heads * a.value_length)), "q_norm": rng.uniform(0.5, 1.5, a.key_length),
+                "k_norm": rng.uniform(0.5, 1.5, a.key_length)})  # fmt: skip
+        return sheets[a]
+
+    yield sheet
+    for made in sheets.values():
+        made.close()
 
 
+@cache
 def attention_twin(sheet, a, normed, base, kv_type):
     """The op in float64, but with keys and values kept in their type."""
     n = len(sheet.exact["q"])
@@ -397,11 +409,10 @@ def attention_twin(sheet, a, normed, base, kv_type):
     (Attention(4, 1, 100, 120, 100, False, 0.1), False),
 ], ids=["gqa", "window-norms", "no-rope-softcap", "big-group", "norms-last-temperature", "odd-widths", "pieces",
         "pieces-temperature", "more-odd-widths"])  # fmt: skip
-@pytest.mark.parametrize("kv_type", KV_TYPES)
-def test_attend(tmp_path, team, a, normed, kv_type):
+def test_attend(attention_sheet, team, a, normed, kv_type):
     """Several chunks of the KV memory, fed by decoding steps and by steps of many tokens, across their borders."""
     n, base = 600 if a.heads < 40 else 300, 500.0
-    sheet = attention_sheet(tmp_path, a.heads, a.kv_heads, a.key_length, a.value_length, n)
+    sheet = attention_sheet(a, n)
 
     def build(p, s):
         q, k, v = p.embed(s["q"]), p.embed(s["k"]), p.embed(s["v"])
@@ -427,7 +438,6 @@ def test_attend(tmp_path, team, a, normed, kv_type):
         np.testing.assert_allclose(found, wanted, atol=most)
         assert np.abs(found - wanted).mean() < mean
         same_for_all_teams(("attend", a, kv_type), found)
-    sheet.close()
 
 
 @pytest.mark.parametrize("window", [0, 40])

@@ -5,8 +5,8 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import reference as ref
-from _cvec import CHUNK, KV_TYPES, available, load, same
-from core_tools import Sheet, logits, logits_by_kv_type, open_engine, open_team, pretend, rig, same_bits
+from _cvec import CHUNK, load, same
+from core_tools import Sheet, instruction_set, logits, logits_by_kv_type, open_engine, open_team, pretend, rig, same_bits
 from test_attend import fma_chain
 from test_mixture_models import model as edited
 
@@ -20,16 +20,6 @@ from numainfer.gguf.file import GGUFFile
 from numainfer.measure.capacity import demand
 
 SCALAR = load("scalar")
-
-
-@pytest.fixture(params=available())
-def vec(request):
-    return load(request.param)
-
-
-@pytest.fixture(params=KV_TYPES)
-def kv_type(request):
-    return request.param
 
 
 # ---- kernels ----------------------------------------------------------------------------------------------------------
@@ -337,15 +327,10 @@ def test_placements(path, wanted, monkeypatch, placement):
         same_bits(logits(engine, IDS, [500, 1]), wanted["f16"])
 
 
-def test_isas(path, wanted, kv_type):
-    first = _core.isa()
-    try:
-        for isa in available():
-            _core.isa_select(isa)
-            with open_engine(path, threads=2, kv_type=kv_type) as engine:
-                same_bits(logits(engine, IDS[:280], [275, 1]), wanted[kv_type][:280])
-    finally:
-        _core.isa_select(first)
+@pytest.mark.parametrize("isa", _core.isa_available())
+def test_isas(path, wanted, kv_type, isa):
+    with instruction_set(isa), open_engine(path, threads=2, kv_type=kv_type) as engine:
+        same_bits(logits(engine, IDS[:280], [275, 1]), wanted[kv_type][:280])
 
 
 def test_company_copies_and_positions_taken_back(path, wanted, monkeypatch):

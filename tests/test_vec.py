@@ -10,11 +10,6 @@ EDGES = np.array([0.0, -0.0, 1.0, -1.0, 1e-45, -1e-45, 1.1754944e-38, 1e-30, -1e
                   -1e30], np.float32)
 
 
-@pytest.fixture(params=available())
-def vec(request):
-    return load(request.param)
-
-
 @pytest.fixture(params=available()[1:])
 def fast(request):
     return load(request.param)
