@@ -217,8 +217,7 @@ def test_shuffled_workers_on_real_models(request, monkeypatch, name, fake, threa
     with open_engine(path, n_ctx=512, n_batch=64, threads=threads) as engine:
         shuffled = Shuffled(engine)
         threaded = shuffled.run(0)
-        for seed in (1, 2):
-            same_bits(shuffled.run(seed), threaded, f"seed {seed}")
+        same_bits(shuffled.run(fake), threaded)
 
 
 @pytest.fixture(scope="module")
