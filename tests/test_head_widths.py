@@ -68,8 +68,10 @@ def test_templates_are_those_of_archs_with_other_sizes():
     assert set(EXPECTED.files) == {"ids", *TEMPLATES} and np.array_equal(IDS, np.load(ARCHS / "expected.npz")["ids"])
 
 
-@pytest.mark.parametrize("arch", ["llama", "gemma3"])
-@pytest.mark.parametrize("shape", [(4, 2, 24), (4, 1, 40), (3, 3, 100), (2, 2, 120), (6, 2, 8), (8, 4, 20)], ids=str)
+@pytest.mark.parametrize(("arch", "shape"), [
+    ("llama", (4, 2, 24)), ("gemma3", (4, 1, 40)), ("llama", (3, 3, 100)), ("gemma3", (2, 2, 120)), ("llama", (6, 2, 8)),
+    ("gemma3", (8, 4, 20)),
+], ids=str)  # fmt: skip
 def test_every_type_of_kv_memory(tmp_path, arch, shape):
     """Each is nearest to the twin of its own type."""
     shape = dict(zip(("heads", "kv_heads", "head_width"), shape), window=19 if arch == "gemma3" else None)

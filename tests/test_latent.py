@@ -151,7 +151,7 @@ def test_teams_and_chunks(path, wanted, monkeypatch, kv_type, shape, chunks):
 def test_placements(path, wanted, monkeypatch, kv_type, placement):
     monkeypatch.setenv("NUMAINFER_FAKE_NODES", "2")
     with open_engine(path, placement=placement, kv_type=kv_type) as engine:
-        same_bits(logits(engine, IDS, [500, 1]), wanted[kv_type])
+        same_bits(logits(engine, IDS, [500, 1, 1, 1, 117]), wanted[kv_type])
 
 
 @pytest.mark.parametrize("isa", _core.isa_available())
