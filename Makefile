@@ -25,9 +25,16 @@ PROMPT ?= Why is the sky blue?
 demo: $(VENV)/model
 	$(BIN)/numainfer run smollm2 --max-tokens 60 "$(PROMPT)"
 
+# These take half of the time and look at no clock: they run beside the others, and tell at the end how they went.
+NUMBERS := $(patsubst %,tests/test_%.py,aarch64 attend attention_runs cut definitions dense_models experts formats gemma4 golden_models \
+	head_widths invariance kernels kv_types latent mamba_models mixture_models more_models ops recurrent_models recurrent_ops reference \
+	sampling simde sparse vec)
+
 test: $(VENV)/test-tools
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(NUMBERS) >$(VENV)/numbers.log 2>&1 & numbers=$$!; \
+	$(BIN)/python -m pytest $(addprefix --ignore=,$(NUMBERS)); others=$$?; \
+	wait $$numbers; numbers=$$?; cat $(VENV)/numbers.log; exit $$((numbers | others))
 
 test-numa: $(VENV)/test-tools
 	$(BIN)/python tests/guest/boot.py --prepare

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from unittest.mock import patch
 
@@ -169,6 +170,11 @@ def rig(*args, **more):
         yield made
     finally:
         made.close()
+
+
+def thinned(*axes, one_in=3):
+    """One in so many combinations of values; still each pair of values of two axes, if each other axis has at least `one_in` values."""
+    return [tuple(axis[i] for axis, i in zip(axes, at)) for at in product(*(range(len(axis)) for axis in axes)) if sum(at) % one_in == 0]
 
 
 @contextmanager

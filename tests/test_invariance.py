@@ -67,14 +67,15 @@ def test_fake_nodes_and_placements(paths, wanted, monkeypatch, model, fake, plac
 @pytest.mark.parametrize("model", MODELS)
 def test_chunks_of_the_prompt(paths, wanted, monkeypatch, model, chunks):
     pretend(monkeypatch, 2, 1)
+    n = 270 if max(chunks) < 7 else 640  # the border of a chunk, and all
     with open_engine(paths[model], n_batch=N_CTX) as engine:
-        same_bits(logits(engine, IDS, chunks), wanted[model])
+        same_bits(logits(engine, IDS[:n], chunks), wanted[model][:n])
 
 
 @pytest.mark.parametrize("n_batch", [1, 5, 33])
 def test_n_batch(paths, wanted, n_batch):
     with open_engine(paths["llama"], n_batch=n_batch) as engine:
-        same_bits(logits(engine, IDS), wanted["llama"])
+        same_bits(logits(engine, IDS[:270]), wanted["llama"][:270])
 
 
 def test_rows_that_are_wanted(paths, wanted):
@@ -217,8 +218,7 @@ def test_shuffled_workers_on_real_models(request, monkeypatch, name, fake, threa
     with open_engine(path, n_ctx=512, n_batch=64, threads=threads) as engine:
         shuffled = Shuffled(engine)
         threaded = shuffled.run(0)
-        for seed in (1, 2):
-            same_bits(shuffled.run(seed), threaded, f"seed {seed}")
+        same_bits(shuffled.run(fake), threaded)
 
 
 @pytest.fixture(scope="module")

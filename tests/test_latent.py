@@ -4,8 +4,8 @@ import functools
 
 import numpy as np
 import pytest
-from _cvec import CHUNK, LATENT_TILE, load, same
-from core_tools import instruction_set, logits, logits_by_kv_type, open_engine, pretend, same_bits
+from _cvec import CHUNK, KV_TYPES, LATENT_TILE, load, same
+from core_tools import instruction_set, logits, logits_by_kv_type, open_engine, pretend, same_bits, thinned
 from test_attend import TOLERANCE, Case, fma_chain
 from test_mixture_models import model as edited
 
@@ -139,19 +139,19 @@ def wanted(path):
     return logits_by_kv_type(path, IDS, n_batch=N_CTX)
 
 
-@pytest.mark.parametrize("shape", [(1, 2), (1, 3), (2, 1), (3, 2), (2, (1, 2))], ids=str)
-def test_teams_and_chunks(path, wanted, monkeypatch, kv_type, shape):
+@pytest.mark.parametrize(("shape", "kv_type", "chunks"), thinned(
+    [(1, 2), (1, 3), (2, 1), (3, 2), (2, (1, 2))], KV_TYPES, [[300], [1, 255, 2, 1, 40], [7]], one_in=2), ids=str)  # fmt: skip
+def test_teams_and_chunks(path, wanted, monkeypatch, kv_type, shape, chunks):
     pretend(monkeypatch, *shape)
     with open_engine(path, n_batch=300, kv_type=kv_type) as engine:
-        for chunks in ([300], [1, 255, 2, 1, 40], [7]):
-            same_bits(logits(engine, IDS, chunks), wanted[kv_type])
+        same_bits(logits(engine, IDS, chunks), wanted[kv_type])
 
 
 @pytest.mark.parametrize("placement", ["replicate", "shard", "interleave", "local"])
 def test_placements(path, wanted, monkeypatch, kv_type, placement):
     monkeypatch.setenv("NUMAINFER_FAKE_NODES", "2")
     with open_engine(path, placement=placement, kv_type=kv_type) as engine:
-        same_bits(logits(engine, IDS, [500, 1]), wanted[kv_type])
+        same_bits(logits(engine, IDS, [500, 1, 1, 1, 117]), wanted[kv_type])
 
 
 @pytest.mark.parametrize("isa", _core.isa_available())

@@ -8,7 +8,7 @@ import gguf
 import numpy as np
 import pytest
 import reference as ref
-from core_tools import Sheet, open_team, rig, same_bits
+from core_tools import Sheet, open_team, rig, same_bits, thinned
 from random_blocks import TYPES, random_weights
 
 from numainfer import _core
@@ -71,11 +71,11 @@ def assert_close(found, wanted, terms, factor=2e-6):
     assert error.max() <= factor, f"off by {error.max():.2e} of the sum's terms, at {np.unravel_index(error.argmax(), error.shape)}"
 
 
-@pytest.mark.parametrize("kind", TYPES)
-def test_matmul(sheet, team, kind):
-    for n, k in SHAPES:
-        if k % block(kind):
-            continue
+@pytest.mark.parametrize(("team", "kind", "turn"), thinned(TEAMS, TYPES, range(3)), indirect=["team"], ids=str)
+def test_matmul(sheet, team, kind, turn):
+    """A third of the shapes, another for each team."""
+    shapes = [(n, k) for n, k in SHAPES if k % block(kind) == 0]
+    for n, k in shapes[turn % len(shapes) :: 3]:
         wanted, terms = matmul_twin(sheet, f"x{k}", f"{kind} {n} {k}", kind)
         with rig(sheet, team, lambda p, s, n=n, k=k: p.logits(p.embed(s[f"x{k}"]), s[f"{kind} {n} {k}"])) as r:
             all_tokens = r.run(np.arange(40))
@@ -411,20 +411,23 @@ def attention_twin(sheet, a, normed, base, kv_type):
     return ref.attention(q, k, v, a.scale, window=a.window, cap=a.softcap).reshape(n, -1)
 
 
-@pytest.mark.parametrize(("a", "normed"), [
-    (Attention(4, 2, 32, 32, 32, False, 32**-0.5), False),
-    (Attention(6, 3, 48, 16, 32, True, 0.3, window=37, eps=EPS), True),
-    (Attention(2, 1, 16, 16, 0, False, 0.25, window=300, softcap=2.0), False),
-    (Attention(40, 1, 16, 32, 16, True, 0.25), False),  # a group of more heads than fit one tile
-    (Attention(4, 2, 32, 32, 32, True, 0.2, eps=EPS, norm_last=True, temperature=0.3, floor=100), True),
-    (Attention(6, 3, 40, 21, 14, True, 0.2, window=37, eps=EPS), True),
-    (Attention(6, 3, 32, 32, 32, True, 0.2, window=100, pieces=True), False),
-    (Attention(4, 2, 32, 32, 0, False, 0.2, window=300, pieces=True, temperature=0.3, floor=100, ahead=1), False),
-    (Attention(4, 1, 100, 120, 100, False, 0.1), False),
-], ids=["gqa", "window-norms", "no-rope-softcap", "big-group", "norms-last-temperature", "odd-widths", "pieces",
-        "pieces-temperature", "more-odd-widths"])  # fmt: skip
-def test_attend(attention_sheet, team, a, normed, kv_type):
+ATTENTION = {
+    "gqa": (Attention(4, 2, 32, 32, 32, False, 32**-0.5), False),
+    "window-norms": (Attention(6, 3, 48, 16, 32, True, 0.3, window=37, eps=EPS), True),
+    "no-rope-softcap": (Attention(2, 1, 16, 16, 0, False, 0.25, window=300, softcap=2.0), False),
+    "big-group": (Attention(40, 1, 16, 32, 16, True, 0.25), False),  # a group of more heads than fit one tile
+    "norms-last-temperature": (Attention(4, 2, 32, 32, 32, True, 0.2, eps=EPS, norm_last=True, temperature=0.3, floor=100), True),
+    "odd-widths": (Attention(6, 3, 40, 21, 14, True, 0.2, window=37, eps=EPS), True),
+    "pieces": (Attention(6, 3, 32, 32, 32, True, 0.2, window=100, pieces=True), False),
+    "pieces-temperature": (Attention(4, 2, 32, 32, 0, False, 0.2, window=300, pieces=True, temperature=0.3, floor=100, ahead=1), False),
+    "more-odd-widths": (Attention(4, 1, 100, 120, 100, False, 0.1), False),
+}
+
+
+@pytest.mark.parametrize(("team", "shape", "kv_type"), thinned(TEAMS, list(ATTENTION), KV_TYPES), indirect=["team"], ids=str)
+def test_attend(attention_sheet, team, shape, kv_type):
     """Several chunks of the KV memory, fed by decoding steps and by steps of many tokens, across their borders."""
+    a, normed = ATTENTION[shape]
     n, base = 600 if a.heads < 40 else 300, 500.0
     sheet = attention_sheet(a, n)
 

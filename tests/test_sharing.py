@@ -142,11 +142,19 @@ def test_one_that_is_waited_for_ends_early(paths, monkeypatch):
     right = alone(paths, prompts, n_batch=16)
     for bound in (0, "auto"):
         with load(paths, n_batch=16, prefix_cache=bound) as model:
-            streams, found = [model.stream(prompt, PARAMS) for prompt in prompts], {}
+            streams, found, go_on = [model.stream(prompt, PARAMS) for prompt in prompts], {}, threading.Event()
+            step = model.runtime.engine.lane.step
+
+            def held(*args, step=step, streams=streams, go_on=go_on, **more):
+                """In the midst of the prompt, steps wait until it is cancelled."""
+                if streams[0]._request.at >= 100:
+                    go_on.wait(20)
+                return step(*args, **more)
 
             def read(i, streams=streams, found=found):
                 found[i] = streams[i].finish()
 
+            monkeypatch.setattr(model.runtime.engine.lane, "step", held)
             threads = [threading.Thread(target=read, args=(i,)) for i in range(3)]
             deadline = time.monotonic() + 20
             for thread, stream in zip(threads, streams):
@@ -156,6 +164,7 @@ def test_one_that_is_waited_for_ends_early(paths, monkeypatch):
             while streams[0]._request.at < 100 and time.monotonic() < deadline:
                 time.sleep(0.001)
             waits, was = streams[1]._request.at, streams[0]._request.at
+            go_on.set()
             streams[0].cancel()
             assert waits == 0 and 100 <= was < 900
             for thread in threads:

@@ -30,8 +30,8 @@ def at_alarm(handle):
 
 
 def eventually(true):
-    """Whether something comes true soon."""
-    end = time.monotonic() + SOON
+    """Whether something comes true, which on a busy machine takes its time."""
+    end = time.monotonic() + 20
     while not true() and time.monotonic() < end:
         time.sleep(0.001)
     return true()
@@ -194,19 +194,24 @@ def test_cancel_from_another_thread_during_the_prompt(slow):
 
 def test_cancel_ends_the_wait_for_a_turn_and_not_another_ones_step(slow):
     model, ids = slow
-    ids, found = ids[:1000], []
-    wanted, waiting = model.generate(ids, max_tokens=1), model.stream(ids)
-    first = threading.Thread(target=lambda: found.append(model.stream(ids, max_tokens=1).finish()))
-    first.start()
-    while first.is_alive() and not model.runtime._turns.holders:  # a step runs
-        time.sleep(0.001)
-    timer = threading.Timer(0.05, waiting.cancel)
-    timer.start()
-    assert [c.finish_reason for c in waiting] == ["cancelled"]
-    assert first.is_alive(), "the step was over before: the test says nothing"
-    first.join()
-    timer.join()
-    assert (found[0].token_ids, found[0].finish_reason) == (wanted.token_ids, "length")
+    ids = ids[:1000]
+    wanted = model.generate(ids, max_tokens=1)
+    for _ in range(5):  # where this thread has to wait for a CPU, the step may be over before: that says nothing
+        found, waiting = [], model.stream(ids)
+        first = threading.Thread(target=lambda found=found: found.append(model.stream(ids, max_tokens=1).finish()))
+        first.start()
+        while first.is_alive() and not model.runtime._turns.holders:  # a step runs
+            time.sleep(0.001)
+        timer = threading.Timer(0.05, waiting.cancel)
+        timer.start()
+        assert [c.finish_reason for c in waiting] == ["cancelled"]
+        meanwhile = first.is_alive()
+        first.join()
+        timer.join()
+        assert (found[0].token_ids, found[0].finish_reason) == (wanted.token_ids, "length")
+        if meanwhile:
+            return
+    pytest.fail("all steps were over before")
 
 
 def test_cancel_just_before_a_step(slow, monkeypatch):
