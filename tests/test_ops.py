@@ -13,6 +13,7 @@ from random_blocks import TYPES, random_weights
 
 from numainfer import _core
 from numainfer.engine.architectures.blocks import Residual
+from numainfer.engine.layout import KV_TYPES
 from numainfer.engine.ops import Attention
 from numainfer.engine.plan import Plan
 from numainfer.errors import UnsupportedModel
