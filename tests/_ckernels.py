@@ -215,12 +215,12 @@ def power_of_two(d):
 
 def scale_offsets(type_name):
     """Byte offsets of the scales in a file block: half floats, but MXFP4's power of two.  NVFP4's are any bytes."""
-    return _SCALES.get(type_name, (0,))
+    return () if formats()[type_name].head_bytes else _SCALES.get(type_name, (0,))
 
 
 _SCALES = {
     "Q4_1": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "Q2_K": (80, 82), "Q3_K": (108,),
-    "NVFP4": (), **dict.fromkeys(("IQ4_KS", "IQ5_KS", "IQ3_KS", "IQ2_KS", "IQ2_KL"), ()), "TQ1_0": (52,), "TQ2_0": (64,),
+    "NVFP4": (), "TQ1_0": (52,), "TQ2_0": (64,),
 }  # fmt: skip
 
 

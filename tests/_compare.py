@@ -13,12 +13,7 @@ COMPARE = CROSS / "compare.c"
 # (table, slot): the types that a table has no kernel of its own for (gather and gemm go together), of all tables.
 EMPTY = {("scalar", "dot"): TYPES}
 OTHERS = ("avx512", "avxvnni", "avx2", "neon_i8mm", "neon")
-IK = ("IQ4_K", "IQ5_K", "IQ6_K", "IQ3_K", "IQ2_K", "Q6_0", "IQ4_KS", "IQ5_KS", "IQ3_KS", "IQ2_KS", "IQ2_KL")
-EMPTY |= {(table, slot): IK for table in OTHERS for slot in ("unpack", "gather", "gemm")}
-EMPTY |= {(table, "dot"): ("TQ1_0", *IK) for table in OTHERS}
-for _table in ("avx512", "avxvnni", "avx2"):
-    for _slot in ("unpack", "gather", "gemm"):
-        EMPTY[_table, _slot] = tuple(name for name in IK if name not in ("IQ4_K", "IQ4_KS"))
+EMPTY |= {(table, "dot"): ("TQ1_0",) for table in OTHERS}
 CHECKS = [*TYPES, "maps", "quantize", "rope", "storing", "attention", "recurrence"]
 
 

@@ -108,11 +108,58 @@ def iq2_kl(b, d):
     return (_row(d) * sc.astype(np.float32)).repeat(32, 1) * _PAIRS[places].reshape(-1, 256).astype(np.float32)
 
 
+def iq4_kss(b, d):
+    words = np.ascontiguousarray(b).view(np.uint16)
+    sc = np.packbits((words & 1).astype(np.uint8), axis=1, bitorder="little")
+    nibbles = words & 0xFFFE
+    places = _planes((nibbles ^ nibbles >> 1).view(np.uint8), 16, 4)
+    return _values(_row(d), (sc & 254).astype(np.int16) - 127, places, TABLES[4], sc & 1)
+
+
+def _steps(places, n):
+    """n values of each place."""
+    state, values = places.astype(np.uint32) + np.uint32(4096), []
+    for _ in range(n):
+        state = state * np.uint32(0xCBAC1FED)
+        values.append(sum((state >> i & 63).astype(np.int16) for i in (0, 8, 16, 24)) - 126)
+    return np.stack(values, axis=-1).reshape(len(places), -1)
+
+
+def _trellis(d, more, sc, values):
+    """d (n, 1), times what ik_llama.cpp's products multiply it by, times sc (n, 8) times values (n, 256)."""
+    return (d * np.float32(more) * sc.astype(np.float32)).repeat(32, 1) * values.astype(np.float32)
+
+
+def iq1_kt(b, d):
+    places = b[:, 8:40] | _planes(b[:, 40:], 16, 4).astype(np.uint16) << 8 | _bits(b[:, :8] >> 4, 1).reshape(-1, 8, 8)[..., :4].reshape(
+        -1, 32).astype(np.uint16) << 12  # fmt: skip
+    return _trellis(_row(d), 1, np.array(_IQ4)[b[:, :8] & 15], _steps(places, 8))
+
+
+def iq2_kt(b, d):
+    return _trellis(_row(d), 1.05, np.array(_IQ4)[_planes(b[:, :4], 4, 4)], _steps(np.ascontiguousarray(b[:, 4:]).view(np.uint16), 8))
+
+
+def iq3_kt(b, d):
+    values = np.abs(_steps(np.ascontiguousarray(b[:, 4:68]).view(np.uint16), 8))
+    return _trellis(_row(d), 1.01, _planes(b[:, :4], 4, 4), np.where(_planes(b[:, 68:], 32, 1), -values, values))
+
+
+def iq4_kt(b, d):
+    sc = np.ascontiguousarray(b[:, :32]).view(np.uint32)
+    upper = (sc[..., None] >> np.arange(8, 32, 3, dtype=np.uint32) & 7) << 12 | (sc[..., None] & 1) << 15
+    places = b[:, 32:96] | _planes(b[:, 96:], 32, 4).astype(np.uint16) << 8 | upper.reshape(-1, 64)
+    return _trellis(_row(d), 1, (sc >> 1 & 127).astype(np.int16) - 64, _steps(places, 4))
+
+
 # Number, values and bytes of a block, and who decodes blocks (n, bytes), of types in HEADS with the heads (n, bytes) of their rows.
 IK_TYPES = {
     "IQ4_K": (139, 256, 144, iq4_k), "IQ5_K": (140, 256, 176, iq5_k), "IQ6_K": (141, 256, 212, iq6_k),
     "IQ3_K": (138, 256, 110, iq3_k), "IQ2_K": (137, 256, 76, iq2_k), "Q6_0": (133, 32, 26, q6_0),
     "IQ4_KS": (144, 256, 136, iq4_ks), "IQ5_KS": (152, 256, 168, iq5_ks), "IQ3_KS": (156, 256, 102, iq3_ks),
-    "IQ2_KS": (145, 256, 70, iq2_ks), "IQ2_KL": (157, 256, 86, iq2_kl),
+    "IQ2_KS": (145, 256, 70, iq2_ks), "IQ2_KL": (157, 256, 86, iq2_kl), "IQ4_KSS": (146, 256, 128, iq4_kss),
+    "IQ1_KT": (158, 256, 56, iq1_kt), "IQ2_KT": (153, 256, 68, iq2_kt), "IQ3_KT": (154, 256, 100, iq3_kt),
+    "IQ4_KT": (155, 256, 128, iq4_kt),
 }  # fmt: skip
-HEADS = {"IQ4_KS": 4, "IQ5_KS": 4, "IQ3_KS": 2, "IQ2_KS": 2, "IQ2_KL": 2}  # bytes of a row's scale, a float or a half, before its blocks
+HEADS = {"IQ4_KS": 4, "IQ5_KS": 4, "IQ3_KS": 2, "IQ2_KS": 2, "IQ2_KL": 2, "IQ4_KSS": 4,
+         "IQ1_KT": 4, "IQ2_KT": 4, "IQ3_KT": 4, "IQ4_KT": 4}  # bytes of a row's scale, a float or a half, before its blocks

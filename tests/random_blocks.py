@@ -53,7 +53,9 @@ _BYTES = {
 }
 # Types whose rows begin with a scale: what it is, and its value for a standard deviation of 1.
 _HEADS = {"IQ4_KS": (np.float32, 1 / 5060), "IQ5_KS": (np.float32, 1 / 5240), "IQ3_KS": (np.float16, 1 / 330),
-          "IQ2_KS": (np.float16, 1 / 180), "IQ2_KL": (np.float16, 1 / 530)}  # fmt: skip
+          "IQ2_KS": (np.float16, 1 / 180), "IQ2_KL": (np.float16, 1 / 530), "IQ4_KSS": (np.float32, 1 / 5060),
+          "IQ1_KT": (np.float32, 1 / 2520), "IQ2_KT": (np.float32, 1 / 2650), "IQ3_KT": (np.float32, 1 / 328),
+          "IQ4_KT": (np.float32, 1 / 1370)}  # fmt: skip
 
 
 def random_weights(rng, rows, columns, tensor_type, std=0.02):

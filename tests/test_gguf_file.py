@@ -285,14 +285,35 @@ def test_types_that_an_old_gguf_package_lacks_are_known_as_the_core_has_them():
 
 
 @pytest.mark.parametrize("number, name, instead", [
-    (155, "IQ4_KT of ik_llama.cpp", "IQ4_KS instead"), (158, "IQ1_KT of ik_llama.cpp", "IQ1_M instead"),
+    (135, "IQ2_BN of ik_llama.cpp", "TQ2_0 instead"), (335, "IQ2_BN of ik_llama.cpp, with rows interleaved", "TQ2_0 that was not repacked"),
     (212, "Q4_K of ik_llama.cpp, with rows interleaved", "Q4_K that was not repacked"), (339, "IQ4_K of", "IQ4_K that was not repacked"),
-    (354, "IQ3_KT of", "IQ3_KS that was not repacked"), (399, "399", "The file is"),
+    (219, "IQ1_S of", "IQ1_S that was not repacked"), (233, "Q6_0 of", "Q6_0 that was not repacked"), (399, "Q8_K of", "Q8_0 that was"),
+    (151, "Q8_KV of", "Q8_0 instead"), (401, "401", "The file is"),
 ])  # fmt: skip
 def test_types_of_ik_llama_cpp_are_refused_with_what_to_take_instead(tmp_path, number, name, instead):
     path = GGUF().tensor("t", (256, 4), number, bytes(1024)).write(tmp_path / "m.gguf")
     with pytest.raises(UnsupportedModel, match=f"type of tensor 't' = .*{name}.*{instead}"):
         GGUFFile(path)
+
+
+# Numbers that ik_llama.cpp of August 2026 has for itself: a type, or rows of one interleaved.
+IK_NUMBERS = [
+    *(31, 32, 33, 36, 97, 98, 99, *range(133, 142), *range(144, 159)),
+    *(202, 206, 208, 210, 211, 212, 213, 214, 216, 217, 218, 219, 220, 221, 222, 223, 229, 230, 233, 239),
+    *(335, 337, 338, 339, 340, 344, 352, 397, 398, 399),
+]  # fmt: skip
+
+
+def test_every_type_of_ik_llama_cpp_is_read_or_refused_by_its_name(tmp_path):
+    refused = []
+    for number in IK_NUMBERS:
+        path = GGUF().tensor("t", (256, 4), number, bytes(4096)).write(tmp_path / "m.gguf")
+        try:
+            GGUFFile(path).close()
+        except UnsupportedModel as e:
+            assert "of ik_llama.cpp" in str(e) and "Take a file of" in str(e), (number, str(e))
+            refused.append(number)
+    assert set(IK_NUMBERS) - set(refused) == set(header._IK_TENSORS)
 
 
 @pytest.mark.parametrize("number, head, block_bytes", [(144, 4, 136), (152, 4, 168), (156, 2, 102), (145, 2, 70), (157, 2, 86)])

@@ -243,8 +243,9 @@ def test_empty_slots_are_filled_with_kernels_of_the_same_bits(isa, slots):
     ("F16", "F32"), ("Q4_1", "Q4_K"), ("Q4_K", "Q4_1"), ("Q5_K", "Q5_1"), ("Q4_1 Q4_K", "Q5_1"),
     ("Q5_1 Q5_K", None), ("Q4_0", None), ("Q5_0", "IQ3_S"), ("Q6_K", None),
     ("Q2_K", None), ("Q3_K", None), ("Q1_0", "TQ1_0"), ("TQ2_0", "Q2_0"), ("Q2_0", "TQ2_0"), ("TQ2_0 Q2_0", None),
-    ("Q8_0", "IQ4_NL"), ("IQ4_XS", "Q8_0"), ("Q8_0 IQ4_NL IQ4_XS IQ4_KS", None), ("Q6_0", "Q8_0"),
-    ("IQ4_K", None), ("IQ6_K", "IQ4_K"), ("MXFP4", None), ("NVFP4", None),
+    ("Q8_0", "IQ4_NL"), ("IQ4_XS", "Q8_0"), ("Q6_0", "Q8_0"),
+    ("Q8_0 IQ4_NL IQ4_XS Q6_0 IQ4_KS IQ5_KS IQ3_KS IQ2_KS IQ2_KL IQ4_KSS IQ1_KT IQ2_KT IQ3_KT IQ4_KT", None),
+    ("IQ6_K", "IQ4_K"), ("IQ4_K IQ5_K IQ6_K IQ3_K IQ2_K", None), ("MXFP4", None), ("NVFP4", None),
     ("IQ3_S IQ1_S", "Q5_0"), ("IQ2_XXS", "IQ3_XXS"), ("IQ3_XXS", None), ("IQ2_S", "IQ2_XS"), ("IQ2_S IQ2_XS", None), ("IQ1_M", "Q6_K"),
 ])  # fmt: skip
 def test_who_lends_a_gemm(isa, empty, lender):

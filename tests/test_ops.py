@@ -96,7 +96,7 @@ def matmul_twin(sheet, x, w, kind):
 @pytest.mark.parametrize("kinds", [("Q4_0", "Q6_K", "Q8_0"), ("F16", "Q5_1", "Q4_K"), ("Q5_K", "F32"), ("BF16", "Q4_1", "Q5_0"),
                                    ("MXFP4", "Q8_0", "IQ4_XS"), ("IQ4_NL", "NVFP4"),
                                    ("IQ3_S", "IQ2_XS", "IQ1_M"), ("IQ4_K", "Q6_0", "IQ6_K"), ("IQ5_K", "IQ3_K", "IQ2_K"),
-                                   ("IQ4_KS", "IQ2_KL", "IQ5_KS")])  # fmt: skip
+                                   ("IQ4_KS", "IQ2_KL", "IQ5_KS"), ("IQ4_KSS", "IQ3_KT", "IQ1_KT")])  # fmt: skip
 def test_matmul_of_several_matrices(sheet, team, kinds):
     """Matrices of unlike types and sizes read the same input, each in its own form, and share one cut among the workers."""
     names = [f"{kind} {n}" for kind, n in zip(kinds, ("table", "33 256", "table"))]

@@ -78,6 +78,17 @@
  *              4 (s / 2) + i: pairs 4i .. 4i + 3 of sub-block s | 4 vectors of fifth bits, bit s
  *              value = (d * ((low | high << 4) - 32)) * one of a pair (ik.c)
  *
+ *   IQ4_KSS 256 d f32x16 (of the row) | 32 vectors, 4 for each sub-block of 32 values: words of the file, which hold nibbles as Q4_0 and sc
+ *              (ik.c)                                                            value as IQ4_KS
+ *   IQ1_KT 256  d f32x16 (of the row) | 2 x sc (byte of sub-block 4i + b of 32 values) | 8 vectors of places of groups of 8 values, byte b of
+ *              vector s: group b of sub-block s | 4 vectors of upper bits, nibble s / 4 of byte b of vector s % 4   value = (d * iq4[sc & 15]) * q
+ *   IQ2_KT 256  d f32x16 (of the row) | sc, 4 bits, as IQ3_KS | 16 vectors of places of 16 bits: of groups 2j, 2j + 1 of sub-block s in vector
+ *              2s + j                                                            value = (d * 1.05 * iq4[sc]) * q
+ *   IQ3_KT 256  d, sc, places as IQ2_KT | 8 vectors of signs: of kg i of sub-block s, bit s of vector i   value = (d * 1.01 * sc) * q
+ *   IQ4_KT 256  d f32x16 (of the row) | 8 x sc | 16 vectors of places of groups of 4 values, byte b of vector 2s + j: group 4j + b of sub-block
+ *              s | 8 vectors of upper bits, nibble s / 4 of vector 2 (s % 4) + j      value = (d * ((sc >> 1 & 127) - 64)) * q
+ *              q of IQ1_KT to IQ4_KT: steps of a generator (trellis.c)
+ *
  *   A unit has 32 values, kg 0-3 and 4-7, which are two sub-blocks of Q2_K and Q3_K.
  *   2 bits: vector j = 0, 1: bits 0-1 kg 2j, 2-3 kg 2j + 4, 4-5 kg 2j + 1, 6-7 kg 2j + 5.
  *   3 bits: vector j = 0..2: bits 0-2 kg j, 3-5 kg j + 4; bits 6-7 of vectors 0 and 1 are bits 0-1 of kg 3 and 7, whose bits 2 are bits

@@ -3,21 +3,6 @@
 #include "ik.h"
 #include "table4.h"
 
-/* Values of places, without the bit in `extra`; and how much higher they are with it. */
-static const int8_t iq2[4] = {-31, -13, 1, 17}, iq3[8] = {-63, -40, -23, -10, 1, 13, 28, 47};
-static const int8_t iq5[32] = {-126, -114, -103, -92, -83, -74, -65, -57, -50, -43, -36, -30, -24, -18, -12, -6,
-                               -1,   5,    11,   17,  23,  29,  36,  43,  51,  59,  68,  77,  87,  97,  109, 121};
-static const int8_t iq6[64] = {-127, -121, -115, -109, -104, -98, -93, -88, -84, -79, -74, -70, -66, -62, -58, -54,
-                               -51,  -47,  -44,  -40,  -37,  -34, -31, -28, -25, -22, -19, -16, -13, -11, -8,  -5,
-                               -2,   0,    3,    6,    9,    12,  14,  17,  20,  23,  27,  30,  33,  36,  40,  44,
-                               47,   51,   55,   59,   63,   68,  72,  77,  82,  87,  92,  98,  103, 109, 115, 121};
-/* Pairs of values. */
-static const int8_t iq2_pairs[32][2] = {
-    {-63, -23}, {-63, 13}, {-40, -63}, {-40, -10}, {-40, 13}, {-40, 47}, {-23, -40}, {-23, -23}, {-23, 1}, {-23, 13}, {-23, 28},
-    {-10, -63}, {-10, 1}, {-10, 13}, {-10, 47}, {1, -23}, {1, -10}, {1, 1}, {1, 13}, {1, 28}, {13, -40}, {13, -23}, {13, -10},
-    {13, 1}, {13, 13}, {28, -63}, {28, -23}, {28, 1}, {28, 28}, {28, 47}, {47, -23}, {47, 13}};
-enum { HIGHER_2 = 5, HIGHER_3 = 4, HIGHER_4 = 4, HIGHER_5 = 2, HIGHER_6 = 1 };
-
 static inline int bit(const uint8_t *bits, int i) { return bits[i / 8] >> i % 8 & 1; }
 static inline int two_bits(const uint8_t *bits, int i) { return bits[i / 4] >> 2 * (i % 4) & 3; }
 static inline int nibble(const uint8_t *nibbles, int i) { return nibbles[i / 2] >> 4 * (i % 2) & 15; }
@@ -26,7 +11,7 @@ void ni_read_iq4_k(float d, const ni_block_iq4_k *in, float *scale, int8_t *q) {
     for (int s = 0; s < 16; s++, q += 16) {
         scale[s] = d * (float)((nibble(in->low, s) | two_bits(in->high, s) << 4) - 32);
         for (int j = 0; j < 16; j++)
-            q[j] = (int8_t)(ni_iq4[in->q[s / 2 * 16 + j] >> 4 * (s % 2) & 15] + HIGHER_4 * bit(in->extra, s));
+            q[j] = (int8_t)(ni_iq4[in->q[s / 2 * 16 + j] >> 4 * (s % 2) & 15] + NI_HIGHER_4 * bit(in->extra, s));
     }
 }
 
@@ -37,7 +22,7 @@ void ni_read_iq5_k(float d, const ni_block_iq5_k *in, float *scale, int8_t *q) {
         scale[s] = d * (float)((nibble(in->low, s) | two_bits(in->high, s) << 4) - 32);
         for (int j = at; j < at + 16; j++) {
             const int place = (in->q[32 * c + j] >> 4 * upper & 15) | (in->fifth[j] >> (2 * c + upper) & 1) << 4;
-            q[j - at] = (int8_t)(iq5[place] + HIGHER_5 * bit(in->extra, s));
+            q[j - at] = (int8_t)(ni_iq5[place] + NI_HIGHER_5 * bit(in->extra, s));
         }
     }
 }
@@ -48,7 +33,7 @@ void ni_read_iq6_k(float d, const ni_block_iq6_k *in, float *scale, int8_t *q) {
         scale[s] = d * (float)(int8_t)in->sc[s];
         for (int j = at; j < at + 16; j++) {
             const int place = (in->q[32 * c + j] >> 4 * upper & 15) | (in->upper[c / 2 * 32 + j] >> (4 * (c % 2) + 2 * upper) & 3) << 4;
-            q[j - at] = (int8_t)(iq6[place] + HIGHER_6 * bit(in->extra, s));
+            q[j - at] = (int8_t)(ni_iq6[place] + NI_HIGHER_6 * bit(in->extra, s));
         }
     }
 }
@@ -60,7 +45,7 @@ void ni_read_iq3_k(float d, const ni_block_iq3_k *in, float *scale, int8_t *q) {
         scale[s] = d * (float)(bit(in->sign, s) ? -sc : sc);
         for (int j = at; j < at + 16; j++) {
             const int place = (in->q[s / 8 * 32 + j] >> 2 * (s / 2 % 4) & 3) | (in->third[j] >> s / 2 & 1) << 2;
-            q[j - at] = (int8_t)(iq3[place] + HIGHER_3 * bit(in->extra, s));
+            q[j - at] = (int8_t)(ni_iq3[place] + NI_HIGHER_3 * bit(in->extra, s));
         }
     }
 }
@@ -70,7 +55,7 @@ void ni_read_iq2_k(float d, const ni_block_iq2_k *in, float *scale, int8_t *q) {
         const int at = s % 2 * 16;
         scale[s] = d * (float)(nibble(in->sc, s) - 8);
         for (int j = at; j < at + 16; j++)
-            q[j - at] = (int8_t)(iq2[in->q[s / 8 * 32 + j] >> 2 * (s / 2 % 4) & 3] + HIGHER_2 * bit(in->extra, s));
+            q[j - at] = (int8_t)(ni_iq2[in->q[s / 8 * 32 + j] >> 2 * (s / 2 % 4) & 3] + NI_HIGHER_2 * bit(in->extra, s));
     }
 }
 
@@ -87,7 +72,7 @@ void ni_read_iq4_ks(float d, const ni_block_iq4_ks *in, float *scale, int8_t *q)
     for (int s = 0; s < 8; s++, q += 32) {
         scale[s] = d * (float)((in->sc[s] & 254) - 127);
         for (int j = 0; j < 32; j++)
-            q[j] = (int8_t)(ni_iq4[in->q[16 * s + j % 16] >> 4 * (j / 16) & 15] + HIGHER_4 * (in->sc[s] & 1));
+            q[j] = (int8_t)(ni_iq4[in->q[16 * s + j % 16] >> 4 * (j / 16) & 15] + NI_HIGHER_4 * (in->sc[s] & 1));
     }
 }
 
@@ -96,7 +81,7 @@ void ni_read_iq5_ks(float d, const ni_block_iq5_ks *in, float *scale, int8_t *q)
         scale[s] = d * (float)((in->sc[s] & 254) - 127);
         for (int j = 0; j < 32; j++) {
             const int place = (in->q[s / 2 * 32 + j] >> 4 * (s % 2) & 15) | (in->fifth[j] >> s & 1) << 4;
-            q[j] = (int8_t)(iq5[place] + HIGHER_5 * (in->sc[s] & 1));
+            q[j] = (int8_t)(ni_iq5[place] + NI_HIGHER_5 * (in->sc[s] & 1));
         }
     }
 }
@@ -107,7 +92,7 @@ void ni_read_iq3_ks(float d, const ni_block_iq3_ks *in, float *scale, int8_t *q)
         scale[s] = d * (float)((in->sc[s % 4] >> 4 * (s / 4) & 15) + 16 * bit(in->extra, s) - 16);
         for (int j = 0; j < 32; j++) {
             const int place = (in->q[s / 4 * 32 + j] >> 2 * (s % 4) & 3) | (in->third[j] >> s & 1) << 2;
-            q[j] = (int8_t)(iq3[place] + HIGHER_3 * bit(in->extra, 8 + s));
+            q[j] = (int8_t)(ni_iq3[place] + NI_HIGHER_3 * bit(in->extra, 8 + s));
         }
     }
 }
@@ -116,15 +101,34 @@ void ni_read_iq3_ks(float d, const ni_block_iq3_ks *in, float *scale, int8_t *q)
 void ni_read_iq2_ks(float d, const ni_block_iq2_ks *in, float *scale, int8_t *q) {
     for (int s = 0; s < 8; s++, q += 32) {
         scale[s] = d * (float)(nibble(in->sc, s) + 16 * bit(in->extra, 8 + s) - 16);
-        for (int j = 0; j < 32; j++) q[j] = (int8_t)(iq2[in->q[s / 4 * 32 + j] >> 2 * (s % 4) & 3] + HIGHER_2 * bit(in->extra, s));
+        for (int j = 0; j < 32; j++) q[j] = (int8_t)(ni_iq2[in->q[s / 4 * 32 + j] >> 2 * (s % 4) & 3] + NI_HIGHER_2 * bit(in->extra, s));
     }
 }
 
 void ni_read_iq2_kl(float d, const ni_block_iq2_kl *in, float *scale, int8_t *q) {
     for (int s = 0; s < 8; s++, q += 32) {
         scale[s] = d * (float)(((in->low[s % 4] >> 4 * (s / 4) & 15) | two_bits(in->high, s) << 4) - 32);
-        for (int j = 0; j < 16; j++)
-            memcpy(q + 2 * j, iq2_pairs[(in->q[s / 2 * 16 + j] >> 4 * (s % 2) & 15) | (in->fifth[j] >> s & 1) << 4], 2);
+        for (int j = 0; j < 16; j++) {
+            const int place = (in->q[s / 2 * 16 + j] >> 4 * (s % 2) & 15) | (in->fifth[j] >> s & 1) << 4;
+            q[2 * j] = ni_iq2_first[place], q[2 * j + 1] = ni_iq2_second[place];
+        }
+    }
+}
+
+/* A word has the nibbles of four values in its upper fifteen bits: bit i of a nibble is bit i of the word without its lowest, and bit i + 1, one
+ * of them or the other.  The lowest bits of eight words are the scale, as IQ4_KS has it. */
+void ni_read_iq4_kss(float d, const ni_block_iq4_kss *in, float *scale, int8_t *q) {
+    for (int s = 0; s < 8; s++, q += 32) {
+        int sc = 0;
+        for (int i = 0; i < 8; i++) sc |= (in->q[16 * s + 2 * i] & 1) << i;
+        scale[s] = d * (float)((sc & 254) - 127);
+        for (int i = 0; i < 8; i++) {
+            const unsigned word = ni_load_u16(in->q + 16 * s + 2 * i) & 0xfffe, nibbles = word ^ word >> 1;
+            for (int j = 0; j < 4; j++) {   /* values 2i, 2i + 16, 2i + 1, 2i + 17 */
+                const int value = ni_iq4[nibbles >> 4 * j & 15] + NI_HIGHER_4 * (sc & 1);
+                q[2 * i + j / 2 + 16 * (j % 2)] = (int8_t)value;
+            }
+        }
     }
 }
 

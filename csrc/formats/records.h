@@ -45,6 +45,11 @@ typedef struct { uint8_t sc[8], q[128], fifth[32]; } ni_block_iq5_ks;
 typedef struct { uint8_t extra[2], sc[4], q[64], third[32]; } ni_block_iq3_ks;
 typedef struct { uint8_t extra[2], sc[4], q[64]; } ni_block_iq2_ks;
 typedef struct { uint8_t high[2], low[4], q[64], fifth[16]; } ni_block_iq2_kl;
+typedef struct { uint8_t q[128]; } ni_block_iq4_kss;
+typedef struct { uint8_t sc[8], q[32], upper[16]; } ni_block_iq1_kt;
+typedef struct { uint8_t sc[4], q[64]; } ni_block_iq2_kt;
+typedef struct { uint8_t sc[4], q[64], signs[32]; } ni_block_iq3_kt;
+typedef struct { uint8_t sc[32], q[64], upper[32]; } ni_block_iq4_kt;
 
 typedef uint8_t ni_vector[4 * NI_ROWS];   /* byte 4r + b belongs to row r */
 
@@ -90,6 +95,11 @@ typedef struct { float d[NI_ROWS]; ni_vector sc[2], q[32], fifth[8]; } ni_record
 typedef struct { uint16_t d[NI_ROWS], extra[NI_ROWS]; ni_vector sc, q[16], third[8]; } ni_record_iq3_ks;
 typedef struct { uint16_t d[NI_ROWS], extra[NI_ROWS]; ni_vector sc, q[16]; } ni_record_iq2_ks;
 typedef struct { uint16_t d[NI_ROWS], high[NI_ROWS]; ni_vector low, q[16], fifth[4]; } ni_record_iq2_kl;
+typedef struct { float d[NI_ROWS]; ni_vector q[32]; } ni_record_iq4_kss;
+typedef struct { float d[NI_ROWS]; ni_vector sc[2], q[8], upper[4]; } ni_record_iq1_kt;
+typedef struct { float d[NI_ROWS]; ni_vector sc, q[16]; } ni_record_iq2_kt;
+typedef struct { float d[NI_ROWS]; ni_vector sc, q[16], signs[8]; } ni_record_iq3_kt;
+typedef struct { float d[NI_ROWS]; ni_vector sc[8], q[16], upper[8]; } ni_record_iq4_kt;
 
 /* A half of a file block. */
 static inline uint16_t ni_load_u16(const uint8_t *p) {

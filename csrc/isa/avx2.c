@@ -8,9 +8,9 @@ NI_TARGET("avx2,fma,f16c,bmi2")
 #include "avx2_unpack.h"
 #include "avx2_units.h"
 #include "avx2_table4.h"
-#include "avx2_ik.h"
 #include "avx2_codebook.h"
 #include "avx2_codebook_gemm.h"
+#include "avx2_ik.h"
 #include "gather_impl.h"
 
 #define NI_VEC(name) name##_avx2
@@ -50,8 +50,22 @@ const ni_own_kernels ni_own_avx2 = {
         [NI_IQ2_S]   = {dot_iq2_s,   unpack_iq2_s,   gather_quants, gemm_seven_nested, 1},
         [NI_IQ1_S]   = {dot_iq1_s,   unpack_iq1_s,   gather_quants, gemm_q5_0,         1},
         [NI_IQ1_M]   = {dot_iq1_m,   unpack_iq1_m,   gather_quants, gemm_q6_k,         1},
-        [NI_IQ4_K]   = {NULL, unpack_iq4_k, gather_quants, gemm_offset128, 0},   /* the last two of IQ2_K to IQ6_K, too */
-        [NI_IQ4_KS]  = {NULL, unpack_iq4_ks, gather_q8_0, gemm_q8_0, 0},
+        [NI_IQ4_K]   = {dot_iq4_k, unpack_iq4_k, gather_quants, gemm_offset128, 4},
+        [NI_IQ5_K]   = {dot_iq5_k, unpack_iq5_k, gather_quants, gemm_offset128, 4},
+        [NI_IQ6_K]   = {dot_iq6_k, unpack_iq6_k, gather_quants, gemm_offset128, 4},
+        [NI_IQ3_K]   = {dot_iq3_k, unpack_iq3_k, gather_quants, gemm_offset128, 4},
+        [NI_IQ2_K]   = {dot_iq2_k, unpack_iq2_k, gather_quants, gemm_offset128, 4},
+        [NI_Q6_0]    = {dot_q6_0, unpack_q6_0, gather_q8_0, gemm_q8_0, 4},
+        [NI_IQ4_KS]  = {dot_iq4_ks, unpack_iq4_ks, gather_q8_0, gemm_q8_0, 4},
+        [NI_IQ5_KS]  = {dot_iq5_ks, unpack_iq5_ks, gather_q8_0, gemm_q8_0, 4},
+        [NI_IQ3_KS]  = {dot_iq3_ks, unpack_iq3_ks, gather_q8_0, gemm_q8_0, 4},
+        [NI_IQ2_KS]  = {dot_iq2_ks, unpack_iq2_ks, gather_q8_0, gemm_q8_0, 4},
+        [NI_IQ2_KL]  = {dot_iq2_kl, unpack_iq2_kl, gather_q8_0, gemm_q8_0, 4},
+        [NI_IQ4_KSS] = {dot_iq4_kss, unpack_iq4_kss, gather_q8_0, gemm_q8_0, 4},
+        [NI_IQ1_KT]  = {dot_iq1_kt, unpack_iq1_kt, gather_q8_0, gemm_q8_0, 4},
+        [NI_IQ2_KT]  = {dot_iq2_kt, unpack_iq2_kt, gather_q8_0, gemm_q8_0, 4},
+        [NI_IQ3_KT]  = {dot_iq3_kt, unpack_iq3_kt, gather_q8_0, gemm_q8_0, 4},
+        [NI_IQ4_KT]  = {dot_iq4_kt, unpack_iq4_kt, gather_q8_0, gemm_q8_0, 4},
     },
     .panel_dots = NI_VEC(panel_dots),
     .vec = NI_VEC_TABLE,

@@ -1,58 +1,57 @@
-/* IQ4_K and IQ4_KS with AVX2: their panels; and the gemm of IQ2_K to IQ6_K, whose panels hold the value + 128, in sub-blocks of 16. */
+/* What ik_impl.h asks of AVX2, with CB_VNNI defined of AVX-VNNI; and the gemm of IQ2_K to IQ6_K, whose panels hold the value + 128, in sub-blocks
+ * of 16. */
 #ifndef NI_AVX2_IK_H
 #define NI_AVX2_IK_H
+#include "avx2_codebook.h"
 #include "avx2_table4.h"
 
-/* Bytes of 4 in the rows whose bit i of `bits` is set. */
-NI_INLINE __m256i higher_by_4(__m256i bits, int i) {
-    const __m256i bit = _mm256_and_si256(_mm256_srli_epi32(bits, i), _mm256_set1_epi32(1));
-    return _mm256_and_si256(_mm256_cmpeq_epi32(bit, _mm256_set1_epi32(1)), _mm256_set1_epi8(4));
+/* Of bytes, vpdpbusd takes the unsigned ones.  Without it, signed ones are multiplied as |v| * sign(x, v). */
+#if defined(CB_VNNI)
+#define IK_OFFSET(low) 128
+#else
+#define IK_OFFSET(low) (low)
+#endif
+NI_INLINE cb_part ik_dot(cb_part s, cb_part v, const int8_t *x, int offset) {
+    if (offset) return cb_dot(s, v, x);
+    s = _mm256_add_epi32(s, widen(_mm256_maddubs_epi16(_mm256_abs_epi8(v), _mm256_sign_epi8(bcast4(x), v))));
+    IN_ORDER(s);
+    return s;
+}
+NI_INLINE cb_part ik_add(cb_part a, cb_part b) { return _mm256_add_epi32(a, b); }
+NI_INLINE cb_part ik_sub(cb_part a, cb_part b) { return _mm256_sub_epi32(a, b); }
+NI_INLINE cb_part ik_add8(cb_part a, cb_part b) { return _mm256_add_epi8(a, b); }
+NI_INLINE cb_part ik_sub8(cb_part a, cb_part b) { return _mm256_sub_epi8(a, b); }
+NI_INLINE cb_part ik_abs8(cb_part a) { return _mm256_abs_epi8(a); }
+NI_INLINE cb_part ik_mask(cb_part v, int n) {
+    const __m256i bit = _mm256_set1_epi32((int)(1u << n));
+    return _mm256_cmpeq_epi32(_mm256_and_si256(v, bit), bit);
+}
+NI_INLINE cb_part ik_pick2(const cb_table *t, cb_part index) {   /* by bit 4, in the place of bit 7 */
+    return _mm256_blendv_epi8(_mm256_shuffle_epi8(t[0], index), _mm256_shuffle_epi8(t[1], index), _mm256_slli_epi16(index, 3));
+}
+NI_INLINE cb_part ik_pick4(const cb_table *t, cb_part index) {
+    return _mm256_blendv_epi8(ik_pick2(t, index), ik_pick2(t + 2, index), _mm256_slli_epi16(index, 2));
+}
+NI_INLINE void ik_zip(cb_part a, cb_part b, cb_part out[2]) {   /* unpacked, a row's two lanes lie side by side */
+    const __m256 low = _mm256_castsi256_ps(_mm256_unpacklo_epi8(a, b)), high = _mm256_castsi256_ps(_mm256_unpackhi_epi8(a, b));
+    out[0] = _mm256_castps_si256(_mm256_shuffle_ps(low, high, 0x88));
+    out[1] = _mm256_castps_si256(_mm256_shuffle_ps(low, high, 0xdd));
+}
+NI_INLINE cb_part ik_sums(const cb_part x[4]) {   /* pairs of bytes, pairs of pairs, then bytes to their rows */
+    const __m256i one = _mm256_set1_epi8(1);
+    const __m256i a = _mm256_packus_epi16(_mm256_maddubs_epi16(x[0], one), _mm256_maddubs_epi16(x[1], one));
+    const __m256i b = _mm256_packus_epi16(_mm256_maddubs_epi16(x[2], one), _mm256_maddubs_epi16(x[3], one));
+    const __m256i sums = _mm256_packus_epi16(_mm256_maddubs_epi16(a, one), _mm256_maddubs_epi16(b, one));
+    const __m128i rows = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    return _mm256_shuffle_epi8(sums, _mm256_broadcastsi128_si256(rows));
+}
+NI_INLINE v16 ik_low_halves(const uint8_t *p) {
+    const __m256i low = _mm256_set1_epi32(0xffff), a = _mm256_and_si256(load32(p), low), b = _mm256_and_si256(load32(p + 32), low);
+    const __m256i halves = _mm256_permute4x64_epi64(_mm256_packus_epi32(a, b), 0xd8);
+    return (v16){_mm256_cvtph_ps(_mm256_castsi256_si128(halves)), _mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1))};
 }
 
-static void unpack_iq4_k(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) {
-    RECORDS(iq4_k);
-    const __m256i table = table_of(ni_iq4, 128);
-    for (int64_t b = 0; b < nk / 256; b++, in++)
-        for (int i = 0; i < 2; i++) {   /* 8 rows each */
-            const __m256i d_extra = load32(in->d_extra + 32 * i), extra = _mm256_srli_epi32(d_extra, 16), high = load32(in->high + 32 * i);
-            const __m256i halves = _mm256_and_si256(d_extra, _mm256_set1_epi32(0xffff)), packed = _mm256_packus_epi32(halves, halves);
-            const __m256 d = _mm256_cvtph_ps(_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
-            for (int s = 0; s < 16; s++) {
-                const __m256i low = load32(in->low[s / 8] + 32 * i);
-                const __m256i low4 = _mm256_and_si256(_mm256_srli_epi32(low, 4 * (s % 8)), _mm256_set1_epi32(15));
-                const __m256i high2 = _mm256_and_si256(_mm256_srli_epi32(high, 2 * s), _mm256_set1_epi32(3));
-                const __m256i sc = _mm256_sub_epi32(_mm256_or_si256(low4, _mm256_slli_epi32(high2, 4)), _mm256_set1_epi32(32));
-                const __m256i higher = higher_by_4(extra, s);
-                _mm256_storeu_ps(p->scale + NI_ROWS * (16 * b + s) + 8 * i, _mm256_mul_ps(d, _mm256_cvtepi32_ps(sc)));
-#pragma GCC unroll 4
-                for (int j = 0; j < 4; j++) {
-                    const __m256i v = load32(in->q[s / 2 * 4 + j] + 32 * i), places = s % 2 ? high_nibbles(v) : low_nibbles(v);
-                    const __m256i values = _mm256_add_epi8(look_up(table, places), higher);
-                    _mm256_storeu_si256((__m256i *)(p->q + 256 * (16 * b + s) + 64 * j + 32 * i), values);
-                }
-            }
-        }
-}
-
-static void unpack_iq4_ks(const uint8_t *group, int64_t k0, int64_t nk, ni_panel *p) {
-    RECORDS(iq4_ks);
-    const __m256i table = table_of(ni_iq4, 0);
-    for (int64_t b = 0; b < nk / 256; b++, in++)
-        for (int i = 0; i < 2; i++)
-            for (int s = 0; s < 8; s++) {
-                const __m256i sc = _mm256_srli_epi32(load32(in->sc[s / 4] + 32 * i), 8 * (s % 4)), higher = higher_by_4(sc, 0);
-                const __m256i whole = _mm256_sub_epi32(_mm256_and_si256(sc, _mm256_set1_epi32(254)), _mm256_set1_epi32(127));
-                const __m256 scale = _mm256_mul_ps(_mm256_loadu_ps(in->d + 8 * i), _mm256_cvtepi32_ps(whole));
-                _mm256_storeu_ps(p->scale + NI_ROWS * (8 * b + s) + 8 * i, scale);
-#pragma GCC unroll 4
-                for (int j = 0; j < 4; j++) {
-                    const __m256i v = load32(in->q[4 * s + j] + 32 * i);
-                    uint8_t *out = p->q + 512 * (8 * b + s) + 64 * j + 32 * i;
-                    _mm256_storeu_si256((__m256i *)out, _mm256_add_epi8(look_up(table, low_nibbles(v)), higher));
-                    _mm256_storeu_si256((__m256i *)(out + 256), _mm256_add_epi8(look_up(table, high_nibbles(v)), higher));
-                }
-            }
-}
+#include "ik_impl.h"
 
 /* Quants of 8 bits: a pair of products does not fit 16 bits, so bytes become words, the even ones and the odd ones. */
 NI_INLINE void tile_offset128(const ni_panel *p, int64_t nk, gemm_tokens a, int M, float *acc) {

@@ -10,9 +10,9 @@ NI_TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c,bmi2")
 #include "avx512_gemm.h"
 #include "avx512_unpack.h"
 #include "avx512_units.h"
-#include "avx512_ik.h"
 #include "avx512_table4.h"
 #include "avx512_codebook.h"
+#include "avx512_ik.h"
 #include "gather_impl.h"
 
 #define NI_VEC(name) name##_avx512
@@ -52,8 +52,22 @@ const ni_own_kernels ni_own_avx512 = {
         [NI_IQ2_S]   = {dot_iq2_s,   unpack_iq2_s,   gather_seven_nested, gemm_q6_k, 1},
         [NI_IQ1_S]   = {dot_iq1_s,   unpack_iq1_s,   gather_q5_0,  gemm_q5_0,  1, NI_LONG_SLAB},
         [NI_IQ1_M]   = {dot_iq1_m,   unpack_iq1_m,   gather_q6_k,  gemm_q6_k,  1},
-        [NI_IQ4_K]   = {NULL, unpack_iq4_k, gather_offset128, gemm_nvfp4, 0},   /* the last two of IQ2_K to IQ6_K, too */
-        [NI_IQ4_KS]  = {NULL, unpack_iq4_ks, gather_q8_0, gemm_q8_0, 0, NI_LONG_SLAB},
+        [NI_IQ4_K]   = {dot_iq4_k, unpack_iq4_k, gather_offset128, gemm_nvfp4, 4},
+        [NI_IQ5_K]   = {dot_iq5_k, unpack_iq5_k, gather_offset128, gemm_nvfp4, 4},
+        [NI_IQ6_K]   = {dot_iq6_k, unpack_iq6_k, gather_offset128, gemm_nvfp4, 4},
+        [NI_IQ3_K]   = {dot_iq3_k, unpack_iq3_k, gather_offset128, gemm_nvfp4, 4},
+        [NI_IQ2_K]   = {dot_iq2_k, unpack_iq2_k, gather_offset128, gemm_nvfp4, 4},
+        [NI_Q6_0]    = {dot_q6_0, unpack_q6_0, gather_q8_0, gemm_q8_0, 4, NI_LONG_SLAB},
+        [NI_IQ4_KS]  = {dot_iq4_ks, unpack_iq4_ks, gather_q8_0, gemm_q8_0, 4, NI_LONG_SLAB},
+        [NI_IQ5_KS]  = {dot_iq5_ks, unpack_iq5_ks, gather_q8_0, gemm_q8_0, 4, NI_LONG_SLAB},
+        [NI_IQ3_KS]  = {dot_iq3_ks, unpack_iq3_ks, gather_q8_0, gemm_q8_0, 4, NI_LONG_SLAB},
+        [NI_IQ2_KS]  = {dot_iq2_ks, unpack_iq2_ks, gather_q8_0, gemm_q8_0, 4, NI_LONG_SLAB},
+        [NI_IQ2_KL]  = {dot_iq2_kl, unpack_iq2_kl, gather_q8_0, gemm_q8_0, 4, NI_LONG_SLAB},
+        [NI_IQ4_KSS] = {dot_iq4_kss, unpack_iq4_kss, gather_q8_0, gemm_q8_0, 4, NI_LONG_SLAB},
+        [NI_IQ1_KT]  = {dot_iq1_kt, unpack_iq1_kt, gather_q8_0, gemm_q8_0, 4, NI_LONG_SLAB},
+        [NI_IQ2_KT]  = {dot_iq2_kt, unpack_iq2_kt, gather_q8_0, gemm_q8_0, 4, NI_LONG_SLAB},
+        [NI_IQ3_KT]  = {dot_iq3_kt, unpack_iq3_kt, gather_q8_0, gemm_q8_0, 4, NI_LONG_SLAB},
+        [NI_IQ4_KT]  = {dot_iq4_kt, unpack_iq4_kt, gather_q8_0, gemm_q8_0, 4, NI_LONG_SLAB},
     },
     .dots = {
         [NI_Q4_0] = dots_q4_0, [NI_Q4_1] = dots_q4_1, [NI_Q5_0] = dots_q5_0, [NI_Q5_1] = dots_q5_1, [NI_Q8_0] = dots_q8_0,

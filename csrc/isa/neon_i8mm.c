@@ -9,6 +9,7 @@ NI_TARGET("arch=armv8.2-a+dotprod+i8mm")
 #include "neon_units.h"
 #include "neon_table4.h"
 #include "neon_codebook.h"
+#include "neon_ik.h"
 #include "gather_impl.h"
 
 #define NI_VEC(name) name##_neon_i8mm

@@ -169,25 +169,26 @@ static void unpack_nvfp4(const uint8_t *group, int64_t k0, int64_t nk, ni_panel 
 NI_GEMM(mxfp4, 32, NI_FP4_OFFSET, 0)
 
 /* Tokens whose integer sums fit the registers beside their activations. */
-enum { NVFP4_TILE = 4 };
+enum { TILE_OF_16 = 4 };
 
-/* Sub-blocks of 16, by sdot. */
-NI_INLINE void tile_nvfp4(const ni_panel *p, int64_t k0, int64_t nk, const ni_act *a, int64_t t, int M, float *out) {
+/* Sub-blocks of 16, by sdot.  offset: what bytes have, where they are below 128; 128, which is taken off: they become signed. */
+NI_INLINE void tile_of_16(const ni_panel *p, int64_t k0, int64_t nk, const ni_act *a, int64_t t, int M, int offset, float *out) {
     const int64_t k = a->k;
     const int8_t *q = a->q + t * k + k0;
     const float *d = a->d + (t * k + k0) / 32;
     const int16_t *sums = a->s + (t * k + k0) / 16;
+    const uint8x16_t flip = vdupq_n_u8(offset == 128 ? 128 : 0);
     for (int64_t b = 0; b < nk / 16; b++) {
-        int32x4_t s[NVFP4_TILE][4];
-        int8x16_t x[NVFP4_TILE];
+        int32x4_t s[TILE_OF_16][4];
+        int8x16_t x[TILE_OF_16];
 #pragma GCC unroll 4
         for (int m = 0; m < M; m++) {
             x[m] = vld1q_s8(q + m * k + 16 * b);
-            QUADS(i) s[m][i] = vdupq_n_s32(-NI_FP4_OFFSET * sums[m * k / 16 + b]);
+            QUADS(i) s[m][i] = vdupq_n_s32(offset == 128 ? 0 : -offset * sums[m * k / 16 + b]);
         }
         QUADS(g) {
             QUADS(i) {
-                const uint8x16_t bytes = vld1q_u8(p->q + 256 * b + 64 * g + 16 * i);
+                const uint8x16_t bytes = veorq_u8(vld1q_u8(p->q + 256 * b + 64 * g + 16 * i), flip);
 #pragma GCC unroll 4
                 for (int m = 0; m < M; m++) s[m][i] = dot4(s[m][i], bytes, x[m], g);
             }
@@ -204,10 +205,14 @@ NI_INLINE void tile_nvfp4(const ni_panel *p, int64_t k0, int64_t nk, const ni_ac
     }
 }
 
-static void gemm_nvfp4(const ni_panel *p, int64_t k0, int64_t nk, const ni_act *x, int n_tokens, float *acc, float *accm) {
-    (void)accm;
-    int t = 0;
-    for (; t + NVFP4_TILE <= n_tokens; t += NVFP4_TILE) tile_nvfp4(p, k0, nk, x, t, NVFP4_TILE, acc + (size_t)t * NI_ROWS);
-    for (; t < n_tokens; t++) tile_nvfp4(p, k0, nk, x, t, 1, acc + (size_t)t * NI_ROWS);
-}
+#define NI_GEMM_OF_16(name, offset)                                                                                                   \
+    static void gemm_##name(const ni_panel *p, int64_t k0, int64_t nk, const ni_act *x, int n_tokens, float *acc, float *accm) {      \
+        (void)accm;                                                                                                                   \
+        int t = 0;                                                                                                                    \
+        for (; t + TILE_OF_16 <= n_tokens; t += TILE_OF_16)                                                                           \
+            tile_of_16(p, k0, nk, x, t, TILE_OF_16, offset, acc + (size_t)t * NI_ROWS);                                               \
+        for (; t < n_tokens; t++) tile_of_16(p, k0, nk, x, t, 1, offset, acc + (size_t)t * NI_ROWS);                                  \
+    }
+NI_GEMM_OF_16(nvfp4, NI_FP4_OFFSET)
+NI_GEMM_OF_16(offset128, 128)
 #endif

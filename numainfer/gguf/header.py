@@ -42,11 +42,17 @@ _LATER_TENSORS = {39: ("MXFP4", 32, 17), 40: ("NVFP4", 64, 36), 41: ("Q1_0", 128
 # Types of ik_llama.cpp: number -> the same; and those that are refused, with what to take instead.
 _IK_TENSORS = {133: ("Q6_0", 32, 26), 137: ("IQ2_K", 256, 76), 138: ("IQ3_K", 256, 110), 139: ("IQ4_K", 256, 144),
                140: ("IQ5_K", 256, 176), 141: ("IQ6_K", 256, 212), 144: ("IQ4_KS", 256, 136), 145: ("IQ2_KS", 256, 70),
-               152: ("IQ5_KS", 256, 168), 156: ("IQ3_KS", 256, 102), 157: ("IQ2_KL", 256, 86)}  # fmt: skip
-_IK_HEADS = {"IQ4_KS": 4, "IQ5_KS": 4, "IQ3_KS": 2, "IQ2_KS": 2, "IQ2_KL": 2}  # bytes that a row begins with
-_IK_REFUSED = {146: ("IQ4_KSS", "IQ4_KS"), 153: ("IQ2_KT", "IQ2_KL"), 154: ("IQ3_KT", "IQ3_KS"), 155: ("IQ4_KT", "IQ4_KS"),
-               158: ("IQ1_KT", "IQ1_M")}  # fmt: skip
-_IK_INTERLEAVED = 200  # is added to a type's number where 4, 8 or 16 rows are interleaved
+               146: ("IQ4_KSS", 256, 128), 152: ("IQ5_KS", 256, 168), 153: ("IQ2_KT", 256, 68), 154: ("IQ3_KT", 256, 100),
+               155: ("IQ4_KT", 256, 128), 156: ("IQ3_KS", 256, 102), 157: ("IQ2_KL", 256, 86), 158: ("IQ1_KT", 256, 56)}  # fmt: skip
+_IK_HEADS = {"IQ4_KS": 4, "IQ5_KS": 4, "IQ3_KS": 2, "IQ2_KS": 2, "IQ2_KL": 2, "IQ4_KSS": 4,
+             "IQ1_KT": 4, "IQ2_KT": 4, "IQ3_KT": 4, "IQ4_KT": 4}  # fmt: skip  # bytes that a row begins with
+_IK_REFUSED = {36: ("I2_S", "TQ2_0"), 134: ("IQ1_BN", "TQ1_0"), 135: ("IQ2_BN", "TQ2_0"),
+               **{n: (name, "Q8_0") for n, name in ((97, "Q8_0_X4"), (98, "Q8_1_X4"), (99, "Q8_2_X4"), (136, "Q8_K64"), (147, "Q8_K16"),
+                                                    (148, "Q8_K32"), (149, "Q8_KR8"), (150, "Q8_K128"), (151, "Q8_KV"))}}  # fmt: skip
+# Types whose rows are interleaved, 4, 8 or 16 of them, have the number of the plain one plus 200, but for some.
+_IK_INTERLEAVED = 200
+_IK_INTERLEAVED_OTHERS = {31: ("Q4_0", "Q4_0"), 32: ("Q4_0", "Q4_0"), 33: ("Q4_0", "Q4_0"), 233: ("Q6_0", "Q6_0"),
+                          397: ("Q8_K", "Q8_0"), 398: ("Q8_KV", "Q8_0"), 399: ("Q8_K", "Q8_0")}  # fmt: skip
 
 
 @functools.cache
@@ -334,14 +340,14 @@ class Header:
 
     def of_ik(self, what, number, tensor_types):
         """Refuses a type of ik_llama.cpp by its name, with what to take instead."""
-        names = {n: t[0] for n, t in tensor_types.items()} | {n: t[0] for n, t in _IK_REFUSED.items()}
         if number in _IK_REFUSED:
             name, instead = _IK_REFUSED[number]
             raise UnsupportedModel(f"type of {what}", f"{name} of ik_llama.cpp", (), f"Take a file of {instead} instead of {self.path}")
-        plain = names.get(number - _IK_INTERLEAVED)
-        if plain is not None:
-            instead = _IK_REFUSED.get(number - _IK_INTERLEAVED, (plain, plain))[1]
-            raise UnsupportedModel(f"type of {what}", f"{plain} of ik_llama.cpp, with rows interleaved (number {number})", (),
+        plain = {n + _IK_INTERLEAVED: (t[0], t[0]) for n, t in tensor_types.items()}
+        plain |= {n + _IK_INTERLEAVED: t for n, t in _IK_REFUSED.items()} | _IK_INTERLEAVED_OTHERS
+        if number in plain:
+            name, instead = plain[number]
+            raise UnsupportedModel(f"type of {what}", f"{name} of ik_llama.cpp, with rows interleaved (number {number})", (),
                                    f"Take a file of {instead} that was not repacked instead of {self.path}")  # fmt: skip
 
     def place(self, infos):
