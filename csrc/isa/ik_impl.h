@@ -295,7 +295,7 @@ enum { IK_MOST = 16384 };   /* activations whose sums are taken once for all gro
             }                                                                                                                   \
     }                                                                                                                           \
     static void dot_##name(const uint8_t *w, int64_t n_groups, const ni_act *x, float *y) {                                     \
-        enum { UNITS = NI_BLOCK_##name / 32, OFFSET = IK_OFFSET(low) };                                                         \
+        enum { UNITS = NI_BLOCK_##name / 32, PART = sizeof(ni_record_##name) / UNITS, OFFSET = IK_OFFSET(low) };                \
         const ni_record_##name *in = (const ni_record_##name *)w;                                                               \
         int16_t own_sums[IK_MOST / 32];                                                                                         \
         ik_tables t;                                                                                                            \
@@ -310,6 +310,7 @@ enum { IK_MOST = 16384 };   /* activations whose sums are taken once for all gro
                     const v16 scale = row_d;                                                                                    \
                     for (int u = 0; u < UNITS; u++) {                                                                           \
                         const int64_t unit = UNITS * b + u;                                                                     \
+                        ni_ask_ahead((const uint8_t *)in + u * PART, PART);                                                     \
                         const int8_t *xq = x->q + k + 32 * unit;                                                                \
                         cb_part sc[subs][CB_PARTS], s[subs][CB_PARTS];                                                          \
                         CB_EACH(i) {                                                                                            \
