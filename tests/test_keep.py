@@ -760,6 +760,7 @@ PACKED = {
     "IQ2_XS": "dfb9a95b", "IQ2_S": "bb9f8220", "IQ1_S": "e20c1284", "IQ1_M": "63628638",
     "IQ4_K": "f5f4891e", "IQ5_K": "c987c040", "IQ6_K": "347f710f", "IQ3_K": "410116dd", "IQ2_K": "c497b84f", "Q6_0": "4e06e243",
     "IQ4_KS": "e69f5876", "IQ5_KS": "cb0723fb", "IQ3_KS": "5a9b248f", "IQ2_KS": "8ddfedf1", "IQ2_KL": "e3ac5191",
+    "IQ4_KSS": "5e5d9b47", "IQ1_KT": "816a8c3e", "IQ2_KT": "7846c89e", "IQ3_KT": "a82c6c4a", "IQ4_KT": "fbe47b69",
 }  # fmt: skip
 
 
