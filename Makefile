@@ -26,9 +26,9 @@ demo: $(VENV)/model
 	$(BIN)/numainfer run smollm2 --max-tokens 60 "$(PROMPT)"
 
 # These take half of the time and look at no clock: they run beside the others, and tell at the end how they went.
-NUMBERS := $(patsubst %,tests/test_%.py,aarch64 attend attention_runs cut definitions dense_models experts formats gemma4 golden_models \
-	head_widths invariance kernels kv_types latent mamba_models mixture_models more_models ops recurrent_models recurrent_ops reference \
-	sampling simde sparse vec)
+NUMBERS := $(patsubst %,tests/test_%.py,aarch64 attend attention_runs compressed cut definitions dense_models experts formats \
+	gemma3n gemma4 golden_models head_widths hyper invariance kernels kv_types latent mamba_models mixture_models more_models ops \
+	recurrent_models recurrent_ops reference sampling scan_models simde sparse streams vec)
 
 test: $(VENV)/test-tools
 	$(BIN)/ruff check .

@@ -46,7 +46,7 @@ def golden(tmp_path_factory):
 def test_every_architecture_has_its_golden():
     """Every file that is no helper of the others is supported, and its logits are checked: by llama.cpp's, or by a definition."""
     folder = Path(architectures.__file__).parent
-    helpers = {"__init__", "blocks", "experts", "hyperparameters", "rotary", "deltanet", "kda", "streams"}
+    helpers = {"__init__", "blocks", "experts", "hyperparameters", "rotary", "deltanet", "kda", "nextn", "streams"}
     files = {path.stem for path in folder.glob("*.py")} - helpers
     assert files == {arch.replace("-", "_") for arch in SUPPORTED}
     others = {t["arch"] for _, t in more.templates().values()}

@@ -83,7 +83,7 @@ def mixture(p, h, w, e, shared=None, gate=None, scale=1.0, by=None, factors=None
     """
     fused = w.get("ffn_gate_up_exps")
     into, out = [fused] if fused else [w.ffn_gate_exps, w.ffn_up_exps], w.ffn_down_exps
-    ids, weights = e.route(p, h if by is None else by, w, [*into, out], factors, hashed)
+    ids, weights = e.route(p, h if by is None else by, w, [*into, out], factors, hashed=hashed)
     pair = p.matmul_grouped(h, ids, *into)
     a = p.gated(*([pair, None] if fused else pair), **({"activation": "silu"} | how))
     also = shared() if callable(shared) else shared
