@@ -126,12 +126,12 @@ def attention_runs(int64_t first_seen, int64_t pos, int64_t most):
     return runs.first, runs.end, runs.shift
 
 
-cdef ni_segment *_segments(table) except NULL:
+cdef ni_segment *_segments(table) except? NULL:
     """Where the records of a SEGMENT_DTYPE array lie, for as long as the caller holds it."""
     cdef Py_buffer view
     cdef void *at
-    if table.dtype is not SEGMENT_DTYPE and table.dtype != SEGMENT_DTYPE or not len(table):
-        raise ValueError(f"segments: wanted an array of SEGMENT_DTYPE, and at least one; found {len(table)} of {table.dtype}")
+    if table.dtype is not SEGMENT_DTYPE and table.dtype != SEGMENT_DTYPE:
+        raise ValueError(f"segments: wanted an array of SEGMENT_DTYPE, found {table.dtype}")
     PyObject_GetBuffer(table, &view, PyBUF_SIMPLE)
     at = view.buf
     PyBuffer_Release(&view)

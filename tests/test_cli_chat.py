@@ -114,7 +114,7 @@ def test_lines_that_are_one_turn(tiny_path, tmp_path):
     path = tmp_path / "said.json"
     text = 'one\\\ntwo\n"""\nthree\n\\\n/reset\n"""\n"""/reset"""\n/etc/fstab\n /undo\n\n  \n/save ' + f'{path}\n"""five\nsix'
     done = pipe(text, tiny_path, "-n", 1, "--ignore-eos", "-q", "-c", 200)
-    assert done.returncode == 0 and len(done.stdout.splitlines()) == 6, done
+    assert done.returncode == 0 and done.stdout.count("\n") == 6, done  # in an answer any other character may part lines
     said = [m["content"] for m in json.loads(path.read_text()) if m["role"] == "user"]
     assert said == ["one\ntwo", "three\n\\\n/reset", "/reset", "/etc/fstab", " /undo"]
 

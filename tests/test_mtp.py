@@ -457,8 +457,8 @@ def test_beside_others(load, free_rows):  # noqa: F811
         thread.start()
     for thread in threads:
         thread.join()
-    for done in found.values():
-        assert [facts(d) for d in done] == wanted
+    for done in found.values():  # but for the usage: lists that run at once may share their beginnings
+        assert [facts(d)[:4] for d in done] == [one[:4] for one in wanted]
     assert sum(counts(d)[1] for done in found.values() for d in done) > 0
 
 
