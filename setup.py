@@ -1,6 +1,7 @@
 """Builds numainfer._core: one extension from Cython and C, for every CPython from 3.11 on.  Everything else is in pyproject.toml."""
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -41,6 +42,12 @@ class Build(build_ext):
                                  f"(Debian, Ubuntu) or {fedora} (Fedora)")
         for stale in Path("numainfer").glob("_core.cpython-*.so"):  # of builds before the stable ABI: Python would prefer it
             stale.unlink()
+        if self.editable_mode:  # it builds in a new folder each time; what was built in place and is newer than its sources will do
+            for extension in self.extensions:
+                in_place, wanted = Path(self.get_ext_filename(extension.name)), Path(self.get_ext_fullpath(extension.name))
+                if in_place.exists():
+                    wanted.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy2(in_place, wanted)
         self.compiler.compile = self.compile
         super().build_extensions()
 

@@ -34,7 +34,7 @@ void ni_choose(ni_choice *c, int64_t stride, void *scratch) {
             ni_mask_logits(logits, c->mask, n_vocab, masked);
             logits = masked;
         }
-        const int32_t token = ni_sample(c->sampler, logits, scratch);
+        const int32_t token = ni_sample(c->sampler, logits, c->again, scratch);
         if (token < 0) {
             c->status = token;
             return;

@@ -20,6 +20,7 @@ typedef struct {
     float *logits;              /* rows, `stride` floats apart, of which the sampler takes n_vocab; written to meanwhile, as by ni_sample */
     const float *own;           /* the model's own logits, likewise, for log-probabilities */
     const uint32_t *mask;       /* as of ni_mask_logits, for row 0; NULL: none. With a mask rows is 1 */
+    int32_t again;              /* as of ni_sample, for row 0; with 1 rows is 1 */
     const int32_t *proposed;    /* rows - 1 tokens */
     int32_t rows;               /* 0: this choice is left out */
     int32_t n_logprobs;         /* entries to list for each token; -1: no log-probabilities */

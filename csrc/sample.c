@@ -296,16 +296,16 @@ void ni_mask_logits(const float *logits, const uint32_t *mask, int32_t n, float 
 }
 
 /* Step 6, on adjusted logits. */
-static int32_t draw(const ni_sampler *s, const float *logits, scratch *t) {
+static int32_t draw(const ni_sampler *s, const float *logits, int again, scratch *t) {
     whole all;
     int32_t n = candidates(s, logits, t, &all);
     if (n < 0) return n;
-    double target = ni_sample_uniform(s->params.seed, (uint64_t)s->n_output) * t->total;
+    double target = ni_sample_uniform(s->params.seed, (uint64_t)s->n_output | (uint64_t)again << 63) * t->total;
     int32_t b = 0, last_block = (int32_t)blocks_of(n) - 1, chosen = 0;
     while (b < last_block && target >= t->mass[b]) target -= t->mass[b++];
     while (b > 0 && t->mass[b] == 0) b--; /* rounding may carry the walk past the last weight */
-    float again[BLOCK], *w = t->weight + b * BLOCK;
-    if (all.max > -INFINITY) weigh_block(logits, n, b * BLOCK, all.max, all.inverse_t, w = again);
+    float block[BLOCK], *w = t->weight + b * BLOCK;
+    if (all.max > -INFINITY) weigh_block(logits, n, b * BLOCK, all.max, all.inverse_t, w = block);
     for (int32_t i = 0; i < BLOCK && b * BLOCK + i < n; i++) {
         if (w[i] == 0) continue;
         chosen = b * BLOCK + i;
@@ -315,10 +315,10 @@ static int32_t draw(const ni_sampler *s, const float *logits, scratch *t) {
     return all.max > -INFINITY ? chosen : t->id[chosen];
 }
 
-int32_t ni_sample(ni_sampler *s, float *logits, void *memory) {
+int32_t ni_sample(ni_sampler *s, float *logits, int again, void *memory) {
     scratch t = lay_out(memory, s->n_vocab);
     adjust(s, logits);
-    int32_t token = draw(s, logits, &t);
+    int32_t token = draw(s, logits, again, &t);
     restore(s, logits);
     return token;
 }

@@ -22,7 +22,8 @@
  *
  * Random numbers: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), key = seed,
  * counter = number of tokens produced. A counter-based generator has no state to carry: token i of a sequence draws the
- * same number whatever shares its batch, however its prompt was cut, and after a fork or a rewind.
+ * same number whatever shares its batch, however its prompt was cut, and after a fork or a rewind. For a token that was
+ * drawn and refused there is a second number, of the counter plus 2^63.
  */
 #ifndef NI_SAMPLE_H
 #define NI_SAMPLE_H
@@ -80,8 +81,9 @@ int32_t ni_sampler_n_vocab(const ni_sampler *s);
 void ni_mask_logits(const float *logits, const uint32_t *mask, int32_t n, float *out);
 
 /* Chooses a token: its id, or NI_SAMPLE_NAN or NI_SAMPLE_EMPTY. Does not count it: call ni_sampler_accept.
- * logits (n_vocab floats) are changed while this runs and have their old bits again when it returns. */
-int32_t ni_sample(ni_sampler *s, float *logits, void *scratch);
+ * logits (n_vocab floats) are changed while this runs and have their old bits again when it returns.
+ * again: 0, or 1 to draw with the position's second number. */
+int32_t ni_sample(ni_sampler *s, float *logits, int again, void *scratch);
 
 /* What ni_sample would draw from: writes ids (ascending) and probabilities (sum 1) of the tokens with a chance, n_vocab
  * entries of room each, and returns their number, or NI_SAMPLE_NAN or NI_SAMPLE_EMPTY. Greedy: one token. */

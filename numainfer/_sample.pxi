@@ -29,7 +29,7 @@ cdef extern from "../csrc/sample.h":
                                const int32_t *stop_ids, int32_t n_stop, int *status) nogil
     void ni_sampler_free(ni_sampler *s) nogil
     void ni_mask_logits(const float *logits, const uint32_t *mask, int32_t n, float *out) nogil
-    int32_t ni_sample(ni_sampler *s, float *logits, void *scratch) nogil
+    int32_t ni_sample(ni_sampler *s, float *logits, int again, void *scratch) nogil
     int32_t ni_sampler_distribution(ni_sampler *s, float *logits, void *scratch, int32_t *ids, double *probs) nogil
     int ni_sampler_accept(ni_sampler *s, int32_t id) nogil
     double ni_sample_uniform(uint64_t seed, uint64_t position) nogil
@@ -46,7 +46,7 @@ cdef extern from "../csrc/choose.h":
         const float *own
         const uint32_t *mask
         const int32_t *proposed
-        int32_t rows, n_logprobs, hold
+        int32_t rows, n_logprobs, hold, again
         int32_t *tokens
         ni_logprob *logprobs
         int32_t *top_ids
@@ -259,7 +259,7 @@ def choose(Team team, SampleScratch scratch not None, list samplers, float[:, ::
         Tokens that were proposed for each sequence.
     given : dict, optional
         By index in samplers: (logits, mask), each None or an array (n_vocab,) or (ceil(n_vocab / 32),), to be used instead of the first row; or
-        None, if nothing is to be chosen.
+        None, if nothing is to be chosen. A third True: what was drawn before was refused, draw with the position's second number.
     turn : callable, optional
         Gives the context manager in which the team is used, if it is.
 
@@ -318,6 +318,7 @@ def choose(Team team, SampleScratch scratch not None, list samplers, float[:, ::
                         raise ValueError(f"sequence {i}: found {mask.shape[0]} words of mask, wanted {(s.n_vocab + 31) // 32}")
                     keep.append(mask)
                     c[i].mask = &mask[0]
+                c[i].again = len(own) > 2 and own[2]
         if s.n_logprobs >= 0:
             c[i].logprobs = <ni_logprob *>_memory(rows, sizeof(ni_logprob), keep)
             c[i].top_ids = <int32_t *>_memory(rows * s.n_logprobs, sizeof(int32_t), keep)

@@ -384,8 +384,8 @@ class AsyncVerbs:
                                       for i, (c, own) in enumerate(zip(conversations, each)) for one in own.each()])  # fmt: skip
         own = resolve_params(params, **sampling)  # type: ignore[arg-type]  # it refuses a list
         if own.n > 1 and not stream:
-            return await _finish_all([answer("messages", messages, one, None) for one in own.each()], tell=False)
-        made = answer("messages", messages, own, AHEAD if stream else None)
+            return await _finish_all([answer("messages", conversations[0], one, None) for one in own.each()], tell=False)
+        made = answer("messages", conversations[0], own, AHEAD if stream else None)
         if not stream:
             return await made.finish()
         await made._get_ready()

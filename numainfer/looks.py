@@ -119,7 +119,7 @@ def answer(done: Any) -> str:
     said = [counted(done.usage.completion_tokens, "token"), f"{speed} tokens/s" if speed else "", done.finish_reason or "unfinished"]
     if done.error is not None:
         said[-1] = f"error: {type(done.error).__name__}: {done.error}"
-    shown = [_thoughts(done), markdown(done.text) if done.text.strip() else "", *map(_call, done.tool_calls)]
+    shown = [_thoughts(done), markdown(done.text) if done.text.strip() else "", *map(call, done.tool_calls)]
     text = "\n\n".join(filter(None, shown)) or "*(no text)*"
     line = markdown(escaped(" · ".join(filter(None, said)).replace("\n", " ")))  # an error may quote a prompt
     return f'{text}\n\n<small style="opacity:0.6">{line}</small>'
@@ -138,9 +138,13 @@ def _thoughts(done):
     if not (done.reasoning or "").strip():
         return ""
     opened = " open" if not done.text.strip() and not done.tool_calls and done.finish_reason is None else ""
-    return (f'<details{opened}><summary style="opacity:0.6">thinking, {counted(len(done.reasoning.split()), "word")}</summary>'
+    return (f'<details{opened}><summary style="opacity:0.6">{_thought(done)}</summary>'
             '<pre style="white-space:pre-wrap;font-family:inherit;opacity:0.6">'
             f"{_literal(done.reasoning.strip())}</pre></details>")  # fmt: skip
+
+
+def _thought(done):
+    return f"thinking, {counted(len(done.reasoning.split()), 'word')}"
 
 
 def _written(call):
@@ -148,13 +152,14 @@ def _written(call):
     return f"{call.name}({', '.join(f'{key}={json.dumps(value, ensure_ascii=False)}' for key, value in call.arguments.items())})"
 
 
-def _call(call):
-    whole = _written(call)
+def call(asked: Any) -> str:
+    """Markdown of a ToolCall; a long one is folded."""
+    whole = _written(asked)
     if len(whole) <= _MOST_TEXT:
         return f"<div>calls <code>{_literal(whole)}</code></div>"
     body = _literal("\n".join(f"{key} = {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2)}"
-                              for key, value in call.arguments.items()))  # fmt: skip
-    return (f"<details><summary>calls <code>{_literal(call.name)}(…)</code></summary>"
+                              for key, value in asked.arguments.items()))  # fmt: skip
+    return (f"<details><summary>calls <code>{_literal(asked.name)}(…)</code></summary>"
             f'<pre style="white-space:pre-wrap">{body}</pre></details>')  # fmt: skip
 
 
@@ -162,7 +167,10 @@ def answers(done: Sequence[Any]) -> Html:
     """A table of Completions."""
     rows = []
     for i, one in enumerate(done[:_MOST_ROWS]):
-        text = "\n".join(filter(None, [_short(one.text.strip()), *(f"calls {_short(_written(call))}" for call in one.tool_calls)]))
+        text = _short(one.text.strip())
+        if not text and (one.reasoning or "").strip():  # it was cut before an answer began
+            text = f"({_thought(one)})"
+        text = "\n".join(filter(None, [text, *(f"calls {_short(_written(call))}" for call in one.tool_calls)]))
         text = text if one.error is None else f"{type(one.error).__name__}: {one.error}"
         rows.append((i, text, one.usage.completion_tokens, _rate(one.timings), one.finish_reason or "unfinished"))
     return Html(table(("", "text", "tokens", "tokens/s", "ended by"), rows, left=(1,)) + _more(len(done) - _MOST_ROWS, "answer"))

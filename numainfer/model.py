@@ -366,7 +366,7 @@ class Model(AsyncVerbs):
 
         Parameters
         ----------
-        messages : list of dict, or str; or a list of those
+        messages : list of dict, or str; or a list of those, or a column of a table
             Each message with ``role`` and ``content``: a str, or a list of text parts as OpenAI's clients send them, which are
             joined by line feeds where the template reads no parts. A str is one message of the user.
         params, mode, progress, on_interrupt, **sampling
@@ -417,11 +417,11 @@ class Model(AsyncVerbs):
             own = resolve_params(params, **sampling)  # type: ignore[arg-type]  # it refuses a list
             self.runtime.check()
             if own.n == 1 or stream is not False:
-                return verbs.chat(self.runtime, messages, own, stream, written)
-            first = [verbs.conversation(self.runtime, messages, **written)]  # what is wrong with it is raised
+                return verbs.chat(self.runtime, conversations[0], own, stream, written)
+            first = [verbs.conversation(self.runtime, conversations[0], **written)]  # what is wrong with it is raised
 
             def of_one(_):
-                return first.pop() if first else verbs.conversation(self.runtime, messages, **written)  # each answer has its own reader
+                return first.pop() if first else verbs.conversation(self.runtime, conversations[0], **written)  # each has its own reader
 
             return generate_list(self.runtime, 1, of_one, own, mode, progress, on_interrupt, {})
         if stream is not False:

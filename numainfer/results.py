@@ -76,6 +76,13 @@ class Usage:
     def total_tokens(self) -> int:
         return self.prompt_tokens + self.completion_tokens
 
+    def _repr_html_(self) -> str:
+        from . import looks
+
+        cached = f", {self.cached_tokens} of them found" if self.cached_tokens else ""
+        return looks.facts("Usage", [("prompt", counted(self.prompt_tokens, "token") + cached),
+                                     ("answer", counted(self.completion_tokens, "token"))])  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Timings:
@@ -122,6 +129,19 @@ class Timings:
         """None where nothing was generated after the first token."""
         return _rate(self.generated_tokens, self.generation_seconds)
 
+    def _repr_html_(self) -> str:
+        from . import looks
+
+        def took(n, seconds, rate):
+            return f"{counted(n, 'token')} in {seconds:.3f} s{'' if rate is None else f', {rate:.1f} tokens/s'}"
+
+        first = self.time_to_first_token
+        pairs = [("first token", "none" if first is None else f"after {first:.3f} s"),
+                 ("prompt", took(self.prompt_tokens, self.prompt_seconds, self.prompt_tokens_per_second)),
+                 ("after the first", took(self.generated_tokens, self.generation_seconds, self.generation_tokens_per_second)),
+                 ("mode", self.mode), ("proposed", f"{self.proposed}, accepted {self.accepted}" if self.proposed else None)]  # fmt: skip
+        return looks.facts("Timings", [(name, value) for name, value in pairs if value is not None])
+
 
 def _rate(n, seconds):
     return n / seconds if n and seconds > 0 else None
@@ -144,6 +164,11 @@ class ToolCall:
     name: str
     arguments: dict[str, Any] = dataclasses.field(hash=False)
 
+    def _repr_markdown_(self) -> str:
+        from . import looks
+
+        return looks.call(self)
+
     def to_dict(self) -> dict[str, Any]:
         """As in OpenAI's messages: the arguments are JSON in a str."""
         function = {"name": self.name, "arguments": json.dumps(self.arguments, ensure_ascii=False)}
@@ -158,9 +183,11 @@ _ELSEWHERE = {  # attributes of other packages' answers, and what stands for the
     "prompt_token_ids": "the number of the prompt's tokens is .usage.prompt_tokens",
     "cumulative_logprob": "sum(p.logprob for p in completion.logprobs)",
     "generated_text": "the answer's text is .text",
-    "strip": "a Completion is no str; str(completion) is its text",
-    "split": "a Completion is no str; str(completion) is its text",
-}
+    "reasoning_content": "what the model thought is .reasoning",
+    "function_call": "calls of tools are .tool_calls",
+    "stop_reason": "why it ended is .finish_reason",
+    "tokens": "the tokens are .token_ids",
+} | {name: "a Completion is no str; str(completion) is its text" for name in dir(str) if not name.startswith("_")}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, repr=False)

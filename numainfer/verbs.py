@@ -30,7 +30,8 @@ ELSEWHERE = {  # names of other packages' models, and what stands for them here
     "n_ctx_train": "model.config.context_length",
     "perplexity": "model.score(text).perplexity",
 }
-CHAT_PARAMETERS = ("tools", "template", "chat_template_kwargs", "response_format", "stream")  # keywords of `chat` besides those of sampling
+# Keywords of `chat` besides those of sampling.
+CHAT_PARAMETERS = ("messages", "params", "tools", "template", "chat_template_kwargs", "response_format", "stream")
 
 
 LIST_PARAMETERS = ("mode", "progress", "on_interrupt")  # keywords of a model's `generate` and `chat`, for lists

@@ -129,11 +129,17 @@ def test_commands(tiny_path, tmp_path):
     assert [m["role"] for m in json.loads(a.read_text())] == ["system", "user", "assistant"]
     assert json.loads(a.read_text()) == json.loads(b.read_text()) and json.loads(b.read_text())[0]["content"] == "Be brief."
     assert c.read_text() == "mine"  # another's file is never written over
-    for text in ("Be brief.\n", "[no system message", "/undo  ", "Ctrl-D ends"):
+    for text in ("Be brief.\n", "[no system message", "/undo  ", "/exit  ", "Ctrl-D ends"):
         assert text in done.stdout
     for text in ("[taken back: ho]", "there is no command /frob", "FILE.json is for programs", f"exists: '{c}'", "No such file"):
         assert text in done.stderr, text
     assert done.stderr.count("there is nothing to undo") == 2
+
+
+@pytest.mark.parametrize("end", ["/exit", "/quit", "/bye"])
+def test_the_end(end, tiny_path):
+    done = pipe(f"{end}\n/frob\n", tiny_path, "-n", 1, "-c", 200, "-q")
+    assert done.returncode == 0 and "/frob" not in done.stderr and done.stdout == ""
 
 
 def test_set(tiny_path):

@@ -1,7 +1,11 @@
 """Conversations in the forms that clients send them: parts, tool calls, variables of templates, lists."""
 
+import asyncio
+import math
 import warnings
 
+import numpy as np
+import pandas
 import pytest
 from vectors import tokenizer
 
@@ -88,3 +92,24 @@ def test_a_list_of_conversations(smollm2):
         smollm2.chat(conversations, stream=True)
     each = smollm2.chat(["Hi", "Hi"], [ni.SamplingParams(max_tokens=1), ni.SamplingParams(max_tokens=2)])
     assert [len(d.token_ids) for d in each] == [1, 2]
+
+
+def test_a_column_of_a_table_is_a_list_of_conversations(smollm2):
+    texts = ["Hi", "Bye"]
+    wanted = [done.token_ids for done in smollm2.chat(texts, max_tokens=3)]
+    table = pandas.DataFrame({"text": texts, "talk": [[{"role": "user", "content": text}] for text in texts]}, index=[5, 6])
+    for given in (table["text"], table["talk"], np.array(texts), iter(texts)):
+        assert [done.token_ids for done in smollm2.chat(given, max_tokens=3)] == wanted
+    whole = iter([{"role": "user", "content": "Hi"}])
+    assert smollm2.chat(whole, max_tokens=3).token_ids == wanted[0]
+    holes = smollm2.chat(pandas.Series([math.nan, "Bye"]), max_tokens=3)
+    assert "messages[0]: found float" in str(holes[0].error) and holes[1].token_ids == wanted[1]
+    with pytest.raises(TypeError, match=r"found a DataFrame, .* table\['text'\]"):
+        smollm2.chat(table)
+    with pytest.raises(TypeError, match="messages: found ndarray"):
+        smollm2.chat(np.array("Hi"))
+
+    async def column():
+        return await smollm2.achat(table["text"], max_tokens=3)
+
+    assert [done.token_ids for done in asyncio.run(column())] == wanted

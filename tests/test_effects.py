@@ -159,7 +159,7 @@ def public_values(model):
     top = ni.topology()
     found = [*done, failed, chunk, called, called.tool_calls[0], done[0].usage, done[0].timings, done[0].logprobs[0],
              model.score([1, 2, 3]), model.config, ni.SamplingParams(stop="x", logit_bias={1: 2.0}), model.placement,
-             model.placement.nodes[0], top, top.nodes[0]]  # fmt: skip
+             model.placement.nodes[0], top, top.nodes[0], model.stats(), ni.bench(model, 4, 2, 1)]  # fmt: skip
     found += [errors.CorruptModel("a.gguf", "is broken", 7), errors.UnsupportedModel("key", 1, [2], "why"),
               errors.Interrupted("2 of 3", done)]  # fmt: skip
     simple = [cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, (Exception, Warning))]
@@ -185,6 +185,13 @@ def test_values_go_through_pickle_and_copy(model):
     for value in public_values(model):
         for again in (pickle.loads(pickle.dumps(value)), copy.copy(value), copy.deepcopy(value)):
             assert type(again) is type(value) and plain(again) == plain(value), type(value)
+
+
+def test_a_tokenizer_goes_through_pickle_and_copy(model):
+    text, messages = "ab<|im_end|> the in", [{"role": "user", "content": "Hi"}]
+    for again in (pickle.loads(pickle.dumps(model.tokenizer)), copy.copy(model.tokenizer), copy.deepcopy(model.tokenizer)):
+        assert again.encode(text) == model.tokenizer.encode(text) and again.stop_token_ids == model.tokenizer.stop_token_ids
+        assert again.apply_chat_template(messages) == model.tokenizer.apply_chat_template(messages)
 
 
 def test_what_owns_memory_is_not_copied(model):
@@ -262,6 +269,16 @@ def small_bytes():
     (lambda m: m.chat("Hi", system="Be brief"), TypeError, '"role": "system"'),
     (lambda m: m.generate("Hi", max_new_tokens=4), TypeError, "it is called max_tokens here"),
     (lambda m: m.generate([1], messages=[]), TypeError, r"model\.chat\(messages\)"),
+    (lambda m: m.chat("Hi", sampling_params=None), TypeError, "it is called params here"),
+    (lambda m: m.chat("Hi", chat_template="x"), TypeError, "'chat_template': chat takes it as template="),
+    (lambda m: m.chat("Hi", tool_choice="auto"), TypeError, "'tool_choice': none: regex or json_schema"),
+    (lambda m: m.chat("Hi", enable_thinking=False), TypeError, r'chat_template_kwargs=\{"enable_thinking": \.\.\.\}'),
+    (lambda m: m.chat(prompt="Hi", messages=[]), TypeError, "'prompt': chat takes messages"),
+    (lambda m: m.generate("Hi", model="x"), TypeError, "'model': none: the model is the one whose method this is"),
+    (lambda m: m.chat([{"role": "user", "content": m.generate([1], max_tokens=1)}]), TypeError, r"found Completion, .*; to_message\(\)"),
+    (lambda m: m.chat([{"role": "user", "content": "Hi"}, m.generate([1], max_tokens=1)]), TypeError, r"Completion, .*to_message\(\)"),
+    (lambda m: m.generate([1], max_tokens=1).splitlines(), AttributeError, r"is no str; str\(completion\) is its text"),
+    (lambda m: m.generate([1], max_tokens=1).stop_reason, AttributeError, r"why it ended is \.finish_reason"),
     (lambda m: m.score(["a", "b"]), TypeError, "text: found a list of texts, wanted one"),
     (lambda m: m.tokenizer.decode(5), TypeError, r"ids: found int, wanted a sequence of token ids, such as \[5\]"),
     (lambda m: m.tokenizer.decode("5"), TypeError, "ids: found str"),

@@ -69,6 +69,12 @@ for _ in range(100_000):
         ({"json_schema": {"a": "\ud800"}}, ValueError, r"json_schema: holds the lone surrogate U\+D800"),
         ({"json_schema": {"a": DEEP}}, ValueError, "json_schema: is nested too deeply"),
         ({"json_schema": "[" * 100_000}, ValueError, "json_schema: is nested too deeply"),
+        ({"json_schema": {"typ": "object"}}, ValueError, "json_schema: unknown keyword 'typ': did you mean type?"),
+        ({"json_schema": '{"items": [{"max_length": 1}]}'}, ValueError, r"'items\.max_length': did you mean maxLength\?"),
+        ({"json_schema": {"properties": {"a": {"not": {"Enum": []}}}}}, ValueError, r"'properties\.a\.not\.Enum': did you mean enum\?"),
+        ({"json_schema": {"$defs": {"b": {"anyOf": [{}, {"propertys": 1}]}}}}, ValueError, r"'\$defs\.b\.anyOf\.propertys'"),
+        ({"json_schema": {"ref": "#/a"}}, ValueError, r"did you mean \$ref\?"),
+        ({"json_schema": {"name": "x", "schema": SCHEMA}}, ValueError, "found a schema within 'schema', wanted that one itself"),
         ({"regex": 5}, TypeError, "regex: found int, wanted a str"),
         ({"regex": ""}, ValueError, "regex = '': wanted at least one character"),
         ({"grammar": b"start"}, TypeError, "grammar: found bytes, wanted a str"),
@@ -87,6 +93,13 @@ for _ in range(100_000):
 def test_what_is_wrong_is_named(given, error, words):
     with pytest.raises(error, match=words):
         SamplingParams(**given)
+
+
+def test_what_is_the_authors_own_is_no_slip():
+    """Names of properties, values, and notes that are like no keyword."""
+    own = {"propertys": {"const": {"typ": 1}}, "requird": {"default": {"itmes": 1}, "enum": [{"typ": 1}], "examples": [{"typ": 1}]}}
+    schema = {"type": "object", "properties": own, "name": "x", "strict": True, "unit": "m", "form": 1, "x-order": 2, "label": "y"}
+    assert json.loads(SamplingParams(json_schema=schema).json_schema) == schema
 
 
 def schema_of(response_format):

@@ -35,7 +35,7 @@ def refused(tmp_path, g, kind=CorruptModel):
     (b"PK\3\4" + bytes(40), "zip"), (struct.pack("<Q", 10) + b'{"a": {}  }' + bytes(40), "safetensors"),
     (b"<!DOCTYPE html><html>", "HTML"), (b"\n <html><body>", "HTML"), (b"<?xml version='1.0'?>", "XML"),
     (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"), (b'{"error": "x"}', "JSON"),
-    (bytes(100), "zeros"), (b"tjgg" + bytes(20), "GGML"), (b"FUGG" + bytes(20), "swapped"), (b"hello world", "b'hell'"),
+    (bytes(100), "zeros"), (b"tjgg" + bytes(20), "GGML"), (b"FUGG" + bytes(20), "swapped"), (b"hello world", "b'hell', wanted b'GGUF'"),
 ])  # fmt: skip
 def test_says_what_it_is_instead(tmp_path, head, what):
     e = refused(tmp_path, head)

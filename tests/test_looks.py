@@ -82,6 +82,20 @@ def test_thinking_is_folded_and_calls_are_readable():
     shown, line = long._repr_markdown_().split("\n\n")
     assert shown.startswith("<details><summary") and Tags(shown).text == "calls f(…)code = " + "x = 1\n" * 99 + '\nn = {\n  "a": 2\n}'
     assert "…" in ni.Completions([long])._repr_html_()
+    assert long.tool_calls[0]._repr_markdown_() == shown
+    assert ni.ToolCall("1", "f", {"n": 1})._repr_markdown_().startswith("<div>calls <code>f(")
+    cut = ni.Completions([completion("", "length", reasoning="Hm, so"), completion("", reasoning="Hm", tool_calls=only.tool_calls)])
+    assert "(thinking, 2 words)" in cut._repr_html_() and "(thinking, 1 word)\ncalls f()" in cut._repr_html_()
+
+
+def test_usage_and_timings_are_small_tables():
+    usage = Tags(ni.Usage(40, 1, 16)._repr_html_())
+    assert "prompt40 tokens, 16 of them foundanswer1 token" in usage.text and "found" not in ni.Usage(4, 1)._repr_html_()
+    timings = Tags(ni.Timings(4, 0.1, 2, 0.05, 0.1234, "latency", 6, 3)._repr_html_())
+    assert timings.text == ("Timingsfirst tokenafter 0.123 sprompt4 tokens in 0.100 s, 40.0 tokens/s"
+                            "after the first2 tokens in 0.050 s, 40.0 tokens/smodelatencyproposed6, accepted 3")  # fmt: skip
+    none = Tags(ni.Timings(0, 0.0, 0, 0.0, None)._repr_html_())
+    assert none.text == "Timingsfirst tokennoneprompt0 tokens in 0.000 safter the first0 tokens in 0.000 s"
 
 
 def test_thinking_and_calls_say_what_they_say_and_do_nothing():

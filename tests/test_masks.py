@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+from _sampler import philox_uniform
 from test_tokenizer import SPM
 
 import numainfer as ni
@@ -104,7 +105,7 @@ def test_bits_are_those_of_an_exhaustive_search(tiny_pair, name):
 
 
 @pytest.mark.parametrize("sampling", [
-    {}, {"temperature": 1.0}, {"temperature": 0.7, "top_k": 5}, {"temperature": 1.5, "top_p": 0.8}, {"temperature": 1.0, "min_p": 0.05},
+    {}, {"temperature": 0.7, "top_k": 5}, {"temperature": 1.5, "top_p": 0.8}, {"temperature": 1.0, "min_p": 0.05},
     {"repetition_penalty": 1.8, "presence_penalty": 1.5, "logit_bias": {40: 5.0, 41: -5.0}}, {"min_tokens": 6},
 ])  # fmt: skip
 def test_a_mask_is_minus_infinity(smollm2, sampling):
@@ -132,6 +133,51 @@ def test_a_mask_is_minus_infinity(smollm2, sampling):
             break
         other.accept(own, ahead=False)
     assert len(a.token_ids) > 1
+
+
+class Only:
+    """A form that allows some of 512 tokens, always."""
+
+    complete = False
+
+    def __init__(self, share):
+        self.allowed, self.masks, self.ahead = np.random.default_rng(5).random(512) < share, 0, []
+
+    def allows(self, token):
+        return self.allowed[token]
+
+    def mask(self):
+        self.masks += 1
+        return np.packbits(self.allowed, bitorder="little").view(np.uint32)
+
+    def accept(self, token, ahead=True):
+        self.ahead.append(ahead)
+
+
+@pytest.mark.parametrize("share", [0.9, 0.1])
+def test_a_token_is_drawn_from_all_and_if_it_is_refused_from_the_allowed_ones(share):
+    logits, form = np.random.default_rng(4).standard_normal(512).astype(np.float32), Only(share)
+    sampler = Sampler(SamplingParams(temperature=1, seed=9), 512, form=form)
+    every, chances = Sampler(SamplingParams(temperature=1), 512).distribution(logits)
+    allowed, own = sampler.distribution(logits)
+    assert allowed.tolist() == np.flatnonzero(form.allowed).tolist()
+    form.masks, refused = 0, []
+    for position in range(100):
+        wanted = every[np.searchsorted(np.cumsum(chances), philox_uniform(9, position), side="right")]
+        refused.append(not form.allowed[wanted])
+        if refused[-1]:
+            wanted = allowed[np.searchsorted(np.cumsum(own), philox_uniform(9, position | 1 << 63), side="right")]
+        assert sampler.sample(logits)[0] == wanted
+    assert form.masks == sum(refused) and form.ahead == refused and 0 < sum(refused) < 100
+
+
+@pytest.mark.parametrize("cut", [{"top_k": 100}, {"top_p": 0.9}, {"min_p": 0.01}])
+def test_what_is_cut_depends_on_the_mask(cut):
+    form = Only(0.5)
+    sampler = Sampler(SamplingParams(temperature=1, seed=9, **cut), 512, form=form)
+    for _ in range(5):
+        sampler.sample(np.random.default_rng(4).standard_normal(512).astype(np.float32))
+    assert form.masks == 5 and form.ahead == [True] * 5
 
 
 def test_nan_is_not_hidden(smollm2):
@@ -162,10 +208,14 @@ def test_masks_are_computed_in_other_threads_and_waited_for(smollm2, monkeypatch
         compute(form)
 
     own = {"regex": "[a-z]{8}", "max_tokens": 4, "seed": 5}
-    quick = smollm2.generate(PROMPT, temperature=1.0, **own)
+    cut = {"temperature": 1.0, "top_p": 0.99}
+    quick = [smollm2.generate(PROMPT, **own, **sampling).token_ids for sampling in (cut, {"temperature": 1.0})]
     monkeypatch.setattr(Form, "compute", slow)
-    assert smollm2.generate(PROMPT, temperature=1.0, **own).token_ids == quick.token_ids
+    assert smollm2.generate(PROMPT, **own, **cut).token_ids == quick[0]
     assert len(where) >= 2 and set(where) == {"numainfer-masks"}
+    where.clear()
+    assert smollm2.generate(PROMPT, **own, temperature=1.0).token_ids == quick[1]
+    assert len(where) < 4
     where.clear()
     smollm2.generate("aaaa", **own)  # greedy: at most where the most probable token is not allowed
     assert len(where) < 4 and set(where) <= {"numainfer-lane-0"}

@@ -1,6 +1,7 @@
 """Where things go: topology within what the process may use, workers for it, policies that fit, pages that are where they should be."""
 
 import ctypes
+import pickle
 import re
 import subprocess
 from itertools import product
@@ -19,6 +20,7 @@ from numainfer.engine.cache import Caches
 from numainfer.engine.layout import Layout
 from numainfer.machine import policies, topology as topologies
 from numainfer.machine.limits import Limits
+from numainfer.looks import PARTS
 from numainfer.errors import OutOfNodeMemory, PlacementError, PlacementWarning
 from numainfer.machine.cpus import ranges
 from numainfer.machine.placement import NodePlacement, Placement
@@ -470,6 +472,16 @@ def test_kv_memory_that_nobody_can_tell_of(tmp_path, monkeypatch):
         engine.step([(kv, IDS, 0)], [])
         monkeypatch.setattr(cache.Cache, "bytes_by_owner", lambda *a: None)
         assert engine.placement.kv_bytes() == {} and [row[-2] for row in engine.placement.rows()] == ["-", "-"]
+
+
+def test_a_placement_outlives_its_model(tiny_model):
+    found = tiny_model.placement
+    tiny_model.close()
+    for one in (found, pickle.loads(pickle.dumps(found))):
+        assert "; the model was closed\n" in str(one) and one.rows()[0][4] == "-" and one.huge_share(one.nodes[0]) is None
+        assert "the model was closed" in one._repr_html_() and PARTS["weights"] not in one._repr_html_()
+    with pytest.raises(PlacementError, match="the model of this placement was closed"):
+        found.verify()
 
 
 def test_owners_are_the_cores(tmp_path):

@@ -86,7 +86,7 @@ class Conversation:
         self.model, self.session, self.quiet = model, session, quiet
         self.params = self.first_params = params
         self.messages, self.keep, self.saved = messages, "on", set()
-        self.prompter = Prompter()
+        self.prompter, self.over = Prompter(), False
 
     def greet(self, whose):
         if self.prompter.asks:
@@ -97,14 +97,15 @@ class Conversation:
 
     def run(self):
         """Until the input ends."""
-        while (text := self.prompter.turn()) is not None:
-            word = text.split(None, 1)[0] if text.strip() else ""
+        while not self.over and (text := self.prompter.turn()) is not None:
+            typed = text.split(None, 1)[0] if text.strip() else ""
+            word = _OTHER_NAMES.get(typed, typed)
             if not word:
                 continue
             # A command begins its line; /etc/fstab is none, nor what stands between quotes.
             called = text.startswith("/") and not self.prompter.quoted
             if called and (word in COMMANDS or "\n" not in text and "/" not in word[1:]):
-                self.command(word, text[len(word) :].strip())
+                self.command(word, text[len(typed) :].strip())
             else:
                 self.ask(text)
 
@@ -186,6 +187,9 @@ class Conversation:
             print(f"{usage:18} {help_}")
         print('A line that ends in \\ goes on in the next; lines between """ and """ are one turn, and so is a text that is pasted.\n'
               "Ctrl-C stops an answer, or forgets the line; Ctrl-D ends.", flush=True)  # fmt: skip
+
+    def exit(self, rest):
+        self.over = True
 
     def reset(self, rest):
         self.messages = self.messages[: self._begin()]
@@ -283,4 +287,6 @@ COMMANDS = {
     "/system": ("/system [TEXT]", 'set the system message; "" takes it away, nothing shows it', Conversation.system),
     "/set": ("/set [NAME VALUE]", "show or set how answers are sampled; keep on, off, ask: those that Ctrl-C stops", Conversation.set),
     "/save": ("/save FILE", "write the conversation: FILE.json for programs, else Markdown", Conversation.save),
+    "/exit": ("/exit", "end, as Ctrl-D does; /quit and /bye, too", Conversation.exit),
 }
+_OTHER_NAMES = {"/quit": "/exit", "/bye": "/exit"}  # those of other programs

@@ -57,7 +57,7 @@ def report(args, lists, trials):
     from ..machine.topology import distances, topology
     from ..measure.links import read_matrix
     from ..measure.machine import measure
-    from ..summary import ModelConfig
+    from ..summary import ModelConfig, counted
 
     nodes, machine_of = nodes_of(args), {}
     with GGUFFile(args.models[0]) as gguf:
@@ -71,7 +71,8 @@ def report(args, lists, trials):
         runs = []
         try:
             for asked, some, threads in _plan(args, lists, need, seen):
-                print(f"numainfer: {asked}, {_listed(some, 'nodes')}, {threads or 'all'} threads", file=sys.stderr)
+                print(f"numainfer: {asked}, {_listed(some, 'nodes')}, {counted(threads, 'thread') if threads else 'all threads'}",
+                      file=sys.stderr)  # fmt: skip
                 runs.append(Run(asked, some, threads))
                 _run(args, gguf, runs[-1], trials, machine_of)
         finally:

@@ -120,23 +120,23 @@ class Strings(Sequence):
 
 
 def _looks_like(head, size):
-    """What a file that is no GGUF file seems to be, for the error message."""
+    """What a file that is no GGUF file seems to be: the end of an error message."""
     text = head.lstrip().lower()
     for start, what in ((b"version https://git-lfs", "a git-lfs pointer, not the file itself: run `git lfs pull`"),
                         (b"<!doctype html", "an HTML page, perhaps a login or error page saved by a download"),
                         (b"<html", "an HTML page, perhaps a login or error page saved by a download"),
                         (b"<", "XML"), (b"{", "JSON")):  # fmt: skip
         if text.startswith(start):
-            return what
+            return f" and looks like {what}"
     for start, what in ((b"PK\3\4", "a zip archive (PyTorch checkpoints are such)"), (b"\x1f\x8b", "gzip"),
                         (b"(\xb5/\xfd", "zstd"), (b"FUGG", "a GGUF file with its bytes swapped"),
                         (b"lmgg", "GGML, the predecessor of GGUF"), (b"fmgg", "GGML, the predecessor of GGUF"),
                         (b"tjgg", "GGML, the predecessor of GGUF")):  # fmt: skip
         if head.startswith(start):
-            return what
+            return f" and looks like {what}"
     if head[8:9] == b"{" and _U64.unpack_from(head)[0] < size:
-        return "safetensors: convert it to GGUF first"
-    return "zeros, perhaps a download that did not finish" if not head.strip(b"\0") else "something else"
+        return " and looks like safetensors: convert it to GGUF first"
+    return " and looks like zeros, perhaps a download that did not finish" if not head.strip(b"\0") else ", wanted b'GGUF'"
 
 
 class Header:
@@ -168,7 +168,7 @@ class Header:
         if len(head) < 4:
             self.fail(f"not a GGUF file: it has {len(head)} bytes, wanted a header of 24 or more", 0)
         if head[:4] != b"GGUF":
-            self.fail(f"not a GGUF file: it starts with {head[:4]!r} and looks like {_looks_like(head, self.size)}", 0)
+            self.fail(f"not a GGUF file: it starts with {head[:4]!r}{_looks_like(head, self.size)}", 0)
         self.pos = 4
         self.version = self.u32("the version")
         if self.version not in VERSIONS:

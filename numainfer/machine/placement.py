@@ -137,10 +137,17 @@ class Placement:
         kept = None if self._caches is None else self._caches.kept
         return (0, 0) if kept is None else (kept.bytes, kept.most)
 
-    def huge_share(self, node: NodePlacement) -> float:
-        """Share of a node's weights that lies in huge pages, 0 to 1."""
+    @property
+    def _freed(self):
+        """Whether the model was closed: what it had is told, but nothing of it is there."""
+        return None in self._seen[1] if self._seen else self._replicas is not None and not self._replicas.arenas
+
+    def huge_share(self, node: NodePlacement) -> float | None:
+        """Share of a node's weights that lies in huge pages, 0 to 1; None once the model was closed."""
         if self._seen:
             return self._seen[1][self.nodes.index(node)]
+        if self._freed:
+            return None
         arenas = self._replicas.arenas
         ((total, huge),) = pages.resident([arenas[self.nodes.index(node) % len(arenas)]])
         return huge / max(total, 1)
@@ -166,6 +173,8 @@ class Placement:
         """
         if self._seen:
             raise PlacementError("this placement is a copy: it tells what was so when it was made; verify model.placement itself")
+        if self._freed:
+            raise PlacementError("the model of this placement was closed: its weights are freed")
         notes, refused, kept = [], 0, self._replicas.kept
         arenas, spread = self._replicas.arenas, self.policy == "interleave"
         all_huge = pages.all_huge(arenas) if kept is None else [True] * len(arenas)  # a sample needs not know
@@ -208,11 +217,11 @@ class Placement:
     def rows(self) -> list[tuple[str, ...]]:
         """Per node: number, cores, CPUs, weights, of them experts' and the predicting layer's (where there are any), their share in huge
         pages, share found on the node, KV cache, scratch, as text."""
-        kv = self.kv_bytes()
+        kv, huge = self.kv_bytes(), [self.huge_share(n) for n in self.nodes]
         return [(str(n.label), str(len(n.cpus)), ranges(sorted(n.cpus)), size(n.weights),
-                 *[size(n.experts)] * self._has_experts, *[size(n.mtp)] * self._has_head, f"{self.huge_share(n):.0%}",
+                 *[size(n.experts)] * self._has_experts, *[size(n.mtp)] * self._has_head, "-" if share is None else f"{share:.0%}",
                  "not checked" if n.verified is None else f"{n.verified:.1%}",
-                 size(kv[n.label]) if kv else "-", size(n.scratch)) for n in self.nodes]
+                 size(kv[n.label]) if kv else "-", size(n.scratch)) for n, share in zip(self.nodes, huge)]
 
     def _head(self):
         reason = f" ({self.reason})" if self.reason else ""
@@ -223,6 +232,7 @@ class Placement:
         sizes += [f"at most {size(self.kv_state_bytes)} of recurrent state"] * bool(self.kv_state_bytes)
         cpus = f"; {self.cpus}" if self.cpus else ""
         kept = f"; {self.kept}" if self.kept else ""
+        kept += "; the model was closed" if self._freed else ""
         return f"{self.policy} on {self.where}{reason}; KV cache {' and '.join(sizes)}{cpus}{kept}"
 
     def _columns(self):
@@ -250,7 +260,7 @@ class Placement:
     def _bars(self):
         """Per node: label, what holds how much of its memory, all of that, and a word on it."""
         kv, memory, rows = self.kv_bytes(), self._memory(), []
-        own = [{"weights": n.weights, "KV": kv.get(n.label, 0), "scratch": n.scratch} for n in self.nodes]
+        own = [{} if self._freed else {"weights": n.weights, "KV": kv.get(n.label, 0), "scratch": n.scratch} for n in self.nodes]
         for n, parts, (total, free) in zip(self.nodes, own, memory):
             note = "not checked" if n.verified is None else f"{n.verified:.1%} of the weights verified here"
             if total is not None and free is not None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from ..arguments import did_you_mean
 from ..signatures import ResponseFormat, SamplingOptions
+from .schemas import check_keywords
 
 FORMS = ("json_schema", "regex", "choice", "grammar")
 """The fields of SamplingParams that ask for a form, of which at most one is given."""
@@ -30,7 +31,7 @@ def json_schema_text(name, value):
     TypeError
         Another type, or something in it that JSON does not have.
     ValueError
-        A str that is no JSON, or JSON that is no schema.
+        A str that is no JSON, JSON that is no schema, or a keyword in it that looks misspelt.
     """
     if value is None:
         return None
@@ -57,6 +58,7 @@ def json_schema_text(name, value):
         raise ValueError(f"{name}: {e}") from None
     if not isinstance(value, Mapping):
         raise ValueError(f"{name}: found JSON of a {type(value).__name__}, wanted a schema, which is an object")
+    check_keywords(name, value)
     return text
 
 

@@ -1,9 +1,8 @@
 """Which tokens may come next in an answer that has a form; computed by llguidance while the model runs.
 
 llguidance walks the bytes of all tokens through a parser of the form and gives a bit for each. What it knows of a
-tokenizer is made once (`_Language`), what it knows of one answer is a `Form`. As soon as a token is chosen another thread
-computes the bits of the next, without the GIL. (A greedy answer hardly needs them: the most probable token of all is, where it is
-allowed, the most probable one of those that are.)
+tokenizer is made once (`_Language`), what it knows of one answer is a `Form`. Many tokens are chosen without the bits
+(`Sampler.settle`); where they will be needed, another thread computes them as soon as the token before is chosen, without the GIL.
 """
 
 import collections
@@ -75,7 +74,11 @@ class Form:
         self._allow_ends()
 
     def allows(self, token):
-        """Whether a token may come next; cheaper than all bits."""
+        """Whether a token may come next; cheaper than all bits. Waits where they are being computed."""
+        with self._busy:
+            pass
+        if not self._stale and self._error is None:
+            return bool(int(self._mask[token // 32]) >> token % 32 & 1)
         if token in self._stops:
             return token in self._ends and self._matcher.is_accepting()
         return self._matcher.validate_tokens([token]) == 1

@@ -90,6 +90,8 @@ class Sampler:
         self.params, self.n_vocab, self._form = params, n_vocab, form
         self.seed = secrets.randbits(64) if params.seed is None else params.seed
         self.special = form is not None or params.logits_processor is not None
+        # Whether a token may be drawn before it is known which are allowed: see `settle`. Where tokens are cut, the cut depends on that.
+        self._tries = params.temperature == 0 or (params.top_k, params.top_p, params.min_p) == (0, 1, 0)
         bias = params.logit_bias or {}
         self.core = _core.Sampler(
             n_vocab,
@@ -158,7 +160,7 @@ class Sampler:
         instead, mask = None, None
         if self.params.logits_processor is not None:
             instead = self._processed(logits)
-        if self._form is not None and self.params.temperature > 0:
+        if self._form is not None and not self._tries:
             mask = self._form.mask()
         return instead, mask
 
@@ -180,16 +182,24 @@ class Sampler:
         ------
         NumaInferError
             As for `sample`.
+
+        Notes
+        -----
+        Masks cost more than asking for one token. So a token is chosen from all, and kept if the form allows it; else another is chosen
+        from the allowed ones. Greedy, that is the best of these either way (of equal ones the lowest). A drawn token x has the chance
+        p(x) + (1 - a) p(x) / a = p(x) / a, where a is the allowed ones' share: as if it had been drawn from those alone.
         """
         if not isinstance(found, tuple):
             raise self.error(found)
         form = self._form
         if form is not None:
-            if given[1] is None and not form.allows(found[0]):  # of equal ones it is the lowest among those that are allowed, too
-                found = self._choose(logits, (given[0], form.mask()))
+            refused = given[1] is None and not form.allows(found[0])
+            if refused:
+                found = self._choose(logits, (given[0], form.mask(), True))
                 if not isinstance(found, tuple):
                     raise self.error(found)
-            form.accept(found[0], ahead=self.params.temperature > 0)
+            # Where a model was refused once it often is again; then the next mask is there in time.
+            form.accept(found[0], ahead=self.params.temperature > 0 and (refused or not self._tries))
         token, logprob = found
         reason = self.core.accept(token)
         return token, logprob, "stop" if form is not None and form.complete else reason
@@ -202,7 +212,7 @@ class Sampler:
     def accept(self, token_id: int) -> None:
         """Counts a token that was chosen elsewhere."""
         if self._form is not None:
-            self._form.accept(token_id, ahead=self.params.temperature > 0)
+            self._form.accept(token_id, ahead=not self._tries)
         self.core.publish(token_id, None, self.core.accept(token_id))
 
     def logprob(self, i: int) -> TokenLogprob | None:

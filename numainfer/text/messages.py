@@ -1,14 +1,38 @@
 """Conversations: what a caller may give as messages, checked, and as a chat template reads them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 
 
 def split_conversations(messages):
-    """(conversations, whether many were given): many are a list of str or of lists."""
-    if isinstance(messages, (list, tuple)) and messages and isinstance(messages[0], (str, list, tuple)):
-        return list(messages), True
-    return [messages], False
+    """One conversation or many?
+
+    Parameters
+    ----------
+    messages : str, list of dict, or an iterable of those
+        A column of a table will do, as `prompts.split_prompts` takes one.
+
+    Returns
+    -------
+    conversations : list
+    is_list : bool
+        Whether many were given; one that is none is left to `check_messages`.
+
+    Raises
+    ------
+    TypeError
+        A table.
+    """
+    if hasattr(messages, "columns"):  # iterating a table gives its columns' names
+        raise TypeError(f"messages: found a {type(messages).__name__}, wanted a str, a list of dicts, or a list of those: pass one of its "
+                        "columns, such as table['text']")  # fmt: skip
+    if isinstance(messages, (str, bytes, Mapping, AbstractSet)) or not isinstance(messages, Iterable) or getattr(messages, "ndim", 1) == 0:
+        return [messages], False
+    items = list(messages)
+    whole = [isinstance(item, (str, list, tuple)) for item in items]
+    many = any(whole) and (whole[0] or not any(isinstance(item, Mapping) for item in items))
+    return (items, True) if many else ([items], False)
 
 
 def check_messages(messages, tools, name="messages"):
@@ -58,7 +82,7 @@ def check_unicode(name, text):
 
 def _check_message(name, message):
     if not isinstance(message, Mapping):
-        raise TypeError(f"{name}: found {type(message).__name__}, wanted a dict with role and content")
+        raise TypeError(f"{name}: found {type(message).__name__}, wanted a dict with role and content{_made(message)}")
     if "role" not in message:
         raise ValueError(f"{name}: has no 'role', found the keys {sorted(map(str, message))}")
     if not isinstance(message["role"], str):
@@ -73,7 +97,12 @@ def _check_message(name, message):
         for i, part in enumerate(content):
             _check_part(f"{name}['content'][{i}]", part)
     else:
-        raise TypeError(f"{name}['content']: found {type(content).__name__}, wanted str or a list of parts")
+        raise TypeError(f"{name}['content']: found {type(content).__name__}, wanted str or a list of parts{_made(content)}")
+
+
+def _made(answer):
+    """The end of a message where an answer, a Completion, stands in place of a message."""
+    return "; to_message() makes a message of an answer" if hasattr(answer, "to_message") else ""
 
 
 def _check_part(name, part):

@@ -156,6 +156,9 @@ class Tokenizer:
         with GGUFFile(path) as file:
             return cls(file.metadata, path)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (dict(self._vocab.metadata), self._vocab.path)
+
     def __repr__(self) -> str:
         return f"<Tokenizer {self._vocab.model}, {self.n_vocab} tokens, stops at {sorted(self.stop_token_ids)}>"
 
