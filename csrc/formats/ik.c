@@ -115,8 +115,8 @@ void ni_read_iq2_kl(float d, const ni_block_iq2_kl *in, float *scale, int8_t *q)
     }
 }
 
-/* A word has the nibbles of four values in its upper fifteen bits: bit i of a nibble is bit i of the word without its lowest, and bit i + 1, one
- * of them or the other.  The lowest bits of eight words are the scale, as IQ4_KS has it. */
+/* The upper fifteen bits of a word stand for the nibbles of four values: xor the same bits, shifted down by one.  The lowest bits of eight
+ * words are a scale as IQ4_KS has it. */
 void ni_read_iq4_kss(float d, const ni_block_iq4_kss *in, float *scale, int8_t *q) {
     for (int s = 0; s < 8; s++, q += 32) {
         int sc = 0;

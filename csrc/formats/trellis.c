@@ -1,11 +1,10 @@
-/* The trellis types of ik_llama.cpp, IQ1_KT to IQ4_KT: values are not stored, but steps of a generator, and what is stored is where it starts.
+/* The trellis types of ik_llama.cpp, IQ1_KT to IQ4_KT: what is stored is where a generator starts, whose steps are the values.
  *
- * A place, plus NI_TRELLIS_FIRST, starts it.  Each step multiplies by NI_TRELLIS and gives the sum of the lowest six bits of the four bytes, less 126: of all
- * places about normally distributed, -126 to 126.  A group of values, 8 of one place (4 of IQ4_KT), stands for that point of those its bits can
- * name which lies next to the weights.
+ * It starts at a place, plus NI_TRELLIS_FIRST.  A step multiplies by NI_TRELLIS; its value is the sum of the lowest six bits of each of the
+ * four bytes, less 126: -126 to 126, about normally distributed.  A place stands for a group of 8 values, of IQ4_KT 4.
  *
- * ik_llama.cpp decodes a row with its scale d, but its products multiply by 1.05 d of IQ2_KT and 1.01 d of IQ3_KT, what least squares took
- * from the values' spread.  Its users know models by their products, so these are what is decoded here. */
+ * ik_llama.cpp decodes a row with its scale d, but its products, on CPUs and GPUs alike, multiply with 1.05 d (IQ2_KT) and 1.01 d (IQ3_KT).
+ * What a model answers comes from the products, so here it is decoded with these. */
 #include "ik.h"
 #include "table4.h"
 
@@ -51,7 +50,7 @@ void ni_read_iq3_kt(float d, const ni_block_iq3_kt *in, float *scale, int8_t *q)
     }
 }
 
-/* Of a sub-block's dword, bit 0 adds 32768 to its places, bits 1-7 are the scale, bits 8 + 3g .. the uppermost three of the place of group g. */
+/* Of a sub-block's dword, bit 0 adds 32768 to its places, bits 1-7 are the scale, bits 8 + 3g .. the upper three of the place of group g. */
 void ni_read_iq4_kt(float d, const ni_block_iq4_kt *in, float *scale, int8_t *q) {
     for (int s = 0; s < 8; s++) {
         const uint32_t sc = ni_load_u32(in->sc + 4 * s);

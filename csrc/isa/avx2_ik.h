@@ -1,5 +1,5 @@
-/* What ik_impl.h asks of AVX2, with CB_VNNI defined of AVX-VNNI; and the gemm of IQ2_K to IQ6_K, whose panels hold the value + 128, in sub-blocks
- * of 16. */
+/* What ik_impl.h asks of AVX2, with CB_VNNI defined of AVX-VNNI; and the gemm of IQ2_K to IQ6_K, whose panels hold the value + 128, in
+ * sub-blocks of 16. */
 #ifndef NI_AVX2_IK_H
 #define NI_AVX2_IK_H
 #include "avx2_codebook.h"

@@ -1,4 +1,5 @@
-/* What ik_impl.h asks of AVX-512, and the gather of panels that hold the value + 128, which NVFP4's gemm multiplies: its sub-blocks are as long. */
+/* What ik_impl.h asks of AVX-512.  Panels of IQ2_K to IQ6_K hold the value + 128 and are multiplied by NVFP4's gemm: its sub-blocks are as
+ * long. */
 #ifndef NI_AVX512_IK_H
 #define NI_AVX512_IK_H
 #include "avx512_codebook.h"

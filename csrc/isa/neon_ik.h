@@ -21,7 +21,8 @@ NI_INLINE cb_part ik_pick4(const cb_table *t, cb_part index) {
     return vreinterpretq_u32_u8(vqtbl4q_u8(all, IK_BYTES(index)));
 }
 NI_INLINE void ik_zip(cb_part a, cb_part b, cb_part out[2]) {   /* zipped, a row's two lanes lie side by side */
-    const cb_part low = vreinterpretq_u32_u8(vzip1q_u8(IK_BYTES(a), IK_BYTES(b))), high = vreinterpretq_u32_u8(vzip2q_u8(IK_BYTES(a), IK_BYTES(b)));
+    const cb_part low = vreinterpretq_u32_u8(vzip1q_u8(IK_BYTES(a), IK_BYTES(b)));
+    const cb_part high = vreinterpretq_u32_u8(vzip2q_u8(IK_BYTES(a), IK_BYTES(b)));
     out[0] = vuzp1q_u32(low, high), out[1] = vuzp2q_u32(low, high);
 }
 NI_INLINE cb_part ik_sums(const cb_part x[4]) {   /* pairs of bytes, pairs of pairs, then bytes to their rows */
