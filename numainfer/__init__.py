@@ -27,7 +27,6 @@ from .errors import (
     PlacementWarning,
     PlanError,
     SavedSessionError,
-    SpeculationWarning,
     UnsupportedModel,
 )
 
@@ -138,7 +137,6 @@ __all__ = [
     "Score",
     "Stats",
     "Session",
-    "SpeculationWarning",
     "Speed",
     "Timings",
     "TokenDecoder",

@@ -144,9 +144,5 @@ class ContextWarning(UserWarning):
     """The context asked for is longer than the one that the model was trained with."""
 
 
-class SpeculationWarning(UserWarning):
-    """Speculation was asked for, but the model's caches cannot go back behind a proposal that was wrong."""
-
-
 class PlacementWarning(UserWarning):
     """Placement works, but less surely than it could; the message says how to mend it."""

@@ -5,7 +5,6 @@ import math
 import random
 import threading
 import time
-import warnings
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from tiny_recurrent import tiny_recurrent
 
 import numainfer as ni
 from numainfer.engine.engine import Lane
-from numainfer.serving.speculation import FEW, MOST, Costs, Lookup
+from numainfer.serving.speculation import BACK, FEW, MOST, Costs, Lookup
 
 SAMPLED = {"temperature": 1.2, "seed": 5, "top_p": 0.95}
 
@@ -480,16 +479,37 @@ def test_it_switches_itself_off(load_tiny, monkeypatch):
     assert 0 < found[0] <= 6 and found[1] > 60  # few, to see what rows cost
 
 
-def test_caches_that_cannot_go_back(tmp_path, free_rows):
-    (p,), sampling = prompts_of((20,)), FEW_LETTERS | {"max_tokens": 30}
-    with ni.load(tiny_recurrent(tmp_path), n_ctx=64) as model:
-        wanted = facts(model.generate(p, **sampling))
-        with pytest.warns(ni.SpeculationWarning, match="has recurrent layers, whose state cannot go back .* without speculation"):
-            done = model.generate(p, speculate="prompt", **sampling)
-        assert facts(done) == wanted and counts(done) == (0, 0)
-    with ni.load(tiny(tmp_path)) as model, warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert model.generate(p, speculate="prompt", **sampling).timings.proposed > 0
+@pytest.mark.parametrize(("architecture", "nodes"), [("qwen3next", 2), ("qwen35", 1)])
+def test_recurrent_layers(tmp_path, monkeypatch, oracle, architecture, nodes):
+    """Steps leave a state at each proposed position: the sequence goes on from wherever the proposal was wrong."""
+    monkeypatch.setenv("NUMAINFER_FAKE_NODES", str(nodes))
+    prompts, sampling = prompts_of((20, 250)), SAMPLED | {"max_tokens": 30, "ignore_eos": True}
+    with ni.load(tiny_recurrent(tmp_path, architecture), n_ctx=400, prefix_cache=0) as model:
+        layout, pool = model.plan.kv.states, model.runtime.engine.caches.state_pool
+        plain = [model.generate(p, **sampling) for p in prompts]
+        wanted = [facts(done) for done in plain]
+        for p, done in zip(prompts, plain):
+            oracle.knows(p.tolist(), done)
+        steps, sizes = spy_steps(monkeypatch, lambda lane, segments: sizes.append(max(len(ids) for _, ids, _ in segments))), []
+        for oracle.wrong in (0.0, 0.7):
+            done = [*model.generate(prompts, speculate="prompt", mode="throughput", **sampling)]
+            steps.clear(), sizes.clear()
+            done.append(model.generate(prompts[1], speculate="prompt", **sampling))
+            assert [facts(d) for d in done] == [*wanted, wanted[1]]
+            proposed, accepted = counts(done[-1])
+            assert 0 < accepted and (accepted < proposed) == (oracle.wrong > 0) and max(sizes[1:]) == 1 + BACK
+            assert oracle.wrong or len(steps) == 1 + 4  # 29 tokens, at most 8 in a step
+        stream = model.stream(prompts[0], speculate="prompt", **sampling)
+        most = max(pool.n_out for _ in stream)
+        assert facts(stream.result()) == wanted[0] and BACK < most <= layout.blocks(50) + BACK and pool.n_out == 0
+        assert stream._request.n_bytes == model.plan.kv.bytes(49) + BACK * layout.block_bytes
+        with model.session() as session:
+            assert facts(session.generate(prompts[0], speculate="prompt", **sampling)) == wanted[0]
+            assert pool.n_out <= layout.blocks(50) + BACK
+            longer = np.array([*session.ids, 7, 8], np.int32)
+            with session.fork() as fork:
+                assert facts(fork.generate(longer, **sampling))[:3] == facts(session.generate(longer, **sampling))[:3]
+            assert session.n_past == len(longer) + 29
 
 
 @pytest.mark.parametrize("given", ["draft", True, 3, ["prompt"], ""])

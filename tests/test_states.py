@@ -267,7 +267,7 @@ def test_a_sequence_wanders_from_lane_to_lane(paths, wanted, monkeypatch):
             assert set(kv.bytes_by_owner()) == set(lane.nodes)
             at += size
             if lane is not before:  # its workers place pages of their own: they write to no block of another's
-                assert all(kept.shared for kept in others) and kv.states._spare is None
+                assert all(kept.shared for kept in others) and kv.states._spare == []
 
 
 # ---- memory -----------------------------------------------------------------------------------------------------------
@@ -283,6 +283,30 @@ def test_decoding_uses_two_blocks(engine):
         addresses.update(kv.states.addresses())
         assert blocks(engine) == 2
     assert len(addresses) == 2
+    kv.close()
+    assert blocks(engine) == 0
+
+
+def test_a_step_that_leaves_states_to_go_back_to(engine, wanted):
+    """At its last positions, for the cut that comes next; what they take comes back with the next step of one token or more."""
+    kv, wanted, layout, rng = engine.new_kv(), wanted["qwen3next"], engine.plan.kv.states, np.random.default_rng(0)
+    logits(engine, IDS[:250], kv=kv)
+    for back in (3, 7, 1, 7, 0, 5, 7, 7, 7):
+        n, accepted = kv.n, int(rng.integers(0, back + 1))
+        kv.states.expect(back)
+        found = engine.step([(kv, [*IDS[n : n + 1 + accepted], *IDS[n + 1 : n + 1 + back - accepted]], n)], range(1 + back))
+        same_bits(found[: 1 + accepted], wanted[n : n + 1 + accepted])
+        assert {*range(n + 1, n + 2 + back)} <= {*kv.states.positions()} and blocks(engine) <= layout.blocks(n) + 7
+        assert kv.rewind(n + 1 + accepted) == n + 1 + accepted == kv.states.positions()[-1]
+        assert not {*range(n + 1, n + 1 + accepted)} & {*kv.states.positions()} - {256}  # the chunk's end
+    kv.states.expect(9)
+    engine.step([(kv, IDS[kv.n : kv.n + 5], kv.n)], [0])  # more than there are: but the first
+    assert kv.rewind(kv.n - 4) == kv.n
+    n = kv.n
+    engine.step([(kv, IDS[n : n + 5], n)], [0])  # it counts for one step alone
+    assert kv.rewindable(n + 4) <= n
+    assert len(kv.states._spare) == 1  # and what was taken for more has gone
+    same_bits(logits(engine, IDS[n + 5 : 400], [50], kv=kv, start=n + 5), wanted[n + 5 : 400])
     kv.close()
     assert blocks(engine) == 0
 

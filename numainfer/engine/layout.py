@@ -185,7 +185,7 @@ class Layout:
 
     @property
     def rewinds(self):
-        """Whether a sequence can go back by as many positions as a step has: a state cannot."""
+        """Whether a sequence can go back by as many positions as a step has: a state can where the step was told (`States.expect`)."""
         return not self.states.parts
 
     def add(self, kv_heads, key_length, value_length, window, chosen=0, indexes=False, kv_type=None, readers=1):

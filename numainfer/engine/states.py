@@ -5,6 +5,7 @@ position where it begins and writes others, so one that is cancelled does no har
 has ended its block becomes the sequence's newest, and the one before it is room for the next step's, unless somebody else reads it.
 
 Beside the newest some older ones are kept (`StateLayout.spacing`, `most`), for a state cannot go back: a sequence is cut to the nearest.
+A step whose last positions may be taken back at once, because they were only proposed, leaves a state at each of them (`States.expect`).
 """
 
 import ctypes
@@ -97,6 +98,10 @@ class StateLayout:
         replaced, the next one's, checkpoints and those that a step adds."""
         return 2 + 2 * (n > _core.CHUNK) + min(n // self.spacing, self.most + -(-self.n_batch // self.spacing))
 
+    def back_bytes(self, n):
+        """Bytes that a sequence takes more whose steps leave states at their last n positions."""
+        return n * self.block_bytes if self.parts else 0
+
     def bytes(self, n):
         """Most bytes that a sequence takes on its way to n positions."""
         return self.blocks(n) * self.block_bytes if self.parts else 0
@@ -172,10 +177,12 @@ class Coming:
         Address of the state that the step begins with; 0 at position 0.
     stops : array of _core.STOP_DTYPE
         Where it leaves states.
+    back : int
+        At its last so many positions, and behind them.
     """
 
-    def __init__(self, begin, blocks):
-        self.begin, self.blocks = begin, blocks  # blocks: {position: Kept}
+    def __init__(self, begin, blocks, back):
+        self.begin, self.blocks, self.back = begin, blocks, back  # blocks: {position: Kept}
         self.state = begin.block.address if begin else 0
         self.stops = np.array([(pos, kept.block.address) for pos, kept in sorted(blocks.items())], _core.STOP_DTYPE)
 
@@ -196,8 +203,9 @@ class States:
 
     def __init__(self, pool, layout):
         self._pool, self._layout = pool, layout
-        self._kept, self._spare = {}, None
+        self._kept, self._spare = {}, []  # _spare: blocks for the next step
         self._spacing, self._prompt = layout.spacing, 0  # _prompt: position of the state near the end of the last long prompt
+        self._back, self._loose = 0, ()  # of the next step; positions whose states are there for the sake of the next cut
         self.closed = False
 
     def positions(self):
@@ -214,9 +222,14 @@ class States:
         """Whether a step may begin at position n."""
         return self._pool is None or not n or n in self._kept
 
+    def expect(self, n):
+        """The last n positions of the next step may be taken back, any number of them, by a cut that comes next."""
+        self._back = n
+
     def cut(self, n):
-        """Forget states behind the first n positions."""
-        for pos in [pos for pos in self._kept if pos > n]:
+        """Forget states behind the first n positions, and those before them that were there for such a cut."""
+        loose, self._loose = [pos for pos in self._loose if pos < n], ()
+        for pos in [*loose, *(pos for pos in self._kept if pos > n)]:
             self._drop(pos)
 
     def _drop(self, pos):
@@ -224,11 +237,11 @@ class States:
         if kept is not None and kept.shared:
             kept.holders.discard(self)
         elif kept is not None:
-            self._spare = kept
+            self._spare.append(kept)
 
     def moved(self):
         """Other workers go on: they get blocks of their own, whose pages their first touch places."""
-        self._spare = None
+        self._spare = []
         for kept in self._kept.values():
             kept.share(self)
 
@@ -242,17 +255,17 @@ class States:
         if self._pool is None:
             return None
         self.cut(pos0)
-        stops = {end}
+        back, self._back = min(self._back, end - pos0 - 1), 0
+        stops = {end, *range(end - back, end)}
         if end - pos0 > 1:
             stops.update(range(pos0 // self._spacing * self._spacing + self._spacing, end, self._spacing))
             last = (end - 1) // _core.CHUNK * _core.CHUNK  # a prompt that differs near its end is computed from here
-            if last > pos0:
+            if last > pos0 and not back:
                 stops.add(last)
-        return Coming(self._kept.get(pos0), {pos: self._room() for pos in sorted(stops)})
+        return Coming(self._kept.get(pos0), {pos: self._room() for pos in sorted(stops)}, back)
 
     def _room(self):
-        kept, self._spare = self._spare, None
-        return kept or Kept(_core.Block(self._pool))
+        return self._spare.pop() if self._spare else Kept(_core.Block(self._pool))
 
     def done(self, pos0, end, coming):
         """The step that `prepare` spoke of has succeeded."""
@@ -264,13 +277,16 @@ class States:
                 self._drop(pos0)
             return
         last = (end - 1) // _core.CHUNK * _core.CHUNK
-        if end - pos0 > 1 and last >= pos0:
+        if end - pos0 > 1 and last >= pos0 and not coming.back:
             self._prompt = last
         while len(self._regular(end)) > self._layout.most:
             self._spacing *= 2
         wanted = {*self._regular(end), self._prompt, end}
+        self._loose = [pos for pos in range(end - coming.back, end) if pos not in wanted]
+        wanted.update(self._loose)
         for pos in [pos for pos in self.positions() if pos not in wanted]:
             self._drop(pos)
+        del self._spare[coming.back + 1 :]
 
     def _regular(self, end):
         return [pos for pos in self._kept if pos % self._spacing == 0 and pos < end]
@@ -298,7 +314,7 @@ class States:
 
     def addresses(self):
         """Of the blocks that it has, those shared with other sequences too."""
-        kept = [*list(self._kept.values()), *filter(None, [self._spare])]
+        kept = [*list(self._kept.values()), *self._spare]
         return [one.block.address for one in kept]
 
     def resident(self, n_nodes, seen):
@@ -313,4 +329,4 @@ class States:
         for kept in list(self._kept.values()):
             if kept.shared:
                 kept.holders.discard(self)
-        self._kept, self._spare = {}, None
+        self._kept, self._spare, self._loose = {}, [], ()

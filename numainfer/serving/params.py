@@ -77,6 +77,7 @@ class SamplingParams:
         model that was loaded with ``mtp=True``. A Model, much smaller and of the same vocabulary:
         what that one would say. The answer is the same bits; it comes sooner where it repeats much of its prompt, or
         where such predictions come true. Nothing is proposed where that does not pay; ``timings.proposed`` and ``timings.accepted`` tell.
+        A model with recurrent layers checks at most 7 tokens at once, each of which takes memory of a state, and drafts for no other.
 
     Raises
     ------

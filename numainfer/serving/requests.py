@@ -17,7 +17,7 @@ from _thread import allocate_lock, get_ident
 from .generation import Clock, Generation, not_begun
 from .heads import Head, draft
 from .prefix import LEAST, in_common
-from .speculation import AT_ONCE, MOST, make_proposer
+from .speculation import AT_ONCE, make_proposer, most_proposed
 
 log = logging.getLogger("numainfer")
 
@@ -309,6 +309,9 @@ class Answer(Request):
         if prepare:
             self._prepare(runtime)
         super().__init__(runtime, ids, len(ids) + longest - 1, **options)
+        self._most_proposed = most_proposed(runtime)
+        if self._proposer is not None:
+            self.n_bytes += runtime.engine.plan.kv.states.back_bytes(self._most_proposed)
 
     def _prepare(self, runtime):
         self.generation = Generation(runtime.tokenizer, runtime.n_vocab, self.ids, self.params, self._room, self._reader)
@@ -376,7 +379,9 @@ class Answer(Request):
     def next_ids(self, most):
         """Ids for the next step, at most so many, and how many of their last rows are wanted."""
         if self.at >= len(self.ids):
-            ids = self.generation.token_ids[-1:] + self.proposal
+            ids, cache = self.generation.token_ids[-1:] + self.proposal, self.cache
+            if cache is not None:
+                cache.states.expect(len(self.proposal))
             return ids, len(ids)
         ids = self.ids[self.at : self.at + most]
         return ids, int(self.at + len(ids) == len(self.ids))
@@ -400,7 +405,7 @@ class Answer(Request):
         room = self.most - self.at - 1
         if self._ahead is not None:
             room = min(room, self._ahead - (len(self.generation.token_ids) - self._asked) - 1)
-        return proposer.chances(min(room, MOST))
+        return proposer.chances(min(room, self._most_proposed))
 
     @property
     def proposal_cost(self):

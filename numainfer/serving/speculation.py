@@ -11,14 +11,13 @@ several tokens in one pass: Leviathan et al., "Fast inference from transformers 
 
 import collections
 import math
-import warnings
 
-from ..errors import SpeculationWarning
 from .drafts import Draft, check_draft
 from .heads import Head
 
 LEAST = 2  # tokens in a row that must have stood before
 MOST = 15  # tokens that are proposed at once, for all sequences of a step together
+BACK = 7  # ... and for a sequence with recurrent state, of which each leaves a copy: so many are reserved
 FEW = 16  # with more sequences in a step nothing is proposed: rows cost too much then
 _PLACES = 16  # where the last tokens stood before, the latest first, that are compared
 _LONGEST = 32  # tokens before these places that are
@@ -235,8 +234,13 @@ def check_speculation(runtime, wanted):
         check_draft(runtime, wanted.runtime)
 
 
+def most_proposed(runtime):
+    """Most tokens that are proposed at once for a sequence."""
+    return MOST if runtime.engine.plan.kv.rewinds else BACK
+
+
 def make_proposer(runtime, wanted, n_prompt, most, gone):
-    """Who proposes tokens for an answer: a Lookup, a Head, a Draft, or None; where the caches cannot go back a warning says so.
+    """Who proposes tokens for an answer: a Lookup, a Head, a Draft, or None.
 
     Parameters
     ----------
@@ -249,10 +253,6 @@ def make_proposer(runtime, wanted, n_prompt, most, gone):
     """
     check_speculation(runtime, wanted)
     if wanted is None:
-        return None
-    if not runtime.engine.plan.kv.rewinds:
-        warnings.warn(f"speculate: the model {runtime.name} has recurrent layers, whose state cannot go back behind tokens that were "
-                      "proposed in vain; its answers are computed without speculation", SpeculationWarning, stacklevel=5)  # fmt: skip
         return None
     if wanted == "mtp":
         return Head(n_prompt)
