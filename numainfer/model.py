@@ -102,9 +102,9 @@ def load(
         64 whole contexts take. Those that were used least recently leave first, and all of it leaves for sequences that need the
         memory; ``model.placement`` says how much it is. Results are the same bits.
     mtp : bool
-        Load the layer that predicts a further token, which some files have behind the model's own (DeepSeek's, GLM's), for
-        ``speculate="mtp"``. It takes about as much memory as another layer, of weights and of the KV cache; ``model.placement`` says how
-        much. UnsupportedModel if the file has none, or numainfer cannot use it.
+        Load the layer that predicts a further token, which some files have behind the model's own (DeepSeek's, GLM's, MiMo's, Qwen3.5's),
+        for ``speculate="mtp"``. It takes about as much memory as another layer, of weights and of the KV cache; ``model.placement`` says
+        how much. UnsupportedModel if the file has none, or numainfer cannot use it.
 
     Returns
     -------

@@ -12,7 +12,7 @@ from scheduler_tools import facts, one_by_one
 from test_cache import broken, instead
 from test_invariance import NODE, NONE, Shuffled
 from test_speculation import SAMPLED, counts, free_rows  # noqa: F401
-from tiny_heads import N, knowing, reference_head, with_head
+from tiny_heads import N, hidden_norm, knowing, reference_head, with_head
 
 import numainfer as ni
 from numainfer import _core
@@ -26,7 +26,8 @@ from numainfer.serving import heads
 from numainfer.serving.heads import Head
 from numainfer.serving.speculation import FEW, MOST
 
-NAMES = ("glm4moe", "deepseek2")
+NAMES = ("glm4moe", "deepseek2", "qwen35", "qwen35moe", "mimo2")
+RECURRENT = ("qwen35", "qwen35moe")
 PLAIN = {"rope.scaling.type": None, "rope.scaling.factor": None}  # positions as they are: what YaRN does goldens show
 IDS = np.random.default_rng(6).integers(3, N, 320).astype(np.int32)
 GREEDY = {"max_tokens": 24, "ignore_eos": True}
@@ -116,12 +117,21 @@ def test_hidden_states_before_and_handed_out(tmp_path, shape):
 
 
 @pytest.mark.parametrize(("name", "own", "heads"), [("glm4moe", False, 1), ("glm4moe", True, 2), ("deepseek2", False, 1),
-                                                   ("deepseek2", True, 1)])  # fmt: skip
+                                                   ("deepseek2", True, 1), ("qwen35", False, 1), ("qwen35moe", True, 1),
+                                                   ("qwen3next", False, 1), ("mimo2", True, 2)])  # fmt: skip
 def test_the_head_is_its_definition(tmp_path, name, own, heads):
     path = with_head(tmp_path, name, own=own, keys=PLAIN if name == "deepseek2" else (), heads=heads)
     ids = IDS[:60]
     with open_engine(path, kv_type="f32", mtp=True, threads=1) as engine:
-        hidden = engine.step([(engine.new_kv(), ids, 0)], range(60), hidden=True)
+        hidden, kv = [], engine.new_kv()
+        for i in range(60):
+            fed(engine, kv, ids[i : i + 1], start=i)
+            hidden.append(kv.hidden.before(i + 1))
+        hidden, normed = np.array(hidden), engine.step([(engine.new_kv(), ids, 0)], range(60), hidden=True)
+        if name == "mimo2":  # its head reads the stream before the model's last norm
+            assert np.abs(hidden_norm(path, hidden) - normed).max() < 1e-5 * np.abs(normed).max() < np.abs(hidden - normed).max()
+        else:
+            same_bits(hidden, normed)
         for n in (0, 1, 17, 50):
             wanted, stands_in = reference_head(path, hidden[: n + 1], ids[: n + 1])
             kv = fed(engine, engine.new_kv(), ids[:n])
@@ -136,13 +146,14 @@ def test_the_head_is_its_definition(tmp_path, name, own, heads):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_model_itself_is_as_without(paths, name):
-    ids, found = IDS[:300], []
+    ids, found, layers = IDS[:300], [], []
     for mtp in (False, True):
         with open_engine(paths[name], mtp=mtp, threads=1) as engine:
             kv = engine.new_kv()
             found.append([engine.step([(kv, ids[:270], 0)], range(0, 270, 7)), engine.step([(kv, ids[270:], 270)], range(30)),
                           engine.step([(kv, ids[:30], 0)], range(30), hidden=True)])  # fmt: skip
-            assert len(engine.plan.kv.layers) == len(engine.plan.kv.kinds[0].layers) == 4 + mtp
+            layers.append(len(engine.plan.kv.layers))
+            assert layers[-1] == sum(len(kind.layers) for kind in engine.plan.kv.kinds) == layers[0] + mtp
     for a, b in zip(*found):
         same_bits(b, a)
 
@@ -185,11 +196,10 @@ def test_pieces_rewinds_and_forks(paths, wanted, name):
         for pieces in ((1,), (128,), (100, 3, 50, 16)):
             kv = engine.new_kv()
             fed(engine, kv, IDS[:290], pieces)
-            fed(engine, kv, IDS[100:104], start=290)  # proposed in vain: of four the second was wrong
+            kv.states.expect(3)
+            fed(engine, kv, [IDS[290], *IDS[100:103]], start=290)  # proposed in vain: the first was wrong
             assert kv.rewind(291) == 291
-            both = IDS[290] == IDS[100]
-            kv.rewind(290 + both)
-            fed(engine, kv, IDS[290 + both : 300], (4,), 290 + both)
+            fed(engine, kv, IDS[291:300], (4,), 291)
             both_same(expected(engine, kv, 300, IDS[300:303]), wanted[name], f"pieces of {pieces}")
             expected(engine, kv, 300, [5, 6, 7, 8])  # what was drafted leaves nothing behind
             both_same(expected(engine, kv, 300, IDS[300:303]), wanted[name], "again")
@@ -197,9 +207,10 @@ def test_pieces_rewinds_and_forks(paths, wanted, name):
             fed(engine, kv, IDS[:20], start=300)
             expected(engine, kv, 320, [9, 10])
             both_same(expected(engine, fork, 300, IDS[300:303]), wanted[name], "a fork")
-            fork.rewind(295)
-            fed(engine, fork, IDS[295:300], start=295)
-            both_same(expected(engine, fork, 300, IDS[300:303]), wanted[name], "a fork, cut")
+            if name not in RECURRENT:
+                fork.rewind(295)
+                fed(engine, fork, IDS[295:300], start=295)
+                both_same(expected(engine, fork, 300, IDS[300:303]), wanted[name], "a fork, cut")
 
 
 def test_a_draft_goes_into_a_block_of_its_own(paths, wanted):
@@ -373,7 +384,7 @@ SAMPLING = [
 
 
 @pytest.mark.parametrize("sampling", SAMPLING, ids=str)
-@pytest.mark.parametrize("name", ["glm4moe", "deepseek2 knows"])
+@pytest.mark.parametrize("name", ["glm4moe", "deepseek2 knows", "qwen35moe knows", "mimo2 knows"])
 def test_answers_are_the_same_bits(load, free_rows, name, sampling):  # noqa: F811
     plain, model = load(name, mtp=False), load(name, 2)
     prompts, sampling = prompts_of((5, 255)), GREEDY | {"max_tokens": 12} | sampling
@@ -426,9 +437,10 @@ def test_how_often_it_is_right_is_counted_by_place():
     assert head.chances(5) == []
 
 
-def test_sessions_prefixes_and_forks(load, free_rows):  # noqa: F811
-    plain, model = load(mtp=False), load(n_ctx=400, prefix_cache="64MB")
-    prompt = prompts_of((200,))[0]
+@pytest.mark.parametrize("name", ["glm4moe knows", "qwen35 knows"])
+def test_sessions_prefixes_and_forks(load, free_rows, name):  # noqa: F811
+    plain, model = load(name, mtp=False), load(name, n_ctx=500, prefix_cache="64MB")
+    prompt = prompts_of((300,))[0]
     with plain.session() as a, model.session() as b:
         for i in range(4):
             wanted = a.generate(prompt, **GREEDY)
@@ -438,9 +450,9 @@ def test_sessions_prefixes_and_forks(load, free_rows):  # noqa: F811
             with b.fork() as fork:
                 assert fork.generate([*b.ids, 7], speculate="mtp", **GREEDY).token_ids == a.fork().generate([*a.ids, 7], **GREEDY).token_ids
             prompt = np.array([*a.ids, 7, 8], np.int32)
-    again = model.generate(prompts_of((200,))[0], speculate="mtp", **GREEDY)
+    again = model.generate(prompts_of((300,))[0], speculate="mtp", **GREEDY)
     assert again.usage.cached_tokens > 100 and counts(again)[1] > 0
-    assert again.token_ids == plain.generate(prompts_of((200,))[0], **GREEDY).token_ids
+    assert again.token_ids == plain.generate(prompts_of((300,))[0], **GREEDY).token_ids
 
 
 def test_beside_others(load, free_rows):  # noqa: F811
@@ -495,7 +507,8 @@ def test_files_without_it(tmp_path, paths, tiny_path):
     make("glm4moe", str(tmp_path / "plain.gguf"))
     with pytest.raises(ni.UnsupportedModel, match=r"glm4moe.nextn_predict_layers = 0 is not supported; .*load the model without it"):
         ni.load(tmp_path / "plain.gguf", mtp=True)
-    from tiny_heads import CASES, TEMPLATES
+    from changes import CASES
+    from tiny_heads import TEMPLATES
 
     make("glm4moe", str(tmp_path / "no.gguf"), dict(CASES["further"](TEMPLATES["glm4moe"]))["without"].t)
     with pytest.raises(ni.UnsupportedModel, match=r"no blk.4.nextn.eh_proj.weight.*has kept its tensors"):
@@ -538,4 +551,4 @@ def test_the_placement_says_what_it_takes(load, placement):
 
 
 def test_only_these_have_it():
-    assert set(WITH_HEAD) == set(NAMES)
+    assert set(WITH_HEAD) == {*NAMES, "qwen3next"}

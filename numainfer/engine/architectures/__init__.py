@@ -18,7 +18,7 @@ SUPPORTED = (
 )  # fmt: skip
 
 
-WITH_HEAD = ("deepseek2", "glm4moe")
+WITH_HEAD = ("deepseek2", "glm4moe", "mimo2", "qwen35", "qwen35moe", "qwen3next")
 """Of these the layer that predicts a further token (MTP) can be had, where their file has it."""
 
 

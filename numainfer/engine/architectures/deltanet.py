@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...errors import CorruptModel
+from . import nextn
 from .blocks import begin, end, gated, layers, mixture, shared_expert
 
 
@@ -99,13 +100,18 @@ def _projected(p, h, w, net):
 
 def attention(p, h, w, a, rope):
     """W_o of (attention times a sigmoid); rows of a head's query and of its gate stand one behind the other in ``attn_q``."""
+    q, k, v = p.matmul(h, *_projections(w, a))
+    o = p.attend(p.join(a.heads, (q, 0, a.key_length)), k, v, a, rope, q_norm=w.attn_q_norm, k_norm=w.attn_k_norm)
+    return p.matmul(p.gated(p.join(a.heads, (q, a.key_length, a.key_length)), o, "sigmoid"), w.attn_output)
+
+
+def _projections(w, a):
+    """The matrices of queries and gates, of keys, and of values."""
     counts = 2 * a.heads * a.key_length, a.kv_heads * a.key_length, a.kv_heads * a.value_length
     q, k, v = w.rows("attn_qkv", *counts) if w.get("attn_qkv") else (w.attn_q, w.attn_k, w.attn_v)
     if q.n != counts[0]:
         raise CorruptModel(w.path, f"{q.name} has {q.n} rows, wanted {counts[0]}: queries and gates of {a.heads} heads of {a.key_length}")
-    q, k, v = p.matmul(h, q, k, v)
-    o = p.attend(p.join(a.heads, (q, 0, a.key_length)), k, v, a, rope, q_norm=w.attn_q_norm, k_norm=w.attn_k_norm)
-    return p.matmul(p.gated(p.join(a.heads, (q, a.key_length, a.key_length)), o, "sigmoid"), w.attn_output)
+    return q, k, v
 
 
 def network(p, h, w, experts):
@@ -122,8 +128,14 @@ def forward(p, weights, *, tiled, heeds=()):
     c, a, x = begin(p, weights, neox=True, heeds=heeds)
     experts = c.experts() if "expert_count" in heeds else None
     net, rope, blocks = delta_net(c, a.eps, tiled), c.rope(p, weights, a), layers(c, weights)
-    for w, recurs in zip(blocks, recurrent_layers(c, len(blocks))):
+
+    def layer(p, x, w, rope, recurs=False):
         h = x.norm(w.attn_norm)
         x.add(recurrent(p, h, w, net) if recurs else attention(p, h, w, a, rope))
         x.add(network(p, x.norm(w.post_attention_norm), w, experts))
+
+    for w, recurs in zip(blocks, recurrent_layers(c, len(blocks))):
+        layer(p, x, w, rope, recurs)
+    nextn.head(p, weights, c, x, a.eps, lambda q, x, w: layer(q, x, w, c.rope(q, weights, a)),
+               lambda p, h, w: p.keep(*p.matmul(h, *_projections(w, a)[1:]), a, rope, k_norm=w.attn_k_norm))
     end(p, weights, x)

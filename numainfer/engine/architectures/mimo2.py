@@ -5,7 +5,8 @@ Values count times a factor; sigmoid gating with a bias for choosing, weights di
 
 from dataclasses import replace
 
-from .blocks import MIXTURE, Hyperparameters, Residual, attention, embedding_matrix, end, gated, layers, mixture
+from . import nextn
+from .blocks import MIXTURE, Hyperparameters, Residual, attention, embedding_matrix, end, gated, keep, layers, mixture
 
 
 def build(p, weights):
@@ -14,12 +15,22 @@ def build(p, weights):
     c.check_neutral(*MIXTURE, "attention.sliding_window", "attention.value_scale")
     eps, experts, window = c.rms_eps(), c.experts("sigmoid", normed=True), c.int("attention.sliding_window")
     scale = c.float("attention.value_scale", default=0.0) or 1.0
-    blocks, x, ropes = layers(c, weights), Residual(p, p.embed(embedding_matrix(c, weights)), eps), {}
-    for i, (w, local) in enumerate(zip(blocks, c.windowed(6))):
-        a = replace(c.attention(neox=True, eps=eps, layer=i), window=window if local else 0)
+    blocks, x, windows = layers(c, weights), Residual(p, p.embed(embedding_matrix(c, weights)), eps), c.windowed(6)
+
+    def shape(p, w, ropes):
+        local = windows[w.index]
+        a = replace(c.attention(neox=True, eps=eps, layer=w.index), window=window if local else 0)
         if local not in ropes:
             ropes[local] = c.rope(p, weights, a, scaled=not local, local=local)
-        x.add(attention(p, x.norm(w.attn_norm), w, a, ropes[local], scale=scale, sinks=w.get("attn_sinks")))
+        return a, ropes[local]
+
+    def layer(p, x, w, ropes):
+        x.add(attention(p, x.norm(w.attn_norm), w, *shape(p, w, ropes), scale=scale, sinks=w.get("attn_sinks")))
         h = x.norm(w.ffn_norm)
         x.add(mixture(p, h, w, experts) if w.get("ffn_gate_inp") else gated(p, h, w))
+
+    ropes = {}
+    for w in blocks:
+        layer(p, x, w, ropes)
+    nextn.head(p, weights, c, x, eps, lambda q, x, w: layer(q, x, w, {}), lambda p, h, w: keep(p, h, w, *shape(p, w, ropes)), normed=False)
     end(p, weights, x)

@@ -10,7 +10,7 @@ from ...errors import CorruptModel, UnsupportedModel
 from .blocks import Residual, embedding_matrix, layer_counts, output_matrix
 
 
-def head(p, weights, c, x, eps, layer, keep):
+def head(p, weights, c, x, eps, layer, keep, normed=True):
     """Let plan `p` keep what the layer attends to, and build the layer's own plan, `p.head`; nothing where it is not wanted.
 
     Parameters
@@ -25,20 +25,25 @@ def head(p, weights, c, x, eps, layer, keep):
         ``layer(p, x, w)`` appends a layer of tensors w to a plan, as those of the model are.
     keep : callable
         ``keep(p, h, w)`` appends that layer's keys and values alone, of its normed input.
+    normed : bool
+        The hidden state that the layer reads is normed as for the logits; else it is the stream itself.
     """
     if not weights.mtp:
         return
     w, table = weights.block(layer_counts(c)[0]), embedding_matrix(c, weights)
     norm = weights["output_norm.weight"]
-    h = x.norm(norm)
+    h = x.norm(norm) if normed else x.value()
     p.hand_out(h)
     stream = _joined(p, p.before(h, table.k), w, _rows(weights, w, "nextn.embed_tokens", table), eps)
     keep(p, stream.norm(w.attn_norm), w)
     q = p.make_head()
     stream = _joined(q, q.before(None, table.k), w, _rows(weights, w, "nextn.embed_tokens", table), eps)
     layer(q, stream, w)
-    h = stream.norm(w.get("nextn.shared_head_norm") or norm, selected=True)  # as all rows are
-    q.hand_out(h)
+    if not normed:
+        q.hand_out(stream.value())
+    h = stream.norm(w.get("nextn.shared_head_norm") or w.get("layer_output_norm") or norm, selected=True)  # as all rows are
+    if normed:
+        q.hand_out(h)
     q.logits(h, _rows(weights, w, "nextn.shared_head_head", output_matrix(weights)))
 
 
