@@ -193,7 +193,7 @@ def test_who_waits_while_streams_pause_has_all_nodes(load_tiny, monkeypatch):
     """A stream that nobody reads leaves the load so small that all nodes together are the faster; their lane, which found that others
     were to have what waits, and sleeps, must hear of it from those."""
     model = load_tiny(2, n_ctx=None)
-    model.runtime.step_seconds = {"latency": ((2, 1.0), (3, 100.0)), "throughput": ((1, 4.0), (2, 4.0))}  # of three it is the lanes of nodes
+    model.runtime.step_seconds = {"latency": ((2, 1.0), (3, 100.0)), "throughput": ((1, 4.0), (2, 4.0))}  # of three: nodes
     monkeypatch.setattr(lanes, "MAX_ACTIVE", 1)
     steps = spy_steps(monkeypatch, before=start_together(2))
     streams, waits = [answer(model, [5, 6], ahead=2, **LONG) for _ in range(2)], answer(model, [7], max_tokens=2, ignore_eos=True)
@@ -205,3 +205,26 @@ def test_who_waits_while_streams_pause_has_all_nodes(load_tiny, monkeypatch):
     finally:
         for request in (*streams, waits):
             request.cancel()
+
+
+def test_a_step_does_not_wait_for_a_lane_that_sorts_in(load_tiny, monkeypatch):
+    """The other lane may measure meanwhile, whose steps wait for this one's end."""
+    model, real, said = load_tiny(1, n_ctx=None), Lane.step, []
+    first, second = (answer(model, ids, max_tokens=2, ignore_eos=True) for ids in ([5, 6], [7]))
+
+    def step(lane, segments, rows, stop=None, **options):
+        if not said:
+            model.runtime.loop._came.put([second])
+            with model.runtime.loop._lock:
+                looks = threading.Thread(target=lambda: said.append(stop()))
+                looks.start()
+                looks.join(10)
+                said.append(looks.is_alive())
+            looks.join()
+        return real(lane, segments, rows, stop=stop, **options)
+
+    monkeypatch.setattr(Lane, "step", step)
+    model.runtime.submit(first)
+    first.join()
+    second.join()
+    assert said == [False, False] and first.error is None and len(second.completion().token_ids) == 2
