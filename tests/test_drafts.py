@@ -13,6 +13,7 @@ import numainfer as ni
 from numainfer._core import Cancelled
 from numainfer.engine.layout import Layout
 from numainfer.serving import drafts
+from numainfer.serving.runtime import Runtime
 from numainfer.serving.speculation import MOST, Costs
 
 
@@ -197,3 +198,33 @@ def test_a_draft_that_does_not_pay(load_tiny, other, monkeypatch):
     monkeypatch.setattr(drafts.Draft, "cost", property(lambda self: 0.9, lambda self, seconds: None), raising=False)
     done = model.generate("abc", max_tokens=200, speculate=other, **FEW_LETTERS)
     assert counts(done) == (0, 0)
+
+
+def test_it_says_what_the_small_model_says_whatever_came_before(load_tiny, monkeypatch):
+    """Behind proposals that were right, wrong, never checked or broken off."""
+    model, ids, run = load_tiny(1, n_ctx=None, n_batch=8), [5, 6, 7], Runtime.run
+    draft = drafts.Draft(model.runtime, len(ids), 200, lambda: False)
+    draft.extend(ids)
+    for k, right in ((4, 0), (5, 2), (3, 3), (8, 1), (1, 0), (2, 2), (6, 5)):
+        wanted = list(model.generate(ids, max_tokens=k + 1, temperature=0, ignore_eos=True).token_ids)
+        assert 0 < len(draft.chances(MOST)) <= 8  # a step's rows: a window goes back no further
+        monkeypatch.setattr(Runtime, "run", broken_off)
+        assert draft.propose(k) == []
+        monkeypatch.setattr(Runtime, "run", run)
+        assert draft.propose(k) == wanted[:k]
+        assert draft.propose(k) == wanted[:k]  # the large model's step was broken off: asked again
+        new = [*wanted[:right], wanted[right] if right == k else (wanted[right] + 1) % 200 + 3]
+        draft.extend(new)
+        ids = ids + new
+    monkeypatch.setattr(Runtime, "run", no_memory)
+    assert draft.propose(3) == [] and draft.chances(MOST) == [] and draft._cache is None
+    monkeypatch.setattr(Runtime, "run", run)
+    assert draft.chances(MOST) == []
+
+
+def broken_off(*args, **options):
+    raise Cancelled
+
+
+def no_memory(*args, **options):
+    raise ni.OutOfNodeMemory("no block")
