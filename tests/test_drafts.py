@@ -228,3 +228,43 @@ def broken_off(*args, **options):
 
 def no_memory(*args, **options):
     raise ni.OutOfNodeMemory("no block")
+
+
+def test_it_computes_in_its_turn_and_as_long_as_somebody_wants_it(load_tiny, monkeypatch):
+    model, gone, looks, run = load_tiny(1, n_ctx=None), threading.Event(), [], Runtime.run
+    monkeypatch.setattr(Runtime, "run", lambda *args, look=None, **options: (looks.append(look), run(*args, look=look, **options))[1])
+    draft, found = drafts.Draft(model.runtime, 3, 200, gone.is_set), []
+    draft.extend([5, 6, 7])
+
+    def propose():
+        thread = threading.Thread(target=lambda: found.append(draft.propose(2)))
+        thread.start()
+        thread.join(0.1)
+        assert thread.is_alive() and not looks  # somebody else computes
+        return thread
+
+    with model.runtime.turn(None):
+        thread = propose()
+        gone.set()
+        thread.join(10)
+        assert found == [[]] and not looks
+        gone.clear()
+        thread = propose()
+    thread.join(10)
+    assert tuple(found[1]) == model.generate([5, 6, 7], max_tokens=2, temperature=0, ignore_eos=True).token_ids
+    assert looks[:2] == [gone.is_set] * 2
+    draft.close()
+
+
+def test_one_that_is_always_wrong_is_tried_again_after_a_while(load_tiny, monkeypatch):
+    monkeypatch.setattr(drafts, "_AGAIN", 20)
+    draft = drafts.Draft(load_tiny(1, n_ctx=None).runtime, 1, 200, lambda: False)
+    draft.extend([5])
+    for _ in range(40):
+        draft._proposal = [6, 7]
+        draft.extend([7, 7])  # what stood behind a wrong one says nothing
+    assert draft.chances(3) == []
+    draft.extend([7] * 18)
+    assert draft.chances(3) == []
+    draft.extend([7])
+    assert draft.chances(3) == pytest.approx([0.7, 0.7**2, 0.7**3])
