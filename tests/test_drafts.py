@@ -13,6 +13,7 @@ import numainfer as ni
 from numainfer._core import Cancelled
 from numainfer.engine.layout import Layout
 from numainfer.serving import drafts
+from numainfer.serving.runtime import Runtime
 from numainfer.serving.speculation import MOST, Costs
 
 
@@ -197,3 +198,74 @@ def test_a_draft_that_does_not_pay(load_tiny, other, monkeypatch):
     monkeypatch.setattr(drafts.Draft, "cost", property(lambda self: 0.9, lambda self, seconds: None), raising=False)
     done = model.generate("abc", max_tokens=200, speculate=other, **FEW_LETTERS)
     assert counts(done) == (0, 0)
+
+
+def test_it_says_what_the_small_model_says_whatever_came_before(load_tiny, monkeypatch):
+    """Behind proposals that were right, wrong, never checked or broken off."""
+    model, ids, run = load_tiny(1, n_ctx=None, n_batch=8), [5, 6, 7], Runtime.run
+    draft = drafts.Draft(model.runtime, len(ids), 200, lambda: False)
+    draft.extend(ids)
+    for k, right in ((4, 0), (5, 2), (3, 3), (8, 1), (1, 0), (2, 2), (6, 5)):
+        wanted = list(model.generate(ids, max_tokens=k + 1, temperature=0, ignore_eos=True).token_ids)
+        assert 0 < len(draft.chances(MOST)) <= 8  # a step's rows: a window goes back no further
+        monkeypatch.setattr(Runtime, "run", broken_off)
+        assert draft.propose(k) == []
+        monkeypatch.setattr(Runtime, "run", run)
+        assert draft.propose(k) == wanted[:k]
+        assert draft.propose(k) == wanted[:k]  # the large model's step was broken off: asked again
+        new = [*wanted[:right], wanted[right] if right == k else (wanted[right] + 1) % 200 + 3]
+        new += [9, 11, 13][: k % 4]  # chosen in steps for which nothing was proposed
+        draft.extend(new)
+        ids = ids + new
+    monkeypatch.setattr(Runtime, "run", no_memory)
+    assert draft.propose(3) == [] and draft.chances(MOST) == [] and draft._cache is None
+    monkeypatch.setattr(Runtime, "run", run)
+    assert draft.chances(MOST) == []
+
+
+def broken_off(*args, **options):
+    raise Cancelled
+
+
+def no_memory(*args, **options):
+    raise ni.OutOfNodeMemory("no block")
+
+
+def test_it_computes_in_its_turn_and_as_long_as_somebody_wants_it(load_tiny, monkeypatch):
+    model, gone, looks, run = load_tiny(1, n_ctx=None), threading.Event(), [], Runtime.run
+    monkeypatch.setattr(Runtime, "run", lambda *args, look=None, **options: (looks.append(look), run(*args, look=look, **options))[1])
+    draft, found = drafts.Draft(model.runtime, 3, 200, gone.is_set), []
+    draft.extend([5, 6, 7])
+
+    def propose():
+        thread = threading.Thread(target=lambda: found.append(draft.propose(2)))
+        thread.start()
+        thread.join(0.1)
+        assert thread.is_alive() and not looks  # somebody else computes
+        return thread
+
+    with model.runtime.turn(None):
+        thread = propose()
+        gone.set()
+        thread.join(10)
+        assert found == [[]] and not looks
+        gone.clear()
+        thread = propose()
+    thread.join(10)
+    assert tuple(found[1]) == model.generate([5, 6, 7], max_tokens=2, temperature=0, ignore_eos=True).token_ids
+    assert looks[:2] == [gone.is_set] * 2
+    draft.close()
+
+
+def test_one_that_is_always_wrong_is_tried_again_after_a_while(load_tiny, monkeypatch):
+    monkeypatch.setattr(drafts, "_AGAIN", 20)
+    draft = drafts.Draft(load_tiny(1, n_ctx=None).runtime, 1, 200, lambda: False)
+    draft.extend([5])
+    for _ in range(40):
+        draft._proposal = [6, 7]
+        draft.extend([7, 7])  # what stood behind a wrong one says nothing
+    assert draft.chances(3) == []
+    draft.extend([7] * 18)
+    assert draft.chances(3) == []
+    draft.extend([7])
+    assert draft.chances(3) == pytest.approx([0.7, 0.7**2, 0.7**3])

@@ -16,7 +16,7 @@ from scheduler_tools import facts, one_by_one, prompts_of, spy_steps
 import numainfer as ni
 from numainfer._core import Cancelled
 from numainfer.engine.engine import Lane
-from numainfer.serving import lanes, loop
+from numainfer.serving import lanes, loop, requests
 from numainfer.serving.generation import Generation
 from numainfer.serving.requests import AHEAD, Answer
 
@@ -127,25 +127,52 @@ def test_a_stream_does_not_wait_for_long_prompts(load_tiny, monkeypatch):
 
 def test_the_first_piece_is_taken_before_the_next_step_begins(load_tiny, monkeypatch):
     """Workers on all CPUs would keep its reader from running for a whole step. Nobody waits for a reader who does not wait."""
-    model, taken, step, take = load_tiny(1, n_ctx=None), [], Lane.step, Generation.take
+    model, events, answers = load_tiny(1, n_ctx=None), [], []
+    here, handed, second = threading.Event(), threading.Event(), threading.Event()
+    step, take, wait_for = Lane.step, Generation.take, requests.wait_for
 
-    def slow_step(*args, **options):
-        time.sleep(0.05)  # until the reader waits
-        taken.append(not answers[-1]._first.locked())
+    class First:
+        """The lock of an answer, which tells that somebody waits for the first piece to be taken."""
+
+        def __init__(self, lock):
+            self.locked, self.release, self._lock = lock.locked, lock.release, lock
+
+        def acquire(self, timeout):
+            handed.set()
+            return self._lock.acquire(timeout=timeout)
+
+    def own_step(*args, **options):
+        assert here.wait(10)
+        if not events:
+            assert eventually(lambda: answers[0]._waits)
+        else:  # that hands nothing over: the reader need not wait for it
+            second.set()
+            handed.set()
+        events.append("step")
         return step(*args, **options)
 
-    monkeypatch.setattr(Lane, "step", slow_step)
-    monkeypatch.setattr(Generation, "take", lambda self: time.sleep(0.05) or take(self))
+    def own_take(generation):
+        if len(generation.token_ids):
+            second.wait(0.1)  # time enough for a step that waits for nobody
+            events.append("piece")
+        return take(generation)
+
+    monkeypatch.setattr(Lane, "step", own_step)
+    monkeypatch.setattr(Generation, "take", own_take)
+    monkeypatch.setattr(requests, "wait_for", lambda *args: (wait_for(*args), handed.wait(10))[0])
     monkeypatch.setattr(lanes, "_HAND", 60)
-    stream = model.stream([5, 6, 7], max_tokens=3, ignore_eos=True)
-    answers = [stream._request]
-    with stream:
+    with model.stream([5, 6, 7], max_tokens=3, ignore_eos=True) as stream:
+        answers.append(stream._request)
+        answers[0]._first = First(answers[0]._first)
+        here.set()
         assert len(list(stream)) >= 1
-    assert taken == [False, True, True]
-    answers.append(Answer(model.runtime, np.array([5, 6, 7], np.int32), ni.SamplingParams(max_tokens=3, ignore_eos=True), ahead=AHEAD))
-    model.runtime.submit(answers[-1])
-    assert eventually(lambda: answers[-1].ended)
-    assert taken[3:] == [False] * 3
+    assert events[:3] == ["step", "piece", "step"] and events.count("step") == 3
+    handed.clear()
+    late = Answer(model.runtime, np.array([5, 6, 7], np.int32), ni.SamplingParams(max_tokens=3, ignore_eos=True), ahead=AHEAD)
+    late._first = First(late._first)
+    monkeypatch.setattr(Lane, "step", step)
+    model.runtime.submit(late)
+    assert eventually(lambda: late.ended) and not handed.is_set()
 
 
 @pytest.mark.parametrize("rows, seconds, wanted", [(512, 3.2, 12), (64, 0.04, 64), (32, 0.04, 64), (16, 8.0, 1)])
@@ -256,9 +283,9 @@ def test_memory_is_waited_for_in_order(load_tiny, monkeypatch):
     unit = model.plan.kv.bytes(1)
     monkeypatch.setattr(loop, "kv_budget", lambda runtime, lane: 0)
     order = []
-    requests = [Answer(model.runtime, np.array([5, 6], np.int32), ni.SamplingParams(max_tokens=n, ignore_eos=True),
-                       notify=lambda i=i: order.append(i)) for i, n in enumerate([3, 200, 2, 2])]  # fmt: skip
-    model.runtime.submit(*requests)
+    sent = [Answer(model.runtime, np.array([5, 6], np.int32), ni.SamplingParams(max_tokens=n, ignore_eos=True),
+                   notify=lambda i=i: order.append(i)) for i, n in enumerate([3, 200, 2, 2])]  # fmt: skip
+    model.runtime.submit(*sent)
     assert eventually(lambda: len(order) == 4) and order == [0, 1, 2, 3] and unit
     stream = model.stream([5], **LONG)
     next(stream)

@@ -4,12 +4,12 @@ import threading
 
 import numpy as np
 import pytest
-from scheduler_tools import facts, prompts_of, spy_steps
+from scheduler_tools import facts, prompts_of, spy_steps, start_together
 from test_loop import LONG, eventually, in_threads
 
 import numainfer as ni
 from numainfer.engine.engine import Lane
-from numainfer.serving import loop
+from numainfer.serving import lanes, loop
 from numainfer.serving.modes import faster
 from numainfer.serving.requests import Answer, Rows
 from numainfer.serving.speculation import MOST, Costs
@@ -187,3 +187,44 @@ def test_a_short_answer_beside_a_long_list_has_its_share(load_tiny, monkeypatch)
                        lambda: eventually(lambda: len(steps) > 3) and model.generate([6], max_tokens=3, ignore_eos=True))  # fmt: skip
     assert {d.finish_reason for d in found[0]} == {"length"} and found[1].finish_reason == "length"
     assert found[1].timings.time_to_first_token < 5
+
+
+def test_who_waits_while_streams_pause_has_all_nodes(load_tiny, monkeypatch):
+    """A stream that nobody reads leaves the load so small that all nodes together are the faster; their lane, which found that others
+    were to have what waits, and sleeps, must hear of it from those."""
+    model = load_tiny(2, n_ctx=None)
+    model.runtime.step_seconds = {"latency": ((2, 1.0), (3, 100.0)), "throughput": ((1, 4.0), (2, 4.0))}  # of three: nodes
+    monkeypatch.setattr(lanes, "MAX_ACTIVE", 1)
+    steps = spy_steps(monkeypatch, before=start_together(2))
+    streams, waits = [answer(model, [5, 6], ahead=2, **LONG) for _ in range(2)], answer(model, [7], max_tokens=2, ignore_eos=True)
+    model.runtime.submit(*streams, waits)
+    try:
+        assert eventually(lambda: waits.ended)
+        assert [s.lane.whole for s in streams] == [False, False] and waits.lane.whole and waits.completion().timings.mode == "latency"
+        assert {nodes for nodes, *_ in steps} == {(0,), (1,), (0, 1)}
+    finally:
+        for request in (*streams, waits):
+            request.cancel()
+
+
+def test_a_step_does_not_wait_for_a_lane_that_sorts_in(load_tiny, monkeypatch):
+    """The other lane may measure meanwhile, whose steps wait for this one's end."""
+    model, real, said = load_tiny(1, n_ctx=None), Lane.step, []
+    first, second = (answer(model, ids, max_tokens=2, ignore_eos=True) for ids in ([5, 6], [7]))
+
+    def step(lane, segments, rows, stop=None, **options):
+        if not said:
+            model.runtime.loop._came.put([second])
+            with model.runtime.loop._lock:
+                looks = threading.Thread(target=lambda: said.append(stop()))
+                looks.start()
+                looks.join(10)
+                said.append(looks.is_alive())
+            looks.join()
+        return real(lane, segments, rows, stop=stop, **options)
+
+    monkeypatch.setattr(Lane, "step", step)
+    model.runtime.submit(first)
+    first.join()
+    second.join()
+    assert said == [False, False] and first.error is None and len(second.completion().token_ids) == 2

@@ -496,6 +496,41 @@ def test_what_goes_wrong_costs_the_answer_nothing(load, free_rows, monkeypatch, 
     assert facts(model.generate(IDS[:30], speculate="mtp", **GREEDY)) == wanted
 
 
+def test_proposals_are_made_in_a_turn_and_as_long_as_somebody_wants_them(load, monkeypatch):
+    model, gone, looks, found = load("glm4moe"), threading.Event(), [], []
+    runtime, draft, head = model.runtime, type(model.runtime).draft, Head(20)
+    kv = fed(runtime.engine, runtime.engine.new_kv(), IDS[:20])
+    head.extend(IDS[:21].tolist())
+
+    def counted(runtime, lane, segments, before, look=None):
+        looks.append(look)
+        if len(looks) == 4:
+            raise ni.OutOfNodeMemory("no memory")
+        return draft(runtime, lane, segments, before, look)
+
+    def propose():
+        thread = threading.Thread(target=lambda: found.append(heads.draft(runtime, None, [(head, kv, 20, 2)], gone.is_set)))
+        thread.start()
+        thread.join(0.1)
+        return thread
+
+    monkeypatch.setattr(type(runtime), "draft", counted)
+    with runtime.turn(None):
+        thread = propose()
+        assert thread.is_alive() and not looks  # somebody else computes
+        gone.set()
+        thread.join(10)
+        assert found == [[[]]] and not looks
+        gone.clear()
+        thread = propose()
+        assert thread.is_alive() and not looks
+    thread.join(10)
+    assert len(found[1][0]) == 2 and looks == [gone.is_set] * 2 and kv.n == 20 and not head.lost
+    propose().join(10)  # which goes wrong behind the first token
+    assert found[2] == [[]] and head.lost and kv.n == 20
+    kv.close()
+
+
 # ---- asking for it ---------------------------------------------------------------------------------------------------
 
 

@@ -416,3 +416,18 @@ def test_binding_refuses_what_would_be_unsafe():
     for change in [(0, none), (-5, none), (4, np.array([4], np.int32))]:
         with pytest.raises(ValueError, match="out of range"):
             _core.Sampler(change[0], change[1], none, np.zeros(0, np.float32), none, **good)
+
+
+def test_stop_tokens_in_any_order():
+    for stop_ids in ([9, 3, 200, 7, 1], [1, 3, 7, 9, 200], [200, 9, 7, 3, 1], [3, 3, 1, 200, 9, 7]):
+        sampler = Sampler(SamplingParams(), 300, (), stop_ids)
+        assert [i for i in range(300) if sampler.core.accept(i) == "stop"] == [1, 3, 7, 9, 200]
+
+
+def test_a_token_with_two_biases_has_both_and_is_put_back():
+    options = dict.fromkeys(("top_k", "min_p", "presence_penalty", "frequency_penalty", "min_tokens", "seed"), 0)
+    empty, ids = np.empty(0, np.int32), np.array([2, 5, 2], np.int32)
+    core = _core.Sampler(8, empty, ids, f32(3, 6, 4), empty, temperature=1.0, top_p=1.0, repetition_penalty=1.0, **options)
+    logits, ids, probs = np.zeros(8, np.float32), np.empty(8, np.int32), np.empty(8)
+    assert core.distribution(logits, _core.SampleScratch(8), ids, probs) == 8
+    assert not logits.any() and ids.tolist() == list(range(8)) and math.log(probs[2] / probs[5]) == pytest.approx(1, abs=1e-6)
