@@ -213,7 +213,7 @@ class Request:
         self._behind, coming = None, []
         for other in before:
             # One whose steps are of the other kind may have to wait for these.
-            if other.reading and other.hidden == self.hidden and not (other.ended or other.paused):
+            if other.reading and other.hidden == self.hidden and not other.ended:
                 n = min(in_common(other.ids, self.ids), most)
                 if n >= self.at + LEAST and n > other.at:
                     coming.append((other, n))
