@@ -57,6 +57,8 @@ def compare(model, form, temperature, seed, n_tokens):
     streams = [model.stream("Write:", **sampling), model.stream("Write:", **sampling, **form)]
     times = [[], []]
     for turn in range(n_tokens // TURN - 2):
+        if any(len(stream.result().token_ids) + 2 * TURN > n_tokens for stream in streams):  # chunks of several tokens
+            break
         for which in (0, 1) if turn % 2 else (1, 0):
             times[which].append(seconds_per_token(streams[which], TURN))
     for stream in streams:

@@ -27,6 +27,9 @@ def main():
     rng = np.random.default_rng(0)
     with ni.load(find_model(args.model), n_ctx=args.prompt + 512, prefix_cache=0) as model:
 
+        # A token whose text is whole: half a character is shown with its other half.
+        letter = {int(model.tokenizer.encode(" a", add_special_tokens=False)[0]): 100}
+
         def prompt():
             start = time.perf_counter()
             model.generate(rng.integers(300, 1000, args.prompt), max_tokens=1)
@@ -35,7 +38,7 @@ def main():
         def watch(gaps, done):
             last = None
             while not done.is_set():
-                with model.stream([300, 301, 302], max_tokens=400, ignore_eos=True) as stream:
+                with model.stream([300, 301, 302], max_tokens=400, ignore_eos=True, logit_bias=letter) as stream:
                     for _ in stream:
                         now = time.perf_counter()
                         if last is not None:

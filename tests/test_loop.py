@@ -175,7 +175,7 @@ def test_the_first_piece_is_taken_before_the_next_step_begins(load_tiny, monkeyp
     assert eventually(lambda: late.ended) and not handed.is_set()
 
 
-@pytest.mark.parametrize("rows, seconds, wanted", [(512, 3.2, 12), (64, 0.04, 64), (32, 0.04, 64), (16, 8.0, 1)])
+@pytest.mark.parametrize("rows, seconds, wanted", [(512, 3.2, 11), (64, 0.035, 64), (32, 0.035, 64), (16, 8.0, 1)])
 def test_the_pace_follows_what_steps_took(rows, seconds, wanted):
     pace = lanes._Pace(512)
     pace.took(rows, seconds)
@@ -183,7 +183,7 @@ def test_the_pace_follows_what_steps_took(rows, seconds, wanted):
     for _ in range(40):  # 5 ms a row, and 20 for the answers
         pace.took(0, 0.02)
         pace.took(pace.rows, 0.02 + 0.005 * pace.rows)
-    assert 0.07 < 0.02 + 0.005 * pace.rows <= 0.085
+    assert 0.06 < 0.02 + 0.005 * pace.rows <= 0.075
 
 
 def broken_off_when(monkeypatch, condition):

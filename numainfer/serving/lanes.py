@@ -27,7 +27,7 @@ from .speculation import FEW, Costs
 log = logging.getLogger("numainfer")
 
 _LINGER = 0.25  # seconds that a thread without work waits for more before it ends: to begin one takes 0.1 ms
-_STEP = 0.08  # seconds of a step with rows of prompts in it, while somebody waits for the next piece of an answer ...
+_STEP = 0.07  # seconds of a step with rows of prompts in it, while somebody waits for the next piece of an answer ...
 _LEAST = 0.04  # ... of which prompts get at least so many
 _HAND = 0.001  # seconds at most in which first pieces are taken before the next step begins
 _SOON = 0.02  # seconds: a step that ends so soon is not broken off
