@@ -25,7 +25,8 @@ from .results import Chunk, Completion, Completions
 from .serving.forms import response_form
 from .serving.generation import not_begun
 from .serving.lists import check_params, params_each
-from .serving.requests import AHEAD, Answer, Rows
+from .serving.answer import AHEAD, Answer
+from .serving.requests import Rows
 from .serving.params import SamplingParams, check_sampling, resolve_params
 from .signatures import Conversations, Messages, Prompt, Prompts, ResponseFormat, SamplingOptions, Tools
 from .text.messages import split_conversations

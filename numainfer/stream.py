@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 from .results import Chunk, Completion
-from .serving.requests import AHEAD, Answer
+from .serving.answer import AHEAD, Answer
 from .summary import counted
 
 _REDRAW = 0.05  # seconds between two updates of what a notebook shows

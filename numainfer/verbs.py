@@ -7,7 +7,8 @@ import numpy as np
 from ._core import in_default_floats
 from .prompts import split_prompts, to_ids
 from .results import Completions
-from .serving.requests import Answer, Rows
+from .serving.answer import Answer
+from .serving.requests import Rows
 from .serving.params import check_sampling
 from .text.answers import reader_for
 from .text.messages import check_messages

@@ -18,7 +18,7 @@ from numainfer._core import Cancelled
 from numainfer.engine.engine import Lane
 from numainfer.serving import lanes, loop, requests
 from numainfer.serving.generation import Generation
-from numainfer.serving.requests import AHEAD, Answer
+from numainfer.serving.answer import AHEAD, Answer
 
 SOON = 0.5  # seconds; 0.05 is promised, the rest is for a busy machine
 LONG = {"max_tokens": None, "ignore_eos": True}

@@ -11,7 +11,8 @@ import numainfer as ni
 from numainfer.engine.engine import Lane
 from numainfer.serving import lanes, loop
 from numainfer.serving.modes import faster
-from numainfer.serving.requests import Answer, Rows
+from numainfer.serving.answer import Answer
+from numainfer.serving.requests import Rows
 from numainfer.serving.speculation import MOST, Costs
 
 

@@ -12,7 +12,7 @@ from test_loop import LONG, eventually, out, slowly
 import numainfer as ni
 from numainfer.engine.engine import Engine, Lane
 from numainfer.serving.generation import Generation
-from numainfer.serving.requests import Answer
+from numainfer.serving.answer import Answer
 
 
 def test_a_call_for_which_no_thread_starts_is_given_up(load_tiny, monkeypatch):

@@ -16,7 +16,7 @@ from numainfer.cli.main import main
 from numainfer.engine.cache import Cache
 from numainfer.engine.engine import Engine
 from numainfer.serving import loop as loop_module
-from numainfer.serving.requests import Answer
+from numainfer.serving.answer import Answer
 
 CHUNK = _core.CHUNK
 COMMON = {"context": 1024, "heads": 4, "kv_heads": 2, "width": 64, "feed_forward": 96, "head_width": 16}

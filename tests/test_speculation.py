@@ -519,9 +519,9 @@ def test_what_it_may_be(given):
 
 
 def test_a_long_prompt_is_taken_in_bit_by_bit(tmp_path, free_rows, monkeypatch):
-    from numainfer.serving import requests
+    from numainfer.serving import answer
 
-    monkeypatch.setattr(requests, "AT_ONCE", 50)
+    monkeypatch.setattr(answer, "AT_ONCE", 50)
     with ni.load(tiny(tmp_path, context=1024)) as model:
         p = np.tile(prompts_of((20,))[0], 30)
         steps = spy_steps(monkeypatch)

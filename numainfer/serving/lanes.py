@@ -18,10 +18,10 @@ from _thread import allocate_lock, get_ident
 import numpy as np
 
 from .._core import Cancelled
+from .answer import Answer
 from .choosing import choose_step
 from ..errors import ForkedProcess, ModelClosed, OutOfNodeMemory
 from .modes import MAX_ACTIVE
-from .requests import Answer
 from .speculation import FEW, Costs
 
 log = logging.getLogger("numainfer")

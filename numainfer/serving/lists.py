@@ -11,7 +11,8 @@ import warnings
 from ..errors import CancelledWarning, ForkedProcess, Interrupted, ModelClosed
 from .masks import make_form
 from ..progress import progress_bar
-from .requests import Answer, wait_for
+from .answer import Answer
+from .requests import wait_for
 from ..results import Completion, Completions
 from .generation import not_begun
 from .params import SamplingParams, resolve_params
