@@ -37,6 +37,7 @@ WITHIN = {
     "engine/compiling.py": {"engine.engine", "engine.plan", "engine.architectures", "engine.store", "engine.cache", "engine.weights"},
     "engine/plan.py": {"engine.engine", "engine.architectures", "engine.store"},
     "engine/attending.py": {"engine.engine", "engine.plan", "engine.architectures", "engine.store"},
+    "engine/mixing.py": {"engine.engine", "engine.plan", "engine.architectures", "engine.store"},
     "engine/cache.py": {"engine.engine", "engine.plan", "engine.architectures", "engine.store", "machine"},
     "engine/layout.py": {"engine.engine", "engine.plan", "engine.architectures", "engine.store", "engine.cache", "machine"},
     "engine/states.py": {"engine.engine", "engine.plan", "engine.architectures", "engine.store", "engine.cache", "machine"},
