@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import re
+import select
 import signal
 import stat
 import struct
@@ -42,17 +43,20 @@ class Terminal:
         os.close(child)
         self.text = ""
 
-    def until(self, pattern, seconds=60):
-        """What comes up to where the pattern matches, which is taken off."""
+    def until(self, pattern, seconds=60, again=lambda: None):
+        """What comes up to where the pattern matches, which is taken off; `again` is called whenever nothing comes for two seconds."""
         end = time.monotonic() + seconds
         while not (found := re.search(pattern, self.text, re.DOTALL)):
             assert time.monotonic() < end and self.process.poll() is None, self.text
-            self.text += os.read(self.parent, 4096).decode(errors="replace")
+            if select.select([self.parent], [], [], 2)[0]:
+                self.text += os.read(self.parent, 4096).decode(errors="replace")
+            else:
+                again()
         before, self.text = self.text[: found.end()], self.text[found.end() :]
         return before
 
-    def prompt(self):
-        return self.until(r"(\r|\n|h)> $")  # h: the end of \x1b[?2004h
+    def prompt(self, **how):
+        return self.until(r"(\r|\n|h)> $", **how)  # h: the end of \x1b[?2004h
 
     def type(self, text):
         os.write(self.parent, text.encode())
@@ -227,7 +231,7 @@ def test_ctrl_c_forgets_the_line(state, tmp_path, tiny_path):
         chat.type('"""\nabc\n')
         chat.until(r"abc.*\.\.\. $")
         chat.interrupt()
-        chat.prompt()
+        chat.prompt(again=chat.interrupt)  # Python sees a signal that comes just before it waits for a key with the next key only
         chat.type("hi\n")
         chat.prompt()
         chat.type(f"/save {path}\n")
