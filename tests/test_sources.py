@@ -205,9 +205,9 @@ def test_hub_cache(empty_home):
     assert resolve("org/Some-Model:Q8_0") == resolve("org/Some-Model/some-Q8_0.gguf") == q8
     assert resolve("org/Some-Model:BF16") == resolve("org/Some-Model/BF16/some.gguf") == deep
     not_found("org/Some-Model", "fits 3 files", "org/Some-Model/some-Q8_0.gguf", "org/Some-Model/BF16/some.gguf")
-    not_found("org/Some-Model:Q4_K", "offline", "hub's cache has only", "some-Q4_K_M.gguf")
-    not_found("org/Some-Model/other.gguf", "offline", "no file org/Some-Model/other.gguf")
-    not_found("org/Some-Modell:Q8_0", "offline", "hub's cache has nothing of org/Some-Modell", "Did you mean org/Some")
+    not_found("org/Some-Model:Q4_K", "the hub could not be asked", "hub's cache has only", "some-Q4_K_M.gguf")
+    not_found("org/Some-Model/other.gguf", "the hub could not be asked", "no file org/Some-Model/other.gguf")
+    not_found("org/Some-Modell:Q8_0", "the hub could not be asked", "hub's cache has nothing of org/Some-Modell", "Did you mean org/Some")
     GGUFFile(resolve("org/Some-Model:Q8_0")).close()
 
 
@@ -222,7 +222,7 @@ def test_hub_cache_with_split_model(empty_home):
     paths = hub(empty_home, "org/big", "Q4/big-Q4-00001-of-00002.gguf", "Q4/big-Q4-00002-of-00002.gguf")
     assert resolve("org/big") == resolve("org/big:Q4") == paths[0]
     paths[1].unlink()
-    not_found("org/big", "offline", "big-Q4-00001-of-00002.gguf")  # half of it is not enough
+    not_found("org/big", "the hub could not be asked", "big-Q4-00001-of-00002.gguf")  # half of it is not enough
 
 
 def test_hub_not_asked_for_what_is_no_repository(empty_home):
